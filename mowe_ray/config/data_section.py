@@ -1,0 +1,84 @@
+"""The `data` section: sources, limits and batches."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
+
+from mowe_ray.config.fields import Name, Probability, Section, refuse, repeated_names
+
+BUILTIN_SOURCES = ("builtin:train", "builtin:validation")
+
+
+def _known_path(path: str) -> str:
+    if not path or (path.startswith("builtin:") and path not in BUILTIN_SOURCES):
+        allowed = " or ".join(BUILTIN_SOURCES)
+        raise ValueError(f"must be a path, a URL, {allowed}, got {path!r}")
+    return path
+
+
+SourcePath = Annotated[str, AfterValidator(_known_path)]
+
+
+class Source(Section):
+    """One source of training samples."""
+
+    path: SourcePath
+    """Folder of shards, single shard, manifest or URL; builtin:train is the built-in corpus."""
+    weight: PositiveFloat = 1.0
+    """Passes over the source per epoch; 0.5 takes half of it, 2 takes it twice."""
+    task: str | None = None
+    """Task of samples that name none (asr, er, ac, aqa, sqa or your own)."""
+
+
+class ValidationSource(Section):
+    """One source of validation samples."""
+
+    path: SourcePath
+    """Folder of shards, single shard, manifest or URL; builtin:validation is built in."""
+    name: Name = "validation"
+    """Name in metrics, unique among validation sources."""
+    task: str | None = None
+    """Task of samples that name none."""
+
+
+class DataSection(Section):
+    """What is trained on, and in which portions."""
+
+    train: list[Source] = []
+    """Sources that are mixed for training."""
+    validation: list[ValidationSource] = []
+    """Sources that are scored, each under its own name."""
+    min_duration_s: PositiveFloat = 0.1
+    """Shorter clips are skipped and counted, in seconds."""
+    max_duration_s: PositiveFloat = 30.0
+    """Longer clips are skipped and counted, in seconds."""
+    batch_seconds: PositiveFloat = 120.0
+    """Audio per micro-batch and worker, padding included, in seconds."""
+    max_batch_size: PositiveInt = 32
+    """Most samples in a micro-batch, however short they are."""
+    shuffle_buffer: PositiveInt = 10_000
+    """Samples mixed at a time: larger mixes tasks better, smaller reads shards in order."""
+    max_bad_fraction: Probability = 0.05
+    """The run stops when a larger share of the samples is unusable."""
+    decode_cpus: PositiveInt = 1
+    """CPUs that read and decode audio, per worker."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> DataSection:
+        repeated = repeated_names([source.name for source in self.validation])
+        refuse(
+            f"data.validation: names must be unique, repeated: {', '.join(repeated)}"
+            if repeated
+            else None,
+            f"data.min_duration_s: {self.min_duration_s:g} must be below data.max_duration_s "
+            f"({self.max_duration_s:g})"
+            if self.min_duration_s >= self.max_duration_s
+            else None,
+            f"data.batch_seconds: {self.batch_seconds:g} cannot hold one clip of "
+            f"data.max_duration_s ({self.max_duration_s:g})"
+            if self.batch_seconds < self.max_duration_s
+            else None,
+        )
+        return self

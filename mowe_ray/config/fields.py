@@ -1,0 +1,82 @@
+"""What the sections of the configuration are made of: their base class and shared field types."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+TrainMode = Literal["frozen", "full", "lora"]
+
+
+def _plain_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ValueError(
+            f"must be letters, digits, _ and -, starting with a letter or digit, got {name!r}"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+
+
+class Section(BaseModel):
+    """A group of keys: immutable, refuses unknown keys, documents fields by their docstrings."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class InlineConfig(Section):
+    """A network given by its transformers configuration, to be initialised at random."""
+
+    config: dict[str, Any]
+    """Keys of the transformers configuration, among them `model_type`."""
+
+    @model_validator(mode="after")
+    def _names_its_family(self) -> InlineConfig:
+        if "model_type" not in self.config:
+            raise ValueError("config needs a model_type, such as whisper or llama")
+        return self
+
+
+def _text_or_mapping(value: object) -> str:
+    return "<inline>" if isinstance(value, dict | InlineConfig) else "<text>"
+
+
+def _text_or_list(value: object) -> str:
+    return "<list>" if isinstance(value, list | tuple) else "<text>"
+
+
+# Tags are in angle brackets so that error messages can leave them out of the dotted key.
+Checkpoint = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[InlineConfig, Tag("<inline>")],
+    Discriminator(_text_or_mapping),
+]
+ModuleNames = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<list>")],
+    Discriminator(_text_or_list),
+]
+
+
+def refuse(*problems: str | None) -> None:
+    """Raise ValueError with a line for each problem that is not None."""
+    found = [problem for problem in problems if problem]
+    if found:
+        raise ValueError("\n".join(found))
+
+
+def repeated_names(names: list[str]) -> list[str]:
+    """Names that occur more than once, sorted."""
+    return sorted({name for name in names if names.count(name) > 1})

@@ -1,0 +1,224 @@
+"""Layer a run's configuration: defaults < preset < file < `section.key=value`, then validate it.
+
+Every problem of every layer is collected into one `ConfigError`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from mowe_ray.config.errors import ConfigError
+from mowe_ray.config.keys import find_key, is_known, members, nearest_key
+from mowe_ray.config.schema import RunConfig
+
+Tree = dict[str, Any]
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """Safe YAML whose scalars are read as YAML 1.2 reads them.
+
+    YAML 1.1, PyYAML's own reading, takes `off` for False, 1e-4 for text and 12:30 for 750.
+    """
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?[0-9]+[eE][-+]?[0-9]+", list("-+0123456789")),
+    ("merge", r"<<", ["<"]),
+):
+    _Yaml12Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
+    )
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets."""
+    folder = resources.files("mowe_ray.config") / "presets"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir())
+
+
+def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Build the configuration of a run.
+
+    Args:
+        source: name of a preset, path of a YAML or JSON file (which may start with
+            `preset: NAME`), or None for the defaults alone.
+        overrides: `section.key=value`, the value in YAML; list elements by position, as in
+            `data.train.0.path=shards` (the position after the last appends).
+
+    Raises:
+        ConfigError: naming every bad key, what is wrong, and the nearest known key.
+    """
+    tree: Tree = {"model": {}, "training": {}}
+    for layer in _layers(source):
+        tree = _merged(tree, layer)
+        _let_new_length_win(tree, layer.get("training"))
+    problems = _apply_overrides(tree, overrides)
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        problems += [line for details in error.errors() for line in _explain(details)]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return config
+
+
+def _layers(source: str | Path | None) -> list[Tree]:
+    """Read the files behind a source, lowest precedence first."""
+    if source is None:
+        return []
+    if isinstance(source, str) and source in preset_names():
+        file = resources.files("mowe_ray.config") / "presets" / f"{source}.yaml"
+        layer = _parse(file.read_text(encoding="utf-8"), source)
+    else:
+        path = Path(source)
+        if not path.is_file():
+            presets = ", ".join(preset_names())
+            raise ConfigError([f"config: {source} is neither a file nor a preset ({presets})"])
+        layer = _parse(path.read_text(encoding="utf-8"), str(source))
+    preset = layer.pop("preset", None)
+    if preset is None:
+        return [layer]
+    if preset not in preset_names():
+        raise ConfigError([f"preset: unknown preset {preset!r}, use {', '.join(preset_names())}"])
+    return [*_layers(preset), layer]
+
+
+def _parse(text: str, where: str) -> Tree:
+    try:
+        layer = yaml.load(text, _Yaml12Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"config: {where} is not valid YAML: {error}"]) from error
+    if layer is None:
+        return {}
+    if not isinstance(layer, dict):
+        raise ConfigError([f"config: {where} must be a mapping of sections"])
+    return layer
+
+
+def _merged(low: Tree, high: Mapping[str, Any], prefix: str = "") -> Tree:
+    """Lay one tree over another: sections are merged, values (lists, inline configs) replaced."""
+    result = dict(low)
+    for name, value in high.items():
+        below = result.get(name)
+        key = find_key(f"{prefix}{name}")
+        if key and key.section and isinstance(below, dict) and isinstance(value, dict):
+            value = _merged(below, value, f"{prefix}{name}.")
+        result[name] = value
+    return result
+
+
+def _let_new_length_win(tree: Tree, given: object) -> None:
+    """Drop a lower layer's max_steps (epochs) when a layer gives only epochs (max_steps)."""
+    if not isinstance(given, dict) or not isinstance(tree["training"], dict):
+        return
+    lengths = {name for name in ("max_steps", "epochs") if given.get(name) is not None}
+    if len(lengths) == 1:
+        for rival in {"max_steps", "epochs"} - lengths:
+            tree["training"].pop(rival, None)
+
+
+def _apply_overrides(tree: Tree, overrides: Sequence[str]) -> list[str]:
+    """Write each `key=value` into the tree; return the problems found."""
+    problems: list[str] = []
+    training: Tree = {}
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals:
+            problems.append(f"{override}: expected section.key=value")
+        elif not is_known(dotted):
+            problems.append(_unknown(dotted))
+        else:
+            try:
+                value = _parse_value(dotted, text)
+                _set(tree, dotted, value)
+            except ConfigError as error:
+                problems += error.problems
+            else:
+                section, _, name = dotted.partition(".")
+                training |= {name: value} if section == "training" else {}
+    _let_new_length_win(tree, training)
+    return problems
+
+
+def _parse_value(dotted: str, text: str) -> Any:
+    try:
+        value = yaml.load(text, _Yaml12Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{dotted}: {text!r} is not valid YAML"]) from error
+    key = find_key(dotted)
+    if key and str in members(key.field.annotation) and isinstance(value, bool | int | float):
+        return text  # a name such as 42 or 12e5 stays as it was typed
+    return value
+
+
+def _set(tree: Tree, dotted: str, value: Any) -> None:
+    """Write one value, making sections on the way and appending at the end of a list."""
+    *parents, last = dotted.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parents):
+        below = _child(node, part, dotted)
+        if not isinstance(below, dict | list):
+            below = [] if [*parents, last][depth + 1].isdigit() else {}
+        else:
+            below = below.copy()
+        _put(node, part, below)
+        node = below
+    _child(node, last, dotted)
+    _put(node, last, value)
+
+
+def _child(node: Any, part: str, dotted: str) -> Any:
+    if not isinstance(node, list):
+        return node.get(part)
+    if not part.isdigit() or int(part) > len(node):
+        raise ConfigError([f"{dotted}: no position {part}, the next free one is {len(node)}"])
+    return node[int(part)] if int(part) < len(node) else None
+
+
+def _put(node: Any, part: str, value: Any) -> None:
+    if isinstance(node, dict):
+        node[part] = value
+    elif int(part) < len(node):
+        node[int(part)] = value
+    else:
+        node.append(value)
+
+
+def _unknown(dotted: str) -> str:
+    guess = nearest_key(dotted)
+    return f"{dotted}: unknown key" + (f" (did you mean {guess}?)" if guess else "")
+
+
+def _explain(details: ErrorDetails) -> list[str]:
+    """Turn one pydantic error into `key: what is wrong` lines."""
+    # Tags of unions are in angle brackets: they are not part of the user's key.
+    dotted = ".".join(str(part) for part in details["loc"] if not str(part).startswith("<"))
+    if details["type"] == "extra_forbidden":
+        return [_unknown(dotted)]
+    if details["type"] == "missing":
+        return [f"{dotted}: is required, there is no default (start from a preset or a file)"]
+    message = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "value_error":
+        # A check over several keys names them itself, one line each.
+        return [
+            line if is_known(line.partition(": ")[0]) else f"{dotted}: {line}"
+            for line in message.splitlines()
+        ]
+    if details["type"] in ("model_type", "model_attributes_type"):
+        message = "must be a mapping of keys"
+    message = message.replace("Input should be", "must be")
+    return [f"{dotted}: {message}, got {details['input']!r}"]

@@ -1,0 +1,165 @@
+"""The `model` section: encoders, routers, adapter and language model."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from mowe_ray.config.fields import (
+    Checkpoint,
+    InlineConfig,
+    ModuleNames,
+    Name,
+    Probability,
+    Section,
+    TrainMode,
+    refuse,
+    repeated_names,
+)
+
+
+def _known_features(features: str) -> str:
+    if not re.fullmatch(r"last|weighted_sum|layer:\d+", features):
+        raise ValueError(f"must be last, weighted_sum or layer:N, got {features!r}")
+    return features
+
+
+class WeakEncoder(Section):
+    """One member of the pool of weak encoders."""
+
+    name: Name
+    """Name in metrics and reports, unique within the pool."""
+    checkpoint: Checkpoint
+    """Weights: a hub id, a folder, or {config: {...}} for random ones."""
+    train: TrainMode = "frozen"
+    """What training changes: nothing, all weights, or low-rank updates (sizes from model.lora)."""
+    features: Annotated[str, AfterValidator(_known_features)] = "last"
+    """Hidden states used: last, layer:N (0 is the input of the first layer) or weighted_sum."""
+
+
+class RouterSection(Section):
+    """How clips choose weak encoders."""
+
+    top_k: PositiveInt = 1
+    """Weak encoders each router switches on per clip."""
+    data_independent: bool = True
+    """Use the router that chooses the same encoders for every clip."""
+    data_dependent: bool = True
+    """Use the router that chooses per clip from the base features."""
+    temperature: PositiveFloat = 1.0
+    """Router logits are divided by this before the softmax: above 1 flattens the choice."""
+    noise: NonNegativeFloat = 0.0
+    """Standard deviation of Gaussian noise on the router logits, in training only."""
+    execution: Literal["sparse", "dense"] = "sparse"
+    """Run only the chosen encoders (sparse), or all of them and mask (dense, for comparison)."""
+
+
+class AdapterSection(Section):
+    """The network between audio features and language model."""
+
+    kind: Literal["seqcnn", "stack_mlp", "qformer"] = "seqcnn"
+    """Strided convolutions, stacked frames through an MLP, or queries attending to windows."""
+    downsample: PositiveInt = 8
+    """Audio frames (50 per second for Whisper) that become one token of the language model."""
+
+
+class LoraSection(Section):
+    """Low-rank updates of the language model, and of encoders whose train is lora."""
+
+    r: PositiveInt = 8
+    """Rank of the update."""
+    alpha: PositiveFloat = 16
+    """The update is scaled by alpha / r."""
+    dropout: Probability = 0.0
+    """Dropout on the input of the update."""
+    target_modules: ModuleNames = "all-linear"
+    """Layers of the language model: all-linear, a regular expression, or a list of names."""
+
+
+class SpecAugmentSection(Section):
+    """Time masks on the base encoder's log-mel features, in training only."""
+
+    mask_prob: Probability = 0.05
+    """Share of the frames that starts a mask, times mask_length: roughly the share masked."""
+    mask_length: PositiveInt = 20
+    """Length of a mask, in mel frames of 10 ms."""
+
+
+class ModelSection(Section):
+    """The network."""
+
+    init_from: str | None = None
+    """MoWE export (folder or hub id) whose weights training starts from; same architecture."""
+    base_encoder: Checkpoint
+    """Strong audio encoder: a hub id, a folder, or {config: {...}} for random weights."""
+    weak_encoders: list[WeakEncoder] = []
+    """Pool of weak encoders; empty trains the baseline without a pool."""
+    router: RouterSection = RouterSection()
+    fusion: Literal["routed", "concat", "average"] = "routed"
+    """Combine the pool by the routers, or (dense baselines) concatenate or average all members."""
+    adapter: AdapterSection = AdapterSection()
+    language_model: Checkpoint
+    """Causal language model: a hub id, a folder, or {config: {...}} for random weights."""
+    lora: LoraSection | None = LoraSection()
+    """Low-rank training of the language model; null trains all of its weights."""
+    train_base: TrainMode = "frozen"
+    """What training changes in the base encoder: nothing, all weights, or low-rank updates."""
+    pad_audio: Literal["bucket", "full30"] = "bucket"
+    """Whisper input length: the batch's own length bucket, or always 30 s. Kept in the export."""
+    spec_augment: SpecAugmentSection | None = None
+    """Time masks on the base encoder's input; null masks nothing."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the network; auto is bfloat16 on a GPU and float32 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ModelSection:
+        members, router = self.weak_encoders, self.router
+        repeated = repeated_names([member.name for member in members])
+        routed = self.fusion == "routed" and bool(members)
+        needs_lora = [
+            f"model.weak_encoders.{i}.train" for i, m in enumerate(members) if m.train == "lora"
+        ]
+        if self.train_base == "lora":
+            needs_lora.append("model.train_base")
+        refuse(
+            f"model.weak_encoders: names must be unique, repeated: {', '.join(repeated)}"
+            if repeated
+            else None,
+            f"model.router.top_k: {router.top_k} is more than the {len(members)} weak encoders"
+            if routed and router.top_k > len(members)
+            else None,
+            "model.router.data_dependent: routed fusion needs at least one of data_independent "
+            "and data_dependent"
+            if routed and not (router.data_independent or router.data_dependent)
+            else None,
+            *(
+                f"{key}: lora takes its rank from model.lora, which is null"
+                for key in needs_lora
+                if self.lora is None
+            ),
+        )
+        return self
+
+    def warnings(self) -> list[str]:
+        """Say what is allowed but probably not meant, one `key: what` line each."""
+        found = []
+        first_with: dict[tuple[str, str], str] = {}
+        for position, member in enumerate(self.weak_encoders):
+            if member.train != "frozen":
+                continue
+            key = f"model.weak_encoders.{position}"
+            if isinstance(member.checkpoint, InlineConfig):
+                found.append(f"{key}.train: {member.name} has random weights and is frozen")
+                continue
+            twin = first_with.setdefault((member.checkpoint, member.features), member.name)
+            if twin != member.name:
+                found.append(
+                    f"{key}.train: {member.name} is a frozen copy of {twin} and adds no information"
+                )
+        if isinstance(self.base_encoder, InlineConfig) and self.train_base == "frozen":
+            found.append("model.train_base: the base encoder has random weights and is frozen")
+        return found

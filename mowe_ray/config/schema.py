@@ -1,0 +1,93 @@
+"""Every key of a run: `RunConfig` and its sections.
+
+The string under a field is its documentation: `--help` prints it. A check that involves several
+keys raises `ValueError` whose lines each start with the dotted key to change.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from mowe_ray.config.data_section import DataSection
+from mowe_ray.config.errors import ConfigError
+from mowe_ray.config.fields import Name, Section, refuse
+from mowe_ray.config.model_section import ModelSection
+from mowe_ray.config.training_section import TrainingSection
+
+
+class ComputeSection(Section):
+    """Where it runs."""
+
+    num_workers: PositiveInt = 1
+    """Training processes, one per GPU if GPUs are used."""
+    cpus_per_worker: PositiveInt = 1
+    """CPUs reserved for each training process."""
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
+    """GPUs of each training process: 0 trains on the CPU."""
+    accelerator_type: str | None = None
+    """Ray's name of the GPU type to run on, such as H100; null takes any."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    """DeepSpeed ZeRO: 0 shares nothing, 1 optimizer states, 2 also gradients, 3 also weights."""
+    offload: Literal["none", "cpu"] = "none"
+    """Where optimizer states live; cpu saves GPU memory and costs time, needs zero_stage 1-3."""
+    max_failures: NonNegativeInt = 3
+    """Worker failures after which the run gives up instead of resuming from its checkpoint."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ComputeSection:
+        refuse(
+            "compute.offload: cpu needs compute.zero_stage 1, 2 or 3"
+            if self.offload == "cpu" and self.zero_stage == 0
+            else None
+        )
+        return self
+
+
+class WandbSection(Section):
+    """Weights & Biases."""
+
+    mode: Literal["off", "offline", "online"] = "off"
+    """Send nothing, write files to sync later, or send live."""
+    project: str = "mowe_ray"
+    """Project the run is listed under."""
+    group: str | None = None
+    """Group within the project; null leaves it out."""
+
+
+class TrackingSection(Section):
+    """Metrics besides metrics.jsonl, which is always written."""
+
+    wandb: WandbSection = WandbSection()
+    tensorboard: bool = False
+    """Also write TensorBoard event files into the run folder."""
+
+
+class RunConfig(Section):
+    """Everything that decides what a run does."""
+
+    name: Name = "run"
+    """Name of the run; its results go to STORAGE/NAME."""
+    seed: NonNegativeInt = 0
+    """Seed of initial weights, data order, dropout and noise."""
+    storage: str = "runs"
+    """Folder or URL (s3, gs, ...) that holds run folders."""
+    resume: bool = True
+    """Continue a run folder of the same name; false refuses an existing one."""
+    model: ModelSection
+    data: DataSection = DataSection()
+    training: TrainingSection
+    compute: ComputeSection = ComputeSection()
+    tracking: TrackingSection = TrackingSection()
+
+    def require_data(self) -> None:
+        """Raise ConfigError unless there is something to train on (presets of papers ship none)."""
+        if not self.data.train:
+            raise ConfigError(
+                ["data.train: no training data; add data.train.0.path=FOLDER (or builtin:train)"]
+            )
+
+    def warnings(self) -> list[str]:
+        """Say what is allowed but probably not meant, one `key: what` line each."""
+        return [*self.model.warnings(), *self.training.warnings()]

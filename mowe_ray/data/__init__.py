@@ -1,0 +1,1 @@
+"""Shards of encoded audio in, decoded micro-batches out: functions without torch or Ray."""

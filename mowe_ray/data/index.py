@@ -1,0 +1,229 @@
+"""One table of every usable sample: where it lies, how long it is, what it belongs to.
+
+Shards are scanned once and the rows kept in one memory-mapped Arrow file per source, valid while
+size and time of every shard stay the same. Waveforms and text stay in the shards.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mowe_ray.data.sample import BadSample
+from mowe_ray.data.shards import list_shards, scan_shard
+from mowe_ray.data.shards.record import ROW_SCHEMA
+from mowe_ray.data.shards.storage import fingerprint
+
+_VERSION = 1  # raise it when a scan would give other rows, so that old caches are not used
+_SHARD_FIELD = pa.field("shard_number", pa.int32())
+_TABLE_COLUMNS = ["id", "duration_s", "task", "audio_at", "audio_size", "meta_at", "meta_size"]
+
+
+class ParallelMap(Protocol):
+    """Like the built-in `map`: results in order, computed wherever the caller likes."""
+
+    def __call__(
+        self, function: Callable[[str], pa.Table], items: Iterable[str], /
+    ) -> Iterable[pa.Table]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSpec:
+    """A corpus: its name in reports, its path, the task of samples that do not name one."""
+
+    name: str
+    path: str
+    task: str | None = None
+
+
+@dataclass(frozen=True)
+class Index:
+    """All usable samples of a mixture, in an order that depends on the shards only.
+
+    Attributes:
+        table: one row per sample: id, duration_s (0: text only), task, source, shard, and the place
+            within the shard. Any `table.take(rows)` can be read by `read_samples` on any machine
+            that sees the shards.
+        source_names: by source number.
+        bad: samples that the scan found unusable, or whose length is outside the limits.
+    """
+
+    table: pa.Table
+    source_names: list[str]
+    bad: list[BadSample]
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def durations(self) -> npt.NDArray[np.float32]:
+        """(N,) seconds."""
+        return self.table["duration_s"].to_numpy()  # type: ignore[no-any-return]
+
+    @property
+    def shards(self) -> npt.NDArray[np.int32]:
+        """(N,) shard number of each sample; the samples of a shard are neighbours."""
+        return _codes(self.table["shard"])
+
+    @property
+    def sources(self) -> npt.NDArray[np.int32]:
+        """(N,) source number of each sample."""
+        return _codes(self.table["source"])
+
+    @property
+    def samples_per_source(self) -> dict[str, int]:
+        """Usable samples by source name."""
+        counts = np.bincount(self.sources, minlength=len(self.source_names))
+        return dict(zip(self.source_names, counts.tolist(), strict=True))
+
+
+def build_index(
+    sources: Sequence[SourceSpec],
+    cache_dir: str | Path,
+    *,
+    min_s: float,
+    max_s: float,
+    run_map: ParallelMap = map,
+) -> Index:
+    """Scan the shards of all sources, or take the cached scan, and keep what is within the limits.
+
+    Args:
+        sources: with distinct names.
+        cache_dir: folder for the scans, shared by runs.
+        min_s: shorter clips go to `Index.bad`.
+        max_s: longer clips go to `Index.bad`.
+        run_map: applies the scan to shards, in order; Ray passes its own.
+
+    Raises:
+        ValueError: when a path has no shards or two sources share a name.
+    """
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise ValueError(f"sources need distinct names, got {', '.join(names)}")
+    tables: list[pa.Table] = []
+    bad: list[BadSample] = []
+    shard_names: list[str] = []
+    for source_number, source in enumerate(sources):
+        shards = list_shards(source.path)
+        rows = _cached_scan(source, shards, Path(cache_dir), run_map)
+        usable, unusable = _split(rows, min_s, max_s)
+        bad += [BadSample(source=source.name, **fields) for fields in unusable.to_pylist()]
+        shard = np.asarray(usable["shard_number"].to_numpy()) + len(shard_names)
+        shard_names += shards
+        tables.append(
+            usable.select(_TABLE_COLUMNS)
+            .append_column("source_number", pa.array(np.full(len(usable), source_number, np.int32)))
+            .append_column(_SHARD_FIELD, pa.array(shard.astype(np.int32)))
+        )
+    table = pa.concat_tables(tables)
+    for column, values in (("source", names), ("shard", shard_names)):
+        table = table.append_column(column, _labelled(table[f"{column}_number"], values))
+    return Index(table.drop_columns(["source_number", "shard_number"]), names, bad)
+
+
+def _labelled(codes: pa.ChunkedArray, values: list[str]) -> pa.ChunkedArray:
+    """Dictionary-encode: four bytes a row, and the table still carries the names itself."""
+    names = pa.array(values, pa.string())
+    chunks = [pa.DictionaryArray.from_arrays(chunk, names) for chunk in codes.chunks]
+    return pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string()))
+
+
+def _codes(column: pa.ChunkedArray) -> npt.NDArray[np.int32]:
+    parts = [chunk.indices.to_numpy() for chunk in column.chunks]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+
+
+def _split(rows: pa.Table, min_s: float, max_s: float) -> tuple[pa.Table, pa.Table]:
+    """Usable rows, and (id, cause, detail) of the others; text (0 s) has no length limits."""
+    seconds = rows["duration_s"]
+    cause = pc.if_else(
+        pc.greater(seconds, max_s),
+        "too_long",
+        pc.if_else(pc.and_(pc.greater(seconds, 0), pc.less(seconds, min_s)), "too_short", None),
+    )
+    cause = pc.coalesce(rows["cause"], cause)
+    good = pc.is_null(cause)
+    if pc.all(good).as_py() is not False:
+        return rows, rows.slice(0, 0).select(["id", "cause", "detail"])
+    length = pc.binary_join_element_wise(pc.cast(pc.round(seconds, 3), pa.string()), "s", " ")
+    unusable = pa.table(
+        {"id": rows["id"], "cause": cause, "detail": pc.coalesce(rows["detail"], length)}
+    )
+    return rows.filter(good), unusable.filter(pc.invert(good))
+
+
+def _cached_scan(
+    source: SourceSpec, shards: list[str], cache_dir: Path, run_map: ParallelMap
+) -> pa.Table:
+    """Rows of all shards of a source, memory-mapped."""
+    state = json.dumps([_VERSION, source.task, [[shard, fingerprint(shard)] for shard in shards]])
+    key = hashlib.sha256(json.dumps([source.path, source.task]).encode()).hexdigest()[:16]
+    path = cache_dir / f"index-{key}.arrow"
+    if path.exists():
+        table = _open(path)
+        if table.schema.metadata[b"state"].decode() == state:
+            return table
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    scans = run_map(partial(scan_shard, default_task=source.task), shards)
+    schema = ROW_SCHEMA.append(_SHARD_FIELD).with_metadata({"state": state})
+    _write(path, schema, _numbered(scans, schema))
+    repeats = _repeated_ids(_open(path))
+    if repeats:
+        _write(path, schema, _renamed(_open(path), repeats))
+    return _open(path)
+
+
+def _open(path: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.Table]) -> None:
+    """Write under another name first: no reader sees half a file, no map its file change."""
+    part = path.with_suffix(".part")
+    with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for batch in batches:
+            writer.write_table(batch)
+    part.replace(path)
+
+
+def _numbered(scans: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    for number, rows in enumerate(scans):
+        numbers = pa.array(np.full(rows.num_rows, number, np.int32))
+        yield rows.append_column(_SHARD_FIELD, numbers).cast(schema)
+
+
+def _repeated_ids(table: pa.Table) -> dict[int, int]:
+    """Row number -> how many rows before it have the same id.
+
+    Works on 64-bit hashes, eight bytes a row; if two ids ever share one, the later only gets a
+    suffix.
+    """
+    hashes = np.fromiter(
+        (hash(i) for chunk in table["id"].chunks for i in chunk.to_pylist()), np.int64, len(table)
+    )
+    order = np.argsort(hashes, kind="stable")
+    same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1]) + 1
+    repeats: dict[int, int] = {}
+    for position in same.tolist():
+        repeats[int(order[position])] = repeats.get(int(order[position - 1]), 0) + 1
+    return repeats
+
+
+def _renamed(table: pa.Table, repeats: dict[int, int]) -> Iterator[pa.Table]:
+    """Give the second, third... row of an id the suffix #2, #3..., so that ids are distinct."""
+    row = 0
+    for batch in table.to_batches():
+        ids = batch["id"].to_pylist()
+        for number, sample_id in enumerate(ids):
+            if row + number in repeats:
+                ids[number] = f"{sample_id}#{repeats[row + number] + 1}"
+        row += len(ids)
+        yield pa.Table.from_batches([batch]).set_column(0, "id", pa.array(ids, pa.string()))

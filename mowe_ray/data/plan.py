@@ -1,0 +1,180 @@
+"""Which samples make up each micro-batch of an epoch: computed, not stored, from a seed.
+
+The plan depends on the samples, the seed and the epoch, never on the number of workers: rank r of W
+trains lanes r, r + W, ... of each step. A resumed run skips the steps it has done; when the number
+of lanes has changed, it plans the samples that are left by passing `done`.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[np.int64]
+
+_BUCKET_S = 2.5  # clips of a micro-batch differ by less than this, so little is padded
+_RUNS_PER_WINDOW = 64  # a shuffle window draws from this many places, so sorted corpora get mixed
+
+
+def plan_epoch(
+    durations: npt.NDArray[np.floating],
+    shard_of_sample: npt.NDArray[np.integer],
+    source_of_sample: npt.NDArray[np.integer],
+    weights: Sequence[float],
+    *,
+    seed: int,
+    epoch: int,
+    lanes: int,
+    batch_seconds: float,
+    max_batch_size: int,
+    shuffle_buffer: int,
+    done: npt.NDArray[np.integer] | None = None,
+) -> Iterator[list[Rows]]:
+    """Yield the steps of an epoch; each is a list of `lanes` micro-batches of sample numbers.
+
+    Every sample comes exactly as often as its source's weight says. A micro-batch holds at most
+    `max_batch_size` clips and `batch_seconds` seconds including padding (one longer clip stays
+    alone). The last two steps are filled by
+    splitting; an entry is empty only when the whole epoch has too few samples.
+
+    Args:
+        durations: (N,) seconds; 0 for text-only samples.
+        shard_of_sample: (N,) shard numbers, equal ones adjacent; neighbours are read together where
+            possible.
+        source_of_sample: (N,) indices into `weights`.
+        weights: passes over each source per epoch; 2.5 is two passes and a half that moves on every
+            epoch.
+        seed: same seed, same plan.
+        epoch: every epoch has its own order.
+        lanes: micro-batches per optimiser step, over all workers.
+        batch_seconds: limit of a micro-batch, number of clips times the longest.
+        max_batch_size: limit of a micro-batch in clips.
+        shuffle_buffer: samples mixed at a time.
+        done: (N,) how often each sample was trained on in this epoch; those are left out.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    left = None if done is None else done.astype(np.int32)
+    run_length = max(1, shuffle_buffer // _RUNS_PER_WINDOW)
+    streams = []
+    for source, weight in enumerate(weights):
+        rows = np.flatnonzero(source_of_sample == source)
+        passes = [
+            _shuffle_runs(_take_undone(part, left), shard_of_sample, run_length, rng)
+            for part in _passes(rows, weight, [seed, source], epoch)
+        ]
+        streams.append(np.concatenate(passes) if passes else rows[:0])
+    order = _interleave(streams)
+    batches = _batches(order, durations, batch_seconds, max_batch_size, shuffle_buffer, rng)
+    return _steps(batches, lanes)
+
+
+def _passes(rows: Rows, weight: float, seed: list[int], epoch: int) -> Iterator[Rows]:
+    """Yield the samples of each pass; a part of one walks on through the source every epoch."""
+    for _ in range(int(weight)):
+        yield rows
+    part = round((weight - int(weight)) * len(rows))
+    if part:
+        order = np.random.default_rng(seed).permutation(len(rows))
+        window = (epoch * part + np.arange(part)) % len(rows)
+        yield np.sort(rows[order[window]])
+
+
+def _take_undone(rows: Rows, left: npt.NDArray[np.int32] | None) -> Rows:
+    """Drop the samples whose count in `left` is not used up, and use it up."""
+    if left is None:
+        return rows
+    drop = left[rows] > 0
+    left[rows[drop]] -= 1
+    return rows[~drop]
+
+
+def _shuffle_runs(
+    rows: Rows, shards: npt.NDArray[np.integer], run_length: int, rng: np.random.Generator
+) -> Rows:
+    """Cut each shard into runs of neighbours and permute the runs."""
+    if not len(rows):
+        return rows
+    shard = shards[rows]
+    starts = np.flatnonzero(np.concatenate([[True], shard[1:] != shard[:-1]]))
+    lengths = np.diff(np.append(starts, len(rows)))
+    within = np.arange(len(rows)) - np.repeat(starts, lengths)
+    run = np.cumsum(within % run_length == 0) - 1
+    place = rng.permutation(run[-1] + 1)
+    return rows[np.argsort(place[run], kind="stable")]
+
+
+def _interleave(streams: list[Rows]) -> Rows:
+    """Merge streams in proportion to their lengths, so that all of them end together."""
+    progress = [(np.arange(len(stream)) + 0.5) / len(stream) for stream in streams if len(stream)]
+    if not progress:
+        return np.zeros(0, np.int64)
+    return np.concatenate(streams)[np.argsort(np.concatenate(progress), kind="stable")]
+
+
+def _batches(
+    order: Rows,
+    durations: npt.NDArray[np.floating],
+    batch_seconds: float,
+    max_batch_size: int,
+    shuffle_buffer: int,
+    rng: np.random.Generator,
+) -> Iterator[list[int]]:
+    """Yield micro-batches as their length bucket fills up, and last what is left over."""
+    pending: dict[int, list[int]] = {}
+    longest: dict[int, float] = {}
+    for start in range(0, len(order), shuffle_buffer):
+        window = rng.permutation(order[start : start + shuffle_buffer])
+        seconds = durations[window]
+        buckets = (seconds / _BUCKET_S).astype(np.int64)
+        for row, length, bucket in zip(
+            window.tolist(), seconds.tolist(), buckets.tolist(), strict=True
+        ):
+            batch = pending.setdefault(bucket, [])
+            top = max(length, longest.get(bucket, 0.0))
+            if batch and (len(batch) == max_batch_size or (len(batch) + 1) * top > batch_seconds):
+                yield batch
+                batch = pending[bucket] = []
+                top = length
+            batch.append(row)
+            longest[bucket] = top
+    rest = [row for bucket in sorted(pending) for row in pending[bucket]]
+    rest.sort(key=lambda row: float(durations[row]))
+    packed = _pack_sorted(rest, durations, batch_seconds, max_batch_size)
+    for number in rng.permutation(len(packed)).tolist():
+        yield packed[number]
+
+
+def _pack_sorted(
+    rows: list[int],
+    durations: npt.NDArray[np.floating],
+    batch_seconds: float,
+    max_batch_size: int,
+) -> list[list[int]]:
+    """Cut rows of growing length into micro-batches within the limits."""
+    packed: list[list[int]] = []
+    for row in rows:
+        full = not packed or len(packed[-1]) == max_batch_size
+        if full or (len(packed[-1]) + 1) * float(durations[row]) > batch_seconds:
+            packed.append([])
+        packed[-1].append(row)
+    return packed
+
+
+def _steps(batches: Iterator[list[int]], lanes: int) -> Iterator[list[Rows]]:
+    """Group micro-batches into full steps; the last two share what does not fill a step."""
+    held: list[list[int]] = []  # one full step and the start of the next
+    for batch in batches:
+        if len(held) == 2 * lanes:
+            yield _arrays(held[:lanes])
+            held = held[lanes:]
+        held.append(batch)
+    while held and len(held) % lanes:
+        largest = max(held, key=len)
+        held.append(largest[1::2])
+        del largest[1::2]
+    for start in range(0, len(held), lanes):
+        yield _arrays(held[start : start + lanes])
+
+
+def _arrays(step: list[list[int]]) -> list[Rows]:
+    return [np.asarray(rows, np.int64) for rows in step]

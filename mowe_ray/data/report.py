@@ -1,0 +1,100 @@
+"""How much of the data was unusable, per source and cause."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mowe_ray.data.sample import BadSample
+
+_LISTED = 1000  # bad samples named in the report; all of them are counted
+
+
+class DataReport:
+    """Counts bad samples once each, however many epochs meet them.
+
+    Args:
+        usable: samples by source that the index calls usable; decoding may still find some bad.
+    """
+
+    def __init__(self, usable: Mapping[str, int]) -> None:
+        self._total: Counter[str] = Counter(usable)
+        self._causes: dict[str, Counter[str]] = {}
+        self._seen: set[tuple[str, str]] = set()
+        self._listed: list[BadSample] = []
+
+    def add_unindexed(self, bad: Iterable[BadSample]) -> None:
+        """Count samples that the index already left out (`Index.bad`)."""
+        for sample in bad:
+            if self._add(sample):
+                self._total[sample.source] += 1
+
+    def add(self, bad: Iterable[BadSample]) -> None:
+        """Count samples that failed while being read or decoded; repeats are ignored."""
+        for sample in bad:
+            self._add(sample)
+
+    def _add(self, sample: BadSample) -> bool:
+        key = (sample.source, sample.id)
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        self._causes.setdefault(sample.source, Counter())[sample.cause] += 1
+        if len(self._listed) < _LISTED:
+            self._listed.append(sample)
+        return True
+
+    @property
+    def bad_count(self) -> int:
+        return len(self._seen)
+
+    @property
+    def good_count(self) -> int:
+        return self._total.total() - self.bad_count
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `data_report.json`."""
+        sources = {}
+        for source in sorted(self._total | dict.fromkeys(self._causes, 1)):
+            causes = self._causes.get(source, Counter())
+            sources[source] = {
+                "samples": self._total[source],
+                "good": self._total[source] - causes.total(),
+                "bad": causes.total(),
+                "causes": dict(causes.most_common()),
+            }
+        return {
+            "samples": self._total.total(),
+            "good": self.good_count,
+            "bad": self.bad_count,
+            "sources": sources,
+            "bad_samples": [
+                {"id": s.id, "source": s.source, "cause": s.cause, "detail": s.detail}
+                for s in self._listed
+            ],
+        }
+
+    def check(self, max_bad_fraction: float) -> None:
+        """Raise ValueError when more than `max_bad_fraction` of all samples are bad, or all."""
+        total = self._total.total()
+        if total and self.bad_count <= max_bad_fraction * total and self.good_count:
+            return
+        raise ValueError(f"{self._summary()} (data.max_bad_fraction is {max_bad_fraction:g})")
+
+    def _summary(self) -> str:
+        total = self._total.total()
+        if not total:
+            return "data.train has no samples"
+        worst = Counter(
+            {
+                (source, cause): count
+                for source, causes in self._causes.items()
+                for cause, count in causes.items()
+            }
+        )
+        causes = ", ".join(
+            f"{count} {cause} in {source}" for (source, cause), count in worst.most_common(5)
+        )
+        return (
+            f"{self.bad_count} of {total} samples ({self.bad_count / total:.0%}) "
+            f"are unusable: {causes}"
+        )

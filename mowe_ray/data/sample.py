@@ -1,0 +1,72 @@
+"""The unit that readers yield and writers take: one instruction about one clip."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Cause = Literal[
+    "unreadable",  # the bytes, the JSON or the file system said no
+    "truncated",  # fewer seconds than the manifest or the header declares
+    "silent",  # peak below SILENCE_PEAK
+    "nan",  # NaN or infinite samples
+    "zero_length",  # no bytes, or a valid file without samples
+    "too_short",
+    "too_long",
+    "no_answer",
+    "no_audio",  # the file that the manifest names is missing
+    "wrong_type",  # not audio, whatever its suffix says
+    "broken_shard",  # the shard ends early or cannot be opened; counted once per shard
+]
+CAUSES: tuple[Cause, ...] = get_args(Cause)
+
+# fmt: off
+AUDIO_SUFFIXES = frozenset((
+    "flac", "wav", "mp3", "ogg", "oga", "opus", "m4a", "mp4", "aac", "webm", "mka",
+    "aif", "aiff", "au", "w64", "caf", "wma",
+))
+# fmt: on
+
+
+class BadAudio(ValueError):  # noqa: N818 - it is the audio that is bad
+    """A clip that cannot be used, with one cause out of the closed list and a detail for people."""
+
+    def __init__(self, cause: Cause, detail: str) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause: Cause = cause
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One training sample with its audio still encoded.
+
+    Attributes:
+        id: unique within its source.
+        audio: the encoded file, or None for a text-only sample.
+        instruction: what is asked about the audio.
+        answer: what the model should say.
+        task: `asr`, `er`, `ac`, `aqa`, `sqa` or free text.
+        source: name of the corpus it came from.
+        suffix: file suffix without the dot, for writers; decoding trusts the bytes only.
+        duration_s: declared length; when set, the decoded length must agree with it.
+        offset_s: start of the clip within `audio`; None means that `audio` is the clip.
+    """
+
+    id: str
+    audio: bytes | None
+    instruction: str
+    answer: str
+    task: str
+    source: str
+    suffix: str = ""
+    duration_s: float | None = None
+    offset_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A sample that was skipped, and why."""
+
+    id: str
+    source: str
+    cause: Cause
+    detail: str = ""

@@ -1,0 +1,68 @@
+"""Shards of samples: WebDataset tar, Parquet, `datasets` Arrow, and manifests beside audio files.
+
+Each reader module has `scan(shard, default_task)`, which walks a shard once for the index, and
+`read(places)`, which fetches any samples in any order.
+"""
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import pyarrow as pa
+
+from mowe_ray.data.sample import BadSample, Sample
+from mowe_ray.data.shards import manifest, table, tar
+from mowe_ray.data.shards.record import Place, rows_table
+from mowe_ray.data.shards.storage import expand
+
+_READERS: dict[str, ModuleType] = {
+    ".tar": tar,
+    ".parquet": table,
+    ".arrow": table,
+    ".jsonl": manifest,
+    ".tsv": manifest,
+    ".json": manifest,
+}
+_PACKED = (".tar", ".parquet", ".arrow")  # beside these, JSON files are notes about the corpus
+_PLACE_COLUMNS = list(Place.__slots__)
+
+
+def list_shards(path: str) -> list[str]:
+    """List the shards of a folder (without sub-folders), glob, file or fsspec URL, by name.
+
+    Raises:
+        ValueError: when there is none, or a folder mixes formats.
+    """
+    files, single = expand(path)
+    for suffixes in [(suffix,) for suffix in _PACKED] + [(".jsonl", ".tsv"), (".json",)]:
+        shards = [name for name in files if name.endswith(suffixes)]
+        others = {s for s in _PACKED for name in files if name.endswith(s)} - set(suffixes)
+        if shards and others and suffixes[0] in _PACKED:
+            raise ValueError(
+                f"data path {path!r} holds both {suffixes[0]} and {', '.join(sorted(others))}: "
+                f"name one kind, as in '{path.rstrip('/')}/*{suffixes[0]}'"
+            )
+        if shards:
+            return shards
+    found = "a file of another kind" if single else f"{len(files)} files, none"
+    raise ValueError(f"data path {path!r} holds {found} of {', '.join(_READERS)}")
+
+
+def scan_shard(shard: str, default_task: str | None) -> pa.Table:
+    """Describe every sample of a shard, good or bad, as a table of `record.ROW_SCHEMA`."""
+    return rows_table(list(_reader(shard).scan(shard, default_task)))
+
+
+def read_samples(rows: pa.Table) -> Iterator[Sample | BadSample]:
+    """Fetch the samples of rows of `Index.table`, in their order."""
+    places = [Place(**fields) for fields in rows.select(_PLACE_COLUMNS).to_pylist()]
+    readers = [_reader(place.shard) for place in places]
+    streams: dict[ModuleType, Iterator[Sample | BadSample]] = {
+        reader: reader.read([p for p, r in zip(places, readers, strict=True) if r is reader])
+        for reader in set(readers)
+    }
+    for reader in readers:
+        yield next(streams[reader])
+
+
+def _reader(shard: str) -> ModuleType:
+    return _READERS["." + shard.rpartition(".")[2]]

@@ -1,0 +1,186 @@
+"""One sample's fields, whatever a corpus calls them, and the row that the index keeps of it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from mowe_ray.data.headers import suffix_of
+from mowe_ray.data.sample import BadAudio, BadSample, Sample
+
+# Names understood for each field, the first present one wins. NeMo: audio_filepath, text, offset;
+# AudioBench: context; Hugging Face speech corpora: audio, sentence, transcription.
+AUDIO_KEYS = ("audio", "audio_filepath", "audio_path", "context")
+ID_KEYS = ("id", "utt_id", "uid")
+INSTRUCTION_KEYS = ("instruction", "question", "prompt")
+ANSWER_KEYS = ("answer", "text", "sentence", "transcription", "transcript", "caption")
+TASK_KEYS = ("task",)
+DURATION_KEYS = ("duration", "duration_s")
+OFFSET_KEYS = ("offset",)
+TEXT_KEYS = (*ID_KEYS, *INSTRUCTION_KEYS, *ANSWER_KEYS, *TASK_KEYS, *DURATION_KEYS, *OFFSET_KEYS)
+
+# Asked when a corpus has no instructions, as speech recognition manifests do not.
+DEFAULT_INSTRUCTIONS = {
+    "asr": "Transcribe the speech.",
+    "er": "Which emotion does the speaker express?",
+    "ac": "Describe the audio.",
+}
+UNKNOWN_TASK = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The understood fields of one JSON line or table row; `audio` is a path or encoded bytes."""
+
+    id: str | None
+    audio: str | bytes | None
+    instruction: str
+    answer: str
+    task: str | None
+    duration_s: float | None
+    offset_s: float | None
+
+
+def parse_record(fields: Mapping[str, Any]) -> Record:
+    """Pick the understood fields out of a JSON object or table row."""
+    return Record(
+        id=_text(fields, ID_KEYS) or None,
+        audio=_audio(fields),
+        instruction=_text(fields, INSTRUCTION_KEYS),
+        answer=_text(fields, ANSWER_KEYS),
+        task=_text(fields, TASK_KEYS) or None,
+        duration_s=_seconds(fields, DURATION_KEYS) or None,
+        offset_s=_seconds(fields, OFFSET_KEYS),
+    )
+
+
+def _text(fields: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+    for key in keys:
+        value = fields.get(key)
+        if isinstance(value, list):  # several references: the first is the one to learn
+            value = value[0] if value else None
+        if isinstance(value, str | int | float):
+            return str(value).strip()
+    return ""
+
+
+def _seconds(fields: Mapping[str, Any], keys: tuple[str, ...]) -> float | None:
+    text = _text(fields, keys)
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def _audio(fields: Mapping[str, Any]) -> str | bytes | None:
+    for key in AUDIO_KEYS:
+        value = fields.get(key)
+        if isinstance(value, Mapping):  # Hugging Face: {"bytes": ..., "path": ...}
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes) or (isinstance(value, str) and value and key != "context"):
+            return value
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the index knows of one sample; bad samples are rows too, with a cause.
+
+    Attributes:
+        duration_s: 0 for a text-only sample.
+        audio_at: byte offset of the audio in a tar; row group in a Parquet or Arrow file.
+        audio_size: bytes of audio in a tar, 0 elsewhere.
+        meta_at: byte offset of the JSON or manifest line; row within the group in a table.
+        meta_size: bytes of it, 0 in a table.
+    """
+
+    id: str
+    duration_s: float
+    task: str
+    audio_at: int = 0
+    audio_size: int = 0
+    meta_at: int = 0
+    meta_size: int = 0
+    cause: str | None = None
+    detail: str | None = None
+
+
+ROW_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("duration_s", pa.float32()),
+        ("task", pa.string()),
+        ("audio_at", pa.int64()),
+        ("audio_size", pa.int64()),
+        ("meta_at", pa.int64()),
+        ("meta_size", pa.int32()),
+        ("cause", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+def rows_table(rows: list[Row]) -> pa.Table:
+    """Return rows as a table of ROW_SCHEMA."""
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=ROW_SCHEMA)
+
+
+def broken_shard(shard: str, detail: str) -> Row:
+    """The one row that counts a shard which ends early or cannot be opened."""
+    name = shard.rsplit("/", 1)[-1]
+    return Row(name, 0.0, UNKNOWN_TASK, cause="broken_shard", detail=detail[:200])
+
+
+def bad_row(sample_id: str, error: BadAudio) -> Row:
+    """Return the index row of a sample that the scan found unusable."""
+    return Row(sample_id, 0.0, UNKNOWN_TASK, cause=error.cause, detail=error.detail[:200])
+
+
+def check_record(record: Record, has_audio: bool) -> None:
+    """Raise BadAudio unless there is an answer to learn and something to answer about."""
+    if not record.answer:
+        raise BadAudio("no_answer", f"none of {', '.join(ANSWER_KEYS)} has text")
+    if not has_audio and not record.instruction:
+        raise BadAudio("no_audio", "neither audio nor an instruction")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An index row as the readers see it: which sample, and where it lies."""
+
+    id: str
+    source: str
+    shard: str
+    task: str
+    audio_at: int
+    audio_size: int
+    meta_at: int
+    meta_size: int
+
+
+def make_sample(place: Place, record: Record, audio: bytes | None) -> Sample:
+    """Join text and audio of one place.
+
+    Raises:
+        BadAudio: when the record is not usable (the index did not look, or the file changed).
+    """
+    check_record(record, audio is not None)
+    return Sample(
+        id=place.id,
+        audio=audio,
+        instruction=record.instruction or DEFAULT_INSTRUCTIONS.get(place.task, ""),
+        answer=record.answer,
+        task=place.task,
+        source=place.source,
+        suffix=(suffix_of(audio) or "") if audio else "",
+        duration_s=record.duration_s,
+        offset_s=record.offset_s,
+    )
+
+
+def bad_sample(place: Place, error: BadAudio) -> BadSample:
+    """Return the sample of a place as a bad one."""
+    return BadSample(place.id, place.source, error.cause, error.detail[:200])

@@ -1,0 +1,177 @@
+"""Parquet and `datasets` Arrow files with an audio column: `{bytes, path}`, plain bytes or a path.
+
+Any row costs its whole row group to read, so row groups should be small: `write_parquet` makes them
+about 2 MiB. Third-party files with hundreds of rows a group are read correctly, but shuffled
+reading is slow; `mowe_ray.prepare` rewrites them once.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mowe_ray.data.decode import header_duration_s
+from mowe_ray.data.sample import BadAudio, BadSample, Sample
+from mowe_ray.data.shards.manifest import read_audio
+from mowe_ray.data.shards.record import (
+    ANSWER_KEYS,
+    AUDIO_KEYS,
+    TEXT_KEYS,
+    UNKNOWN_TASK,
+    Place,
+    Row,
+    bad_row,
+    bad_sample,
+    broken_shard,
+    check_record,
+    make_sample,
+    parse_record,
+)
+from mowe_ray.data.shards.storage import fingerprint, is_remote, open_file
+
+_CACHE_BYTES = 256 << 20
+
+
+class _Parquet:
+    """Row groups of a Parquet file."""
+
+    def __init__(self, shard: str) -> None:
+        self._file = pq.ParquetFile(open_file(shard) if is_remote(shard) else shard)
+        self.names: list[str] = self._file.schema_arrow.names
+        self.num_groups: int = self._file.num_row_groups
+
+    def read(self, group: int, columns: list[str]) -> pa.Table:
+        return self._file.read_row_group(group, columns=columns)
+
+
+class _Arrow:
+    """Record batches of an Arrow stream or file, memory-mapped when local."""
+
+    def __init__(self, shard: str) -> None:
+        if is_remote(shard):
+            data = pa.py_buffer(open_file(shard).read())
+        else:
+            data = pa.memory_map(shard).read_buffer()
+        try:
+            reader = pa.ipc.open_stream(data)
+        except pa.ArrowInvalid:
+            reader = pa.ipc.open_file(data)
+            self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        else:
+            self._batches = list(reader)
+        self.names: list[str] = reader.schema.names
+        self.num_groups = len(self._batches)
+
+    def read(self, group: int, columns: list[str]) -> pa.Table:
+        return pa.Table.from_batches([self._batches[group]]).select(columns)
+
+
+@lru_cache(maxsize=32)
+def _open(shard: str, version: str) -> _Parquet | _Arrow:
+    """Open a shard once per process and version: reading a long footer takes milliseconds."""
+    return _Arrow(shard) if shard.endswith(".arrow") else _Parquet(shard)
+
+
+def _version(shard: str) -> str:
+    # A remote shard is taken as unchanging: asking costs a request for every batch.
+    return "" if is_remote(shard) else fingerprint(shard)
+
+
+def scan(shard: str, default_task: str | None) -> Iterator[Row]:
+    """Yield a row for each table row; without a duration column all audio is read, once.
+
+    Raises:
+        ValueError: when no column is known as the answer.
+    """
+    try:
+        table = _open(shard, _version(shard))
+        if not set(ANSWER_KEYS) & set(table.names):
+            columns, answers = ", ".join(table.names), ", ".join(ANSWER_KEYS)
+            raise ValueError(f"{shard} has the columns {columns}, but none of {answers}")
+        for group in range(table.num_groups):
+            rows = table.read(group, [n for n in table.names if n in TEXT_KEYS]).to_pylist()
+            look = any(parse_record(fields).duration_s is None for fields in rows)
+            if look:
+                audio = table.read(group, [n for n in table.names if n in AUDIO_KEYS]).to_pylist()
+                rows = [{**a, **fields} for a, fields in zip(audio, rows, strict=True)]
+            for number, fields in enumerate(rows):
+                yield _row(shard, group, number, fields, look, default_task)
+    except (pa.ArrowException, OSError) as error:
+        yield broken_shard(shard, str(error))
+
+
+def _row(
+    shard: str,
+    group: int,
+    number: int,
+    fields: dict[str, Any],
+    seen: bool,
+    default_task: str | None,
+) -> Row:
+    record = parse_record(fields)
+    stem = shard.rsplit("/", 1)[-1].rpartition(".")[0]
+    sample_id = record.id or f"{stem}:{group}:{number}"
+    try:
+        # A declared duration is taken as the promise of audio; reading checks it.
+        check_record(record, record.audio is not None or not seen)
+        duration = record.duration_s or 0.0
+        if record.audio is not None and not duration:
+            duration = header_duration_s(_bytes(shard, record.audio))
+    except BadAudio as error:
+        return bad_row(sample_id, error)
+    task = record.task or default_task or UNKNOWN_TASK
+    return Row(sample_id, duration, task, audio_at=group, meta_at=number)
+
+
+def _bytes(shard: str, audio: str | bytes) -> bytes:
+    return audio if isinstance(audio, bytes) else read_audio(shard, audio)
+
+
+class _GroupCache:
+    """Least recently used row groups of this process, up to a number of bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._groups: OrderedDict[tuple[str, str, int], pa.Table] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, shard: str, group: int) -> pa.Table:
+        version = _version(shard)
+        key = (shard, version, group)
+        with self._lock:  # also keeps two threads from reading through one file object
+            if key not in self._groups:
+                table = _open(shard, version)
+                known = [n for n in table.names if n in TEXT_KEYS or n in AUDIO_KEYS]
+                self._groups[key] = table.read(group, known)
+                self._bytes += self._groups[key].nbytes
+            self._groups.move_to_end(key)
+            while self._bytes > self._max_bytes and len(self._groups) > 1:
+                self._bytes -= self._groups.popitem(last=False)[1].nbytes
+            return self._groups[key]
+
+
+_CACHE = _GroupCache(_CACHE_BYTES)
+
+
+def read(places: list[Place]) -> Iterator[Sample | BadSample]:
+    """Read table rows through the row-group cache."""
+    return map(_sample, places)
+
+
+def _sample(place: Place) -> Sample | BadSample:
+    try:
+        try:
+            group = _CACHE.get(place.shard, place.audio_at)
+        except (pa.ArrowException, OSError) as error:
+            raise BadAudio("unreadable", f"{place.shard}: {error}") from error
+        record = parse_record(group.slice(place.meta_at, 1).to_pylist()[0])
+        audio = record.audio
+        content = None if audio is None else _bytes(place.shard, audio)
+        return make_sample(place, record, content)
+    except BadAudio as error:
+        return bad_sample(place, error)

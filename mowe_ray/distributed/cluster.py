@@ -1,0 +1,47 @@
+"""Join the cluster the command was submitted to, or start a local Ray; check that the run fits."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import ray
+
+def join(cpus: float) -> None:
+    """Connect to Ray unless that is done already.
+
+    Under `ray job submit` (RAY_ADDRESS set) this is the cluster of the job. Elsewhere a local
+    Ray starts with at least `cpus` logical CPUs, so that a laptop shares its cores rather than waits.
+    """
+    if ray.is_initialized():
+        return
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+        return
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
+        # Off, Ray would leak the CPUs of killed trials and controllers (its cleaner lives there).
+        include_dashboard=True,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+
+
+def check_resources(cpus: float, gpus: float) -> None:
+    """Raise if the cluster can never hold the run, which would otherwise wait for ever.
+
+    Args:
+        cpus: CPUs of all workers and their decoding.
+        gpus: GPUs of all workers.
+
+    Raises:
+        ValueError: Names the keys to lower.
+    """
+    total = ray.cluster_resources()
+    for kind, need, keys in (
+        ("CPU", cpus, "compute.num_workers, compute.cpus_per_worker or data.decode_cpus"),
+        ("GPU", gpus, "compute.num_workers or compute.gpus_per_worker"),
+    ):
+        if need > total.get(kind, 0.0):
+            raise ValueError(f"the run needs {need:g} {kind}s and the cluster has {total.get(kind, 0.0):g}: lower {keys}")

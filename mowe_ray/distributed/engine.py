@@ -1,0 +1,170 @@
+"""DeepSpeed around a MoWE model: ZeRO sharding, mixed precision, clipping, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from mowe_ray.model import MoweForConditionalGeneration, MoweOutput
+from mowe_ray.training.schedule import set_learning_rates
+
+_TAG = "state"
+
+
+def deepspeed_config(
+    *,
+    zero_stage: int,
+    clip_norm: float,
+    bf16: bool,
+    offload: Literal["none", "cpu"],
+) -> dict[str, Any]:
+    """Return the DeepSpeed configuration of a run.
+
+    Args:
+        clip_norm: Global gradient norm limit; 0 is off (DeepSpeed's own default would be 1.0).
+    """
+    zero: dict[str, Any] = {"stage": zero_stage}
+    if offload == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    return {
+        # Only DeepSpeed's own counters read these two: our batches vary in size, and the loop says when a step ends.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": clip_norm,
+        "bf16": {"enabled": bf16},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        # torch's AdamW also runs on offloaded states, and needs no compiler on the machine.
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+
+
+class DeepSpeedEngine:
+    """A model and its AdamW under DeepSpeed, as the training loop sees it.
+
+    Responsibilities:
+    - scale losses so that gradients are sums over ranks and micro-batches (the model's losses are
+      already shares of the global loss);
+    - enter idle encoders also outside training under ZeRO-3, where every rank must gather the same weights;
+    - name the trainable tensors that a step left without gradient.
+    """
+
+    def __init__(self, model: MoweForConditionalGeneration, groups: list[dict[str, Any]], config: dict[str, Any]):
+        """Shard `model` and create its optimizer; a process group must exist. Collective."""
+        deepspeed.utils.logger.setLevel(logging.ERROR)
+        self._stage: int = config["zero_optimization"]["stage"]
+        model.enter_idle_encoders = self._stage == 3
+        self._touched: set[str] = set()
+        self._trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+        self._watch_gradients(model)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=[p for group in groups for p in group["params"]],
+            optimizer=optimizer,
+            config=config,
+        )
+        self.rank: int = dist.get_rank()
+
+    @property
+    def model(self) -> MoweForConditionalGeneration:
+        """The wrapped model; under ZeRO-3 its parameters are shards."""
+        module: MoweForConditionalGeneration = self._engine.module
+        return module
+
+    @property
+    def device(self) -> torch.device:
+        """Device of this rank."""
+        return torch.device(self._engine.device)
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return dist.get_world_size()
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are sharded, so that all ranks must run the same modules at the same time."""
+        return self._stage == 3
+
+    def forward(self, **inputs: Any) -> MoweOutput:
+        """Run the model on this rank's inputs."""
+        output: MoweOutput = self._engine(**inputs)
+        return output
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Accumulate the gradient of a micro-batch's share of the global loss; reduce it after the `last`.
+
+        DeepSpeed averages over ranks: the factor undoes it. Accumulation is not averaged at all.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self, learning_rate_factor: float) -> float:
+        """Clip, update and clear the gradients; returns their global norm before clipping."""
+        set_learning_rates(self._engine.optimizer.param_groups, learning_rate_factor)
+        norm = self._local_norm() if self._stage == 0 else None
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm() if norm is None else norm
+        return float(norm or 0.0)
+
+    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum `values` over all ranks, on this rank's device."""
+        values = values.to(self.device)
+        dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's `value`, by rank."""
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def untouched_parameters(self) -> list[str]:
+        """Return the trainable parameters that no backward of this rank has reached yet."""
+        return [name for name in self._trainable if name not in self._touched]
+
+    def save(self, folder: Path, state: dict[str, Any]) -> None:
+        """Write this rank's part of weights, optimizer and `state` into `folder`. Collective.
+
+        Frozen weights are not written: they come from the base checkpoints again.
+        """
+        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=state, exclude_frozen_parameters=True)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Restore what `save` wrote at the same world size; returns `state`. Collective."""
+        path, state = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        if path is None:
+            raise ValueError(f"no checkpoint for this rank in {folder}")
+        return dict(state)
+
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
+        """Return all weights, whole and on the CPU, on rank 0 (elsewhere an empty dict). Collective."""
+        tensors = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
+        weights: dict[str, torch.Tensor] = {}
+        for name in self.model.state_dict():
+            tensor = tensors[name]
+            with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
+                if self.rank == 0:
+                    weights[name] = tensor.detach().cpu().clone()
+        return weights
+
+    def _watch_gradients(self, model: nn.Module) -> None:
+        # Hooks see the gradient before ZeRO partitions and frees it.
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(lambda _grad, name=name: self._touched.add(name))
+
+    def _local_norm(self) -> torch.Tensor:
+        # Without ZeRO, DeepSpeed keeps no norm; the gradients are reduced already and equal on all ranks.
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)

@@ -1,0 +1,135 @@
+"""The driver of a run: index the data, start the training processes, hand back the result."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Queue
+
+from mowe_ray.config import RunConfig
+from mowe_ray.distributed import cluster
+from mowe_ray.distributed.pipeline import parallel_map
+from mowe_ray.distributed.worker import WorkerSetup, train_worker
+from mowe_ray.training.assemble import own_tokenizer
+from mowe_ray.training.data_order import count_steps
+from mowe_ray.training.run_folder import RunFolder
+from mowe_ray.training.sources import index_sources, training_plan
+
+# A rank that keeps the others waiting longer is taken for lost.
+_COLLECTIVE_TIMEOUT_S = 600
+
+# What may change between two runs of the same command without making it another experiment.
+_FREE_TO_CHANGE = {
+    "training": {"max_steps", "epochs", "eval_every", "save_every", "log_every", "keep_checkpoints"},
+    "compute": {"accelerator_type", "max_failures", "cpus_per_worker"},
+    "data": {"decode_cpus", "max_bad_fraction", "validation"},
+}
+
+
+def train(config: RunConfig) -> dict[str, Any]:
+    """Run the training to its end, or continue it; returns the result, which `result.json` keeps.
+
+    Raises:
+        ValueError: Something the user must change: the data, the resources, or a folder of another run.
+    """
+    folder = RunFolder(config.storage, config.name)
+    compute = config.compute
+    _claim(folder, config)
+    cpus = compute.num_workers * (compute.cpus_per_worker + config.data.decode_cpus)
+    cluster.join(cpus)
+    cluster.check_resources(cpus, compute.num_workers * compute.gpus_per_worker)
+    sources = index_sources(config.data, parallel_map)
+    plan = training_plan(sources.train, config.data, seed=config.seed, lanes=lanes(config))
+    total_steps = config.training.max_steps or count_steps(plan, config.training.epochs or 0)
+    if folder.exists("result.json") and (result := json.loads(folder.read_text("result.json")))["steps"] >= total_steps:
+        print(f"{folder.url} is finished; choose another name to train again", file=sys.stderr)
+        return dict(result)
+    console: Queue = Queue(actor_options={"num_cpus": 0})
+    printer = threading.Thread(target=_print_lines, args=(console,), daemon=True)
+    printer.start()
+    setup = WorkerSetup(
+        config=config.model_dump_json(),
+        tokenizer=own_tokenizer(config.model, sources.train, folder),
+        total_steps=total_steps,
+        train_index=ray.put(sources.train),
+        validation_indexes={name: ray.put(index) for name, index in sources.validation.items()},
+        report=sources.report,
+        console=console,
+    )
+    result = _fit(config, folder, setup)
+    console.put(None)
+    printer.join()
+    if "error" in result:
+        raise ValueError(result["error"])
+    folder.write_json("result.json", result)
+    return result
+
+
+def lanes(config: RunConfig) -> int:
+    """Micro-batches of an optimizer step, over all workers."""
+    return config.compute.num_workers * config.training.gradient_accumulation
+
+
+def _claim(folder: RunFolder, config: RunConfig) -> None:
+    """Take the run folder, new or our own."""
+    new = config.model_dump(mode="json")
+    if folder.exists("config.json"):
+        if not config.resume:
+            raise ValueError(f"{folder.url} exists and resume=false: choose another name")
+        differing = _first_difference(json.loads(folder.read_text("config.json")), new)
+        if differing:
+            raise ValueError(
+                f"{folder.url} holds a run with another {differing}: choose another name, or go back to its value"
+            )
+    folder.write_json("config.json", new)
+
+
+def _first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    for section in ("seed", "model", "data", "training", "compute"):
+        before, after = old.get(section), new[section]
+        if not isinstance(after, dict):
+            if before != after:
+                return section
+            continue
+        for key, value in after.items():
+            if key not in _FREE_TO_CHANGE.get(section, set()) and (before or {}).get(key) != value:
+                return f"{section}.{key}"
+    return None
+
+
+def _fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> dict[str, Any]:
+    compute = config.compute
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"setup": setup},
+        torch_config=TorchConfig(
+            backend="nccl" if compute.gpus_per_worker else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=compute.num_workers,
+            use_gpu=compute.gpus_per_worker > 0,
+            resources_per_worker={"CPU": compute.cpus_per_worker, "GPU": compute.gpus_per_worker},
+            accelerator_type=compute.accelerator_type,
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.name,
+            storage_path=folder.storage,
+            failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
+        ),
+    )
+    try:
+        return dict(trainer.fit().return_value)
+    except ray.train.TrainingFailedError as error:
+        raise ValueError(f"training failed after {compute.max_failures} restarts: {error}") from error
+
+
+def _print_lines(console: Queue) -> None:
+    while (line := console.get()) is not None:
+        print(line, file=sys.stderr, flush=True)

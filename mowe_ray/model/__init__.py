@@ -1,0 +1,26 @@
+"""The MoWE AudioLLM, in transformers' shape; importing it registers it with the Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
+
+from .configuration_mowe import MoweConfig
+from .modeling_mowe import MoweForConditionalGeneration, MoweOutput
+from .processing_mowe import MoweProcessor
+from .routing import Routing, RoutingRecord
+from .routing_loss import RoutingTotals
+from .tower import PreparedAudio
+
+__all__ = [
+    "MoweConfig",
+    "MoweForConditionalGeneration",
+    "MoweOutput",
+    "MoweProcessor",
+    "PreparedAudio",
+    "Routing",
+    "RoutingRecord",
+    "RoutingTotals",
+]
+
+AutoConfig.register("mowe", MoweConfig)
+AutoModel.register(MoweConfig, MoweForConditionalGeneration)
+AutoModelForCausalLM.register(MoweConfig, MoweForConditionalGeneration)
+AutoProcessor.register(MoweConfig, MoweProcessor)

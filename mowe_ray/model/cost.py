@@ -1,0 +1,128 @@
+"""What a model would cost, counted on PyTorch's meta device: no weights and no accelerator."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from .encoders import AudioEncoder, encoder_class, read_config
+from .frontends import SAMPLE_RATE
+from .known_architectures import KNOWN_ARCHITECTURES
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size and work of one part of a model.
+
+    Attributes:
+        parameters: weights stored.
+        trainable: weights that get a gradient.
+        gflops: 1e9 floating-point operations of one forward pass; a multiply-add counts as two.
+    """
+
+    parameters: int
+    trainable: int
+    gflops: float
+
+
+def encoder_on_meta(source: str | Mapping[str, Any]) -> AudioEncoder | None:
+    """An encoder without weights; None when its hub id is neither in our table nor within reach."""
+    config = _configuration(source)
+    if config is None:
+        return None
+    family = encoder_class(config)
+    with torch.device("meta"):
+        return family(config, family.make_front_end(config, {}))
+
+
+def language_model_on_meta(source: str | Mapping[str, Any]) -> PreTrainedModel | None:
+    """A language model without weights; None as for `encoder_on_meta`."""
+    config = _configuration(source)
+    if config is None:
+        return None
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def encoder_cost(encoder: AudioEncoder, seconds: float) -> Cost:
+    """Cost of one clip padded to `seconds`; the encoder must be on the meta device."""
+    samples = max(round(seconds * SAMPLE_RATE), encoder.min_samples)
+    wave = torch.empty(1, samples, device="meta")
+    features = encoder.front_end(wave, torch.tensor([samples], device="meta"), samples)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder(features)
+    return _cost(encoder, counter)
+
+
+def language_model_cost(model: PreTrainedModel, tokens: int) -> Cost:
+    """Cost of one sequence of so many text and audio tokens; the model must be on the meta device.
+
+    Attention is counted over all pairs of tokens; kernels that skip the causal half do less.
+    """
+    width = model.config.get_text_config().hidden_size
+    embeddings = torch.empty(1, tokens, width, device="meta", dtype=model.dtype)
+    # A ready-made mask, because transformers would look at values to make one, and there are none.
+    mask = torch.empty(1, 1, tokens, tokens, device="meta", dtype=torch.bool)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False)
+    return _cost(model, counter)
+
+
+def zero_memory_bytes(
+    trainable: int, frozen: int, stage: int, world_size: int, bytes_per_weight: int
+) -> dict[str, int]:
+    """Bytes per worker for model states under ZeRO with AdamW; activations come on top.
+
+    From arXiv 1910.02054 section 5: a trained weight takes its own bytes, as many for its gradient,
+    and 12 for float32 master copy, mean and variance. Stage 1 divides the optimizer's part by the
+    number of workers, stage 2 also the gradients, stage 3 also the weights, frozen ones included.
+    In float32 the master copy exists only because DeepSpeed makes one from stage 1 on.
+
+    Args:
+        trainable: number of trained weights.
+        frozen: number of frozen weights; they have neither gradients nor optimizer states.
+        stage: ZeRO stage, 0 to 3.
+        world_size: number of workers.
+        bytes_per_weight: 2 for bfloat16, 4 for float32.
+
+    Returns:
+        Bytes of `weights`, `gradients`, `optimizer` and their `total`.
+    """
+    assert stage in range(4), stage
+    master_copy = 4 if bytes_per_weight < 4 or stage > 0 else 0
+    parts = {
+        "weights": (bytes_per_weight * (trainable + frozen), 3),
+        "gradients": (bytes_per_weight * trainable, 2),
+        "optimizer": ((master_copy + 8) * trainable, 1),
+    }
+    divided = {
+        name: -(-size // world_size) if stage >= first_divided else size
+        for name, (size, first_divided) in parts.items()
+    }
+    return {**divided, "total": sum(divided.values())}
+
+
+def _configuration(source: str | Mapping[str, Any]) -> Any:
+    if isinstance(source, str) and source in KNOWN_ARCHITECTURES:
+        return AutoConfig.for_model(**KNOWN_ARCHITECTURES[source])
+    try:
+        return read_config(source)
+    except ValueError:
+        if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+            return None
+        raise
+
+
+def _cost(module: nn.Module, counter: FlopCounterMode) -> Cost:
+    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+    return Cost(
+        parameters=sum(size for size, _ in sizes),
+        trainable=sum(size for size, trained in sizes if trained),
+        gflops=counter.get_total_flops() / 1e9,
+    )

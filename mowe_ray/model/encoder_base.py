@@ -1,0 +1,161 @@
+"""What every audio encoder of a MoWE model can do, whatever its family.
+
+A new family is one subclass of `AudioEncoder` (see `encoder_wav2vec2.py` for the shortest ones) and
+one line in `encoders.py`; `tests/unit/model/encoders/test_contract.py` then checks it.
+
+Shapes: C clips, S samples, T frames, D width, L layers.
+"""
+
+import copy
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from .frontends import FrontEnd
+
+PadAudio = Literal["bucket", "full30"]
+Samples = TypeVar("Samples", int, Tensor)
+
+# transformers would mask and skip at random on its own account, hold parameters that only its
+# masking reads, and shorten the frames with a text-alignment adapter. Here the trainer decides on
+# augmentation, every trainable tensor must get a gradient, and MoWE has its own adapter.
+_QUIET = {
+    "layerdrop": 0.0,
+    "encoder_layerdrop": 0.0,
+    "apply_spec_augment": False,
+    "mask_time_prob": 0.0,
+    "mask_feature_prob": 0.0,
+    "add_adapter": False,
+}
+
+
+class AudioEncoder(nn.Module):
+    """A transformers audio encoder behind one interface: features in, frames out.
+
+    Args:
+        config: configuration of the checkpoint the encoder comes from.
+        front_end: what turns waves into this encoder's features.
+        model: the encoder with its weights; None builds it with new random weights.
+    """
+
+    model_class: ClassVar[type[PreTrainedModel]]
+    """The transformers class of the encoder alone."""
+
+    key_mapping: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Regular expressions that rename a checkpoint's keys to those of `model_class`."""
+
+    lora_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    """Names of the linear layers that LoRA adapts: the attention, unless LoRA is dead there."""
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        front_end: FrontEnd,
+        model: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = self.quiet(config)
+        self.front_end = front_end
+        self.model = self.model_class(self.config) if model is None else model
+
+    @staticmethod
+    def quiet(config: PretrainedConfig) -> PretrainedConfig:
+        """A copy of `config` without transformers' own random masking, skipping and adapters."""
+        config = copy.deepcopy(config)
+        for name, value in _QUIET.items():
+            if hasattr(config, name):
+                setattr(config, name, value)
+        return config
+
+    @classmethod
+    def make_front_end(cls, config: PretrainedConfig, preprocessor: Mapping[str, Any]) -> FrontEnd:
+        """The front-end of a checkpoint.
+
+        Args:
+            config: the checkpoint's configuration; it decides whatever fixes a weight's shape.
+            preprocessor: its preprocessor_config.json, {} when it has none.
+        """
+        raise NotImplementedError
+
+    @property
+    def frame_layers(self) -> list[tuple[int, int, int]]:
+        """(kernel, stride, padding) of the layers in time, from 16 kHz samples to frames."""
+        raise NotImplementedError
+
+    def encode(
+        self, features: Tensor, lengths: Tensor | None, all_layers: bool
+    ) -> Tensor | tuple[Tensor, ...]:
+        """`forward` without the care for dtype and frozen weights."""
+        raise NotImplementedError
+
+    def forward(
+        self, features: Tensor, all_layers: bool = False, lengths: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Encode features to frames.
+
+        Args:
+            features: (C, ...) what `front_end` returned for waves of one padded length S.
+            all_layers: also return the intermediate layers.
+            lengths: (C,) valid samples. Families trained with an attention mask then ignore the
+                padding; the others, and None, treat every frame as audio.
+
+        Returns:
+            (C, T, D) with T = num_frames(S), or with `all_layers` the L + 1 hidden states as
+            transformers numbers them: 0 is the input of the first layer, L the encoder's output (so
+            after a final normalisation, where there is one). Frames beyond num_frames(a clip's own
+            length) are padding.
+        """
+        # A frozen encoder in a training step must not build a graph that nobody will use.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.encode(features.to(self.dtype), lengths, all_layers)
+
+    @property
+    def width(self) -> int:
+        """D, channels per frame."""
+        return int(self.config.hidden_size)
+
+    @property
+    def num_layers(self) -> int:
+        """L, transformer layers."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def frozen(self) -> bool:
+        """True when no weight is trained."""
+        return not any(p.requires_grad for p in self.model.parameters())
+
+    def train(self, mode: bool = True) -> "AudioEncoder":
+        """Switch mode; a frozen encoder stays in eval, or dropout would randomise its features."""
+        super().train(mode and not self.frozen)
+        return self
+
+    def num_frames(self, samples: Samples) -> Samples:
+        """Frames of clips of so many samples (an int, or a tensor of any shape); at least 1."""
+        for kernel, stride, padding in self.frame_layers:
+            samples = (samples + (2 * padding - kernel)) // stride + 1
+        return samples.clamp(min=1) if isinstance(samples, Tensor) else max(1, samples)
+
+    @property
+    def min_samples(self) -> int:
+        """Shortest clip it runs on; at least 25 ms, the window of the spectral front-ends."""
+        samples = 1
+        for kernel, stride, padding in reversed(self.frame_layers):
+            samples = (samples - 1) * stride + kernel - 2 * padding
+        return max(samples, 400)
+
+    def pad_samples(self, samples: int, pad_audio: PadAudio) -> int:
+        """The padded length of a batch whose longest clip has `samples` samples."""
+        return max(samples, self.min_samples)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.model.activation_checkpointing_enable()

@@ -1,0 +1,182 @@
+"""Find, load and compare audio encoders.
+
+encoder, extras = load_encoder("openai/whisper-tiny")
+frames = encoder(encoder.front_end(wave, lengths, padded_samples))
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.utils import logging
+
+from .checkpoint_tensor import read_tensor
+from .encoder_ast import ASTAudioEncoder
+from .encoder_base import AudioEncoder, PadAudio
+from .encoder_wav2vec2 import (
+    Data2VecAudioEncoder,
+    HubertAudioEncoder,
+    Wav2Vec2AudioEncoder,
+    WavLMAudioEncoder,
+)
+from .encoder_whisper import WhisperAudioEncoder
+from .frontends import SAMPLE_RATE
+
+__all__ = [
+    "ENCODERS",
+    "AudioEncoder",
+    "EncoderExtras",
+    "PadAudio",
+    "encoder_class",
+    "load_encoder",
+    "read_config",
+    "same_weights",
+]
+
+ENCODERS: dict[str, type[AudioEncoder]] = {
+    "whisper": WhisperAudioEncoder,
+    "hubert": HubertAudioEncoder,
+    "wav2vec2": Wav2Vec2AudioEncoder,
+    "wavlm": WavLMAudioEncoder,
+    "data2vec-audio": Data2VecAudioEncoder,
+    "audio-spectrogram-transformer": ASTAudioEncoder,
+}
+"""Adapter class by the `model_type` of a transformers configuration."""
+
+
+@dataclass(frozen=True)
+class EncoderExtras:
+    """What a checkpoint knows beyond its encoder.
+
+    Attributes:
+        layer_weights: (L + 1,) logits of a learned sum over hidden states, to be softmaxed, from
+            classifiers such as superb/hubert-base-superb-er; None in most checkpoints.
+        preprocessor: the values of its preprocessor_config.json; {} when it has none.
+    """
+
+    layer_weights: Tensor | None = None
+    preprocessor: dict[str, Any] = field(default_factory=dict)
+
+
+def encoder_class(config: PretrainedConfig) -> type[AudioEncoder]:
+    """The adapter class for a configuration.
+
+    Raises:
+        ValueError: its family has no adapter; the message lists the families that have.
+    """
+    if config.model_type not in ENCODERS:
+        raise ValueError(
+            f"encoder family {config.model_type!r} is not supported; known families: "
+            f"{', '.join(sorted(ENCODERS))}"
+        )
+    return ENCODERS[config.model_type]
+
+
+def load_encoder(
+    source: str | Mapping[str, Any], seed: int = 0
+) -> tuple[AudioEncoder, EncoderExtras]:
+    """Load the encoder contained in any transformers checkpoint, in float32.
+
+    Args:
+        source: a folder or hub id of a model that contains the encoder (with a decoder, a
+            classifier, or bare), or a configuration `{"model_type": ..., ...}` for random weights.
+        seed: seed of random weights.
+
+    Raises:
+        ValueError: the source cannot be read, its family is unknown, weights of the encoder are
+            missing, or it expects another sample rate than 16 kHz.
+    """
+    config = read_config(source)
+    family = encoder_class(config)
+    if isinstance(source, str):
+        preprocessor = _read_preprocessor(source)
+        model, leftover = _load_weights(family, source, config)
+        weights = read_tensor(source, "layer_weights") if "layer_weights" in leftover else None
+        extras = EncoderExtras(weights, preprocessor)
+        return family(config, family.make_front_end(config, preprocessor), model), extras
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return family(config, family.make_front_end(config, {})), EncoderExtras()
+
+
+def read_config(source: str | Mapping[str, Any]) -> PretrainedConfig:
+    """The configuration of a checkpoint, or of an inline mapping.
+
+    Raises:
+        ValueError: there is no such checkpoint, or the mapping names no model_type.
+    """
+    if isinstance(source, str):
+        try:
+            found: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        except OSError as error:
+            raise ValueError(f"cannot read a checkpoint from {source!r}: {error}") from error
+        return found
+    values = dict(source)
+    if "model_type" not in values:
+        raise ValueError("an inline config needs model_type, for example 'whisper' or 'llama'")
+    return AutoConfig.for_model(**values)
+
+
+def same_weights(first: AudioEncoder, second: AudioEncoder) -> bool:
+    """True when two encoders are of one family and equal in every weight."""
+    if type(first) is not type(second):
+        return False
+    ours, theirs = first.model.state_dict(), second.model.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def _load_weights(
+    family: type[AudioEncoder], source: str, config: PretrainedConfig
+) -> tuple[PreTrainedModel, set[str]]:
+    """The encoder with its weights, and the checkpoint's keys that are not the encoder's."""
+    with _quiet_transformers():
+        loaded: Any = family.model_class.from_pretrained(
+            source,
+            config=family.quiet(config),
+            key_mapping=dict(family.key_mapping) or None,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    model, report = loaded
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise ValueError(
+            f"{source!r} lacks {len(missing)} weights of a {config.model_type} encoder: {shown}. "
+            "Name a checkpoint that contains the whole encoder"
+        )
+    return model, set(report["unexpected_keys"])
+
+
+def _read_preprocessor(source: str) -> dict[str, Any]:
+    try:
+        values, _ = FeatureExtractionMixin.get_feature_extractor_dict(source)
+    except OSError:
+        return {}  # the configuration's own values and the family's defaults then decide
+    rate = values.get("sampling_rate", SAMPLE_RATE)
+    if rate != SAMPLE_RATE:
+        raise ValueError(
+            f"{source!r} expects audio at {rate} Hz; encoders here get {SAMPLE_RATE} Hz"
+        )
+    return dict(values)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hold back the report on unused weights: decoders and heads are left out on purpose."""
+    verbosity = logging.get_verbosity()
+    progress_bar = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if progress_bar:
+            logging.enable_progress_bar()

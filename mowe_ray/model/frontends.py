@@ -1,0 +1,216 @@
+"""Front-ends: what an encoder wants to hear, computed from the waveform on its own device.
+
+Data workers ship plain 16 kHz waves; features are made here, next to the encoder, because they are
+cheap on an accelerator and because the pool members that need them are only known after routing.
+A front-end is a value: two encoders whose front-ends compare equal share one computation.
+
+Shapes: C clips, S samples, F feature frames, B mel bins.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.audio_utils import mel_filter_bank
+
+SAMPLE_RATE = 16_000
+"""Hz. Every wave inside the model has this rate."""
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """Turns padded waves into the features of one kind of encoder."""
+
+    kind: ClassVar[str]
+
+    def __call__(self, wave: Tensor, lengths: Tensor, padded_samples: int) -> Tensor:
+        """Features of a batch, in float32, outside autocast and without a graph.
+
+        Args:
+            wave: (C, S) mono 16 kHz; whatever lies beyond a clip's own length is ignored.
+            lengths: (C,) valid samples of each clip.
+            padded_samples: the common length all clips get, filled with silence.
+        """
+        with torch.no_grad(), _without_autocast(wave.device):
+            wave = F.pad(wave.float(), (0, padded_samples - wave.shape[1]))
+            valid = torch.arange(padded_samples, device=wave.device) < lengths[:, None]
+            return self.features(wave.masked_fill(~valid, 0.0), lengths)
+
+    def features(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        """Features of waves (C, padded samples) that are silent beyond their lengths (C,)."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a configuration file; `front_end_from_dict` reads them back."""
+        return {"kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class LogMel(FrontEnd):
+    """Whisper's log-mel spectrogram (C, B, F), F = padded samples // hop.
+
+    Equal to `WhisperFeatureExtractor` at every padded length: its reflection at the end of the
+    wave, its dropped last frame, its floor 8 decades of power (80 dB) below each clip's maximum.
+    """
+
+    kind: ClassVar[str] = "log_mel"
+    n_mels: int = 80
+    n_fft: int = 400
+    hop_length: int = 160
+
+    def features(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        """Log-mel energies, scaled as Whisper was trained on them."""
+        window = torch.hann_window(self.n_fft, device=wave.device)
+        spectrum = torch.stft(wave, self.n_fft, self.hop_length, window=window, return_complex=True)
+        # The contiguous copy is measurably cheaper than a matmul on the strided view.
+        power = (spectrum[..., :-1].abs() ** 2).contiguous()
+        log_mel = (
+            (_slaney_filters(self.n_mels, self.n_fft, wave.device) @ power).clamp(1e-10).log10()
+        )
+        loudest = log_mel.amax(dim=(1, 2), keepdim=True)
+        return (torch.maximum(log_mel, loudest - 8.0) + 4.0) / 4.0
+
+
+@dataclass(frozen=True)
+class NormalisedWave(FrontEnd):
+    """The wave itself (C, S), each clip with zero mean and unit variance if `do_normalize`.
+
+    Equal to `Wav2Vec2FeatureExtractor` on every clip alone: the moments are those of the clip's own
+    samples, never of its padding.
+    """
+
+    kind: ClassVar[str] = "wave"
+    do_normalize: bool = True
+
+    def features(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        """The wave, silent beyond each clip's length."""
+        if not self.do_normalize:
+            return wave
+        count = lengths[:, None].to(wave.dtype)
+        valid = torch.arange(wave.shape[1], device=wave.device) < lengths[:, None]
+        centred = (wave - wave.sum(1, keepdim=True) / count).masked_fill(~valid, 0.0)
+        variance = centred.square().sum(1, keepdim=True) / count
+        return centred / (variance + 1e-7).sqrt()
+
+
+@dataclass(frozen=True)
+class KaldiFbank(FrontEnd):
+    """Kaldi log filter banks (C, F, B) as `ASTFeatureExtractor` makes them, one frame per 10 ms.
+
+    Frames that do not lie wholly inside a clip hold `padding`, the value the extractor gives to
+    the frames it appends.
+    """
+
+    kind: ClassVar[str] = "kaldi_fbank"
+    n_mels: int = 128
+    do_normalize: bool = True
+    mean: float = -4.2677393
+    std: float = 4.5689974
+
+    window: ClassVar[int] = 400
+    hop: ClassVar[int] = 160
+    n_fft: ClassVar[int] = 512
+
+    @property
+    def padding(self) -> float:
+        """Value of a padding frame: the extractor pads with 0 first and normalises afterwards."""
+        return -self.mean / (2 * self.std) if self.do_normalize else 0.0
+
+    def features(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        """Per frame: remove DC, pre-emphasise by 0.97, Hann window, power spectrum, log mel."""
+        frames = wave.unfold(1, self.window, self.hop)
+        frames = frames - frames.mean(-1, keepdim=True)
+        previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
+        window = torch.hann_window(self.window, periodic=False, device=wave.device)
+        spectrum = torch.fft.rfft((frames - 0.97 * previous) * window, n=self.n_fft)
+        energies = spectrum.abs() ** 2 @ _kaldi_filters(self.n_mels, self.n_fft, wave.device)
+        log_mel: Tensor = energies.clamp(torch.finfo(torch.float32).eps).log()
+        own_frames = (lengths - self.window).div(self.hop, rounding_mode="floor") + 1
+        valid = torch.arange(log_mel.shape[1], device=wave.device) < own_frames[:, None]
+        if self.do_normalize:
+            log_mel = (log_mel - self.mean) / (2 * self.std)
+        return log_mel.masked_fill(~valid[..., None], self.padding)
+
+
+def front_end_from_dict(values: Mapping[str, Any]) -> FrontEnd:
+    """Rebuild a front-end from `FrontEnd.to_dict()`.
+
+    Raises:
+        ValueError: `kind` is not a known front-end.
+    """
+    kinds: dict[str, type[FrontEnd]] = {c.kind: c for c in (LogMel, NormalisedWave, KaldiFbank)}
+    fields = dict(values)
+    kind = fields.pop("kind", None)
+    if kind not in kinds:
+        raise ValueError(f"front-end kind {kind!r} is unknown; known: {', '.join(kinds)}")
+    return kinds[kind](**fields)
+
+
+def spec_augment(
+    features: Tensor, mask_prob: float, mask_length: int, valid_frames: Tensor | None = None
+) -> Tensor:
+    """Silence random stretches of time in a log-mel spectrogram (SpecAugment, arXiv 1904.08779).
+
+    As transformers does for Whisper: per clip `mask_prob * frames / mask_length` stretches (rounded
+    at random, at least 2) of `mask_length` frames become 0. [ours] Stretches may overlap, and are
+    drawn with torch on the features' device, so that restoring its generator replays the masks.
+
+    Args:
+        features: (C, B, F) log-mel.
+        mask_prob: share of the frames to mask, before overlaps.
+        mask_length: frames (10 ms) per stretch.
+        valid_frames: (C,) frames that belong to each clip; None means all of them.
+    """
+    clips, _, frames = features.shape
+    device = features.device
+    valid = torch.full((clips,), frames, device=device) if valid_frames is None else valid_frames
+    most = max(2, int(mask_prob * frames / mask_length) + 1)
+    wanted = (
+        (mask_prob * valid / mask_length + torch.rand(clips, device=device)).floor().clamp(min=2)
+    )
+    last_start = valid - mask_length
+    # A clip shorter than one stretch is left alone: masking it would leave nothing to hear.
+    wanted = wanted.masked_fill(last_start < 0, 0)
+    draws = torch.rand(clips, most, device=device)
+    start = (draws * (last_start[:, None] + 1)).floor()
+    used = torch.arange(most, device=device) < wanted[:, None]
+    time = torch.arange(frames, device=device)[None, None, :]
+    inside = (time >= start[..., None]) & (time < start[..., None] + mask_length)
+    return features.masked_fill((inside & used[..., None]).any(1)[:, None, :], 0.0)
+
+
+def _without_autocast(device: torch.device) -> torch.autocast:
+    # Shape-only tensors have no autocast of their own.
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
+
+
+@lru_cache(maxsize=16)
+def _slaney_filters(n_mels: int, n_fft: int, device: torch.device) -> Tensor:
+    filters = mel_filter_bank(
+        num_frequency_bins=1 + n_fft // 2,
+        num_mel_filters=n_mels,
+        min_frequency=0.0,
+        max_frequency=SAMPLE_RATE / 2,
+        sampling_rate=SAMPLE_RATE,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    return torch.from_numpy(filters.T).to(device, torch.float32)
+
+
+@lru_cache(maxsize=16)
+def _kaldi_filters(n_mels: int, n_fft: int, device: torch.device) -> Tensor:
+    # Written out because transformers warns about the empty lowest bands that AST was trained with.
+    def mel(hertz: Tensor) -> Tensor:
+        return 1127.0 * torch.log1p(hertz / 700.0)
+
+    bins = mel(torch.linspace(0, SAMPLE_RATE / 2, 1 + n_fft // 2, dtype=torch.float64))[:, None]
+    lowest, highest = mel(torch.tensor([20.0, SAMPLE_RATE / 2], dtype=torch.float64)).tolist()
+    edges = torch.linspace(lowest, highest, n_mels + 2, dtype=torch.float64)
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    rise, fall = (bins - low) / (centre - low), (high - bins) / (high - centre)
+    return torch.minimum(rise, fall).clamp(min=0).to(device, torch.float32)

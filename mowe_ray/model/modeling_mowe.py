@@ -1,0 +1,295 @@
+"""`MoweForConditionalGeneration`: an AudioLLM that hears by a base encoder and a routed pool.
+
+Legend: B batch rows, N tokens of a row, C clips of the batch in row order, S samples at 16 kHz,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .adapter import valid_mask
+from .configuration_mowe import EncoderSpec, MoweConfig
+from .encoders import AudioEncoder
+from .lora import inject_lora
+from .routing import RoutingRecord
+from .routing_loss import RoutingTotals, routing_loss
+from .tower import AudioTower, PreparedAudio
+
+
+@dataclass
+class MoweOutput(ModelOutput):
+    """What forward returns.
+
+    Attributes:
+        loss: `lm_loss + mowe_loss_weight * routing_loss`, when there are labels.
+        logits: (B, N, V); in training with labels only the answers', (answer tokens, V).
+        lm_loss: Next-token loss: the sum over this batch's answer tokens / `num_items_in_batch`.
+        routing_loss: L_MoWE, unweighted: this batch's share of the global one.
+        routing: The routers' decisions; None without audio outside training.
+        past_key_values: The language model's cache.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    lm_loss: Tensor | None = None
+    routing_loss: Tensor | None = None
+    routing: RoutingRecord | None = None
+    past_key_values: Any = None
+
+
+class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Base encoder, routed pool, adapter and language model.
+
+    Args:
+        config: Everything needed to build it with random weights.
+        base_encoder, weak_encoders, language_model: Parts with weights, to be used instead.
+
+    Attributes:
+        enter_idle_encoders: Enter every encoder in every forward outside training too. Ranks of a
+            sharded model need it: they must gather the same weights in the same order.
+    """
+
+    config: MoweConfig
+    config_class = MoweConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: MoweConfig,
+        base_encoder: AudioEncoder | None = None,
+        weak_encoders: Sequence[AudioEncoder] | None = None,
+        language_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        for part in (base_encoder, language_model, *(weak_encoders or ())):
+            for module in part.modules() if part is not None else ():
+                module._is_hf_initialized = True  # type: ignore[assignment]
+        self.audio_tower = AudioTower(config, base_encoder, weak_encoders)
+        # The default dtype, because transformers builds this very model inside the dtype asked for.
+        self.language_model: PreTrainedModel = language_model or AutoModelForCausalLM.from_config(
+            config.text_config, dtype=torch.get_default_dtype()
+        )
+        for path, lora in (config.lora or {}).items():
+            inject_lora(self.get_submodule(path), **lora)
+        self.apply_train_modes()
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Torch's own initialisation suits the adapter; encoders and language model bring theirs.
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+
+    def apply_train_modes(self) -> None:
+        """Freeze the encoders that the configuration calls frozen."""
+        specs = [self.config.base_encoder, *(self.config.weak_encoders or [])]
+        for spec, encoder in zip(specs, self.audio_tower.encoders(), strict=True):
+            assert isinstance(spec, EncoderSpec)
+            if spec.train == "frozen":
+                encoder.requires_grad_(False)
+            encoder.train(encoder.training)
+
+    @property
+    def enter_idle_encoders(self) -> bool:
+        """See the class."""
+        return self.audio_tower.enter_idle_encoders
+
+    @enter_idle_encoders.setter
+    def enter_idle_encoders(self, value: bool) -> None:
+        self.audio_tower.enter_idle_encoders = value
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the language model's token embeddings."""
+        embeddings: nn.Module = self.language_model.get_input_embeddings()
+        return embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the language model's head."""
+        head: nn.Module | None = self.language_model.get_output_embeddings()
+        return head
+
+    def prepare_audio(
+        self, input_values: Tensor | None, input_lengths: Tensor | None
+    ) -> PreparedAudio:
+        """Run base encoder and routers without a graph, to learn `totals` before the loss.
+
+        Add up the totals of all micro-batches on all ranks, and pass the sum as `routing_totals` to
+        the forward of each, along with its `prepared_audio`, which saves a frozen base encoder from
+        running twice.
+
+        Args:
+            input_values: (C, S) waveforms; None without audio.
+            input_lengths: (C,) valid samples.
+        """
+        return self.audio_tower.prepare(input_values, input_lengths)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        input_values: Tensor | None = None,
+        input_lengths: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        routing_totals: RoutingTotals | None = None,
+        prepared_audio: PreparedAudio | None = None,
+        prepare_only: bool = False,
+        **kwargs: Any,
+    ) -> MoweOutput | PreparedAudio:
+        """Predict the answers' tokens.
+
+        With `num_items_in_batch` and `routing_totals` of the global batch, the losses of all its
+        micro-batches sum to the global loss, and their gradients to its gradient. Without them,
+        this batch is the global batch.
+
+        Args:
+            input_ids: (B, N), with one audio token per downsampled frame of every clip.
+            attention_mask: (B, N), 0 on padding.
+            labels: (B, N), -100 wherever nothing is to be learned.
+            input_values: (C, S) float32 waveforms; None or empty for text alone.
+            input_lengths: (C,) valid samples.
+            num_items_in_batch: Answer tokens of the global batch.
+            routing_totals: Routing sums of the global batch.
+            prepared_audio: What `prepare_audio` returned for this batch's audio.
+            prepare_only: Return `prepare_audio`'s result: a way in for engines that wrap forward
+                alone.
+            **kwargs: For the language model.
+
+        Raises:
+            ValueError: if audio tokens and clips do not match.
+        """
+        if prepare_only:
+            return self.prepare_audio(input_values, input_lengths)
+        assert input_ids is not None
+        embeds, record = self._embed(input_ids, input_values, input_lengths, prepared_audio)
+        if labels is None:
+            output = self.language_model(
+                inputs_embeds=embeds, attention_mask=attention_mask, **kwargs
+            )
+            return MoweOutput(
+                logits=output.logits, routing=record, past_key_values=output.past_key_values
+            )
+        logits, answers, targets = self._answer_logits(embeds, attention_mask, labels, kwargs)
+        count = max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch
+        # The sum of no terms keeps its graph: a batch without answers still takes part in the
+        # backward pass.
+        lm_loss = F.cross_entropy(answers.float(), targets, reduction="sum") / count
+        loss, mowe = lm_loss, None
+        if record is not None:
+            mowe = routing_loss(
+                record,
+                kind=self.config.mowe_loss,
+                z_weight=self.config.mowe_z_weight,
+                totals=routing_totals,
+            ).to(lm_loss.device)
+            loss = lm_loss + self.config.mowe_loss_weight * mowe
+        return MoweOutput(
+            loss=loss, logits=logits, lm_loss=lm_loss, routing_loss=mowe, routing=record
+        )
+
+    def _embed(
+        self,
+        input_ids: Tensor,
+        input_values: Tensor | None,
+        input_lengths: Tensor | None,
+        prepared: PreparedAudio | None,
+    ) -> tuple[Tensor, RoutingRecord | None]:
+        """Return the rows' embeddings (B, N, W) with the audio in its places, and the routing."""
+        is_audio = input_ids == self.config.audio_token_id
+        # After the embedding module, which in some models scales; the audio's own scale is learned.
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
+        silent = (
+            prepared.is_dummy
+            if prepared is not None
+            else input_lengths is None or not len(input_lengths)
+        )
+        if silent:
+            self._check_counts(int(is_audio.sum()), 0)
+            if not (self.training or self.enter_idle_encoders):
+                return embeds, None
+            audio = self.audio_tower(None, None, prepared)
+            return embeds + (audio.tokens.sum() * 0).to(embeds.dtype), audio.record
+        audio = self.audio_tower(input_values, input_lengths, prepared)
+        tokens = audio.tokens[valid_mask(audio.valid, audio.tokens.shape[1])]
+        self._check_counts(int(is_audio.sum()), len(tokens))
+        return embeds.masked_scatter(is_audio[..., None], tokens.to(embeds.dtype)), audio.record
+
+    def _check_counts(self, placeholders: int, tokens: int) -> None:
+        if placeholders != tokens:
+            raise ValueError(
+                f"input_ids holds {placeholders} audio tokens, but the clips make {tokens}: "
+                "build the inputs with the MoweProcessor saved beside this model"
+            )
+
+    def _answer_logits(
+        self, embeds: Tensor, attention_mask: Tensor | None, labels: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the logits to report, those of the answers (A, V), and their targets (A,)."""
+        targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+        is_answer = targets != -100
+        kwargs = {"use_cache": False, **kwargs}
+        if (
+            self.training
+            and "logits_to_keep" in inspect.signature(self.language_model.forward).parameters
+        ):
+            # A position that is in no row's answer needs no logits; at least one keeps the head in
+            # the graph.
+            columns = is_answer.any(0)
+            columns[0] |= ~columns.any()
+            kept = columns.nonzero().flatten()
+            targets, is_answer = targets[:, kept], is_answer[:, kept]
+            kwargs["logits_to_keep"] = kept
+        logits = self.language_model(
+            inputs_embeds=embeds, attention_mask=attention_mask, **kwargs
+        ).logits
+        answers = logits[is_answer]
+        return answers if self.training else logits, answers, targets[is_answer]
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        input_values: Tensor | None = None,
+        input_lengths: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Continue prompts that are padded on the left.
+
+        Args:
+            input_ids: (B, N), as in `forward`, like the next three.
+            attention_mask: (B, N).
+            input_values: (C, S).
+            input_lengths: (C,).
+            **kwargs: For the language model's `generate`: `max_new_tokens`, `num_beams`,
+                `synced_gpus`...
+
+        Returns:
+            The new tokens only, (B, new tokens).
+        """
+        embeds, _ = self._embed(input_ids, input_values, input_lengths, None)
+        self.language_model.generation_config = (
+            kwargs.pop("generation_config", None) or self.generation_config
+        )
+        return self.language_model.generate(  # type: ignore[operator]
+            inputs_embeds=embeds, attention_mask=attention_mask, **kwargs
+        )

@@ -1,0 +1,260 @@
+"""The pool of weak encoders: run chosen members on the clips that chose them, and mix their frames.
+
+Legend: C clips, S samples, T base frames, M members, K mixtures (fusion blocks), R clips of one
+member, D common width (the base encoder's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from .encoder_base import AudioEncoder, PadAudio
+from .frontends import FrontEnd
+
+FeatureKey = tuple[FrontEnd, int]
+
+
+@dataclass
+class Clips:
+    """A batch of waveforms, and the features computed from them so far.
+
+    Attributes:
+        wave: (C, S) mono 16 kHz.
+        lengths: (C,) valid samples.
+        pad_audio: How far encoders with a choice pad: `bucket` or `full30`.
+        features: By front-end and padded length, which rows (R,) it was computed for, and (R, ...).
+    """
+
+    wave: Tensor
+    lengths: Tensor
+    pad_audio: PadAudio = "bucket"
+    features: dict[FeatureKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def key(self, encoder: AudioEncoder) -> FeatureKey:
+        """Name the features `encoder` wants of this batch."""
+        return encoder.front_end, encoder.pad_samples(int(self.lengths.max()), self.pad_audio)
+
+    def compute(self, requests: Iterable[tuple[FeatureKey, Tensor]]) -> None:
+        """Compute each distinct front-end once, for all the rows that any request needs of it."""
+        wanted: dict[FeatureKey, Tensor] = {}
+        for key, rows in requests:
+            needed = wanted.setdefault(key, torch.zeros_like(self.lengths, dtype=torch.bool))
+            needed[rows] = True
+        for key, needed in wanted.items():
+            if key not in self.features and needed.any():
+                rows = needed.nonzero().flatten()
+                self.features[key] = rows, key[0](self.wave[rows], self.lengths[rows], key[1])
+
+    def take(self, key: FeatureKey, rows: Tensor) -> Tensor:
+        """Return the computed features of `rows` (R,), in their order."""
+        computed, features = self.features[key]
+        if torch.equal(computed, rows):
+            return features
+        return features[torch.searchsorted(computed, rows)]
+
+
+def hop_samples(encoder: AudioEncoder) -> int:
+    """Samples between two frames of an encoder."""
+    return prod(stride for _, stride, _ in encoder.frame_layers)
+
+
+def align_frames(states: Tensor, valid: Tensor, ratio: float, frames: int) -> Tensor:
+    """Resample frames in time by linear interpolation.
+
+    Frame t of the result is at t * ratio of the input, never past a clip's last valid frame: so a
+    missing last frame repeats, a surplus one is dropped, and padding has no part in the result.
+    [ours]
+
+    Args:
+        states: (R, N, D).
+        valid: (R,) input frames that belong to each clip.
+        ratio: Input frames per output frame.
+        frames: T, output frames.
+
+    Returns:
+        (R, T, D).
+    """
+    position = torch.arange(frames, device=states.device) * ratio
+    last = (valid.clamp(max=states.shape[1]) - 1)[:, None]
+    position = torch.minimum(position, last.to(position.dtype))
+    lower = position.long()
+    below = _pick(states, lower)
+    if ratio == 1:
+        return below
+    weight = (position - lower)[..., None].to(states.dtype)
+    return torch.lerp(below, _pick(states, torch.minimum(lower + 1, last)), weight)
+
+
+def _pick(states: Tensor, index: Tensor) -> Tensor:
+    return states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
+
+
+class PoolMember(nn.Module):
+    """One weak encoder, its choice of features, and its own projection to the common width.
+
+    Args:
+        encoder: The encoder with its weights; frozen ones build no graph.
+        width: D.
+        features: `last`, `layer:N` or `weighted_sum`.
+
+    Raises:
+        ValueError: if `features` is none of these, or N is beyond the encoder's layers.
+    """
+
+    def __init__(self, encoder: AudioEncoder, width: int, features: str):
+        super().__init__()
+        self.encoder = encoder
+        self.layer = _parse_layer(features, encoder.num_layers)
+        # Logits of a learned sum over the hidden states, as in SUPERB (arXiv 2105.01051).
+        self.layer_weights = (
+            nn.Parameter(torch.zeros(encoder.num_layers + 1))
+            if features == "weighted_sum"
+            else None
+        )
+        self.projection = nn.Sequential(nn.Linear(encoder.width, width), nn.LayerNorm(width))
+
+    def reset_parameters(self) -> None:
+        """Weight all layers alike; the other tensors belong to submodules."""
+        if self.layer_weights is not None:
+            nn.init.zeros_(self.layer_weights)
+
+    def forward(self, features: Tensor, lengths: Tensor, hop: int, frames: int) -> Tensor:
+        """Encode clips.
+
+        Args:
+            features: (R, ...) from the encoder's front-end.
+            lengths: (R,) valid samples.
+            hop: Samples per frame of the result.
+            frames: T, frames of the result.
+
+        Returns:
+            (R, T, D).
+        """
+        if self.layer is None and self.layer_weights is None:
+            states = self.encoder(features, lengths=lengths)
+        else:
+            layers = self.encoder(features, all_layers=True, lengths=lengths)
+            states = layers[self.layer] if self.layer is not None else self._weighted(layers)
+        valid = self.encoder.num_frames(lengths)
+        return align_frames(self.projection(states), valid, hop / hop_samples(self.encoder), frames)
+
+    def _weighted(self, layers: Sequence[Tensor]) -> Tensor:
+        assert self.layer_weights is not None
+        weights = self.layer_weights.float().softmax(0).to(layers[0].dtype)
+        total = layers[0] * weights[0]
+        for weight, layer in zip(weights[1:], layers[1:], strict=True):
+            total = total + weight * layer
+        return total
+
+
+def _parse_layer(features: str, layers: int) -> int | None:
+    """Return N of `layer:N`, or None for the other choices."""
+    if features in ("last", "weighted_sum"):
+        return None
+    kind, _, number = features.partition(":")
+    if kind != "layer" or not number.isdigit():
+        raise ValueError(
+            f"model.weak_encoders: features must be last, layer:N or weighted_sum, not {features!r}"
+        )
+    if int(number) > layers:
+        raise ValueError(
+            f"model.weak_encoders: features={features}, but the encoder has layers 0 to {layers}"
+        )
+    return int(number)
+
+
+class WeakEncoderPool(nn.Module):
+    """M members and the dispatch of clips to them.
+
+    In training, every member is entered in every forward, in the same order: an idle one with one
+    minimal silent clip whose result is multiplied by zero. Sharded and data-parallel training need
+    the same sequence of gathers and gradients on every rank, whatever the routers chose there.
+    """
+
+    def __init__(self, members: Sequence[PoolMember], execution: str):
+        super().__init__()
+        if execution not in ("sparse", "dense"):
+            raise ValueError(f"model.router.execution must be sparse or dense, not {execution!r}")
+        self.members = nn.ModuleList(members)
+        self.execution = execution
+
+    def __iter__(self) -> Iterator[PoolMember]:
+        """Yield the members in their fixed order."""
+        for member in self.members:
+            assert isinstance(member, PoolMember)
+            yield member
+
+    def forward(
+        self,
+        clips: Clips,
+        weights: Tensor,
+        chosen: Tensor,
+        hop: int,
+        frames: int,
+        *,
+        enter_idle: bool,
+    ) -> list[Tensor]:
+        """Mix the members' frames.
+
+        Args:
+            clips: The batch; gains the features computed here.
+            weights: (K, C, M) mixing weights, zero where not chosen.
+            chosen: (K, C, M) bool, which members each mixture needs for each clip.
+            hop: Samples per base frame.
+            frames: T.
+            enter_idle: Run idle members on a silent clip, outside training too.
+
+        Returns:
+            K mixtures (C, T, D).
+        """
+        needed = chosen.any(0)
+        if self.execution == "dense":
+            needed = torch.ones_like(needed)
+        rows = [needed[:, member].nonzero().flatten() for member in range(len(self.members))]
+        keys = [clips.key(member.encoder) for member in self]
+        clips.compute(zip(keys, rows, strict=True))
+        mixtures: list[Tensor | None] = [None] * len(weights)
+        idle: list[Tensor] = []
+        for index, member in enumerate(self):
+            if not len(rows[index]):
+                if enter_idle or self.training:
+                    idle.append(self._enter(member, clips, hop).sum() * 0)
+                continue
+            states = member(
+                clips.take(keys[index], rows[index]), clips.lengths[rows[index]], hop, frames
+            )
+            for mixture, (weight, used) in enumerate(zip(weights, chosen, strict=True)):
+                if self.execution == "dense" or bool(used[:, index].any()):
+                    scaled = states * weight[rows[index], index, None, None].to(states.dtype)
+                    mixtures[mixture] = _scatter(
+                        mixtures[mixture], scaled, rows[index], len(clips.lengths)
+                    )
+        mixed = [mixture for mixture in mixtures if mixture is not None]
+        assert len(mixed) == len(mixtures), "every mixture needs a member for some clip"
+        for silent in idle:
+            mixed[0] = mixed[0] + silent
+        return mixed
+
+    def _enter(self, member: PoolMember, clips: Clips, hop: int) -> Tensor:
+        encoder = member.encoder
+        # The shortest clip the encoder takes, not a bucket of it: its result is thrown away.
+        lengths = clips.lengths.new_full((1,), encoder.min_samples)
+        features = encoder.front_end(
+            clips.wave.new_zeros(1, encoder.min_samples), lengths, encoder.min_samples
+        )
+        states: Tensor = member(features, lengths, hop, 1)
+        return states
+
+
+def _scatter(total: Tensor | None, states: Tensor, rows: Tensor, clips: int) -> Tensor:
+    """Add states (R, T, D) into their rows of `total` (C, T, D); None is zero."""
+    if len(rows) == clips:
+        return states if total is None else total + states
+    if total is None:
+        total = states.new_zeros(clips, *states.shape[1:])
+    return total.index_add(0, rows, states)

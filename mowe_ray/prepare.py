@@ -1,0 +1,167 @@
+"""Turn a corpus, as it is published, into shards to train from.
+
+    python -m mowe_ray.prepare SOURCE --out DIR [options]
+
+Progress goes to stderr; the last line on stdout is one JSON object. `DIR/data_report.json` counts
+and lists what was left out.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from mowe_ray.data.corpus import DEFAULT_CLIPS, builtin_samples
+from mowe_ray.data.sample import BadSample, Sample
+from mowe_ray.data.sources.defaults import Defaults
+from mowe_ray.data.sources.labelled_folders import LabelFrom
+from mowe_ray.data.sources.opening import KINDS, count_samples, detect_kind, read_source
+from mowe_ray.data.sources.packing import REPORT, Packing, pack
+
+_EPILOG = """\
+kinds of source:
+  manifest     JSON lines or TSV: audio_filepath|audio|path, text|answer, and where they differ from
+               row to row instruction, task, id, duration, offset
+  parquet      Parquet file or folder with an audio column, as Hugging Face's datasets write it
+  librispeech  folders with *.trans.txt beside FLAC files
+  audiobench   Parquet with context, instruction and answer
+  folders      LABEL/*.wav, or with --label-from stem files named by the words spoken
+  builtin      (SOURCE is the word builtin) synthetic speech and sounds, all five tasks
+
+examples:
+  python -m mowe_ray.prepare builtin --out shards/builtin --clips 2000
+  python -m mowe_ray.prepare LibriSpeech --split train-clean-100 --out shards/clean-100
+  python -m mowe_ray.prepare calls.jsonl --task asr --validation-fraction 0.05 --out shards/calls
+  python -m mowe_ray.prepare emotions/ --task er --format parquet --out shards/emotions
+  python -m mowe_ray.prepare words/ --task asr --label-from stem --out shards/words
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is 0, 1 (no usable sample) or 2 (wrong arguments)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        _check(options)
+        read, total = _builtin(options) if options.kind == "builtin" else _published(options)
+        result = pack(
+            read,
+            options.out,
+            _packing(options),
+            source=_source_name(options),
+            total=total,
+            overwrite=options.overwrite,
+        )
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    if result["bad"]:
+        print(f"left out {result['bad']}, listed in {options.out}/{REPORT}", file=sys.stderr)
+    if not result["samples"]:
+        print(f"{options.source} has no usable sample", file=sys.stderr)
+    print(json.dumps(result))
+    return 0 if result["samples"] else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mowe_ray.prepare",
+        description="Turn a corpus into shards to train from.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="file or folder, or the word builtin")
+    add("--out", required=True, metavar="DIR", help="folder or fsspec URL for the shards")
+    add("--overwrite", action="store_true", help="replace shards of an earlier run in DIR")
+    add("--format", choices=["webdataset", "parquet"], default="webdataset", help="default: the first")
+    add("--shard-size-mb", type=float, default=256, metavar="MB", help="about; default: 256")
+    add("--kind", choices=["auto", *KINDS, "builtin"], default="auto", help="default: look at it")
+    add("--split", metavar="NAME", help="part of it, such as train or dev-clean; default: all")
+    add("--task", metavar="NAME", help="of rows that do not say: asr, er, ac, aqa, sqa, or yours")
+    add("--instruction", metavar="TEXT", help="asked about rows without an instruction")
+    add(
+        "--label-from", choices=["folder", "stem"], help="kind folders: the name that is the answer"
+    )
+    add("--clips", type=int, metavar="N", help="the first N only; builtin: how many to make")
+    add("--min-duration", type=float, default=0, metavar="S", help="leave out shorter clips")
+    add("--max-duration", type=float, default=math.inf, metavar="S", help="leave out longer clips")
+    held_out = "hold out this part: makes DIR/train and DIR/validation, no recording in both"
+    add("--validation-fraction", type=float, default=0, metavar="F", help=held_out)
+    add("--seed", type=int, default=0, metavar="N", help="of builtin and of what is held out")
+    add("--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="to check audio with")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Find the kind, and raise ValueError for values and combinations that mean nothing."""
+    if options.kind == "auto":
+        is_builtin = options.source == "builtin"
+        options.kind = "builtin" if is_builtin else detect_kind(Path(options.source))
+    builtin = options.kind == "builtin"
+    asked = options.task is not None or options.instruction is not None
+    wrong = {
+        "--validation-fraction is a number from 0 to 1": not 0 <= options.validation_fraction < 1,
+        "--clips must be at least 1": options.clips is not None and options.clips < 1,
+        "--seed must not be negative": options.seed < 0,
+        "--threads must be at least 1": options.threads < 1,
+        "--shard-size-mb must be above 0": options.shard_size_mb <= 0,
+        "--max-duration must be above --min-duration": options.max_duration <= options.min_duration,
+        "--label-from is for folders": options.label_from is not None and options.kind != "folders",
+        "--task and --instruction are not for builtin, which has its own": builtin and asked,
+        "--split of builtin is train or validation": builtin
+        and options.split not in (None, *DEFAULT_CLIPS),
+        "--out lies inside SOURCE, where the next run would read it": not builtin
+        and Path(options.out).resolve().is_relative_to(Path(options.source).resolve()),
+    }
+    for message, applies in wrong.items():
+        if applies:
+            raise ValueError(message)
+
+
+def _builtin(options: argparse.Namespace) -> tuple[Callable[[], Iterable[Sample]], int]:
+    split = options.split or "train"
+    clips = options.clips or DEFAULT_CLIPS[split]
+    return partial(builtin_samples, split, clips, options.seed), clips
+
+
+def _published(
+    options: argparse.Namespace,
+) -> tuple[Callable[[], Iterable[Sample | BadSample]], int | None]:
+    """How to start reading the source, and how many samples it has if that is known."""
+    path = Path(options.source)
+    defaults = Defaults(_source_name(options), options.task, options.instruction)
+    label_from: LabelFrom = options.label_from or "folder"
+
+    def read() -> Iterable[Sample | BadSample]:
+        samples = read_source(path, options.kind, defaults, options.split, label_from)
+        return islice(samples, options.clips)
+
+    total = count_samples(path, options.kind, options.split)
+    if total is not None and options.clips is not None:
+        total = min(total, options.clips)
+    return read, total
+
+
+def _source_name(options: argparse.Namespace) -> str:
+    return "builtin" if options.kind == "builtin" else Path(options.source).absolute().stem
+
+
+def _packing(options: argparse.Namespace) -> Packing:
+    return Packing(
+        format=options.format,
+        shard_bytes=int(options.shard_size_mb * 2**20),
+        validation_fraction=options.validation_fraction,
+        seed=options.seed,
+        min_s=options.min_duration,
+        max_s=options.max_duration,
+        threads=options.threads,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Train a MoWE AudioLLM.
+
+python -m mowe_ray.train [--config PRESET_OR_FILE] [section.key=value ...] [--dry-run] [--print-config]
+
+Joins the Ray cluster it was submitted to (`ray job submit -- python -m mowe_ray.train ...`), else
+starts a local one. Run the same command again to resume. The last line on stdout is the result as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from mowe_ray.config import ConfigError, load_config, render_help
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0 on success, 1 when the run failed, 2 when the request was wrong."""
+    arguments = _parser().parse_args(argv)
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        if not arguments.dry_run and not arguments.print_config:
+            config.require_data()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if arguments.print_config:
+        print(config.to_yaml(), end="")
+        return 0
+    for warning in config.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
+    if arguments.dry_run:
+        from mowe_ray.training.dry_run import dry_run  # imports torch, which --help must not wait for
+
+        print(json.dumps(dry_run(config, out=sys.stderr)))
+        return 0
+
+    from mowe_ray.distributed.trainer import train  # imports torch and ray
+
+    try:
+        result = train(config)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        print(json.dumps({"run": config.name, "error": str(error)}))
+        return 1
+    print(json.dumps(result))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mowe_ray.train",
+        description=__doc__,
+        epilog=render_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", default="quickstart", metavar="PRESET_OR_FILE", help="default: quickstart")
+    parser.add_argument("--dry-run", action="store_true", help="print sizes, costs and data found; start nothing")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="wins over file and preset")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""From a configuration to a model, its processor and its optimizer groups: the only place that unpacks it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mowe_ray.config.fields import InlineConfig
+from mowe_ray.config.model_section import ModelSection
+from mowe_ray.config.training_section import MoweLossSection, TrainingSection
+from mowe_ray.data.index import Index
+from mowe_ray.data.sample import Sample
+from mowe_ray.data.shards import read_samples
+from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
+from mowe_ray.model.building import (
+    Lora,
+    Source,
+    WeakEncoder,
+    build_model,
+    build_processor,
+    load_model,
+    parameter_parts,
+)
+from mowe_ray.model.tokenizing import tokenizer_from_json, train_tokenizer
+from mowe_ray.training.run_folder import RunFolder
+from mowe_ray.training.schedule import parameter_groups
+from mowe_ray.training.sources import sample_rows
+
+# Texts a tokenizer is trained on: enough for the word list of any corpus of instructions.
+_TOKENIZER_SAMPLES = 2000
+_DEFAULT_VOCABULARY = 1024
+
+
+def assemble(
+    model: ModelSection, mowe_loss: MoweLossSection, *, seed: int, tokenizer: PreTrainedTokenizerBase, gpu: bool
+) -> tuple[MoweForConditionalGeneration, MoweProcessor]:
+    """Build the model with its weights, and the processor that makes its inputs.
+
+    Raises:
+        ValueError: A checkpoint cannot be used; the message names the key.
+    """
+    free: dict[str, Any] = {
+        "router_top_k": min(model.router.top_k, max(1, len(model.weak_encoders))),
+        "router_temperature": model.router.temperature,
+        "router_noise": model.router.noise,
+        "router_execution": model.router.execution,
+        "pad_audio": model.pad_audio,
+        "spec_augment": None if model.spec_augment is None else model.spec_augment.model_dump(),
+        "mowe_loss": mowe_loss.kind,
+        "mowe_loss_weight": mowe_loss.weight,
+        "mowe_z_weight": mowe_loss.z_weight,
+    }
+    dtype = _dtype(model, gpu)
+    lora = None if model.lora is None else Lora(**model.lora.model_dump())
+    if model.init_from is not None:
+        built = load_model(
+            model.init_from,
+            train_base=model.train_base,
+            train_weak={weak.name: weak.train for weak in model.weak_encoders},
+            lora=lora,
+            dtype=dtype,
+            seed=seed,
+            **free,
+        )
+    else:
+        built = build_model(
+            base_encoder=_source(model.base_encoder),
+            weak_encoders=[
+                WeakEncoder(weak.name, _source(weak.checkpoint), weak.train, weak.features)
+                for weak in model.weak_encoders
+            ],
+            language_model=_source(model.language_model),
+            tokenizer=tokenizer,
+            lora=lora,
+            train_base=model.train_base,
+            dtype=dtype,
+            seed=seed,
+            fusion=model.fusion,
+            router_data_independent=model.router.data_independent,
+            router_data_dependent=model.router.data_dependent,
+            adapter=model.adapter.kind,
+            downsample=model.adapter.downsample,
+            **free,
+        )
+    if model.gradient_checkpointing:
+        built.gradient_checkpointing_enable({"use_reentrant": False})
+    return built, build_processor(built, tokenizer)
+
+
+def optimizer_groups(model: MoweForConditionalGeneration, training: TrainingSection) -> list[dict[str, Any]]:
+    """Return AdamW's parameter groups with the learning rate of each part."""
+    return parameter_groups(
+        model,
+        parameter_parts(model),
+        training.learning_rate,
+        training.lr_per_part.model_dump(),
+        training.weight_decay,
+    )
+
+
+def own_tokenizer(model: ModelSection, train: Index, folder: RunFolder) -> str | None:
+    """Return tokenizer.json for a language model with random weights, trained on the training texts; else None.
+
+    The run folder keeps it, so that a resumed run has the same one.
+    """
+    if not isinstance(model.language_model, InlineConfig) or model.init_from is not None:
+        return None
+    if not folder.exists("tokenizer.json"):
+        rows = train.table.take(sample_rows(len(train), _TOKENIZER_SAMPLES))
+        samples = [sample for sample in read_samples(rows) if isinstance(sample, Sample)]
+        texts = [text for sample in samples for text in (sample.instruction, sample.answer)]
+        vocabulary = int(model.language_model.config.get("vocab_size", _DEFAULT_VOCABULARY))
+        trained = train_tokenizer(texts, vocabulary)
+        folder.write_text("tokenizer.json", trained.backend_tokenizer.to_str())
+    return folder.read_text("tokenizer.json")
+
+
+def tokenizer_of(model: ModelSection, own: str | None) -> PreTrainedTokenizerBase:
+    """Return the language model's tokenizer; `own` is the content of tokenizer.json where it has none."""
+    if own is not None:
+        return tokenizer_from_json(own)
+    source = model.init_from or model.language_model
+    assert isinstance(source, str)
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    return loaded
+
+
+def _source(checkpoint: str | InlineConfig) -> Source:
+    return checkpoint if isinstance(checkpoint, str) else checkpoint.config
+
+
+def _dtype(model: ModelSection, gpu: bool) -> torch.dtype:
+    if model.dtype == "auto":
+        return torch.bfloat16 if gpu else torch.float32
+    return torch.float32 if model.dtype == "float32" else torch.bfloat16

@@ -1,0 +1,89 @@
+"""A collated micro-batch: what the model takes, and what the loop needs to know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mowe_ray.data.batch import MicroBatch
+from mowe_ray.data.decode import SAMPLE_RATE
+from mowe_ray.data.sample import BadSample
+from mowe_ray.model import MoweProcessor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of R rows with C clips, ready for the device.
+
+    Attributes:
+        inputs: Keyword arguments of the model's forward: `input_ids` (R, N), `attention_mask` (R, N),
+            `labels` (R, N) and, when there is audio, `input_values` (C, S) and `input_lengths` (C,).
+        answer_tokens: Labelled tokens.
+        audio_s: Seconds of real audio; `padded_s` counts the padding up to the longest clip too.
+        ids, tasks, answers: One string a row; has_audio tells which rows have a clip.
+        bad: Samples of this micro-batch that could not be used.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    answer_tokens: int
+    clips: int
+    audio_s: float
+    padded_s: float
+    ids: list[str]
+    tasks: list[str]
+    answers: list[str]
+    has_audio: list[bool]
+    bad: list[BadSample]
+
+    def to(self, device: torch.device | str) -> dict[str, torch.Tensor]:
+        """Return `inputs` on `device`."""
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+
+
+def waveforms(micro_batch: MicroBatch) -> list[list[np.ndarray]]:
+    """Return each row's clips as float32 waveforms in -1..1; a text-only row has none."""
+    rows, start = [], 0
+    for length, scale in zip(micro_batch.lengths, micro_batch.scales, strict=True):
+        clip = micro_batch.audio[start : start + length].astype(np.float32) * np.float32(scale)
+        rows.append([clip] if length else [])
+        start += length
+    return rows
+
+
+def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool = False) -> Batch:
+    """Turn decoded samples into model inputs.
+
+    A micro-batch that lost all its samples becomes one text-only row without labels: the rank
+    then still takes part in every collective of the step, with no weight in the loss.
+
+    Args:
+        generate: Build prompts without answers, padded on the left, instead of training rows.
+    """
+    instructions, answers, audio = micro_batch.instructions, micro_batch.answers, waveforms(micro_batch)
+    empty = not instructions
+    features: Mapping[str, Any] = processor(
+        instructions=["-"] if empty else instructions,
+        audio=[[]] if empty else audio,
+        answers=None if generate else (["-"] if empty else answers),
+    )
+    inputs = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
+    if empty and "labels" in inputs:
+        inputs["labels"] = torch.full_like(inputs["labels"], -100)
+    lengths = [length for length in micro_batch.lengths if length]
+    return Batch(
+        inputs=inputs,
+        # The first position has no prediction, so a label there would not count.
+        answer_tokens=int((inputs["labels"][:, 1:] != -100).sum()) if "labels" in inputs else 0,
+        clips=len(lengths),
+        audio_s=sum(lengths) / SAMPLE_RATE,
+        padded_s=len(lengths) * max(lengths, default=0) / SAMPLE_RATE,
+        ids=micro_batch.ids,
+        tasks=micro_batch.tasks,
+        answers=answers,
+        has_audio=[length > 0 for length in micro_batch.lengths],
+        bad=micro_batch.bad,
+    )

@@ -1,0 +1,125 @@
+"""Everything a run tells: progress lines, metrics, the data report, the router report, the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from mowe_ray.data.report import DataReport
+from mowe_ray.data.sample import BadSample
+from mowe_ray.training.errors import RunError
+from mowe_ray.training.loop import StepResult
+from mowe_ray.training.progress import Progress, progress_line
+from mowe_ray.training.router_report import draw, router_report
+from mowe_ray.training.routing_sums import RoutingSums
+from mowe_ray.training.run_folder import RunFolder
+from mowe_ray.training.tracking import Tracker
+from mowe_ray.training.validation import ValidationResult
+
+
+class Ranks(Protocol):
+    """The collectives a monitor needs."""
+
+    @property
+    def rank(self) -> int:
+        """Index of this rank."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value."""
+
+
+class Monitor:
+    """Collects on every rank, writes on rank 0.
+
+    Every method is collective: all ranks call it with the same step.
+    """
+
+    def __init__(
+        self,
+        *,
+        ranks: Ranks,
+        folder: RunFolder,
+        tracker: Tracker | None,
+        say: Callable[[str], None],
+        report: DataReport,
+        members: list[str],
+        start_step: int,
+        total_steps: int,
+        log_every: int,
+        max_bad_fraction: float,
+    ):
+        """Start at `start_step` finished steps; `tracker` is None on all ranks but 0.
+
+        Args:
+            say: Shows a line to the person who waits.
+            report: What scanning the shards found; what decoding finds comes on top.
+            members: Names of the pool members.
+        """
+        self._ranks, self.folder, self._tracker, self._say = ranks, folder, tracker, say
+        self._report, self._new_bad = report, list[BadSample]()
+        self._members = members
+        self._total_steps, self._log_every, self._max_bad_fraction = total_steps, log_every, max_bad_fraction
+        self._progress = Progress(total_steps, start_step)
+
+    def step(self, result: StepResult) -> None:
+        """Take in one training step; log, and check the data, every `log_every` steps."""
+        self._progress.add(result)
+        self._new_bad += [bad for batch in result.batches for bad in batch.bad]
+        if result.step % self._log_every and result.step != self._total_steps:
+            return
+        self._check_data()
+        averages = self._progress.take()
+        if self._tracker is None:
+            return
+        routing = {} if result.routing is None else {"routing": result.routing.summary(self._members)}
+        self._tracker.log(
+            {
+                "kind": "train",
+                "step": result.step,
+                **averages,
+                "learning_rate_factor": result.learning_rate_factor,
+                "answer_tokens": result.answer_tokens,
+                "clips": result.clips,
+                **routing,
+            }
+        )
+        self._say(progress_line(result.step, self._total_steps, averages))
+
+    def validation(self, step: int, results: dict[str, ValidationResult]) -> None:
+        """Log one validation of every source, by the source's name."""
+        for name, result in results.items():
+            self._report.add(result.bad)
+            if self._tracker is None:
+                continue
+            self._tracker.log(
+                {"kind": "validation", "source": name, "step": step, "loss": result.loss, "tasks": result.tasks}
+            )
+            scores = "  ".join(f"{t} {v['score']:.2f} (majority {v['majority']:.2f})" for t, v in result.tasks.items())
+            self._say(f"validation {name} at step {step}: loss {result.loss:.3f}  {scores}")
+
+    def finish(self, results: dict[str, ValidationResult]) -> None:
+        """Write the reports of the finished run."""
+        if self._tracker is None:
+            return
+        self.folder.write_json("data_report.json", self._report.to_json())
+        routing: dict[str, RoutingSums] = {}
+        for result in results.values():
+            for task, sums in result.routing.items():
+                routing[task] = routing[task] + sums if task in routing else sums
+        if self._members and routing:
+            history = [r for r in self._tracker.records() if r["kind"] == "train"]
+            drawn = router_report(self._members, routing, history)
+            self.folder.write_json("router_report.json", drawn)
+            self.folder.write_bytes("router_report.png", draw(drawn))
+        self._tracker.close()
+
+    def _check_data(self) -> None:
+        for bad in self._ranks.gather(self._new_bad):
+            self._report.add(bad)
+        self._new_bad = []
+        try:
+            self._report.check(self._max_bad_fraction)
+        except ValueError as error:  # all ranks hold the same report, so all of them stop here
+            if self._ranks.rank == 0:
+                self.folder.write_json("data_report.json", self._report.to_json())
+            raise RunError(str(error)) from error

@@ -1,0 +1,65 @@
+"""Learning rates: warm-up and decay over the run, and one rate per part of the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from torch import nn
+
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: Schedule) -> float:
+    """Factor on every peak learning rate for the update that ends step `step` (counted from 0).
+
+    Linear warm-up from 1/warmup_steps to 1, then `schedule` down to 0 at `total_steps`
+    (cosine: SGDR, arXiv 1608.03983, eq. 5 without restarts).
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def parameter_groups(
+    model: nn.Module,
+    part_of: Mapping[str, str],
+    learning_rate: float,
+    lr_per_part: Mapping[str, float | None],
+    weight_decay: float,
+) -> list[dict[str, Any]]:
+    """AdamW groups of the trainable parameters, by part and by whether they decay.
+
+    Vectors and scalars (biases, norms, the independent router's logits, layer weights) do not
+    decay, as is usual since GPT-3 (arXiv 2005.14165, appendix B trains with decay on matrices only).
+
+    Args:
+        part_of: Part of every trainable parameter name, as `parameter_parts` of the model gives it.
+        lr_per_part: Peak learning rate of a part; parts not named, or None, use `learning_rate`.
+
+    Returns:
+        Groups with `params`, `lr`, `peak_lr`, `weight_decay` and `part`, in a fixed order.
+    """
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part, decays = part_of[name], parameter.ndim >= 2
+        peak = lr_per_part.get(part)
+        peak = learning_rate if peak is None else peak
+        group = groups.setdefault(
+            (part, decays),
+            {"params": [], "lr": peak, "peak_lr": peak, "weight_decay": weight_decay if decays else 0.0, "part": part},
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def set_learning_rates(groups: Iterable[dict[str, Any]], factor: float) -> None:
+    """Scale every group's `lr` to `factor` times its own `peak_lr`."""
+    for group in groups:
+        group["lr"] = group["peak_lr"] * factor

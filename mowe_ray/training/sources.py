@@ -1,0 +1,111 @@
+"""Find the samples of a run: index its sources, and plan who trains on what."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mowe_ray.config.data_section import DataSection, Source, ValidationSource
+from mowe_ray.data.corpus import builtin_corpus
+from mowe_ray.data.index import Index, ParallelMap, SourceSpec, build_index
+from mowe_ray.data.plan import plan_epoch
+from mowe_ray.data.report import DataReport
+from mowe_ray.training.data_order import EpochPlan
+
+_BUILTIN = "builtin:"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The samples of a run: the training mixture, each validation source by name, and what was unusable."""
+
+    train: Index
+    validation: dict[str, Index]
+    report: DataReport
+
+
+def cache_folder() -> Path:
+    """Where scans and the built-in corpus are kept: $XDG_CACHE_HOME/mowe_ray, or ~/.cache/mowe_ray."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mowe_ray"
+
+
+def index_sources(data: DataSection, run_map: ParallelMap = map) -> Sources:
+    """Index all sources of a run; scans are cached, so only new shards cost time.
+
+    Args:
+        run_map: Applies the scan to shards, in order; the cluster passes a parallel one.
+
+    Raises:
+        ValueError: A path holds no shards, or nothing in it can be used.
+    """
+    build = partial(
+        build_index,
+        cache_dir=cache_folder(),
+        min_s=data.min_duration_s,
+        max_s=data.max_duration_s,
+        run_map=run_map,
+    )
+    train = build([_spec(source, f"train{i}:{source.path}") for i, source in enumerate(data.train)])
+    validation = {source.name: build([_spec(source, source.name)]) for source in data.validation}
+    indexes = [train, *validation.values()]
+    report = DataReport({name: n for index in indexes for name, n in index.samples_per_source.items()})
+    for index in indexes:
+        report.add_unindexed(index.bad)
+    report.check(data.max_bad_fraction)
+    if not len(train):
+        raise ValueError(f"data.train: no usable sample in {', '.join(s.path for s in data.train)}")
+    return Sources(train, validation, report)
+
+
+def training_plan(index: Index, data: DataSection, *, seed: int, lanes: int) -> EpochPlan:
+    """Return the plan of every epoch: which rows each of the `lanes` micro-batches of a step holds."""
+    durations, shards, sources = index.durations, index.shards, index.sources
+
+    def plan(epoch: int) -> Iterator[list[np.ndarray]]:
+        return plan_epoch(
+            durations,
+            shards,
+            sources,
+            [source.weight for source in data.train],
+            seed=seed,
+            epoch=epoch,
+            lanes=lanes,
+            batch_seconds=data.batch_seconds,
+            max_batch_size=data.max_batch_size,
+            shuffle_buffer=data.shuffle_buffer,
+        )
+
+    return plan
+
+
+def validation_plan(index: Index, data: DataSection, *, lanes: int) -> Iterator[list[np.ndarray]]:
+    """Return the steps of one pass over a validation source, the same in every validation."""
+    return plan_epoch(
+        index.durations,
+        index.shards,
+        index.sources,
+        [1.0],
+        seed=0,
+        epoch=0,
+        lanes=lanes,
+        batch_seconds=data.batch_seconds,
+        max_batch_size=data.max_batch_size,
+        shuffle_buffer=data.shuffle_buffer,
+    )
+
+
+def _spec(source: Source | ValidationSource, name: str) -> SourceSpec:
+    path = source.path
+    if path.startswith(_BUILTIN):
+        path = str(builtin_corpus(path.removeprefix(_BUILTIN), cache_folder()))
+    return SourceSpec(name, path, source.task)
+
+
+def sample_rows(size: int, at_most: int) -> Sequence[int]:
+    """Return row numbers spread evenly over `size` rows."""
+    return np.unique(np.linspace(0, size - 1, min(size, at_most)).astype(np.int64)).tolist()

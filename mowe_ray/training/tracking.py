@@ -1,0 +1,95 @@
+"""Where metrics go: metrics.jsonl always; TensorBoard and wandb when asked for."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from mowe_ray.training.run_folder import RunFolder
+
+
+class Tracker:
+    """Writes one record a call to `metrics.jsonl` and to the trackers that are on.
+
+    A resumed run drops the records after the step it resumes from, so each step stands there once.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        name: str,
+        config: Mapping[str, Any],
+        resume_step: int,
+        wandb_mode: Literal["off", "offline", "online"],
+        wandb_project: str,
+        wandb_group: str | None,
+        tensorboard: bool,
+    ):
+        """Open the trackers; only rank 0 may."""
+        self._folder = folder
+        folder.write_text("metrics.jsonl", _records_up_to(folder, resume_step))
+        self._scratch = Path(tempfile.mkdtemp(prefix="mowe_ray_tracking_"))
+        self._tensorboard = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # optional: slow to import
+
+            self._tensorboard = SummaryWriter(str(self._scratch / "tensorboard"))
+        self._wandb = None
+        if wandb_mode != "off":
+            import wandb  # optional: starts a service process
+
+            self._wandb = wandb.init(
+                mode=wandb_mode,
+                project=wandb_project,
+                group=wandb_group,
+                name=name,
+                id=name.replace("/", "-"),
+                resume="allow",
+                dir=str(self._scratch),
+                config=dict(config),
+            )
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append `record`, which has a `step` and names its `kind`, to everything that is on."""
+        self._folder.append_text("metrics.jsonl", json.dumps(record) + "\n")
+        numbers = {f"{record['kind']}/{k}": v for k, v in flatten(record).items() if isinstance(v, int | float)}
+        if self._tensorboard is not None:
+            for key, value in numbers.items():
+                self._tensorboard.add_scalar(key, value, record["step"])
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=record["step"])
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return all records of the run, oldest first."""
+        return [json.loads(line) for line in self._folder.read_text("metrics.jsonl").splitlines()]
+
+    def close(self) -> None:
+        """Finish the trackers and move their files into the run folder."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._folder.upload(self._scratch / "tensorboard", "tensorboard")
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._folder.upload(self._scratch / "wandb", "wandb")
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _records_up_to(folder: RunFolder, step: int) -> str:
+    if not folder.exists("metrics.jsonl"):
+        return ""
+    lines = folder.read_text("metrics.jsonl").splitlines(keepends=True)
+    return "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)

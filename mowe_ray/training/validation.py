@@ -1,0 +1,152 @@
+"""Validation: loss, answers and routing on held-out samples, shared out over the ranks."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from mowe_ray.data.batch import MicroBatch
+from mowe_ray.model import MoweForConditionalGeneration, MoweOutput, MoweProcessor
+from mowe_ray.training.batch import Batch, collate
+from mowe_ray.training.routing_sums import RoutingSums
+from mowe_ray.training.scoring import majority_score, score
+
+# Room for an answer to be wrong by being longer than the longest reference of its batch.
+_EXTRA_TOKENS = 8
+
+
+class EvaluationEngine(Protocol):
+    """What validation needs of a (possibly sharded) model."""
+
+    @property
+    def model(self) -> MoweForConditionalGeneration:
+        """The model, for its mode and for `generate`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether all ranks must generate in lockstep."""
+
+    def forward(self, **inputs: Any) -> MoweOutput:
+        """Run the model."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answered validation sample."""
+
+    id: str
+    task: str
+    answer: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """What one pass over one validation source gave, the same on every rank.
+
+    Attributes:
+        loss: Next-token loss per answer token.
+        tasks: `score`, `majority` and `samples` by task; higher is better in both scores.
+        answers: All answers, in order of id.
+        routing: Summed decisions by task; empty without routers.
+        bad: Samples that could not be used.
+    """
+
+    loss: float
+    tasks: dict[str, dict[str, float]]
+    answers: list[Answer]
+    routing: dict[str, RoutingSums]
+    bad: list[Any]
+
+
+@torch.no_grad()
+def validate(
+    engine: EvaluationEngine, processor: MoweProcessor, micro_batches: Iterable[MicroBatch]
+) -> ValidationResult:
+    """Answer this rank's micro-batches and join them with those of the other ranks. Collective.
+
+    Args:
+        micro_batches: Equally many on every rank; they may be empty.
+    """
+    model = engine.model
+    was_training = model.training
+    model.eval()
+    answers: list[Answer] = []
+    routing: dict[str, RoutingSums] = {}
+    bad: list[Any] = []
+    loss_sum, tokens = 0.0, 0
+    for micro_batch in micro_batches:
+        batch = collate(micro_batch, processor)
+        output = engine.forward(**batch.to(engine.device), num_items_in_batch=1)
+        loss_sum, tokens = loss_sum + float(output.lm_loss), tokens + batch.answer_tokens
+        _add_routing(routing, output, batch)
+        answers += _generate(engine, processor, micro_batch, batch)
+        bad += batch.bad
+    model.train(was_training)
+    return _join(engine.gather((loss_sum, tokens, answers, routing, bad)))
+
+
+def _generate(
+    engine: EvaluationEngine, processor: MoweProcessor, micro_batch: MicroBatch, labelled: Batch
+) -> list[Answer]:
+    prompts = collate(micro_batch, processor, generate=True)
+    longest = int((labelled.inputs["labels"] != -100).sum(1).max())
+    tokens = engine.model.generate(
+        **prompts.to(engine.device),
+        max_new_tokens=longest + _EXTRA_TOKENS,
+        do_sample=False,
+        synced_gpus=engine.sharded,
+    )
+    texts = processor.batch_decode(tokens, skip_special_tokens=True)
+    rows = zip(labelled.ids, labelled.tasks, texts, labelled.answers, strict=False)  # an empty batch has one dummy row
+    return [Answer(id=i, task=task, answer=text.strip(), reference=reference) for i, task, text, reference in rows]
+
+
+def _add_routing(routing: dict[str, RoutingSums], output: MoweOutput, batch: Batch) -> None:
+    if output.routing is None or not batch.clips:
+        return
+    clip_tasks = [task for task, has_audio in zip(batch.tasks, batch.has_audio, strict=True) if has_audio]
+    for task in sorted(set(clip_tasks)):
+        rows = [i for i, t in enumerate(clip_tasks) if t == task]
+        sums = RoutingSums.of(output.routing.select(rows), routing.get(task))
+        if sums is not None:
+            routing[task] = sums
+
+
+def _join(ranks: list[tuple[float, int, list[Answer], dict[str, RoutingSums], list[Any]]]) -> ValidationResult:
+    answers = sorted((a for r in ranks for a in r[2]), key=lambda a: (a.task, a.id))
+    routing: dict[str, RoutingSums] = {}
+    for _, _, _, by_task, _ in ranks:
+        for task, sums in by_task.items():
+            routing[task] = routing[task] + sums if task in routing else sums
+    by_task_answers = defaultdict(list)
+    for answer in answers:
+        by_task_answers[answer.task].append(answer)
+    tasks = {}
+    for task, rows in sorted(by_task_answers.items()):
+        references = [row.reference for row in rows]
+        tasks[task] = {
+            "score": score(task, [row.answer for row in rows], references),
+            "majority": majority_score(task, references),
+            "samples": len(rows),
+        }
+    loss_sum, tokens = sum(r[0] for r in ranks), sum(r[1] for r in ranks)
+    return ValidationResult(
+        loss=loss_sum / tokens if tokens else math.nan,
+        tasks=tasks,
+        answers=answers,
+        routing=routing,
+        bad=[b for r in ranks for b in r[4]],
+    )

@@ -1,0 +1,197 @@
+"""Tiny models in the formats of real checkpoints: configurations, and folders of `save_pretrained`.
+
+Plain functions that several test folders share. Nothing is downloaded; a model has a few thousand
+weights, and a folder is written sharded, as large checkpoints are.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+Config = dict[str, Any]
+
+# ---- audio encoders ---------------------------------------------------------------------------
+
+
+def tiny_whisper_config(**changes: Any) -> Config:
+    """A Whisper with the real number of positions (30 s)."""
+    sizes = {"d_model": 32, "num_mel_bins": 20, "max_source_positions": 1500, "vocab_size": 64}
+    encoder = {"encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 64}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    return {"model_type": "whisper", **sizes, **encoder, **decoder, **tokens, **changes}
+
+
+def tiny_wav2vec2_config(**changes: Any) -> Config:
+    """A Wav2Vec2 with the real strides (400 samples per frame, one every 320)."""
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "conv_dim": [16] * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 2,
+    }
+    return {"model_type": "wav2vec2", **sizes, **changes}
+
+
+def tiny_hubert_config(**changes: Any) -> Config:
+    """A HuBERT, otherwise as `tiny_wav2vec2_config`."""
+    return tiny_wav2vec2_config(**{"model_type": "hubert", **changes})
+
+
+def tiny_wavlm_config(**changes: Any) -> Config:
+    """A WavLM, otherwise as `tiny_wav2vec2_config`."""
+    return tiny_wav2vec2_config(**{"model_type": "wavlm", **changes})
+
+
+def tiny_data2vec_audio_config(**changes: Any) -> Config:
+    """A Data2VecAudio; its positions come from a stack of small convolutions."""
+    positions = {"num_conv_pos_embeddings": 2, "conv_pos_kernel_size": 5}
+    return tiny_wav2vec2_config(**{"model_type": "data2vec-audio", **positions, **changes})
+
+
+def tiny_ast_config(**changes: Any) -> Config:
+    """An AST with a window of 64 filter-bank frames (0.64 s)."""
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_length": 64,
+        "num_mel_bins": 32,
+    }
+    return {"model_type": "audio-spectrogram-transformer", **sizes, **changes}
+
+
+ENCODER_CONFIGS = {
+    "whisper": tiny_whisper_config,
+    "hubert": tiny_hubert_config,
+    "wav2vec2": tiny_wav2vec2_config,
+    "wavlm": tiny_wavlm_config,
+    "data2vec-audio": tiny_data2vec_audio_config,
+    "audio-spectrogram-transformer": tiny_ast_config,
+}
+"""Maker of a tiny configuration by model_type."""
+
+FULL_MODELS = {
+    "whisper": "WhisperForConditionalGeneration",
+    "hubert": "HubertForSequenceClassification",
+    "wav2vec2": "Wav2Vec2ForCTC",
+    "wavlm": "WavLMForCTC",
+    "data2vec-audio": "Data2VecAudioForCTC",
+    "audio-spectrogram-transformer": "ASTForAudioClassification",
+}
+"""A model that contains the encoder under a prefix, as the public checkpoints do."""
+
+
+def save_encoder_checkpoint(
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    model_class: str | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    shard_size: str = "20KB",
+    preprocessor: bool = True,
+) -> PreTrainedModel:
+    """Save a random model that contains an encoder, and return it.
+
+    Args:
+        folder: where to write.
+        config: an inline configuration with model_type.
+        model_class: name of a transformers class; the entry of `FULL_MODELS` by default.
+        seed: seed of the weights.
+        dtype: type the weights are stored in.
+        shard_size: largest weights file, in the notation of `save_pretrained`.
+        preprocessor: also write the family's preprocessor_config.json.
+    """
+    family = config["model_type"]
+    torch.manual_seed(seed)
+    model_type = getattr(transformers, model_class or FULL_MODELS[family])
+    model: PreTrainedModel = model_type(AutoConfig.for_model(**config)).to(dtype)
+    model.save_pretrained(folder, max_shard_size=shard_size)
+    if preprocessor:
+        feature_extractor(config).save_pretrained(folder)
+    return model
+
+
+def feature_extractor(config: Mapping[str, Any]) -> Any:
+    """The transformers feature extractor that belongs to an encoder configuration."""
+    if config["model_type"] == "whisper":
+        return transformers.WhisperFeatureExtractor(feature_size=config["num_mel_bins"])
+    if config["model_type"] == "audio-spectrogram-transformer":
+        return transformers.ASTFeatureExtractor(
+            num_mel_bins=config["num_mel_bins"], max_length=config["max_length"]
+        )
+    return transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+
+
+# ---- language models --------------------------------------------------------------------------
+
+LANGUAGE_MODEL_FAMILIES = ("phi3", "llama", "qwen2", "gemma3_text")
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>"
+    "{{ message['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+_TEXT = (
+    "Transcribe the speech. Describe the sound. What emotion does the speaker have? "
+    "Answer the question about the audio: yes, no, high, low, one, two, three."
+)
+
+
+def tiny_language_model_config(family: str, **changes: Any) -> Config:
+    """A two-layer decoder of one of `LANGUAGE_MODEL_FAMILIES`, with grouped key-value heads."""
+    sizes = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+    }
+    tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    gemma = {"head_dim": 8, "sliding_window": 16} if family == "gemma3_text" else {}
+    return {"model_type": family, **sizes, **tokens, **gemma, **changes}
+
+
+def tiny_tokenizer(chat_template: bool) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that can write any text, with or without a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([_TEXT], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    if chat_template:
+        fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def save_language_model(
+    folder: Path, family: str, *, chat_template: bool = True, seed: int = 0, **changes: Any
+) -> PreTrainedModel:
+    """Save a random language model, sharded, with its tokenizer, and return it."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(**tiny_language_model_config(family, **changes))
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder, max_shard_size="40KB")
+    tiny_tokenizer(chat_template).save_pretrained(folder)
+    return model

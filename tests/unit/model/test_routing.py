@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from mowe_ray.model.routing import (
+    DataDependentRouter,
+    DataIndependentRouter,
+    masked_mean,
+    route,
+    top_k_mask,
+    top_k_weights,
+)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_top_k_keeps_the_softmax_over_all_members(k: int) -> None:
+    probabilities = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    weights = top_k_weights(probabilities, k)
+    for row, kept in zip(probabilities.tolist(), weights.tolist(), strict=True):
+        largest = sorted(row, reverse=True)[:k]
+        assert kept == [p if p in largest else 0.0 for p in row]
+
+
+def test_ties_go_to_the_lower_index() -> None:
+    assert top_k_mask(torch.full((4,), 0.25), 2).tolist() == [True, True, False, False]
+
+
+def test_single_weight_passes_a_gradient_to_all_logits() -> None:
+    logits = torch.tensor([0.3, 0.1, -0.2], requires_grad=True)
+    route(logits, k=1, temperature=1.0, noise=None).weights.sum().backward()
+    assert logits.grad is not None
+    assert (logits.grad != 0).all()
+
+
+def test_temperature_divides_and_noise_adds() -> None:
+    logits, noise = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[0.0, -3.0, 0.75]])
+    routing = route(logits, k=1, temperature=2.0, noise=noise)
+    torch.testing.assert_close(routing.probabilities, (logits / 2 + noise).softmax(-1))
+    assert routing.chosen.tolist() == [[False, False, True]]
+    assert torch.equal(routing.logits, logits)
+
+
+def test_an_earlier_choice_is_kept() -> None:
+    chosen = torch.tensor([False, True])
+    routing = route(torch.tensor([5.0, 0.0]), k=1, temperature=1.0, noise=None, chosen=chosen)
+    assert routing.chosen is chosen
+    assert routing.weights[0] == 0
+
+
+def test_only_valid_frames_count() -> None:
+    features = torch.randn(2, 6, 3)
+    valid = torch.tensor([6, 2])
+    mean = masked_mean(features, valid)
+    torch.testing.assert_close(mean[1], features[1, :2].mean(0))
+    features[1, 2:] = 1e6
+    assert torch.equal(masked_mean(features, valid), mean)
+
+
+def test_routers_decide_in_float32() -> None:
+    dependent = DataDependentRouter(3, 4).to(torch.bfloat16)
+    logits = dependent(torch.randn(2, 6, 3, dtype=torch.bfloat16), torch.tensor([6, 2]))
+    assert logits.dtype == torch.float32
+    assert logits.shape == (2, 4)
+    assert DataIndependentRouter(4).to(torch.bfloat16)().dtype == torch.float32
