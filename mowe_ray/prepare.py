@@ -8,7 +8,6 @@ and lists what was left out.
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -84,12 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", metavar="NAME", help="part of it, such as train or dev-clean; default: all")
     add("--task", metavar="NAME", help="of rows that do not say: asr, er, ac, aqa, sqa, or yours")
     add("--instruction", metavar="TEXT", help="asked about rows without an instruction")
-    add(
-        "--label-from", choices=["folder", "stem"], help="kind folders: the name that is the answer"
-    )
+    add("--label-from", choices=["folder", "stem"], help="kind folders: the name that is the answer")
     add("--clips", type=int, metavar="N", help="the first N only; builtin: how many to make")
     add("--min-duration", type=float, default=0, metavar="S", help="leave out shorter clips")
-    add("--max-duration", type=float, default=math.inf, metavar="S", help="leave out longer clips")
+    add("--max-duration", type=float, default=3600, metavar="S", help="and longer ones; an hour")
     held_out = "hold out this part: makes DIR/train and DIR/validation, no recording in both"
     add("--validation-fraction", type=float, default=0, metavar="F", help=held_out)
     add("--seed", type=int, default=0, metavar="N", help="of builtin and of what is held out")
@@ -113,8 +110,7 @@ def _check(options: argparse.Namespace) -> None:
         "--max-duration must be above --min-duration": options.max_duration <= options.min_duration,
         "--label-from is for folders": options.label_from is not None and options.kind != "folders",
         "--task and --instruction are not for builtin, which has its own": builtin and asked,
-        "--split of builtin is train or validation": builtin
-        and options.split not in (None, *DEFAULT_CLIPS),
+        "--split of builtin is train or validation": builtin and options.split not in (None, *DEFAULT_CLIPS),
         "--out lies inside SOURCE, where the next run would read it": not builtin
         and Path(options.out).resolve().is_relative_to(Path(options.source).resolve()),
     }

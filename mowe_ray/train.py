@@ -12,8 +12,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-from mowe_ray.config import ConfigError, load_config, render_help
+from mowe_ray.config import ConfigError, RunConfig, load_config, render_help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,22 +33,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     for warning in config.warnings():
         print(f"warning: {warning}", file=sys.stderr)
-    if arguments.dry_run:
-        from mowe_ray.training.dry_run import dry_run  # imports torch, which --help must not wait for
-
-        print(json.dumps(dry_run(config, out=sys.stderr)))
-        return 0
-
-    from mowe_ray.distributed.trainer import train  # imports torch and ray
-
     try:
-        result = train(config)
+        result = _dry_run(config) if arguments.dry_run else _train(config)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         print(json.dumps({"run": config.name, "error": str(error)}))
         return 1
     print(json.dumps(result))
     return 0
+
+
+def _dry_run(config: RunConfig) -> dict[str, Any]:
+    from mowe_ray.training.dry_run import dry_run  # imports torch, which --help must not wait for
+
+    return dry_run(config, out=sys.stderr)
+
+
+def _train(config: RunConfig) -> dict[str, Any]:
+    from mowe_ray.distributed.trainer import train  # imports torch and ray
+
+    return train(config, say=partial(print, file=sys.stderr, flush=True))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -127,9 +127,7 @@ def feature_extractor(config: Mapping[str, Any]) -> Any:
     if config["model_type"] == "whisper":
         return transformers.WhisperFeatureExtractor(feature_size=config["num_mel_bins"])
     if config["model_type"] == "audio-spectrogram-transformer":
-        return transformers.ASTFeatureExtractor(
-            num_mel_bins=config["num_mel_bins"], max_length=config["max_length"]
-        )
+        return transformers.ASTFeatureExtractor(num_mel_bins=config["num_mel_bins"], max_length=config["max_length"])
     return transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
 
 
@@ -177,9 +175,7 @@ def tiny_tokenizer(chat_template: bool) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator([_TEXT], trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     if chat_template:
         fast.chat_template = CHAT_TEMPLATE
     return fast

@@ -69,11 +69,8 @@ class DataSection(Section):
     def _fits_together(self) -> DataSection:
         repeated = repeated_names([source.name for source in self.validation])
         refuse(
-            f"data.validation: names must be unique, repeated: {', '.join(repeated)}"
-            if repeated
-            else None,
-            f"data.min_duration_s: {self.min_duration_s:g} must be below data.max_duration_s "
-            f"({self.max_duration_s:g})"
+            f"data.validation: names must be unique, repeated: {', '.join(repeated)}" if repeated else None,
+            f"data.min_duration_s: {self.min_duration_s:g} must be below data.max_duration_s ({self.max_duration_s:g})"
             if self.min_duration_s >= self.max_duration_s
             else None,
             f"data.batch_seconds: {self.batch_seconds:g} cannot hold one clip of "

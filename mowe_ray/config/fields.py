@@ -21,9 +21,7 @@ TrainMode = Literal["frozen", "full", "lora"]
 
 def _plain_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise ValueError(
-            f"must be letters, digits, _ and -, starting with a letter or digit, got {name!r}"
-        )
+        raise ValueError(f"must be letters, digits, _ and -, starting with a letter or digit, got {name!r}")
     return name
 
 
@@ -33,9 +31,7 @@ Name = Annotated[str, AfterValidator(_plain_name)]
 class Section(BaseModel):
     """A group of keys: immutable, refuses unknown keys, documents fields by their docstrings."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class InlineConfig(Section):

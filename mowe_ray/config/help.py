@@ -22,9 +22,7 @@ _TYPE_NAMES = {
 def render_help() -> str:
     """List every key under its section; no line is wider than 96 columns."""
     keys = known_keys().values()
-    headings = {"": "at the top level:"} | {
-        key.path: _heading(key) for key in keys if key.section is not None
-    }
+    headings = {"": "at the top level:"} | {key.path: _heading(key) for key in keys if key.section is not None}
     lines = []
     for path, heading in headings.items():
         lines += ["", *textwrap.wrap(heading, WIDTH, subsequent_indent="    ")]
@@ -46,9 +44,7 @@ def _entry(key: Key) -> list[str]:
     head = f"{_numbered(key.path)} = {_default_text(key)}  ({_type_text(key)})"
     return [
         *textwrap.wrap(head, WIDTH, initial_indent="  ", subsequent_indent=" " * 6),
-        *textwrap.wrap(
-            key.field.description or "", WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
-        ),
+        *textwrap.wrap(key.field.description or "", WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6),
     ]
 
 

@@ -77,11 +77,7 @@ def is_known(dotted: str) -> bool:
         return True
     opener, _, rest = dotted.partition(".config")
     key = find_key(opener)
-    return (
-        key is not None
-        and InlineConfig in members(key.field.annotation)
-        and (not rest or rest.startswith("."))
-    )
+    return key is not None and InlineConfig in members(key.field.annotation) and (not rest or rest.startswith("."))
 
 
 def nearest_key(dotted: str) -> str | None:

@@ -39,9 +39,7 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?[0-9]+[eE][-+]?[0-9]+", list("-+0123456789")),
     ("merge", r"<<", ["<"]),
 ):
-    _Yaml12Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
-    )
+    _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 def preset_names() -> list[str]:
@@ -214,10 +212,7 @@ def _explain(details: ErrorDetails) -> list[str]:
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "value_error":
         # A check over several keys names them itself, one line each.
-        return [
-            line if is_known(line.partition(": ")[0]) else f"{dotted}: {line}"
-            for line in message.splitlines()
-        ]
+        return [line if is_known(line.partition(": ")[0]) else f"{dotted}: {line}" for line in message.splitlines()]
     if details["type"] in ("model_type", "model_attributes_type"):
         message = "must be a mapping of keys"
     message = message.replace("Input should be", "must be")

@@ -120,27 +120,18 @@ class ModelSection(Section):
         members, router = self.weak_encoders, self.router
         repeated = repeated_names([member.name for member in members])
         routed = self.fusion == "routed" and bool(members)
-        needs_lora = [
-            f"model.weak_encoders.{i}.train" for i, m in enumerate(members) if m.train == "lora"
-        ]
+        needs_lora = [f"model.weak_encoders.{i}.train" for i, m in enumerate(members) if m.train == "lora"]
         if self.train_base == "lora":
             needs_lora.append("model.train_base")
         refuse(
-            f"model.weak_encoders: names must be unique, repeated: {', '.join(repeated)}"
-            if repeated
-            else None,
+            f"model.weak_encoders: names must be unique, repeated: {', '.join(repeated)}" if repeated else None,
             f"model.router.top_k: {router.top_k} is more than the {len(members)} weak encoders"
             if routed and router.top_k > len(members)
             else None,
-            "model.router.data_dependent: routed fusion needs at least one of data_independent "
-            "and data_dependent"
+            "model.router.data_dependent: routed fusion needs at least one of data_independent and data_dependent"
             if routed and not (router.data_independent or router.data_dependent)
             else None,
-            *(
-                f"{key}: lora takes its rank from model.lora, which is null"
-                for key in needs_lora
-                if self.lora is None
-            ),
+            *(f"{key}: lora takes its rank from model.lora, which is null" for key in needs_lora if self.lora is None),
         )
         return self
 
@@ -157,9 +148,7 @@ class ModelSection(Section):
                 continue
             twin = first_with.setdefault((member.checkpoint, member.features), member.name)
             if twin != member.name:
-                found.append(
-                    f"{key}.train: {member.name} is a frozen copy of {twin} and adds no information"
-                )
+                found.append(f"{key}.train: {member.name} is a frozen copy of {twin} and adds no information")
         if isinstance(self.base_encoder, InlineConfig) and self.train_base == "frozen":
             found.append("model.train_base: the base encoder has random weights and is frozen")
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from mowe_ray.config.data_section import DataSection
@@ -84,9 +85,11 @@ class RunConfig(Section):
     def require_data(self) -> None:
         """Raise ConfigError unless there is something to train on (presets of papers ship none)."""
         if not self.data.train:
-            raise ConfigError(
-                ["data.train: no training data; add data.train.0.path=FOLDER (or builtin:train)"]
-            )
+            raise ConfigError(["data.train: no training data; add data.train.0.path=FOLDER (or builtin:train)"])
+
+    def to_yaml(self) -> str:
+        """Return the whole configuration as a file that `load_config` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def warnings(self) -> list[str]:
         """Say what is allowed but probably not meant, one `key: what` line each."""

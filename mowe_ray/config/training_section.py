@@ -12,9 +12,7 @@ from mowe_ray.config.fields import Section, refuse
 class MoweLossSection(Section):
     """The loss that makes routers decide."""
 
-    kind: Literal["entropy_diversity", "load_balance", "importance_cv2", "none"] = (
-        "entropy_diversity"
-    )
+    kind: Literal["entropy_diversity", "load_balance", "importance_cv2", "none"] = "entropy_diversity"
     """Formula of the routing loss, computed over the global batch."""
     weight: NonNegativeFloat = 0.1
     """Factor of the routing loss in the total loss."""

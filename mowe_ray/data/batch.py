@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mowe_ray.data.decode import SAMPLE_RATE, decode_audio, to_int16
-from mowe_ray.data.sample import BadAudio, BadSample, Sample
+from mowe_ray.data.sample import BadAudio, BadSample
 from mowe_ray.data.shards import read_samples
 
 
@@ -55,11 +55,7 @@ class MicroBatch:
         column = table["audio"].slice(row, 1).chunk(0)  # a scalar of it would be a copy
         _, offsets, content = column.buffers()
         start, end = np.frombuffer(offsets, np.int64)[column.offset : column.offset + 2].tolist()
-        audio = (
-            np.frombuffer(content, np.int16)[start // 2 : end // 2]
-            if end
-            else np.zeros(0, np.int16)
-        )
+        audio = np.frombuffer(content, np.int16)[start // 2 : end // 2] if end else np.zeros(0, np.int16)
         return cls(audio=audio, **fields)
 
 
@@ -77,16 +73,19 @@ def load_micro_batch(rows: pa.Table, min_s: float, max_s: float) -> MicroBatch:
         if isinstance(sample, BadSample):
             batch.bad.append(sample)
             continue
-        try:
-            clip, scale = _clip(sample, min_s, max_s)
-        except BadAudio as error:
-            batch.bad.append(BadSample(sample.id, sample.source, error.cause, error.detail))
-            continue
-        start, end = end, end + len(clip)
-        if end > len(audio):  # longer than its header said
-            audio = np.concatenate([audio[:start], np.empty(end, np.int16)])
-        audio[start:end] = clip
-        batch.lengths.append(len(clip))
+        wave, scale = np.zeros(0, np.float32), 1.0
+        if sample.audio is not None:
+            try:
+                wave = decode_audio(sample.audio, sample.duration_s, min_s, max_s, sample.offset_s)
+            except BadAudio as error:
+                bad = BadSample(sample.id, sample.source, error.cause, error.detail)
+                batch.bad.append(bad)
+                continue
+            start, end = end, end + len(wave)
+            if end > len(audio):  # longer than its header said
+                audio = np.concatenate([audio[:start], np.empty(end, np.int16)])
+            _, scale = to_int16(wave, out=audio[start:end])
+        batch.lengths.append(len(wave))
         batch.scales.append(scale)
         batch.ids.append(sample.id)
         batch.instructions.append(sample.instruction)
@@ -97,14 +96,7 @@ def load_micro_batch(rows: pa.Table, min_s: float, max_s: float) -> MicroBatch:
 
 
 def _room(rows: pa.Table) -> npt.NDArray[np.int16]:
-    """Space for the clips of all rows, out of Arrow's pool: it reuses memory that is mapped already."""
+    """Space for all clips, out of Arrow's pool: it reuses memory that is mapped already."""
     seconds = float(pc.sum(rows["duration_s"]).as_py() or 0.0)
     samples = int(SAMPLE_RATE * (1.02 * seconds + 0.1 * len(rows)))
     return np.frombuffer(pa.allocate_buffer(2 * samples), np.int16)
-
-
-def _clip(sample: Sample, min_s: float, max_s: float) -> tuple[npt.NDArray[np.int16], float]:
-    if sample.audio is None:
-        return np.zeros(0, np.int16), 1.0
-    wave = decode_audio(sample.audio, sample.duration_s, min_s, max_s, sample.offset_s)
-    return to_int16(wave)

@@ -19,11 +19,12 @@ import soundfile
 import soxr
 
 from mowe_ray.data.headers import Header, read_header
-from mowe_ray.data.sample import BadAudio
+from mowe_ray.data.sample import BadAudio, Cause
 
 SAMPLE_RATE = 16_000
 SILENCE_PEAK = 1e-4  # -80 dB of full scale; 16-bit dither alone stays below it
 _RATES = (4_000, 192_000)  # a header outside this range is damaged
+_SLACK_S = 0.1  # encoders pad by up to two frames, manifests are rounded
 _NO_SNDFILE = frozenset({"opus", "mp4", "webm", "aac"})  # Opus: PyAV is 2.7 times faster
 _TIMED = frozenset({"mp4", "webm"})  # containers that store their length, which PyAV reads
 _UNKNOWN_FRAMES = 1 << 40  # libsndfile says 0 for a piped WAV, the largest count for such a FLAC
@@ -59,7 +60,7 @@ def decode_audio(
     header = read_header(io.BytesIO(data))
     whole = offset_s is None
     promised = declared_s if declared_s else header.seconds
-    if promised is not None and promised > max_s and (whole or declared_s):
+    if promised is not None and promised > max_s + _SLACK_S and (whole or declared_s):
         raise BadAudio("too_long", f"{promised:.1f} s, at most {max_s:g} s")
     if whole:
         audio, rate = _decode(data, header, max_s)
@@ -76,9 +77,9 @@ def decode_audio(
     seconds = len(audio) / SAMPLE_RATE
     if seconds < min_s:
         raise BadAudio("too_short", f"{seconds:.3f} s, at least {min_s:g} s")
-    if seconds > max_s + 1 / SAMPLE_RATE:
+    if seconds > max_s + _SLACK_S:
         raise BadAudio("too_long", f"{seconds:.1f} s, at most {max_s:g} s")
-    return audio
+    return audio[: round(max_s * SAMPLE_RATE)]
 
 
 def header_duration_s(source: bytes | BinaryIO) -> float:
@@ -112,14 +113,18 @@ def _opened_duration_s(file: BinaryIO, header: Header) -> float:
         return float(sum((packet.duration or 0) * packet.time_base for packet in packets))
 
 
-def to_int16(wave: Wave) -> tuple[npt.NDArray[np.int16], float]:
+def to_int16(wave: Wave, out: npt.NDArray[np.int16] | None = None) -> tuple[npt.NDArray[np.int16], float]:
     """Quantise to int16 with one scale per clip, so that `samples * scale` is exact to half a step.
 
     A quiet clip keeps all 16 bits: plain int16 loses 2 % of the log-mel at -30 dB, this 0.03 %.
+
+    Args:
+        wave: (S,) float32.
+        out: (S,) int16 to write to, instead of a new array.
     """
     peak = max(float(wave.max()), -float(wave.min())) if len(wave) else 0.0
     scale = peak / 32767 if peak > 0 else 1.0
-    samples = np.empty(len(wave), np.int16)
+    samples = np.empty(len(wave), np.int16) if out is None else out
     for at in range(0, len(wave), _BLOCK):  # blocks stay in the cache
         block = wave[at : at + _BLOCK] * np.float32(1 / scale)
         samples[at : at + _BLOCK] = np.rint(block, out=block)
@@ -133,7 +138,7 @@ def _decode(data: bytes, header: Header, max_s: float) -> tuple[Wave, int]:
             with _quiet(header), soundfile.SoundFile(io.BytesIO(data)) as sound:
                 _check_rate(sound.samplerate)
                 if 0 < sound.frames < _UNKNOWN_FRAMES:
-                    if sound.frames > max_s * sound.samplerate + 1:
+                    if sound.frames > (max_s + _SLACK_S) * sound.samplerate:
                         seconds = sound.frames / sound.samplerate
                         raise BadAudio("too_long", f"{seconds:.1f} s, at most {max_s:g} s")
                     return sound.read(dtype="float32"), sound.samplerate
@@ -143,7 +148,7 @@ def _decode(data: bytes, header: Header, max_s: float) -> tuple[Wave, int]:
 
 
 def _sndfile_reads(header: Header) -> bool:
-    """Whether soundfile is the better decoder; of an MP3 without a count it reads a guessed length."""
+    """Whether soundfile decodes best; it only guesses how long an MP3 without a count is."""
     guesses = header.container == "mp3" and header.seconds is None
     return header.container not in _NO_SNDFILE and not guesses
 
@@ -181,14 +186,16 @@ def _decode_av(file: BinaryIO, header: Header, max_s: float) -> tuple[Wave, int]
 @contextmanager
 def _av_container(file: BinaryIO, header: Header) -> Iterator["av.container.InputContainer"]:
     try:
-        container = av.open(file, mode="r")
+        container = av.open(file, mode="r", metadata_errors="replace")  # tags in Latin-1
     except av.FFmpegError as error:
         # An MP4 keeps its table of contents at the end unless written for streaming.
-        cause = "truncated" if header.container == "mp4" else "unreadable"
-        raise BadAudio(cause, f"{header.container}: {error}") from error  # type: ignore[arg-type]
+        cause: Cause = "truncated" if header.container == "mp4" else "unreadable"
+        raise BadAudio(cause, f"{header.container}: {error}") from error
     with container:
         if not container.streams.audio:
             raise BadAudio("wrong_type", f"{header.container} without an audio stream")
+        if container.streams.audio[0].codec_context is None:
+            raise BadAudio("unreadable", f"{header.container} with an unknown codec")
         yield container
 
 
@@ -198,11 +205,11 @@ def _check_rate(rate: int) -> None:
 
 
 def _check_length(seconds: float, declared_s: float | None, header: Header | None) -> None:
-    """Compare with the promise: 0.1 s or 2 % may differ (encoder delay, rounded manifests)."""
+    """Compare with the promised length, from which 0.1 s or 2 % may differ."""
     promised = declared_s or (header.seconds if header else None)
-    if promised is not None and seconds < promised - max(0.1, 0.02 * promised):
+    if promised is not None and seconds < promised - max(_SLACK_S, 0.02 * promised):
         raise BadAudio("truncated", f"{seconds:.2f} s of {promised:.2f} s")
-    if declared_s and seconds > declared_s + max(0.1, 0.02 * declared_s):
+    if declared_s and seconds > declared_s + max(_SLACK_S, 0.02 * declared_s):
         raise BadAudio("unreadable", f"{seconds:.2f} s, but the manifest says {declared_s:.2f} s")
     if header and not header.complete:
         raise BadAudio("truncated", "the last Ogg page is missing")

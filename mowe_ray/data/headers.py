@@ -95,9 +95,7 @@ def _wav(container: str, head: bytes, file: BinaryIO) -> Header:
 
 
 def _flac(container: str, head: bytes, file: BinaryIO) -> Header:
-    packed = struct.unpack(">Q", head[18:26])[
-        0
-    ]  # rate 20 bits, channels 3, sample size 5, total 36
+    packed = struct.unpack(">Q", head[18:26])[0]  # rate 20 bits, channels 3, sample size 5, total 36
     rate, total = packed >> 44, packed & (1 << 36) - 1
     return Header(container, total / rate if total else None)
 

@@ -6,6 +6,7 @@ size and time of every shard stay the same. Waveforms and text stay in the shard
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from mowe_ray.data.shards.record import ROW_SCHEMA
 from mowe_ray.data.shards.storage import fingerprint
 
 _VERSION = 1  # raise it when a scan would give other rows, so that old caches are not used
+_CHUNK_ROWS = 1 << 16
 _SHARD_FIELD = pa.field("shard_number", pa.int32())
 _TABLE_COLUMNS = ["id", "duration_s", "task", "audio_at", "audio_size", "meta_at", "meta_size"]
 
@@ -30,9 +32,7 @@ _TABLE_COLUMNS = ["id", "duration_s", "task", "audio_at", "audio_size", "meta_at
 class ParallelMap(Protocol):
     """Like the built-in `map`: results in order, computed wherever the caller likes."""
 
-    def __call__(
-        self, function: Callable[[str], pa.Table], items: Iterable[str], /
-    ) -> Iterable[pa.Table]: ...
+    def __call__(self, function: Callable[[str], pa.Table], items: Iterable[str], /) -> Iterable[pa.Table]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,24 +145,24 @@ def _split(rows: pa.Table, min_s: float, max_s: float) -> tuple[pa.Table, pa.Tab
     """Usable rows, and (id, cause, detail) of the others; text (0 s) has no length limits."""
     seconds = rows["duration_s"]
     cause = pc.if_else(
-        pc.greater(seconds, max_s),
+        pc.greater(seconds, pa.scalar(max_s, pa.float32())),
         "too_long",
-        pc.if_else(pc.and_(pc.greater(seconds, 0), pc.less(seconds, min_s)), "too_short", None),
+        pc.if_else(
+            pc.and_(pc.greater(seconds, 0), pc.less(seconds, pa.scalar(min_s, pa.float32()))),
+            "too_short",
+            None,
+        ),
     )
     cause = pc.coalesce(rows["cause"], cause)
     good = pc.is_null(cause)
     if pc.all(good).as_py() is not False:
         return rows, rows.slice(0, 0).select(["id", "cause", "detail"])
     length = pc.binary_join_element_wise(pc.cast(pc.round(seconds, 3), pa.string()), "s", " ")
-    unusable = pa.table(
-        {"id": rows["id"], "cause": cause, "detail": pc.coalesce(rows["detail"], length)}
-    )
+    unusable = pa.table({"id": rows["id"], "cause": cause, "detail": pc.coalesce(rows["detail"], length)})
     return rows.filter(good), unusable.filter(pc.invert(good))
 
 
-def _cached_scan(
-    source: SourceSpec, shards: list[str], cache_dir: Path, run_map: ParallelMap
-) -> pa.Table:
+def _cached_scan(source: SourceSpec, shards: list[str], cache_dir: Path, run_map: ParallelMap) -> pa.Table:
     """Rows of all shards of a source, memory-mapped."""
     state = json.dumps([_VERSION, source.task, [[shard, fingerprint(shard)] for shard in shards]])
     key = hashlib.sha256(json.dumps([source.path, source.task]).encode()).hexdigest()[:16]
@@ -187,11 +187,23 @@ def _open(path: Path) -> pa.Table:
 
 def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.Table]) -> None:
     """Write under another name first: no reader sees half a file, no map its file change."""
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")
     with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for batch in batches:
+        for batch in _merged(batches):
             writer.write_table(batch)
     part.replace(path)
+
+
+def _merged(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Join small tables: taking rows from thousands of chunks would cost milliseconds."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(part.num_rows for part in held) >= _CHUNK_ROWS:
+            yield pa.concat_tables(held).combine_chunks()
+            held = []
+    if held:
+        yield pa.concat_tables(held).combine_chunks()
 
 
 def _numbered(scans: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -206,9 +218,7 @@ def _repeated_ids(table: pa.Table) -> dict[int, int]:
     Works on 64-bit hashes, eight bytes a row; if two ids ever share one, the later only gets a
     suffix.
     """
-    hashes = np.fromiter(
-        (hash(i) for chunk in table["id"].chunks for i in chunk.to_pylist()), np.int64, len(table)
-    )
+    hashes = np.fromiter((hash(i) for chunk in table["id"].chunks for i in chunk.to_pylist()), np.int64, len(table))
     order = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1]) + 1
     repeats: dict[int, int] = {}

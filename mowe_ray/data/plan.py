@@ -88,9 +88,7 @@ def _take_undone(rows: Rows, left: npt.NDArray[np.int32] | None) -> Rows:
     return rows[~drop]
 
 
-def _shuffle_runs(
-    rows: Rows, shards: npt.NDArray[np.integer], run_length: int, rng: np.random.Generator
-) -> Rows:
+def _shuffle_runs(rows: Rows, shards: npt.NDArray[np.integer], run_length: int, rng: np.random.Generator) -> Rows:
     """Cut each shard into runs of neighbours and permute the runs."""
     if not len(rows):
         return rows
@@ -126,9 +124,7 @@ def _batches(
         window = rng.permutation(order[start : start + shuffle_buffer])
         seconds = durations[window]
         buckets = (seconds / _BUCKET_S).astype(np.int64)
-        for row, length, bucket in zip(
-            window.tolist(), seconds.tolist(), buckets.tolist(), strict=True
-        ):
+        for row, length, bucket in zip(window.tolist(), seconds.tolist(), buckets.tolist(), strict=True):
             batch = pending.setdefault(bucket, [])
             top = max(length, longest.get(bucket, 0.0))
             if batch and (len(batch) == max_batch_size or (len(batch) + 1) * top > batch_seconds):

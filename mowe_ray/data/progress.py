@@ -8,9 +8,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def with_progress(
-    items: Iterable[Item], label: str, total: int | None = None, every_s: float = 2.0
-) -> Iterator[Item]:
+def with_progress(items: Iterable[Item], label: str, total: int | None = None, every_s: float = 2.0) -> Iterator[Item]:
     """Pass `items` through, writing count, rate and (with `total`) time left to stderr.
 
     On a terminal the line is rewritten in place; in a log file each report is its own line, every

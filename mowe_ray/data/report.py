@@ -68,8 +68,7 @@ class DataReport:
             "bad": self.bad_count,
             "sources": sources,
             "bad_samples": [
-                {"id": s.id, "source": s.source, "cause": s.cause, "detail": s.detail}
-                for s in self._listed
+                {"id": s.id, "source": s.source, "cause": s.cause, "detail": s.detail} for s in self._listed
             ],
         }
 
@@ -85,16 +84,7 @@ class DataReport:
         if not total:
             return "data.train has no samples"
         worst = Counter(
-            {
-                (source, cause): count
-                for source, causes in self._causes.items()
-                for cause, count in causes.items()
-            }
+            {(source, cause): count for source, causes in self._causes.items() for cause, count in causes.items()}
         )
-        causes = ", ".join(
-            f"{count} {cause} in {source}" for (source, cause), count in worst.most_common(5)
-        )
-        return (
-            f"{self.bad_count} of {total} samples ({self.bad_count / total:.0%}) "
-            f"are unusable: {causes}"
-        )
+        causes = ", ".join(f"{count} {cause} in {source}" for (source, cause), count in worst.most_common(5))
+        return f"{self.bad_count} of {total} samples ({self.bad_count / total:.0%}) are unusable: {causes}"

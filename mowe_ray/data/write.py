@@ -45,9 +45,7 @@ class Written:
     seconds: float
 
 
-def write_webdataset(
-    samples: Iterable[Sample], out: str, shard_bytes: int = _SHARD_BYTES
-) -> Written:
+def write_webdataset(samples: Iterable[Sample], out: str, shard_bytes: int = _SHARD_BYTES) -> Written:
     """Write `OUT/00000.tar`, ... of about `shard_bytes`, with KEY.SUFFIX and KEY.json a sample."""
     shards: list[str] = []
     count, seconds = 0, 0.0
@@ -76,9 +74,7 @@ def write_parquet(samples: Iterable[Sample], out: str, shard_bytes: int = _SHARD
         shards.append(posixpath.join(out, f"{len(shards):05d}.parquet"))
         with (
             _create(shards[-1]) as file,
-            pq.ParquetWriter(
-                file, _PARQUET_SCHEMA, compression="none", use_dictionary=["task"]
-            ) as writer,
+            pq.ParquetWriter(file, _PARQUET_SCHEMA, compression="none", use_dictionary=["task"]) as writer,
         ):
             for group in _split(entries, _GROUP_BYTES):
                 rows = [_parquet_row(sample, count + i) for i, sample in enumerate(group)]

@@ -7,6 +7,7 @@ import os
 
 import ray
 
+
 def join(cpus: float) -> None:
     """Connect to Ray unless that is done already.
 
@@ -44,4 +45,6 @@ def check_resources(cpus: float, gpus: float) -> None:
         ("GPU", gpus, "compute.num_workers or compute.gpus_per_worker"),
     ):
         if need > total.get(kind, 0.0):
-            raise ValueError(f"the run needs {need:g} {kind}s and the cluster has {total.get(kind, 0.0):g}: lower {keys}")
+            raise ValueError(
+                f"the run needs {need:g} {kind}s and the cluster has {total.get(kind, 0.0):g}: lower {keys}"
+            )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -32,8 +32,12 @@ _FREE_TO_CHANGE = {
 }
 
 
-def train(config: RunConfig) -> dict[str, Any]:
+def train(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
     """Run the training to its end, or continue it; returns the result, which `result.json` keeps.
+
+    Args:
+        config: The run.
+        say: Shows a line of progress to the person who waits.
 
     Raises:
         ValueError: Something the user must change: the data, the resources, or a folder of another run.
@@ -48,10 +52,10 @@ def train(config: RunConfig) -> dict[str, Any]:
     plan = training_plan(sources.train, config.data, seed=config.seed, lanes=lanes(config))
     total_steps = config.training.max_steps or count_steps(plan, config.training.epochs or 0)
     if folder.exists("result.json") and (result := json.loads(folder.read_text("result.json")))["steps"] >= total_steps:
-        print(f"{folder.url} is finished; choose another name to train again", file=sys.stderr)
+        say(f"{folder.url} is finished; choose another name to train again")
         return dict(result)
     console: Queue = Queue(actor_options={"num_cpus": 0})
-    printer = threading.Thread(target=_print_lines, args=(console,), daemon=True)
+    printer = threading.Thread(target=_relay, args=(console, say), daemon=True)
     printer.start()
     setup = WorkerSetup(
         config=config.model_dump_json(),
@@ -130,6 +134,6 @@ def _fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> dict[str, 
         raise ValueError(f"training failed after {compute.max_failures} restarts: {error}") from error
 
 
-def _print_lines(console: Queue) -> None:
+def _relay(console: Queue, say: Callable[[str], None]) -> None:
     while (line := console.get()) is not None:
-        print(line, file=sys.stderr, flush=True)
+        say(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,12 +20,12 @@ from mowe_ray.data.batch import MicroBatch
 from mowe_ray.data.report import DataReport
 from mowe_ray.distributed.engine import DeepSpeedEngine, deepspeed_config
 from mowe_ray.distributed.pipeline import decode_stream, prefetch
+from mowe_ray.model import MoweProcessor
+from mowe_ray.model.exporting import export
 from mowe_ray.training.assemble import assemble, optimizer_groups, tokenizer_of
 from mowe_ray.training.batch import Batch, collate
 from mowe_ray.training.data_order import rows_of_rank
 from mowe_ray.training.errors import RunError
-from mowe_ray.model import MoweProcessor
-from mowe_ray.model.exporting import export
 from mowe_ray.training.loop import training_steps
 from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.run_folder import RunFolder
@@ -178,7 +177,9 @@ def _step_batches(
         yield step
 
 
-def _validate(setup: WorkerSetup, config: RunConfig, engine: DeepSpeedEngine, processor: MoweProcessor) -> dict[str, ValidationResult]:
+def _validate(
+    setup: WorkerSetup, config: RunConfig, engine: DeepSpeedEngine, processor: MoweProcessor
+) -> dict[str, ValidationResult]:
     results = {}
     for name, index in setup.validation_indexes.items():
         plan = validation_plan(ray.get(index), config.data, lanes=engine.world_size)

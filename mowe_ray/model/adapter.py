@@ -37,13 +37,10 @@ class SeqCnn(nn.Module):
         super().__init__()
         halvings = downsample.bit_length() - 1
         if 2**halvings != downsample or halvings < 1:
-            raise ValueError(
-                f"model.adapter.downsample: seqcnn needs a power of 2 above 1, not {downsample}"
-            )
+            raise ValueError(f"model.adapter.downsample: seqcnn needs a power of 2 above 1, not {downsample}")
         widths = [width] + [hidden] * halvings
         self.convs = nn.ModuleList(
-            nn.Conv1d(before, after, kernel_size=3, stride=2, padding=1)
-            for before, after in pairwise(widths)
+            nn.Conv1d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(widths)
         )
         self.proj = nn.Linear(hidden, out)
 
@@ -81,9 +78,7 @@ class QFormer(nn.Module):
     After the window-level Q-Former of SALMONN (arXiv 2310.13289), with one query [ours].
     """
 
-    def __init__(
-        self, width: int, hidden: int, out: int, downsample: int, heads: int = 4, blocks: int = 2
-    ):
+    def __init__(self, width: int, hidden: int, out: int, downsample: int, heads: int = 4, blocks: int = 2):
         super().__init__()
         self.downsample = downsample
         self.query = nn.Parameter(torch.empty(hidden))
@@ -165,9 +160,7 @@ def build_adapter(kind: str, width: int, hidden: int, out: int, downsample: int)
         "qformer": QFormer,
     }
     if kind not in classes:
-        raise ValueError(
-            f"model.adapter.kind: unknown adapter {kind!r}; known are {', '.join(ADAPTER_KINDS)}"
-        )
+        raise ValueError(f"model.adapter.kind: unknown adapter {kind!r}; known are {', '.join(ADAPTER_KINDS)}")
     if downsample < 1:
         raise ValueError(f"model.adapter.downsample must be at least 1, not {downsample}")
     return classes[kind](width, hidden, out, downsample)

@@ -106,20 +106,13 @@ def build_model(
     Raises:
         ValueError: if a checkpoint cannot be used or options contradict each other.
     """
-    known = {
-        name
-        for name in MoweConfig.__dataclass_fields__
-        if name not in ("base_encoder", "weak_encoders", "lora")
-    }
+    known = {name for name in MoweConfig.__dataclass_fields__ if name not in ("base_encoder", "weak_encoders", "lora")}
     if unknown := options.keys() - known:
         raise TypeError(f"build_model has no options {', '.join(sorted(unknown))}")
     audio_token_id = add_audio_token(tokenizer)
     with torch.random.fork_rng():
         base, _ = load_encoder(base_encoder, seed)
-        loaded = [
-            load_encoder(weak.checkpoint, seed + 1 + index)
-            for index, weak in enumerate(weak_encoders)
-        ]
+        loaded = [load_encoder(weak.checkpoint, seed + 1 + index) for index, weak in enumerate(weak_encoders)]
         torch.manual_seed(seed)
         llm = load_language_model(language_model, tokenizer, dtype)
         config = MoweConfig(
@@ -137,7 +130,7 @@ def build_model(
         model = MoweForConditionalGeneration(config, base, [encoder for encoder, _ in loaded], llm)
         _copy_layer_weights(model, [extras for _, extras in loaded])
         model.to(dtype=dtype)  # type: ignore[call-arg]
-        _make_trainable(model, lora)
+        make_trainable(model, lora)
     model.generation_config = _generation_config(llm, tokenizer, audio_token_id)
     return model
 
@@ -185,24 +178,18 @@ def load_model(
     model.config.lora = {}
     assert isinstance(model.config.base_encoder, EncoderSpec)
     model.config.base_encoder = replace(model.config.base_encoder, train=train_base)
-    model.config.weak_encoders = [
-        replace(spec, train=choices.get(spec.name, "frozen")) for spec in specs
-    ]
+    model.config.weak_encoders = [replace(spec, train=choices.get(spec.name, "frozen")) for spec in specs]
     model.requires_grad_(True)
     model.apply_train_modes()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        _make_trainable(model, lora)
+        make_trainable(model, lora)
     return model
 
 
-def build_processor(
-    model: MoweForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
-) -> MoweProcessor:
+def build_processor(model: MoweForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> MoweProcessor:
     """Return the processor that makes inputs for `model`."""
-    return MoweProcessor(
-        tokenizer, model.audio_tower.base_encoder.frame_layers, model.config.downsample
-    )
+    return MoweProcessor(tokenizer, model.audio_tower.base_encoder.frame_layers, model.config.downsample)
 
 
 def add_audio_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -212,9 +199,7 @@ def add_audio_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.get_vocab()[AUDIO_TOKEN]
 
 
-def load_language_model(
-    source: Source, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
-) -> PreTrainedModel:
+def load_language_model(source: Source, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
     """Load a causal language model with room for all of the tokenizer's tokens.
 
     An inline configuration takes the vocabulary size and special tokens it does not name from the
@@ -223,21 +208,14 @@ def load_language_model(
     model: PreTrainedModel
     if isinstance(source, str):
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, trust_remote_code=False
-            )
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False)
         except OSError as error:
-            raise ValueError(
-                f"model.language_model: cannot read a checkpoint from {source!r}: {error}"
-            ) from error
+            raise ValueError(f"model.language_model: cannot read a checkpoint from {source!r}: {error}") from error
     else:
         defaults = {"vocab_size": len(tokenizer)} | {
-            name: getattr(tokenizer, name)
-            for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+            name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
         }
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**{**defaults, **source}), dtype=dtype
-        )
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**defaults, **source}), dtype=dtype)
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding)
     if len(tokenizer) > embeddings.num_embeddings:
@@ -262,19 +240,13 @@ def equal_members(model: MoweForConditionalGeneration) -> list[str]:
     members = zip(specs, model.audio_tower.encoders()[1:], strict=True)
     warnings = []
     for (one, first), (two, second) in combinations(members, 2):
-        if (
-            one.features == two.features
-            and one.front_end == two.front_end
-            and same_weights(first, second)
-        ):
+        if one.features == two.features and one.front_end == two.front_end and same_weights(first, second):
             fate = (
                 "stay equal, since both are frozen: remove one, train one, or choose other features"
                 if one.train == two.train == "frozen"
                 else "differ only by what training makes of them"
             )
-            warnings.append(
-                f"weak encoders {one.name!r} and {two.name!r} have the same weights and {fate}"
-            )
+            warnings.append(f"weak encoders {one.name!r} and {two.name!r} have the same weights and {fate}")
     return warnings
 
 
@@ -291,9 +263,7 @@ def _part(name: str) -> str:
     return "adapter"
 
 
-def _copy_layer_weights(
-    model: MoweForConditionalGeneration, extras: Sequence[EncoderExtras]
-) -> None:
+def _copy_layer_weights(model: MoweForConditionalGeneration, extras: Sequence[EncoderExtras]) -> None:
     for member, extra in zip(_members(model), extras, strict=True):
         if member.layer_weights is not None and extra.layer_weights is not None:
             with torch.no_grad():
@@ -302,14 +272,10 @@ def _copy_layer_weights(
 
 def _members(model: MoweForConditionalGeneration) -> list[PoolMember]:
     pool = model.audio_tower.pool
-    return (
-        []
-        if pool is None
-        else [member for member in pool.members if isinstance(member, PoolMember)]
-    )
+    return [] if pool is None else [member for member in pool.members if isinstance(member, PoolMember)]
 
 
-def _make_trainable(model: MoweForConditionalGeneration, lora: Lora | None) -> None:
+def make_trainable(model: MoweForConditionalGeneration, lora: Lora | None) -> None:
     """Add the LoRA adapters, and freeze what no gradient can reach."""
     adapters: dict[str, dict[str, Any]] = {}
     if lora is not None:
@@ -323,9 +289,7 @@ def _make_trainable(model: MoweForConditionalGeneration, lora: Lora | None) -> N
         if isinstance(spec, EncoderSpec) and spec.train == "lora":
             encoder = model.get_submodule(path)
             assert isinstance(encoder, AudioEncoder)
-            adapters[f"{path}.model"] = asdict(
-                replace(lora or Lora(), target_modules=encoder.lora_targets)
-            )
+            adapters[f"{path}.model"] = asdict(replace(lora or Lora(), target_modules=encoder.lora_targets))
     for path, values in adapters.items():
         inject_lora(model.get_submodule(path), **values)
     model.config.lora = adapters
@@ -346,11 +310,7 @@ def _freeze_unreached(model: MoweForConditionalGeneration) -> None:
         samples = encoder.min_samples
         lengths = torch.tensor([samples], device=device)
         features = encoder.front_end(torch.zeros(1, samples, device=device), lengths, samples)
-        states = (
-            encoder(features, lengths=lengths)
-            if member is None
-            else member(features, lengths, 320, 1)
-        )
+        states = encoder(features, lengths=lengths) if member is None else member(features, lengths, 320, 1)
         assert isinstance(states, torch.Tensor)
         states.sum().backward()
         for parameter in encoder.parameters():
@@ -364,11 +324,7 @@ def _generation_config(
     """Return the language model's own, which also stops where the processor ends answers."""
     config: GenerationConfig = llm.generation_config
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    config.eos_token_id = sorted(
-        {end for end in [*ends, tokenizer.eos_token_id] if end is not None}
-    )
-    config.pad_token_id = (
-        tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    )
+    config.eos_token_id = sorted({end for end in [*ends, tokenizer.eos_token_id] if end is not None})
+    config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     config.suppress_tokens = [*(config.suppress_tokens or []), audio_token_id]
     return config

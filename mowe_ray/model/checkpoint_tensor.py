@@ -25,9 +25,7 @@ def read_tensor(source: str, name: str) -> Tensor:
         KeyError: no weights file holds such a tensor.
     """
     for file_name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
-        index_name = (
-            SAFE_WEIGHTS_INDEX_NAME if file_name == SAFE_WEIGHTS_NAME else WEIGHTS_INDEX_NAME
-        )
+        index_name = SAFE_WEIGHTS_INDEX_NAME if file_name == SAFE_WEIGHTS_NAME else WEIGHTS_INDEX_NAME
         path = _find(source, file_name)
         index = None if path else _find(source, index_name)
         if index:
@@ -37,9 +35,7 @@ def read_tensor(source: str, name: str) -> Tensor:
             with safe_open(path, framework="pt") as tensors:
                 return torch.as_tensor(tensors.get_tensor(name)).float()
         if path:
-            return torch.as_tensor(
-                torch.load(path, map_location="cpu", weights_only=True)[name]
-            ).float()
+            return torch.as_tensor(torch.load(path, map_location="cpu", weights_only=True)[name]).float()
     raise KeyError(f"no weights file of {source!r} holds {name!r}")
 
 

@@ -112,8 +112,7 @@ class MoweConfig(PretrainedConfig):
         if isinstance(self.base_encoder, dict):
             self.base_encoder = EncoderSpec.from_dict(self.base_encoder)
         self.weak_encoders = [
-            EncoderSpec.from_dict(spec) if isinstance(spec, dict) else spec
-            for spec in self.weak_encoders or []
+            EncoderSpec.from_dict(spec) if isinstance(spec, dict) else spec for spec in self.weak_encoders or []
         ]
         self.lora = dict(self.lora or {})
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
@@ -149,32 +148,19 @@ class MoweConfig(PretrainedConfig):
     def _check(self) -> None:
         members = len(self.weak_encoders or [])
         if self.fusion not in FUSIONS:
-            raise ValueError(
-                f"model.fusion must be one of {', '.join(FUSIONS)}, not {self.fusion!r}"
-            )
-        if (
-            members
-            and self.fusion == "routed"
-            and not (self.router_data_independent or self.router_data_dependent)
-        ):
+            raise ValueError(f"model.fusion must be one of {', '.join(FUSIONS)}, not {self.fusion!r}")
+        if members and self.fusion == "routed" and not (self.router_data_independent or self.router_data_dependent):
             raise ValueError(
                 "model.router: both routers are off, so no weak encoder would ever run; "
                 "turn one on, or set model.weak_encoders=[] for the baseline without a pool"
             )
         if members and self.fusion == "routed" and not 1 <= self.router_top_k <= members:
-            raise ValueError(
-                f"model.router.top_k must be 1 to {members}, the pool's size, "
-                f"not {self.router_top_k}"
-            )
+            raise ValueError(f"model.router.top_k must be 1 to {members}, the pool's size, not {self.router_top_k}")
         if self.router_temperature <= 0:
-            raise ValueError(
-                f"model.router.temperature must be positive, not {self.router_temperature}"
-            )
+            raise ValueError(f"model.router.temperature must be positive, not {self.router_temperature}")
         names = [spec.name for spec in self.weak_encoders or []]
         if len(set(names)) != members:
             raise ValueError(f"model.weak_encoders: names must differ, got {', '.join(names)}")
         for spec in self.weak_encoders or []:
             if spec.train not in TRAIN_MODES:
-                raise ValueError(
-                    f"model: train must be one of {', '.join(TRAIN_MODES)}, not {spec.train!r}"
-                )
+                raise ValueError(f"model: train must be one of {', '.join(TRAIN_MODES)}, not {spec.train!r}")

@@ -38,9 +38,7 @@ class ASTAudioEncoder(AudioEncoder):
         patches = (self.config.patch_size, self.config.time_stride, 0)
         return [(self.front_end.window, self.front_end.hop, 0), patches]
 
-    def encode(
-        self, features: Tensor, lengths: Tensor | None, all_layers: bool
-    ) -> Tensor | tuple[Tensor, ...]:
+    def encode(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
         """AST knows no mask: like its own extractor, it sees padding frames."""
         config = self.config
         clips, frames, mels = features.shape

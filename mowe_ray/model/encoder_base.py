@@ -86,9 +86,7 @@ class AudioEncoder(nn.Module):
         """(kernel, stride, padding) of the layers in time, from 16 kHz samples to frames."""
         raise NotImplementedError
 
-    def encode(
-        self, features: Tensor, lengths: Tensor | None, all_layers: bool
-    ) -> Tensor | tuple[Tensor, ...]:
+    def encode(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
         """`forward` without the care for dtype and frozen weights."""
         raise NotImplementedError
 

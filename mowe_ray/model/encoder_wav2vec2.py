@@ -57,17 +57,13 @@ class Wav2Vec2AudioEncoder(AudioEncoder):
         """True for checkpoints trained with an attention mask."""
         return getattr(self.config, "feat_extract_norm", "layer") == "layer"
 
-    def encode(
-        self, features: Tensor, lengths: Tensor | None, all_layers: bool
-    ) -> Tensor | tuple[Tensor, ...]:
+    def encode(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
         """Run the transformers model, with a sample mask where it was trained with one."""
         mask = None
         if lengths is not None and self.masks_padding:
             # A clip below one receptive field still owns its one frame.
             lengths = lengths.clamp(min=self.min_samples)
-            mask = (
-                torch.arange(features.shape[1], device=features.device) < lengths[:, None]
-            ).long()
+            mask = (torch.arange(features.shape[1], device=features.device) < lengths[:, None]).long()
         output = self.model(features, attention_mask=mask, output_hidden_states=all_layers)
         last: Tensor = output.last_hidden_state
         return (*output.hidden_states[:-1], last) if all_layers else last

@@ -72,9 +72,7 @@ class WhisperAudioEncoder(AudioEncoder):
         padded = max(-(-wanted // bucket) * bucket, round(SHORTEST_S * SAMPLE_RATE))
         return min(padded, self.max_samples)
 
-    def encode(
-        self, features: Tensor, lengths: Tensor | None, all_layers: bool
-    ) -> Tensor | tuple[Tensor, ...]:
+    def encode(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
         """Whisper was trained without a mask, on silence: `lengths` plays no part."""
         model = self.model
         hidden = F.gelu(model.conv1(features))

@@ -71,15 +71,12 @@ def encoder_class(config: PretrainedConfig) -> type[AudioEncoder]:
     """
     if config.model_type not in ENCODERS:
         raise ValueError(
-            f"encoder family {config.model_type!r} is not supported; known families: "
-            f"{', '.join(sorted(ENCODERS))}"
+            f"encoder family {config.model_type!r} is not supported; known families: {', '.join(sorted(ENCODERS))}"
         )
     return ENCODERS[config.model_type]
 
 
-def load_encoder(
-    source: str | Mapping[str, Any], seed: int = 0
-) -> tuple[AudioEncoder, EncoderExtras]:
+def load_encoder(source: str | Mapping[str, Any], seed: int = 0) -> tuple[AudioEncoder, EncoderExtras]:
     """Load the encoder contained in any transformers checkpoint, in float32.
 
     Args:
@@ -161,9 +158,7 @@ def _read_preprocessor(source: str) -> dict[str, Any]:
         return {}  # the configuration's own values and the family's defaults then decide
     rate = values.get("sampling_rate", SAMPLE_RATE)
     if rate != SAMPLE_RATE:
-        raise ValueError(
-            f"{source!r} expects audio at {rate} Hz; encoders here get {SAMPLE_RATE} Hz"
-        )
+        raise ValueError(f"{source!r} expects audio at {rate} Hz; encoders here get {SAMPLE_RATE} Hz")
     return dict(values)
 
 

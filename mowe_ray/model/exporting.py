@@ -51,7 +51,8 @@ def export(
     with torch.device("meta"):
         plain = MoweForConditionalGeneration(config)
     missing, unexpected = plain.load_state_dict(weights, strict=False, assign=True)
-    assert not unexpected, unexpected
+    # Gathered weights may come with buffers that are computed, not saved.
+    assert set(unexpected) <= {name for name, _ in plain.named_buffers()}, unexpected
     # Tied weights may be listed under one of their names.
     assert set(missing) <= plain.all_tied_weights_keys.keys(), missing
     plain.tie_weights()
@@ -78,9 +79,7 @@ def merged_state(config: MoweConfig, state: Mapping[str, Tensor]) -> dict[str, T
         prefix = name.removesuffix(".base_layer.weight")
         if f"{prefix}.lora_A.default.weight" in state and prefix != name:
             scale = next(
-                lora["alpha"] / lora["r"]
-                for path, lora in (config.lora or {}).items()
-                if name.startswith(path + ".")
+                lora["alpha"] / lora["r"] for path, lora in (config.lora or {}).items() if name.startswith(path + ".")
             )
             down, up = (state[f"{prefix}.lora_{factor}.default.weight"].float() for factor in "AB")
             weight = (weight.float() + up @ down * scale).to(weight.dtype)

@@ -68,9 +68,7 @@ class LogMel(FrontEnd):
         spectrum = torch.stft(wave, self.n_fft, self.hop_length, window=window, return_complex=True)
         # The contiguous copy is measurably cheaper than a matmul on the strided view.
         power = (spectrum[..., :-1].abs() ** 2).contiguous()
-        log_mel = (
-            (_slaney_filters(self.n_mels, self.n_fft, wave.device) @ power).clamp(1e-10).log10()
-        )
+        log_mel = (_slaney_filters(self.n_mels, self.n_fft, wave.device) @ power).clamp(1e-10).log10()
         loudest = log_mel.amax(dim=(1, 2), keepdim=True)
         return (torch.maximum(log_mel, loudest - 8.0) + 4.0) / 4.0
 
@@ -150,9 +148,7 @@ def front_end_from_dict(values: Mapping[str, Any]) -> FrontEnd:
     return kinds[kind](**fields)
 
 
-def spec_augment(
-    features: Tensor, mask_prob: float, mask_length: int, valid_frames: Tensor | None = None
-) -> Tensor:
+def spec_augment(features: Tensor, mask_prob: float, mask_length: int, valid_frames: Tensor | None = None) -> Tensor:
     """Silence random stretches of time in a log-mel spectrogram (SpecAugment, arXiv 1904.08779).
 
     As transformers does for Whisper: per clip `mask_prob * frames / mask_length` stretches (rounded
@@ -169,9 +165,7 @@ def spec_augment(
     device = features.device
     valid = torch.full((clips,), frames, device=device) if valid_frames is None else valid_frames
     most = max(2, int(mask_prob * frames / mask_length) + 1)
-    wanted = (
-        (mask_prob * valid / mask_length + torch.rand(clips, device=device)).floor().clamp(min=2)
-    )
+    wanted = (mask_prob * valid / mask_length + torch.rand(clips, device=device)).floor().clamp(min=2)
     last_start = valid - mask_length
     # A clip shorter than one stretch is left alone: masking it would leave nothing to hear.
     wanted = wanted.masked_fill(last_start < 0, 0)

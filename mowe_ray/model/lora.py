@@ -9,9 +9,7 @@ from torch import nn
 from transformers.utils import is_peft_available
 
 
-def inject_lora(
-    module: nn.Module, *, r: int, alpha: int, dropout: float, target_modules: Sequence[str] | str
-) -> None:
+def inject_lora(module: nn.Module, *, r: int, alpha: int, dropout: float, target_modules: Sequence[str] | str) -> None:
     """Add trainable low-rank adapters to linear layers of `module`, and freeze all the rest of it.
 
     Args:

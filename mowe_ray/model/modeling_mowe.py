@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,12 +95,22 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if reset is not None:
             reset()
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a folder or hub id as transformers does, and freeze again what was frozen."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        # With `output_loading_info` it is a pair.
+        (loaded[0] if isinstance(loaded, tuple) else loaded).apply_train_modes()
+        return loaded
+
     def apply_train_modes(self) -> None:
-        """Freeze the encoders that the configuration calls frozen."""
+        """Freeze the encoders that the configuration calls frozen, and what LoRA adapts."""
+        for path in self.config.lora or {}:
+            for name, parameter in self.get_submodule(path).named_parameters():
+                parameter.requires_grad_(".lora_" in name)
         specs = [self.config.base_encoder, *(self.config.weak_encoders or [])]
         for spec, encoder in zip(specs, self.audio_tower.encoders(), strict=True):
-            assert isinstance(spec, EncoderSpec)
-            if spec.train == "frozen":
+            if cast(EncoderSpec, spec).train == "frozen":
                 encoder.requires_grad_(False)
             encoder.train(encoder.training)
 
@@ -127,9 +137,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         head: nn.Module | None = self.language_model.get_output_embeddings()
         return head
 
-    def prepare_audio(
-        self, input_values: Tensor | None, input_lengths: Tensor | None
-    ) -> PreparedAudio:
+    def prepare_audio(self, input_values: Tensor | None, input_lengths: Tensor | None) -> PreparedAudio:
         """Run base encoder and routers without a graph, to learn `totals` before the loss.
 
         Add up the totals of all micro-batches on all ranks, and pass the sum as `routing_totals` to
@@ -182,12 +190,8 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         assert input_ids is not None
         embeds, record = self._embed(input_ids, input_values, input_lengths, prepared_audio)
         if labels is None:
-            output = self.language_model(
-                inputs_embeds=embeds, attention_mask=attention_mask, **kwargs
-            )
-            return MoweOutput(
-                logits=output.logits, routing=record, past_key_values=output.past_key_values
-            )
+            output = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
+            return MoweOutput(logits=output.logits, routing=record, past_key_values=output.past_key_values)
         logits, answers, targets = self._answer_logits(embeds, attention_mask, labels, kwargs)
         count = max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch
         # The sum of no terms keeps its graph: a batch without answers still takes part in the
@@ -202,9 +206,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 totals=routing_totals,
             ).to(lm_loss.device)
             loss = lm_loss + self.config.mowe_loss_weight * mowe
-        return MoweOutput(
-            loss=loss, logits=logits, lm_loss=lm_loss, routing_loss=mowe, routing=record
-        )
+        return MoweOutput(loss=loss, logits=logits, lm_loss=lm_loss, routing_loss=mowe, routing=record)
 
     def _embed(
         self,
@@ -217,11 +219,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         is_audio = input_ids == self.config.audio_token_id
         # After the embedding module, which in some models scales; the audio's own scale is learned.
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
-        silent = (
-            prepared.is_dummy
-            if prepared is not None
-            else input_lengths is None or not len(input_lengths)
-        )
+        silent = prepared.is_dummy if prepared is not None else input_lengths is None or not len(input_lengths)
         if silent:
             self._check_counts(int(is_audio.sum()), 0)
             if not (self.training or self.enter_idle_encoders):
@@ -247,10 +245,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         targets = F.pad(labels[:, 1:], (0, 1), value=-100)
         is_answer = targets != -100
         kwargs = {"use_cache": False, **kwargs}
-        if (
-            self.training
-            and "logits_to_keep" in inspect.signature(self.language_model.forward).parameters
-        ):
+        if self.training and "logits_to_keep" in inspect.signature(self.language_model.forward).parameters:
             # A position that is in no row's answer needs no logits; at least one keeps the head in
             # the graph.
             columns = is_answer.any(0)
@@ -258,9 +253,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             kept = columns.nonzero().flatten()
             targets, is_answer = targets[:, kept], is_answer[:, kept]
             kwargs["logits_to_keep"] = kept
-        logits = self.language_model(
-            inputs_embeds=embeds, attention_mask=attention_mask, **kwargs
-        ).logits
+        logits = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs).logits
         answers = logits[is_answer]
         return answers if self.training else logits, answers, targets[is_answer]
 
@@ -287,9 +280,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             The new tokens only, (B, new tokens).
         """
         embeds, _ = self._embed(input_ids, input_values, input_lengths, None)
-        self.language_model.generation_config = (
-            kwargs.pop("generation_config", None) or self.generation_config
-        )
+        self.language_model.generation_config = kwargs.pop("generation_config", None) or self.generation_config
         return self.language_model.generate(  # type: ignore[operator]
             inputs_embeds=embeds, attention_mask=attention_mask, **kwargs
         )

@@ -111,11 +111,7 @@ class PoolMember(nn.Module):
         self.encoder = encoder
         self.layer = _parse_layer(features, encoder.num_layers)
         # Logits of a learned sum over the hidden states, as in SUPERB (arXiv 2105.01051).
-        self.layer_weights = (
-            nn.Parameter(torch.zeros(encoder.num_layers + 1))
-            if features == "weighted_sum"
-            else None
-        )
+        self.layer_weights = nn.Parameter(torch.zeros(encoder.num_layers + 1)) if features == "weighted_sum" else None
         self.projection = nn.Sequential(nn.Linear(encoder.width, width), nn.LayerNorm(width))
 
     def reset_parameters(self) -> None:
@@ -158,13 +154,9 @@ def _parse_layer(features: str, layers: int) -> int | None:
         return None
     kind, _, number = features.partition(":")
     if kind != "layer" or not number.isdigit():
-        raise ValueError(
-            f"model.weak_encoders: features must be last, layer:N or weighted_sum, not {features!r}"
-        )
+        raise ValueError(f"model.weak_encoders: features must be last, layer:N or weighted_sum, not {features!r}")
     if int(number) > layers:
-        raise ValueError(
-            f"model.weak_encoders: features={features}, but the encoder has layers 0 to {layers}"
-        )
+        raise ValueError(f"model.weak_encoders: features={features}, but the encoder has layers 0 to {layers}")
     return int(number)
 
 
@@ -225,15 +217,11 @@ class WeakEncoderPool(nn.Module):
                 if enter_idle or self.training:
                     idle.append(self._enter(member, clips, hop).sum() * 0)
                 continue
-            states = member(
-                clips.take(keys[index], rows[index]), clips.lengths[rows[index]], hop, frames
-            )
+            states = member(clips.take(keys[index], rows[index]), clips.lengths[rows[index]], hop, frames)
             for mixture, (weight, used) in enumerate(zip(weights, chosen, strict=True)):
                 if self.execution == "dense" or bool(used[:, index].any()):
                     scaled = states * weight[rows[index], index, None, None].to(states.dtype)
-                    mixtures[mixture] = _scatter(
-                        mixtures[mixture], scaled, rows[index], len(clips.lengths)
-                    )
+                    mixtures[mixture] = _scatter(mixtures[mixture], scaled, rows[index], len(clips.lengths))
         mixed = [mixture for mixture in mixtures if mixture is not None]
         assert len(mixed) == len(mixtures), "every mixture needs a member for some clip"
         for silent in idle:
@@ -244,9 +232,7 @@ class WeakEncoderPool(nn.Module):
         encoder = member.encoder
         # The shortest clip the encoder takes, not a bucket of it: its result is thrown away.
         lengths = clips.lengths.new_full((1,), encoder.min_samples)
-        features = encoder.front_end(
-            clips.wave.new_zeros(1, encoder.min_samples), lengths, encoder.min_samples
-        )
+        features = encoder.front_end(clips.wave.new_zeros(1, encoder.min_samples), lengths, encoder.min_samples)
         states: Tensor = member(features, lengths, hop, 1)
         return states
 

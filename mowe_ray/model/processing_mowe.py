@@ -70,24 +70,14 @@ class MoweProcessor(ProcessorMixin):
             ValueError: if counts of rows, or of clips and audio tokens, disagree, or a clip is not
                 a waveform.
         """
-        clips_of = (
-            [list(clips) for clips in audio] if audio is not None else [[] for _ in instructions]
-        )
-        if len(clips_of) != len(instructions) or (
-            answers is not None and len(answers) != len(instructions)
-        ):
+        clips_of = [list(clips) for clips in audio] if audio is not None else [[] for _ in instructions]
+        if len(clips_of) != len(instructions) or (answers is not None and len(answers) != len(instructions)):
             raise ValueError(
                 f"{len(instructions)} instructions, {len(clips_of)} rows of audio and "
                 f"{'no' if answers is None else len(answers)} answers: the numbers must be the same"
             )
-        prompts = [
-            self._prompt(text, clips) for text, clips in zip(instructions, clips_of, strict=True)
-        ]
-        endings = (
-            [[] for _ in prompts]
-            if answers is None
-            else [self._ending(answer) for answer in answers]
-        )
+        prompts = [self._prompt(text, clips) for text, clips in zip(instructions, clips_of, strict=True)]
+        endings = [[] for _ in prompts] if answers is None else [self._ending(answer) for answer in answers]
         inputs = self._pad(prompts, endings, left=answers is None)
         if answers is None:
             del inputs["labels"]
@@ -104,9 +94,7 @@ class MoweProcessor(ProcessorMixin):
             text = "\n".join([self.audio_token] * len(clips) + [instruction])
         if self.tokenizer.chat_template:
             turn = [{"role": "user", "content": text}]
-            text = str(
-                self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            )
+            text = str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
             tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
             tokens = self.tokenizer(text + "\n")["input_ids"]
@@ -116,8 +104,7 @@ class MoweProcessor(ProcessorMixin):
         placeholders = tokens.count(self.audio_token_id)
         if placeholders != len(clips):
             raise ValueError(
-                f"the prompt has {placeholders} {self.audio_token} but the row has "
-                f"{len(clips)} clips: {instruction!r}"
+                f"the prompt has {placeholders} {self.audio_token} but the row has {len(clips)} clips: {instruction!r}"
             )
         counts = iter([self.num_audio_tokens(len(_check_wave(clip))) for clip in clips])
         expanded: list[int] = []
@@ -132,12 +119,8 @@ class MoweProcessor(ProcessorMixin):
             raise ValueError(f"an answer cannot hold {self.audio_token}: {answer!r}")
         return [*tokens, self.tokenizer.eos_token_id]
 
-    def _pad(
-        self, prompts: list[list[int]], endings: list[list[int]], *, left: bool
-    ) -> dict[str, torch.Tensor]:
-        width = max(
-            len(prompt) + len(ending) for prompt, ending in zip(prompts, endings, strict=True)
-        )
+    def _pad(self, prompts: list[list[int]], endings: list[list[int]], *, left: bool) -> dict[str, torch.Tensor]:
+        width = max(len(prompt) + len(ending) for prompt, ending in zip(prompts, endings, strict=True))
         filler = self.tokenizer.pad_token_id
         filler = self.tokenizer.eos_token_id if filler is None else filler
         inputs: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
@@ -159,8 +142,7 @@ class MoweProcessor(ProcessorMixin):
 def _check_wave(clip: np.ndarray) -> np.ndarray:
     if clip.ndim != 1 or not len(clip) or not np.issubdtype(clip.dtype, np.floating):
         raise ValueError(
-            "a clip must be a non-empty one-dimensional float array at 16 kHz, "
-            f"not {clip.dtype} of shape {clip.shape}"
+            f"a clip must be a non-empty one-dimensional float array at 16 kHz, not {clip.dtype} of shape {clip.shape}"
         )
     return clip
 

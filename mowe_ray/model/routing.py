@@ -73,9 +73,7 @@ class RoutingRecord:
         """Return the record of some of the clips."""
         dependent = self.dependent
         if dependent is not None:
-            dependent = Routing(
-                dependent.logits[rows], dependent.probabilities[rows], dependent.chosen[rows]
-            )
+            dependent = Routing(dependent.logits[rows], dependent.probabilities[rows], dependent.chosen[rows])
         return RoutingRecord(self.independent, dependent, len(rows))
 
 
@@ -112,9 +110,7 @@ class DataDependentRouter(nn.Module):
 
     def forward(self, features: Tensor, valid: Tensor) -> Tensor:
         """Return float32 logits (C, M) for features (C, T, D) with `valid` (C,) frames each."""
-        return nn.functional.linear(
-            masked_mean(features, valid), self.weight.float(), self.bias.float()
-        )
+        return nn.functional.linear(masked_mean(features, valid), self.weight.float(), self.bias.float())
 
 
 def route(
@@ -138,6 +134,4 @@ def route(
     if noise is not None:
         scaled = scaled + noise
     probabilities = scaled.softmax(-1)
-    return Routing(
-        logits, probabilities, top_k_mask(probabilities, k) if chosen is None else chosen
-    )
+    return Routing(logits, probabilities, top_k_mask(probabilities, k) if chosen is None else chosen)

@@ -91,9 +91,7 @@ def routing_loss(
         ValueError: if `kind` is unknown, or regulates a router that is off.
     """
     if kind not in LOSS_KINDS:
-        raise ValueError(
-            f"training.mowe_loss.kind: unknown loss {kind!r}; known are {', '.join(LOSS_KINDS)}"
-        )
+        raise ValueError(f"training.mowe_loss.kind: unknown loss {kind!r}; known are {', '.join(LOSS_KINDS)}")
     routers = [routing for routing in (record.independent, record.dependent) if routing is not None]
     if not routers:
         return torch.zeros(())
@@ -124,9 +122,7 @@ def routing_loss(
     return loss
 
 
-def _batch_term(
-    routing: Routing, kind: str, totals: RoutingTotals, share: float, per_clip: float
-) -> Tensor:
+def _batch_term(routing: Routing, kind: str, totals: RoutingTotals, share: float, per_clip: float) -> Tensor:
     """Return the share of the term over the dependent router's (C, M) decisions."""
     if kind == "none" or float(totals.clips) == 0:
         return routing.probabilities.sum() * 0

@@ -25,9 +25,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     specials = [PAD_TOKEN, END_TOKEN, AUDIO_TOKEN]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(specials) + len(alphabet):
-        raise ValueError(
-            f"vocab_size must be at least {len(specials) + len(alphabet)}, not {vocab_size}"
-        )
+        raise ValueError(f"vocab_size must be at least {len(specials) + len(alphabet)}, not {vocab_size}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -38,15 +36,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _wrapped(tokenizer)
-
-
-def tokenizer_from_json(content: str) -> PreTrainedTokenizerFast:
-    """Restore a trained tokenizer from the content of its tokenizer.json."""
-    return _wrapped(Tokenizer.from_str(content))
-
-
-def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return tokenizer_from_json(tokenizer.to_str())
 
 

@@ -99,11 +99,10 @@ class AudioTower(nn.Module):
         weak: Sequence[AudioEncoder] | None = None,
     ):
         super().__init__()
-        assert isinstance(config.base_encoder, EncoderSpec)
         specs: list[EncoderSpec] = config.weak_encoders or []
         self.config = config
         self.enter_idle_encoders = False
-        self.base_encoder = base or new_encoder(config.base_encoder)
+        self.base_encoder = base or new_encoder(cast(EncoderSpec, config.base_encoder))
         width, members = self.base_encoder.width, len(specs)
         self.independent_router: DataIndependentRouter | None = None
         self.dependent_router: DataDependentRouter | None = None
@@ -115,16 +114,11 @@ class AudioTower(nn.Module):
         if members:
             encoders = weak or [new_encoder(spec) for spec in specs]
             self.pool = WeakEncoderPool(
-                [
-                    PoolMember(encoder, width, spec.features)
-                    for encoder, spec in zip(encoders, specs, strict=True)
-                ],
+                [PoolMember(encoder, width, spec.features) for encoder, spec in zip(encoders, specs, strict=True)],
                 config.router_execution,
             )
         hidden = cast(int, config.get_text_config().hidden_size)
-        self.adapter = build_adapter(
-            config.adapter, width * config.num_blocks, width, hidden, config.downsample
-        )
+        self.adapter = build_adapter(config.adapter, width * config.num_blocks, width, hidden, config.downsample)
 
     def prepare(self, wave: Tensor | None, lengths: Tensor | None) -> PreparedAudio:
         """Run base encoder and routers without a graph; None or no clips: a batch without audio."""
@@ -160,9 +154,7 @@ class AudioTower(nn.Module):
             else:
                 features = prepared.features
                 valid = self.base_encoder.num_frames(clips.lengths)
-            record = self._route(
-                features, valid, prepared.noise, None if is_dummy else prepared.record
-            )
+            record = self._route(features, valid, prepared.noise, None if is_dummy else prepared.record)
         fused = torch.cat([features, *self._mix(clips, record, features)], dim=-1)
         tokens = self.adapter(fused, valid)
         counts = torch.as_tensor(shrunk(valid, self.config.downsample))
@@ -255,16 +247,12 @@ class AudioTower(nn.Module):
             ),
         )
 
-    def _mixing(
-        self, record: RoutingRecord, clips: int, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    def _mixing(self, record: RoutingRecord, clips: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return mixing weights and choices (K, C, M) of the configured fusion."""
         assert self.pool is not None
         members = len(self.pool.members)
         if self.config.fusion == "routed":
-            routings = [
-                routing for routing in (record.independent, record.dependent) if routing is not None
-            ]
+            routings = [routing for routing in (record.independent, record.dependent) if routing is not None]
             weights = torch.stack([routing.weights.expand(clips, -1) for routing in routings])
             return weights, torch.stack([routing.chosen.expand(clips, -1) for routing in routings])
         if self.config.fusion == "concat":
@@ -278,14 +266,14 @@ class AudioTower(nn.Module):
             return RoutingTotals.of(record.dependent)
         members = 0 if self.pool is None else len(self.pool.members)
         zeros = torch.zeros(members, device=clips.wave.device)
-        return RoutingTotals(
-            zeros, zeros, torch.tensor(float(record.clips), device=clips.wave.device)
-        )
+        return RoutingTotals(zeros, zeros, torch.tensor(float(record.clips), device=clips.wave.device))
 
 
 def new_encoder(spec: EncoderSpec) -> AudioEncoder:
     """Build an encoder with random weights."""
-    return encoder_class(spec.config)(spec.config, spec.front_end)
+    # transformers loads an export's configuration and model code as two copies: of this one's classes.
+    own = EncoderSpec.from_dict(spec.to_dict())
+    return encoder_class(own.config)(own.config, own.front_end)
 
 
 def _without_clips(record: RoutingRecord) -> RoutingRecord:

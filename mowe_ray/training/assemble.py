@@ -30,7 +30,7 @@ from mowe_ray.training.sources import sample_rows
 
 # Texts a tokenizer is trained on: enough for the word list of any corpus of instructions.
 _TOKENIZER_SAMPLES = 2000
-_DEFAULT_VOCABULARY = 1024
+DEFAULT_VOCABULARY = 1024
 
 
 def assemble(
@@ -52,7 +52,7 @@ def assemble(
         "mowe_loss_weight": mowe_loss.weight,
         "mowe_z_weight": mowe_loss.z_weight,
     }
-    dtype = _dtype(model, gpu)
+    dtype = model_dtype(model, gpu)
     lora = None if model.lora is None else Lora(**model.lora.model_dump())
     if model.init_from is not None:
         built = load_model(
@@ -111,7 +111,7 @@ def own_tokenizer(model: ModelSection, train: Index, folder: RunFolder) -> str |
         rows = train.table.take(sample_rows(len(train), _TOKENIZER_SAMPLES))
         samples = [sample for sample in read_samples(rows) if isinstance(sample, Sample)]
         texts = [text for sample in samples for text in (sample.instruction, sample.answer)]
-        vocabulary = int(model.language_model.config.get("vocab_size", _DEFAULT_VOCABULARY))
+        vocabulary = int(model.language_model.config.get("vocab_size", DEFAULT_VOCABULARY))
         trained = train_tokenizer(texts, vocabulary)
         folder.write_text("tokenizer.json", trained.backend_tokenizer.to_str())
     return folder.read_text("tokenizer.json")
@@ -131,7 +131,8 @@ def _source(checkpoint: str | InlineConfig) -> Source:
     return checkpoint if isinstance(checkpoint, str) else checkpoint.config
 
 
-def _dtype(model: ModelSection, gpu: bool) -> torch.dtype:
+def model_dtype(model: ModelSection, gpu: bool) -> torch.dtype:
+    """Return the number format of all weights, on a GPU or on the CPU."""
     if model.dtype == "auto":
         return torch.bfloat16 if gpu else torch.float32
     return torch.float32 if model.dtype == "float32" else torch.bfloat16

@@ -16,7 +16,9 @@ def count_steps(plan: EpochPlan, epochs: int) -> int:
     return sum(1 for epoch in range(epochs) for _ in plan(epoch))
 
 
-def rows_of_rank(plan: EpochPlan, *, start_step: int, total_steps: int, rank: int, world_size: int) -> Iterator[np.ndarray]:
+def rows_of_rank(
+    plan: EpochPlan, *, start_step: int, total_steps: int, rank: int, world_size: int
+) -> Iterator[np.ndarray]:
     """Yield the row numbers of each micro-batch of a rank, for the steps in start_step..total_steps.
 
     A step has a fixed number of lanes, whoever computes them: rank r takes lanes r, r + W, ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,13 +35,29 @@ def cache_folder() -> Path:
 
 
 def index_sources(data: DataSection, run_map: ParallelMap = map) -> Sources:
-    """Index all sources of a run; scans are cached, so only new shards cost time.
+    """Index all sources of a run, and refuse data that is not worth training on.
+
+    Args:
+        run_map: As for `scan_sources`.
+
+    Raises:
+        ValueError: A path holds no shards, or too much in it is unusable.
+    """
+    sources = scan_sources(data, run_map)
+    sources.report.check(data.max_bad_fraction)
+    if not len(sources.train):
+        raise ValueError(f"data.train: no usable sample in {', '.join(s.path for s in data.train)}")
+    return sources
+
+
+def scan_sources(data: DataSection, run_map: ParallelMap = map) -> Sources:
+    """Find all samples of a run, good and bad; scans are cached, so only new shards cost time.
 
     Args:
         run_map: Applies the scan to shards, in order; the cluster passes a parallel one.
 
     Raises:
-        ValueError: A path holds no shards, or nothing in it can be used.
+        ValueError: A path holds no shards.
     """
     build = partial(
         build_index,
@@ -56,9 +72,6 @@ def index_sources(data: DataSection, run_map: ParallelMap = map) -> Sources:
     report = DataReport({name: n for index in indexes for name, n in index.samples_per_source.items()})
     for index in indexes:
         report.add_unindexed(index.bad)
-    report.check(data.max_bad_fraction)
-    if not len(train):
-        raise ValueError(f"data.train: no usable sample in {', '.join(s.path for s in data.train)}")
     return Sources(train, validation, report)
 
 
@@ -106,6 +119,6 @@ def _spec(source: Source | ValidationSource, name: str) -> SourceSpec:
     return SourceSpec(name, path, source.task)
 
 
-def sample_rows(size: int, at_most: int) -> Sequence[int]:
+def sample_rows(size: int, at_most: int) -> np.ndarray:
     """Return row numbers spread evenly over `size` rows."""
-    return np.unique(np.linspace(0, size - 1, min(size, at_most)).astype(np.int64)).tolist()
+    return np.unique(np.linspace(0, size - 1, min(size, at_most)).astype(np.int64))

@@ -82,7 +82,7 @@ def validate(
     """
     model = engine.model
     was_training = model.training
-    model.eval()
+    model.train(False)
     answers: list[Answer] = []
     routing: dict[str, RoutingSums] = {}
     bad: list[Any] = []
@@ -90,6 +90,7 @@ def validate(
     for micro_batch in micro_batches:
         batch = collate(micro_batch, processor)
         output = engine.forward(**batch.to(engine.device), num_items_in_batch=1)
+        assert output.lm_loss is not None  # there were labels
         loss_sum, tokens = loss_sum + float(output.lm_loss), tokens + batch.answer_tokens
         _add_routing(routing, output, batch)
         answers += _generate(engine, processor, micro_batch, batch)

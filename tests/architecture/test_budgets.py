@@ -46,11 +46,7 @@ def test_no_file_is_a_drawer() -> None:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    assert [
-        str(file)
-        for file in FILES
-        if not ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
-    ] == []
+    assert [str(file) for file in FILES if not ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))] == []
 
 
 def test_config_stays_small() -> None:

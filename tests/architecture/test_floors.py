@@ -12,9 +12,7 @@ HEAVY = ("torch", "torchaudio", "transformers", "peft", "ray", "deepspeed", "wan
 
 def test_import_contracts_hold() -> None:
     lint_imports = Path(sys.executable).with_name("lint-imports")
-    result = subprocess.run(
-        [lint_imports, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([lint_imports, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -27,7 +25,5 @@ def test_import_contracts_hold() -> None:
 )
 def test_light_packages_load_nothing_heavy(module: str, unwanted: tuple[str, ...]) -> None:
     code = f"import sys, {module}; print([m for m in {unwanted!r} if m in sys.modules])"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

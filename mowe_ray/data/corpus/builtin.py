@@ -24,11 +24,7 @@ VOICES: dict[str, tuple[str, ...]] = {
         for accent in ("en-us", "en")
         for variant in ("m1", "m2", "m4", "m5", "m7", "f1", "f2", "f4", "Annie", "Michael")
     ),
-    "validation": tuple(
-        f"{accent}+{variant}"
-        for accent in ("en-us", "en")
-        for variant in ("m3", "m6", "f3", "Alex")
-    ),
+    "validation": tuple(f"{accent}+{variant}" for accent in ("en-us", "en") for variant in ("m3", "m6", "f3", "Alex")),
 }
 
 
@@ -65,9 +61,7 @@ def builtin_samples(split: str, clips: int, seed: int = 0) -> Iterator[Sample]:
             )
 
 
-def builtin_corpus(
-    split: str, cache_dir: str | Path, clips: int | None = None, seed: int = 0
-) -> Path:
+def builtin_corpus(split: str, cache_dir: str | Path, clips: int | None = None, seed: int = 0) -> Path:
     """Folder with the shards of the built-in corpus, generated on first use.
 
     Several processes may ask at the same time: each generates in a folder of its own, and the first

@@ -21,9 +21,7 @@ _INITIALIZE_DONT_EXIT = 0x8000  # report an error instead of ending the process
 _TEXT_IS_UTF8 = 1
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 
-_Callback = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
-)
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,7 @@ class Speaker:
         """Load `library` and the voice data found in `data_parent/espeak-ng-data`."""
         self._engine = ctypes.CDLL(str(library))
         self._pieces: list[npt.NDArray[np.int16]] = []
-        rate = self._engine.espeak_Initialize(
-            _OUTPUT_SYNCHRONOUS, 0, str(data_parent).encode(), _INITIALIZE_DONT_EXIT
-        )
+        rate = self._engine.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 0, str(data_parent).encode(), _INITIALIZE_DONT_EXIT)
         if rate <= 0:
             raise RuntimeError(f"espeak-ng could not start with its voice data in {data_parent}")
         self._engine.espeak_ng_SetRandSeed(ctypes.c_long(1))  # otherwise the clock is the seed

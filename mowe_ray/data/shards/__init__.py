@@ -5,6 +5,7 @@ Each reader module has `scan(shard, default_task)`, which walks a shard once for
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from types import ModuleType
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ _READERS: dict[str, ModuleType] = {
     ".json": manifest,
 }
 _PACKED = (".tar", ".parquet", ".arrow")  # beside these, JSON files are notes about the corpus
+_CHUNK_ROWS = 1 << 16  # Python objects alive at a time while a long manifest is scanned
 _PLACE_COLUMNS = list(Place.__slots__)
 
 
@@ -49,7 +51,11 @@ def list_shards(path: str) -> list[str]:
 
 def scan_shard(shard: str, default_task: str | None) -> pa.Table:
     """Describe every sample of a shard, good or bad, as a table of `record.ROW_SCHEMA`."""
-    return rows_table(list(_reader(shard).scan(shard, default_task)))
+    rows = _reader(shard).scan(shard, default_task)
+    parts = [rows_table([])]
+    while chunk := list(islice(rows, _CHUNK_ROWS)):
+        parts.append(rows_table(chunk))
+    return pa.concat_tables(parts)
 
 
 def read_samples(rows: pa.Table) -> Iterator[Sample | BadSample]:
@@ -57,8 +63,7 @@ def read_samples(rows: pa.Table) -> Iterator[Sample | BadSample]:
     places = [Place(**fields) for fields in rows.select(_PLACE_COLUMNS).to_pylist()]
     readers = [_reader(place.shard) for place in places]
     streams: dict[ModuleType, Iterator[Sample | BadSample]] = {
-        reader: reader.read([p for p, r in zip(places, readers, strict=True) if r is reader])
-        for reader in set(readers)
+        reader: reader.read([p for p, r in zip(places, readers, strict=True) if r is reader]) for reader in set(readers)
     }
     for reader in readers:
         yield next(streams[reader])

@@ -140,11 +140,11 @@ def bad_row(sample_id: str, error: BadAudio) -> Row:
 
 
 def check_record(record: Record, has_audio: bool) -> None:
-    """Raise BadAudio unless there is an answer to learn and something to answer about."""
+    """Raise BadAudio unless there is an answer, and audio or a text-only instruction."""
     if not record.answer:
         raise BadAudio("no_answer", f"none of {', '.join(ANSWER_KEYS)} has text")
-    if not has_audio and not record.instruction:
-        raise BadAudio("no_audio", "neither audio nor an instruction")
+    if not has_audio and (record.duration_s or not record.instruction):
+        raise BadAudio("no_audio", "no audio, and not a text-only sample")
 
 
 @dataclass(frozen=True, slots=True)

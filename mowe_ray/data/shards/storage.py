@@ -93,7 +93,5 @@ def _read_remote(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError
         return []
     fs, _ = fsspec.core.url_to_fs(ranges[0][0])  # the shards of one source share a file system
     ends = [at + size for _, at, size in ranges]
-    found = fs.cat_ranges(
-        [path for path, _, _ in ranges], [at for _, at, _ in ranges], ends, on_error="return"
-    )
+    found = fs.cat_ranges([path for path, _, _ in ranges], [at for _, at, _ in ranges], ends, on_error="return")
     return [part if isinstance(part, bytes) else OSError(str(part)) for part in found]

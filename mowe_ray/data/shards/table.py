@@ -52,10 +52,7 @@ class _Arrow:
     """Record batches of an Arrow stream or file, memory-mapped when local."""
 
     def __init__(self, shard: str) -> None:
-        if is_remote(shard):
-            data = pa.py_buffer(open_file(shard).read())
-        else:
-            data = pa.memory_map(shard).read_buffer()
+        data = pa.py_buffer(open_file(shard).read()) if is_remote(shard) else pa.memory_map(shard).read_buffer()
         try:
             reader = pa.ipc.open_stream(data)
         except pa.ArrowInvalid:

@@ -18,9 +18,7 @@ def is_audiobench(file: Path) -> bool:
     return set(pq.read_schema(file).names) >= _INNER.keys()
 
 
-def read_audiobench(
-    path: Path, defaults: Defaults, split: str | None = None
-) -> Iterator[Sample | BadSample]:
+def read_audiobench(path: Path, defaults: Defaults, split: str | None = None) -> Iterator[Sample | BadSample]:
     """Read an AudioBench set: a Parquet file or a folder of them.
 
     The columns are plain values in some sets and dictionaries in others: `context` is the audio

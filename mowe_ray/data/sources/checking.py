@@ -55,9 +55,7 @@ def check_sample(sample: Sample, min_s: float, max_s: float) -> Sample | BadSamp
     return replace(sample, audio=audio, suffix="flac", duration_s=seconds, offset_s=None)
 
 
-def map_in_threads(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int
-) -> Iterator[Result]:
+def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
     """Map in order with some threads (decoders release the lock) and few items in memory."""
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:

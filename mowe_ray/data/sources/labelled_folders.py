@@ -24,9 +24,7 @@ def read_labelled_folders(
             without suffix (`phonetic/alpha.wav` -> "alpha"). Hyphens and underscores become spaces.
     """
     for path in audio_files(folder):
-        if label_from == "stem":
-            label = path.stem
-        else:
-            label = path.parent.name if path.parent != folder else ""
+        holder = path.parent.name if path.parent != folder else ""
+        label = path.stem if label_from == "stem" else holder
         id = path.relative_to(folder).with_suffix("").as_posix()
         yield defaults.file(path, id, re.sub(r"[-_\s]+", " ", label).strip())

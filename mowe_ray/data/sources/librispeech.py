@@ -7,9 +7,7 @@ from mowe_ray.data.sample import BadSample, Sample
 from mowe_ray.data.sources.defaults import Defaults
 
 
-def read_librispeech(
-    folder: Path, defaults: Defaults, subset: str | None = None
-) -> Iterator[Sample | BadSample]:
+def read_librispeech(folder: Path, defaults: Defaults, subset: str | None = None) -> Iterator[Sample | BadSample]:
     """Read every chapter below `folder`; the FLAC files are kept as they are.
 
     The transcripts are all capitals. Lower case suits language models better; scoring ignores case.

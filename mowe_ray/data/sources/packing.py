@@ -101,18 +101,14 @@ def pack(
     return result
 
 
-def _side(
-    items: Iterable[Sample | BadSample], packing: Packing, held_out: bool | None
-) -> Iterator[Sample | BadSample]:
+def _side(items: Iterable[Sample | BadSample], packing: Packing, held_out: bool | None) -> Iterator[Sample | BadSample]:
     for item in items:
         fraction, seed = packing.validation_fraction, packing.seed
         if held_out is None or is_held_out(item, fraction, seed) == held_out:
             yield item
 
 
-def _good(
-    items: Iterable[Sample | BadSample], packing: Packing, bad: list[BadSample]
-) -> Iterator[Sample]:
+def _good(items: Iterable[Sample | BadSample], packing: Packing, bad: list[BadSample]) -> Iterator[Sample]:
     """Pass on what can be used, and append the rest to `bad`."""
 
     def check(item: Sample | BadSample) -> Sample | BadSample:

@@ -62,9 +62,7 @@ def test_resolved_config_loads_again_unchanged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("written", ["1e-4", "1E-4", "0.0001", "1.e-4", "'1e-4'"])
 def test_scientific_notation_is_a_number(minimal: Path, written: str) -> None:
-    assert (
-        load_config(minimal, [f"training.learning_rate={written}"]).training.learning_rate == 1e-4
-    )
+    assert load_config(minimal, [f"training.learning_rate={written}"]).training.learning_rate == 1e-4
     minimal.write_text(MINIMAL.replace("max_steps: 10", f"max_steps: 10, learning_rate: {written}"))
     assert load_config(minimal).training.learning_rate == 1e-4
 
@@ -119,9 +117,7 @@ def test_a_later_length_replaces_an_earlier_one(minimal: Path) -> None:
     assert load_config("paper", ["training.max_steps=5"]).training.epochs is None
     assert load_config(minimal, ["training.epochs=2"]).training.max_steps is None
     assert "not both" in problems(minimal, "training.epochs=2", "training.max_steps=5")[0]
-    assert problems(minimal, "training.max_steps=null") == [
-        "training.max_steps: give max_steps or epochs"
-    ]
+    assert problems(minimal, "training.max_steps=null") == ["training.max_steps: give max_steps or epochs"]
 
 
 def test_overrides_do_not_leak_between_loads() -> None:

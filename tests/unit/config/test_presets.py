@@ -49,9 +49,7 @@ def test_every_value_of_the_paper_presets_says_whose_it_is(name: str) -> None:
 
 
 def test_paper_presets_differ_in_the_pool_only() -> None:
-    paper, baseline, uniform = (
-        load_config(name).model_dump() for name in ("paper", "paper_baseline", "paper_uniform")
-    )
+    paper, baseline, uniform = (load_config(name).model_dump() for name in ("paper", "paper_baseline", "paper_uniform"))
     for config in (paper, baseline, uniform):
         del config["name"]
     pools = [config["model"].pop("weak_encoders") for config in (paper, baseline, uniform)]

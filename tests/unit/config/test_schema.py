@@ -73,18 +73,14 @@ def test_only_identical_frozen_members_are_warned_about() -> None:
     def warnings(*overrides: str) -> list[str]:
         return load_config("quickstart", [POOL, *overrides]).warnings()
 
-    assert warnings() == [
-        "model.weak_encoders.1.train: b is a frozen copy of a and adds no information"
-    ]
+    assert warnings() == ["model.weak_encoders.1.train: b is a frozen copy of a and adds no information"]
     assert warnings("model.weak_encoders.1.train=full") == []
     assert warnings("model.weak_encoders.1.features=layer:1") == []
     assert warnings("model.weak_encoders.1.checkpoint=x/base") == []
 
 
 def test_frozen_random_weights_are_warned_about() -> None:
-    config = load_config(
-        "quickstart", ["model.train_base=frozen", "model.weak_encoders.2.train=frozen"]
-    )
+    config = load_config("quickstart", ["model.train_base=frozen", "model.weak_encoders.2.train=frozen"])
     assert [line.partition(":")[0] for line in config.warnings()] == [
         "model.weak_encoders.2.train",
         "model.train_base",

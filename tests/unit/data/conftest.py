@@ -36,9 +36,7 @@ def encode(tone) -> Callable[..., bytes]:
             stream.layout = "mono"
             frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
             frame.sample_rate = RATE
-            resampler = av.AudioResampler(
-                stream.format, "mono", 48_000, frame_size=stream.frame_size or None
-            )
+            resampler = av.AudioResampler(stream.format, "mono", 48_000, frame_size=stream.frame_size or None)
             for piece in [*resampler.resample(frame), *resampler.resample(None)]:
                 file.mux(stream.encode(piece))
             file.mux(stream.encode(None))
@@ -71,9 +69,7 @@ def encode(tone) -> Callable[..., bytes]:
 def make_samples(encode) -> Callable[..., list[Sample]]:
     """Samples with tones of growing length, ids `a0`, `a1`..., tasks as given."""
 
-    def make(
-        count: int, *, prefix: str = "a", task: str = "asr", step_s: float = 0.1
-    ) -> list[Sample]:
+    def make(count: int, *, prefix: str = "a", task: str = "asr", step_s: float = 0.1) -> list[Sample]:
         return [
             Sample(
                 id=f"{prefix}{n}",

@@ -21,9 +21,7 @@ def mixture(tmp_path, make_samples):
 
 def test_one_table_over_all_sources(tmp_path, mixture):
     index = build_index(mixture, tmp_path / "cache", min_s=0.1, max_s=30.0)
-    assert index.table["id"].to_pylist() == [f"t{n}" for n in range(8)] + [
-        f"p{n}" for n in range(4)
-    ]
+    assert index.table["id"].to_pylist() == [f"t{n}" for n in range(8)] + [f"p{n}" for n in range(4)]
     assert index.sources.tolist() == [0] * 8 + [1] * 4
     assert index.samples_per_source == {"tars": 8, "tables": 4}
     assert set(np.diff(index.shards)) == {0, 1}

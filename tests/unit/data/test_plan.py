@@ -103,9 +103,7 @@ def test_a_label_sorted_corpus_is_mixed_within_steps():
     count = 8000
     labels = np.arange(count) * 4 // count
     durations = np.full(count, 3.0, np.float32)
-    plan = steps(
-        (durations, np.zeros(count, np.int32), np.zeros(count, np.int32)), shuffle_buffer=500
-    )
+    plan = steps((durations, np.zeros(count, np.int32), np.zeros(count, np.int32)), shuffle_buffer=500)
     for step in plan[:-1]:
         shares = np.bincount(labels[np.concatenate(step)], minlength=4) / sum(map(len, step))
         assert shares.max() < 0.7

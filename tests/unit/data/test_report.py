@@ -44,9 +44,7 @@ def test_the_limit_names_key_counts_and_causes():
     report.add(bad(n) for n in range(5))
     report.check(0.05)
     report.add([bad(5, "truncated")])
-    with pytest.raises(
-        ValueError, match=r"6 of 100 .*5 nan in a, 1 truncated in a.*max_bad_fraction"
-    ):
+    with pytest.raises(ValueError, match=r"6 of 100 .*5 nan in a, 1 truncated in a.*max_bad_fraction"):
         report.check(0.05)
 
 

@@ -63,9 +63,7 @@ def decide(values: torch.Tensor) -> Routing:
 
 
 def record_of(v: torch.Tensor | None, w: torch.Tensor | None, clips: int) -> RoutingRecord:
-    return RoutingRecord(
-        None if v is None else decide(v), None if w is None else decide(w), clips
-    )
+    return RoutingRecord(None if v is None else decide(v), None if w is None else decide(w), clips)
 
 
 @pytest.mark.parametrize("z_weight", [0.0, 0.3])
@@ -75,7 +73,7 @@ def test_value_and_gradient_are_the_formulas(kind: str, z_weight: float) -> None
     loss = routing_loss(record_of(v, w, len(w)), kind=kind, z_weight=z_weight)
     loss.backward()
     v_, w_ = v.detach().numpy().copy(), w.detach().numpy().copy()
-    assert float(loss) == pytest.approx(reference(kind, v_, w_, z_weight), abs=1e-12)
+    assert loss.item() == pytest.approx(reference(kind, v_, w_, z_weight), abs=1e-12)
     for array, grad in ((v_, v.grad), (w_, w.grad)):
         assert grad is not None
         for index in np.ndindex(array.shape):
@@ -106,10 +104,7 @@ def test_micro_batches_add_up_to_the_whole_batch(kind: str, split: list[int]) ->
     totals = RoutingTotals.of(decide(parts[0]))
     for part in parts[1:]:
         totals = totals + RoutingTotals.of(decide(part))
-    shares = [
-        routing_loss(record_of(v, part, len(part)), kind=kind, z_weight=0.2, totals=totals)
-        for part in parts
-    ]
+    shares = [routing_loss(record_of(v, part, len(part)), kind=kind, z_weight=0.2, totals=totals) for part in parts]
     # Each on its own, as ranks do it: none sees another's graph.
     grads = [torch.autograd.grad(share, [v, w], retain_graph=True) for share in shares]
     assert float(sum(shares)) == pytest.approx(float(whole), abs=1e-12)

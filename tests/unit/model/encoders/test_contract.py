@@ -46,9 +46,7 @@ def test_frames_follow_the_formula(encoder: AudioEncoder, samples: int) -> None:
 
 def test_num_frames_is_the_same_for_ints_and_tensors(encoder: AudioEncoder) -> None:
     samples = [1, 399, 400, 719, 720, 16_000, 480_000]
-    assert encoder.num_frames(torch.tensor(samples)).tolist() == [
-        encoder.num_frames(n) for n in samples
-    ]
+    assert encoder.num_frames(torch.tensor(samples)).tolist() == [encoder.num_frames(n) for n in samples]
 
 
 def test_shortest_clip_gives_one_finite_frame_or_more(encoder: AudioEncoder) -> None:
@@ -75,9 +73,7 @@ def test_a_clip_does_not_depend_on_its_neighbours(encoder: AudioEncoder) -> None
 
 def test_every_trainable_tensor_gets_a_gradient(encoder: AudioEncoder) -> None:
     encoder.train()
-    encoder(
-        features_of(encoder, 16_000, 9_000), lengths=torch.tensor([16_000, 9_000])
-    ).sum().backward()
+    encoder(features_of(encoder, 16_000, 9_000), lengths=torch.tensor([16_000, 9_000])).sum().backward()
     assert [name for name, p in all_trainable(encoder).items() if p.grad is None] == []
 
 
@@ -117,9 +113,7 @@ def test_lora_targets_all_learn(encoder: AudioEncoder) -> None:
     adapters = all_trainable(encoder)
     assert len(adapters) >= 2 * 2 * encoder.num_layers
     # B starts at zero, so it is B that must feel the loss; A gets a gradient of zeros.
-    dead = [
-        n for n, p in adapters.items() if p.grad is None or ("lora_B" in n and not p.grad.any())
-    ]
+    dead = [n for n, p in adapters.items() if p.grad is None or ("lora_B" in n and not p.grad.any())]
     assert dead == []
 
 

@@ -22,9 +22,7 @@ def test_whisper_equals_transformers_bit_for_bit_at_30_s() -> None:
     features = torch.randn(2, 20, 3000)
     theirs = encoder.model(features, output_hidden_states=True)
     assert torch.equal(encoder(features), theirs.last_hidden_state)
-    for ours, expected in zip(
-        encoder(features, all_layers=True), theirs.hidden_states, strict=True
-    ):
+    for ours, expected in zip(encoder(features, all_layers=True), theirs.hidden_states, strict=True):
         assert torch.equal(ours, expected)
 
 
@@ -40,9 +38,7 @@ def test_whisper_buckets(seconds: float, padded: float) -> None:
 
 def test_whisper_with_fewer_positions_names_the_key_to_change() -> None:
     encoder, _ = load_encoder(tiny_whisper_config(max_source_positions=400))
-    assert (
-        encoder.pad_samples(6 * SECOND, "bucket") == encoder.pad_samples(1, "full30") == 8 * SECOND
-    )
+    assert encoder.pad_samples(6 * SECOND, "bucket") == encoder.pad_samples(1, "full30") == 8 * SECOND
     assert encoder(torch.zeros(1, 20, 800)).shape[1] == 400
     with pytest.raises(ValueError, match=r"8\.50 s .* 8\.00 s .*data\.max_duration_s"):
         encoder.pad_samples(round(8.5 * SECOND), "bucket")
@@ -96,9 +92,7 @@ def test_ast_equals_transformers_within_one_window() -> None:
     features = torch.randn(1, 64, 32)
     hidden = encoder.model(features).last_hidden_state[:, 2:]
     rows, columns = 2, 5  # (32 - 16) // 10 + 1 patches in frequency, (64 - 16) // 10 + 1 in time
-    by_hand = [
-        hidden[:, [row * columns + t for row in range(rows)]].mean(1) for t in range(columns)
-    ]
+    by_hand = [hidden[:, [row * columns + t for row in range(rows)]].mean(1) for t in range(columns)]
     torch.testing.assert_close(encoder(features), torch.stack(by_hand, dim=1))
 
 
@@ -128,9 +122,7 @@ def test_ast_windows_of_a_long_clip_are_evenly_spaced() -> None:
 
 
 def test_unknown_family_lists_the_known_ones() -> None:
-    with pytest.raises(
-        ValueError, match=r"'bert' is not supported; known families: .*hubert.*whisper"
-    ):
+    with pytest.raises(ValueError, match=r"'bert' is not supported; known families: .*hubert.*whisper"):
         encoder_class(AutoConfig.for_model("bert"))
 
 

@@ -157,9 +157,7 @@ def test_equal_front_ends_are_one_key() -> None:
     assert len({LogMel(80), LogMel(), LogMel(128), NormalisedWave(), NormalisedWave(False)}) == 4
 
 
-@pytest.mark.parametrize(
-    "front_end", [LogMel(128), NormalisedWave(False), KaldiFbank(64, mean=-1.0)]
-)
+@pytest.mark.parametrize("front_end", [LogMel(128), NormalisedWave(False), KaldiFbank(64, mean=-1.0)])
 def test_front_ends_survive_a_configuration_file(front_end: FrontEnd) -> None:
     assert front_end_from_dict(front_end.to_dict()) == front_end
 

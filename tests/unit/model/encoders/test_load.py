@@ -89,9 +89,7 @@ def pickle_weights(folder: Path) -> None:
         torch.save(load_file(path), folder / new)
         path.unlink()
     for index in folder.glob("*.safetensors.index.json"):
-        text = (
-            index.read_text().replace(".safetensors", ".bin").replace('"model-', '"pytorch_model-')
-        )
+        text = index.read_text().replace(".safetensors", ".bin").replace('"model-', '"pytorch_model-')
         (folder / "pytorch_model.bin.index.json").write_text(text)
         index.unlink()
 
@@ -125,9 +123,7 @@ def test_old_weight_norm_names(tmp_path: Path) -> None:
 def test_missing_weights_are_named_never_random(tmp_path: Path) -> None:
     save_encoder_checkpoint(tmp_path, tiny_whisper_config(), shard_size="1GB")
     rename(tmp_path, {"encoder.layers.1.fc1": "encoder.layers.1.gone"})
-    with pytest.raises(
-        ValueError, match=r"lacks 2 weights of a whisper encoder: .*layers\.1\.fc1\.bias"
-    ):
+    with pytest.raises(ValueError, match=r"lacks 2 weights of a whisper encoder: .*layers\.1\.fc1\.bias"):
         load_encoder(str(tmp_path))
 
 

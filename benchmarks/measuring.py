@@ -1,0 +1,61 @@
+"""What the benchmarks share: interleaved rounds, and a result that people and scripts can read."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Check:
+    """One ratio and what it must be: at most `target`, or at least it."""
+
+    name: str
+    ratio: float
+    target: float
+    at_most: bool = True
+
+    @property
+    def passed(self) -> bool:
+        """Whether the ratio meets the target."""
+        return self.ratio <= self.target if self.at_most else self.ratio >= self.target
+
+
+def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Measure all contenders in every round, every other round backwards: a busy machine slows all of them alike."""
+    measured: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds):
+        order = list(contenders) if turn % 2 == 0 else list(contenders)[::-1]
+        for name in order:
+            measured[name].append(contenders[name]())
+    return measured
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Return how long `run` took by the wall clock."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def ratio(ours: list[float], reference: list[float]) -> float:
+    """Return the median over rounds of ours / reference: both of a round met the same machine."""
+    return statistics.median(a / b for a, b in zip(ours, reference, strict=True))
+
+
+def conclude(benchmark: str, table: Mapping[str, str], checks: list[Check], **facts: object) -> int:
+    """Print the table, each check and, as the last line, JSON; returns the exit code."""
+    width = max(len(name) for name in [*table, *(check.name for check in checks)])
+    for name, value in table.items():
+        print(f"{name:<{width}}  {value}")
+    for check in checks:
+        bound = "at most" if check.at_most else "at least"
+        verdict = "ok" if check.passed else "MISSED"
+        print(f"{check.name:<{width}}  {check.ratio:.3f}  ({bound} {check.target:g}: {verdict})")
+    passed = all(check.passed for check in checks)
+    results = [{**asdict(check), "ratio": round(check.ratio, 4), "pass": check.passed} for check in checks]
+    print(json.dumps({"benchmark": benchmark, "checks": results, "pass": passed, **facts}))
+    return 0 if passed else 1

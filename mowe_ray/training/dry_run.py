@@ -1,0 +1,232 @@
+"""What a run would cost and what it would train on, told without weights, accelerator or cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+import pyarrow.compute as pc
+
+from mowe_ray.config import RunConfig
+from mowe_ray.data.index import Index
+from mowe_ray.model.cost import zero_memory_bytes
+from mowe_ray.training.assemble import model_dtype
+from mowe_ray.training.data_order import count_steps
+from mowe_ray.training.estimate import CLIP_S, Amount, Estimate, Part, estimate
+from mowe_ray.training.sources import Sources, scan_sources, training_plan
+
+
+def dry_run(config: RunConfig, out: TextIO) -> dict[str, Any]:
+    """Write tables of sizes, work, memory, data and steps to `out`; return the same numbers.
+
+    Raises:
+        ValueError: The run could not start: a checkpoint or the data cannot be used. What could be
+            told before that has been written.
+    """
+    costs = estimate(config.model)
+    model = _model_facts(costs)
+    _write(out, f"model, and GFLOPs of the forward pass over one clip of {CLIP_S:g} s", _model_table(costs))
+    _write_lines(out, _model_notes(costs))
+    memory = _memory_facts(config, costs.total)
+    _write(out, _memory_title(config, memory), _memory_table(memory))
+    _write_lines(
+        out, ["activations come on top", *(["optimizer: on the CPU"] if config.compute.offload == "cpu" else [])]
+    )
+    sources = scan_sources(config.data) if config.data.train else None
+    data = {} if sources is None else _data_facts(sources)
+    _write(out, "data", _data_table(data) if sources else [["data.train: none given"]])
+    steps = _step_facts(config, sources.train if sources else None)
+    _write(out, "steps", [[key.replace("_", " "), _told(value)] for key, value in steps.items()])
+    if sources is not None:
+        _write_lines(out, ["dropped is by headers: decoding may find more"])
+        sources.report.check(config.data.max_bad_fraction)
+    return {"run": config.name, "model": model, "memory": memory, "data": data, "steps": steps}
+
+
+def _model_facts(costs: Estimate) -> dict[str, Any]:
+    def facts(part: Part) -> dict[str, Any]:
+        return {
+            "name": part.name,
+            "stored": None if part.weights is None else int(part.weights.total),
+            "trainable": part.trainable,
+            "active": None if part.weights is None else [int(n) for n in part.weights.active(costs.running)],
+            "gflops_active": None if part.gflops is None else list(part.gflops.active(costs.running)),
+            "gflops_dense": None if part.gflops is None else part.gflops.total,
+            "needs": list(part.needs),
+        }
+
+    total = costs.total
+    assert total.weights is not None
+    assert total.gflops is not None
+    return {
+        "parts": [facts(part) for part in costs.parts],
+        "total": facts(total),
+        "active_expected": round(_expected(total.weights, costs.expected_share)),
+        "gflops_expected": _expected(total.gflops, costs.expected_share),
+        "audio_tokens": costs.audio_tokens,
+        "left_out": [f"{part.name} ({', '.join(part.needs)})" for part in costs.parts if part.needs] + costs.notes,
+    }
+
+
+def _expected(amount: Amount, share: float) -> float:
+    """Mean over clips while the routers are undecided, each member running for `share` of them."""
+    return amount.always + share * sum(amount.members)
+
+
+def _model_table(costs: Estimate) -> list[list[str]]:
+    rows = [["part", "stored", "active per clip", "trainable", "GFLOPs active", "GFLOPs dense"]]
+    for part in [*costs.parts, costs.total]:
+        if part.weights is None:
+            rows.append([part.name, f"unknown (needs {', '.join(part.needs)})"])
+            continue
+        work = ["", ""]
+        if part.gflops is not None:
+            work = [_range(part.gflops.active(costs.running), _gflops), _gflops(part.gflops.total)]
+        rows.append(
+            [
+                part.name,
+                _count(part.weights.total),
+                _range(part.weights.active(costs.running), _count),
+                _count(part.trainable or 0),
+                *work,
+            ]
+        )
+    return rows
+
+
+def _model_notes(costs: Estimate) -> list[str]:
+    total, (fewest, most) = costs.total, costs.running
+    assert total.weights is not None
+    assert total.gflops is not None
+    members = sum(part.name.startswith("weak_encoders.") for part in costs.parts)
+    notes = []
+    if members:
+        number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        notes.append(
+            f"{number} of {members} weak encoders run per clip; expected while the routers are undecided: "
+            f"{_count(_expected(total.weights, costs.expected_share))} weights, "
+            f"{_gflops(_expected(total.gflops, costs.expected_share))} GFLOPs"
+        )
+    if any(part.name == "lora" for part in costs.parts):
+        notes.append("lora: its GFLOPs count with the modules it is in")
+    if costs.audio_tokens is not None:
+        notes.append(f"language_model: {costs.audio_tokens} audio tokens, text comes on top")
+    if costs.unknown:
+        notes.append(f"the totals leave out {', '.join(costs.unknown)}, and what only they decide")
+    return notes + costs.notes
+
+
+def _memory_facts(config: RunConfig, total: Part) -> dict[str, Any]:
+    assert total.weights is not None
+    assert total.trainable is not None
+    compute, frozen = config.compute, int(total.weights.total) - total.trainable
+    dtype = model_dtype(config.model, compute.gpus_per_worker > 0)
+    stages = {
+        str(stage): zero_memory_bytes(total.trainable, frozen, stage, compute.num_workers, dtype.itemsize)
+        for stage in range(4)
+    }
+    return {"dtype": str(dtype).removeprefix("torch."), "zero_stage": compute.zero_stage, "bytes_per_worker": stages}
+
+
+def _memory_title(config: RunConfig, memory: dict[str, Any]) -> str:
+    workers = config.compute.num_workers
+    return f"memory per worker, of {workers} worker{'s' if workers > 1 else ''}, {memory['dtype']}"
+
+
+def _memory_table(memory: dict[str, Any]) -> list[list[str]]:
+    rows = [["ZeRO stage", "weights", "gradients", "optimizer", "total", ""]]
+    for stage, parts in memory["bytes_per_worker"].items():
+        used = "<- compute.zero_stage" if int(stage) == memory["zero_stage"] else ""
+        rows.append([stage, *(_bytes(parts[key]) for key in ("weights", "gradients", "optimizer", "total")), used])
+    return rows
+
+
+def _data_facts(sources: Sources) -> dict[str, Any]:
+    """Return samples, hours, tasks and causes of loss by source name."""
+    reported = sources.report.to_json()["sources"]
+    facts: dict[str, Any] = {}
+    for use, index in [("train", sources.train), *(("validation", index) for index in sources.validation.values())]:
+        for number, name in enumerate(index.source_names):
+            rows = index.table.filter(index.sources == number)
+            facts[name] = {
+                "use": use,
+                "samples": rows.num_rows,
+                "hours": float(pc.sum(rows["duration_s"]).as_py() or 0.0) / 3600,
+                "tasks": {entry["values"]: entry["counts"] for entry in pc.value_counts(rows["task"]).to_pylist()},
+                "dropped": reported[name]["causes"],
+            }
+    return facts
+
+
+def _data_table(data: dict[str, Any]) -> list[list[str]]:
+    rows = [["source", "use", "samples", "hours", "tasks", "dropped"]]
+    for name, facts in data.items():
+        tasks, dropped = (
+            ", ".join(f"{value} {key}" for key, value in facts[field].items()) for field in ("tasks", "dropped")
+        )
+        rows.append([name, facts["use"], f"{facts['samples']:,}", f"{facts['hours']:.2f}", tasks, dropped or "nothing"])
+    return rows
+
+
+def _step_facts(config: RunConfig, train: Index | None) -> dict[str, Any]:
+    """Return the size and number of optimizer steps; None where only data could tell."""
+    training, data = config.training, config.data
+    lanes = config.compute.num_workers * training.gradient_accumulation
+    facts: dict[str, Any] = {
+        "micro_batches_per_step": lanes,
+        "padded_audio_s_per_step_at_most": lanes * data.batch_seconds,
+        "clips_per_step_at_most": lanes * data.max_batch_size,
+        "audio_s_per_step": None,
+        "steps_per_epoch": None,
+        "total_steps": training.max_steps,
+    }
+    if train is None or not len(train):
+        return facts
+    plan = training_plan(train, data, seed=config.seed, lanes=lanes)
+    seconds = [sum(float(train.durations[rows].sum()) for rows in step) for step in plan(0)]
+    return facts | {
+        "audio_s_per_step": sum(seconds) / len(seconds),
+        "steps_per_epoch": len(seconds),
+        "total_steps": training.max_steps or count_steps(plan, training.epochs or 0),
+    }
+
+
+def _write(out: TextIO, title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Write a table, its columns as wide as their widest cell; a row's last cell may be longer."""
+    columns = max(map(len, rows))
+    widths = [max((len(row[i]) for row in rows if len(row) == columns), default=0) for i in range(columns)]
+    out.write(f"\n{title}\n")
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        out.write(f"  {'  '.join(cells).rstrip()}\n")
+
+
+def _write_lines(out: TextIO, lines: Sequence[str]) -> None:
+    for line in lines:
+        out.write(f"  {line}\n")
+
+
+def _told(value: float | None) -> str:
+    return (
+        "unknown (needs data.train)" if value is None else f"{value:,.10g}" if value == int(value) else f"{value:,.1f}"
+    )
+
+
+def _count(number: float) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:.0f}"
+
+
+def _gflops(number: float) -> str:
+    return f"{number:,.1f}" if number >= 0.1 or number == 0 else f"{number:.2g}"
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
+
+
+def _range(ends: tuple[float, float], told: Any) -> str:
+    low, high = (told(end) for end in ends)
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,261 @@
+"""Two CPU processes that train one tiny model together, and a plain torch loop to compare them with.
+
+The processes talk gloo and use the real engine, loop and validation, but no Ray: so a test can hand each
+of them the micro-batches it wants, and read all weights afterwards.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from mowe_ray.data.batch import MicroBatch
+from mowe_ray.distributed.engine import DeepSpeedEngine, deepspeed_config
+from mowe_ray.model import MoweForConditionalGeneration, MoweOutput, MoweProcessor
+from mowe_ray.model.building import Lora, WeakEncoder, build_model, build_processor, parameter_parts
+from mowe_ray.training.batch import Batch, collate
+from mowe_ray.training.loop import StepResult, training_steps
+from mowe_ray.training.schedule import parameter_groups
+from tests.tiny_models import (
+    tiny_hubert_config,
+    tiny_language_model_config,
+    tiny_tokenizer,
+    tiny_wav2vec2_config,
+    tiny_whisper_config,
+)
+
+WORLD_SIZE = 2
+ACCUMULATION = 2
+CLIP_NORM = 1.0
+WARMUP_STEPS = 3
+KINDS = 5
+Row = int | None
+"""A clip of a kind, or None for a row of text alone."""
+
+# ---- data -------------------------------------------------------------------------------------
+
+
+def micro_batch(rows: Sequence[Row], *, seed: int = 0) -> MicroBatch:
+    """Make one row per entry; [] is a micro-batch that lost all its samples.
+
+    Its first clip lasts one second and the others less: encoders see padding, and all micro-batches with
+    audio are equally long, so that clips do not change when micro-batches are merged into one.
+    """
+    clips = [_clip(kind, seed + i, 1.0 if i == 0 else 0.7) for i, kind in enumerate(rows) if kind is not None]
+    audio_lengths = iter([len(clip) for clip in clips])
+    names = ["text" if kind is None else f"sound {kind}" for kind in rows]
+    return MicroBatch(
+        audio=np.concatenate([*clips, np.zeros(0, np.int16)]),
+        lengths=[0 if kind is None else next(audio_lengths) for kind in rows],
+        scales=[1.0 if kind is None else 2.0**-15 for kind in rows],
+        ids=[f"{seed}-{i}" for i in range(len(rows))],
+        instructions=[f"Describe {'the sound' if kind is not None else 'nothing'} {i}." for i, kind in enumerate(rows)],
+        answers=[f"{name}, number {seed % 7}" for name in names],
+        tasks=["text" if kind is None else "sound" for kind in rows],
+        sources=["test"] * len(rows),
+        bad=[],
+    )
+
+
+def _clip(kind: int, seed: int, seconds: float) -> np.ndarray:
+    random = np.random.default_rng([seed, kind])
+    time = np.arange(round(seconds * 16_000)) / 16_000
+    wave = 0.4 * np.sin(2 * np.pi * 150 * 2.5**kind * time) + 0.02 * random.normal(size=len(time))
+    return np.round(wave * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
+
+
+def merged(micro_batches: Sequence[MicroBatch]) -> MicroBatch:
+    """Put the rows of several micro-batches into one."""
+    lists = {
+        field: [item for batch in micro_batches for item in getattr(batch, field)]
+        for field in ("lengths", "scales", "ids", "instructions", "answers", "tasks", "sources", "bad")
+    }
+    return MicroBatch(audio=np.concatenate([batch.audio for batch in micro_batches]), **lists)
+
+
+# ---- the model --------------------------------------------------------------------------------
+
+
+def make_model(
+    *, seed: int = 0, whole: bool = False, dropout: float = 0.0, **changes: Any
+) -> tuple[MoweForConditionalGeneration, MoweProcessor]:
+    """Build a pool of five: trained whole, by LoRA and frozen; members 1 and 2 have equal shapes.
+
+    Args:
+        seed: Seed of the weights.
+        whole: Train base encoder and language model too, which is otherwise frozen and adapted by LoRA.
+        dropout: Of the encoders.
+        **changes: Other fields of `MoweConfig`.
+    """
+    tokenizer = tiny_tokenizer(chat_template=False)
+    quiet = {
+        f"{name}_dropout": dropout for name in ("hidden", "attention", "activation", "feat_proj", "final", "layer")
+    }
+    model = build_model(
+        base_encoder=tiny_whisper_config(dropout=dropout, attention_dropout=dropout),
+        weak_encoders=[
+            WeakEncoder("whisper", tiny_whisper_config(d_model=16, dropout=dropout), train="full"),
+            WeakEncoder("hubert_one", tiny_hubert_config(**quiet), train="full"),
+            WeakEncoder("hubert_two", tiny_hubert_config(**quiet), train="full", features="weighted_sum"),
+            WeakEncoder("wav2vec2", tiny_wav2vec2_config(hidden_size=16, **quiet), train="lora", features="layer:1"),
+            WeakEncoder("frozen", tiny_hubert_config(**quiet), train="frozen"),
+        ],
+        language_model=tiny_language_model_config("llama", tie_word_embeddings=whole),
+        tokenizer=tokenizer,
+        lora=None if whole else Lora(r=4, alpha=8),
+        train_base="full" if whole else "frozen",
+        seed=seed,
+        **changes,
+    )
+    return model, build_processor(model, tokenizer)
+
+
+def steer_routers(model: MoweForConditionalGeneration, processor: MoweProcessor) -> None:
+    """Set the routers so that a clip of kind k chooses member k, and all clips member 3 besides."""
+    tower = model.audio_tower
+    assert tower.independent_router is not None
+    assert tower.dependent_router is not None
+    samples = [micro_batch([kind] * 3, seed=1000 + kind) for kind in range(KINDS)]
+    batch = collate(merged(samples), processor)
+    with torch.no_grad():
+        prepared = model.prepare_audio(batch.inputs["input_values"], batch.inputs["input_lengths"])
+        assert prepared.features is not None
+        valid = tower.base_encoder.num_frames(prepared.clips.lengths)
+        mean = torch.stack([f[:n].mean(0) for f, n in zip(prepared.features, valid.tolist(), strict=True)]).double()
+        # Least squares for logits of 3 (one-hot of the kind - 1/5): sure, but not beyond any gradient.
+        centre = mean.mean(0)
+        wanted = 3 * (torch.eye(KINDS, dtype=torch.float64) - 1 / KINDS).repeat_interleave(3, 0)
+        weight = torch.linalg.pinv(mean - centre, rtol=1e-3) @ wanted
+        tower.dependent_router.weight.copy_(weight.T)
+        tower.dependent_router.bias.copy_(-(weight.T @ centre))
+        tower.independent_router.logits.copy_(torch.tensor([0.0, 0.1, -0.1, 0.8, 0.0]))
+
+
+def optimizer_groups(model: MoweForConditionalGeneration) -> list[dict[str, Any]]:
+    """Return AdamW's groups.
+
+    eps is large: AdamW divides a gradient by its own size + eps, so at the usual 1e-8 the rounding error
+    of a gradient that should be zero would move its weight as far as a real gradient does. With 1e-3, a
+    difference d between gradients moves weights apart by at most 1e-2 * d / 1e-3 a step.
+    """
+    groups = parameter_groups(model, parameter_parts(model), 1e-2, {"language_model": 2e-3}, 0.01)
+    return [group | {"eps": 1e-3} for group in groups]
+
+
+# ---- one process, plain torch -----------------------------------------------------------------
+
+
+class PlainEngine:
+    """The loop's engine in plain torch, for one process."""
+
+    rank, world_size, device, sharded = 0, 1, torch.device("cpu"), False
+
+    def __init__(self, model: MoweForConditionalGeneration, clip_norm: float = CLIP_NORM):
+        self.model = model.train()
+        self._clip_norm = clip_norm
+        self._optimizer = torch.optim.AdamW(optimizer_groups(model))
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.model(**inputs)
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, learning_rate_factor: float) -> float:
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * learning_rate_factor
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        assert all(p.grad is not None for p in parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm or torch.inf)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return float(norm)
+
+    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+# ---- two processes ----------------------------------------------------------------------------
+
+
+class RecordingEngine(DeepSpeedEngine):
+    """The engine under test; it also keeps which pool members each training micro-batch chose by its audio."""
+
+    def __init__(self, *args: Any):
+        self.chosen: list[list[int]] = []
+        super().__init__(*args)
+
+    def forward(self, **inputs: Any) -> Any:
+        output = super().forward(**inputs)
+        if isinstance(output, MoweOutput) and self.model.training:
+            assert output.routing is not None
+            assert output.routing.dependent is not None
+            self.chosen.append(output.routing.dependent.chosen.any(0).nonzero().flatten().tolist())
+        return output
+
+
+def make_engine(model: MoweForConditionalGeneration, zero_stage: int, clip_norm: float = CLIP_NORM) -> RecordingEngine:
+    """Put `model` under DeepSpeed; collective."""
+    settings = deepspeed_config(zero_stage=zero_stage, clip_norm=clip_norm, bf16=False, offload="none")
+    return RecordingEngine(model.train(), optimizer_groups(model), settings)
+
+
+def train(
+    engine: Any, processor: MoweProcessor, plan: Sequence[Sequence[MicroBatch]], *, start_step: int = 0
+) -> list[StepResult]:
+    """Run the loop over `plan`, steps of micro-batches of which rank r of W takes r, r + W, ..."""
+
+    def batches() -> Iterator[list[Batch]]:
+        for step in plan[start_step:]:
+            yield [collate(batch, processor) for batch in step[engine.rank :: engine.world_size]]
+
+    steps = training_steps(
+        engine,
+        batches(),
+        start_step=start_step,
+        total_steps=len(plan),
+        warmup_steps=WARMUP_STEPS,
+        schedule="constant",
+        seed=5,
+    )
+    return list(steps)
+
+
+def curve(results: Sequence[StepResult]) -> dict[str, list[float]]:
+    """Return the numbers of a run that must not depend on who computed it."""
+    return {name: [getattr(r, name) for r in results] for name in ("loss", "lm_loss", "routing_loss", "grad_norm")}
+
+
+def weights_of(model: MoweForConditionalGeneration) -> dict[str, torch.Tensor]:
+    """Return a copy of all weights."""
+    return copy.deepcopy(model.state_dict())
+
+
+def run_ranks(work: Callable[..., Any], *arguments: Any, folder: Path, ranks: int = WORLD_SIZE) -> list[Any]:
+    """Call `work(*arguments)` in `ranks` processes that form a process group; returns what each returned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    multiprocessing.spawn(  # type: ignore[no-untyped-call]
+        _rank_main, (ranks, str(folder), work, arguments), nprocs=ranks
+    )
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def _rank_main(rank: int, ranks: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1")
+    torch.set_num_threads(1)
+    # Short, so that ranks that wait for different collectives fail the test instead of stopping it.
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks, timeout=timedelta(seconds=120)
+    )
+    torch.save(work(*arguments), Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()
