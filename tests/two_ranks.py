@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -204,9 +204,17 @@ class RecordingEngine(DeepSpeedEngine):
         return output
 
 
-def make_engine(model: MoweForConditionalGeneration, zero_stage: int, clip_norm: float = CLIP_NORM) -> RecordingEngine:
+def make_engine(
+    model: MoweForConditionalGeneration,
+    zero_stage: int,
+    *,
+    clip_norm: float = CLIP_NORM,
+    bf16: bool = False,
+    offload: Literal["none", "cpu"] = "none",
+) -> RecordingEngine:
     """Put `model` under DeepSpeed; collective."""
-    settings = deepspeed_config(zero_stage=zero_stage, clip_norm=clip_norm, bf16=False, offload="none")
+    settings = deepspeed_config(zero_stage=zero_stage, clip_norm=clip_norm, bf16=bf16, offload=offload)
+    model.to(torch.bfloat16 if bf16 else torch.float32)  # type: ignore[call-arg]
     return RecordingEngine(model.train(), optimizer_groups(model), settings)
 
 

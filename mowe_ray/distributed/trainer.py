@@ -131,7 +131,23 @@ def _fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> dict[str, 
     try:
         return dict(trainer.fit().return_value)
     except ray.train.TrainingFailedError as error:
-        raise ValueError(f"training failed after {compute.max_failures} restarts: {error}") from error
+        raise ValueError(f"training failed after {compute.max_failures} restarts: {_causes(error)}") from error
+
+
+def _causes(error: ray.train.TrainingFailedError) -> str:
+    """Say in a few lines what went wrong on which rank, where Ray would print every rank's traceback, cut off."""
+    if not isinstance(error, ray.train.WorkerGroupError) or not error.worker_failures:
+        return str(error)
+    ranks: dict[str, list[int]] = {}
+    for rank, failure in sorted(error.worker_failures.items()):
+        # A failed Ray task carries its whole traceback as text, with the cause in the last line.
+        told = (str(failure).strip().splitlines() or ["no message"])[-1]
+        name = type(failure).__name__
+        where = "".join(f" ({note})" for note in getattr(failure, "__notes__", [])[-1:])
+        ranks.setdefault(f"{told if told.startswith(name) else f'{name}: {told}'}{where}", []).append(rank)
+    lines = [f"rank {', '.join(map(str, who))}: {what}" for what, who in list(ranks.items())[:3]]
+    logs = f"{ray.get_runtime_context().get_temp_dir()}/session_latest/logs/train"
+    return "\n  ".join(["", *lines, f"full logs: {logs}, on the machine of the rank"])
 
 
 def _relay(console: Queue, say: Callable[[str], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -65,6 +66,10 @@ def train_worker(settings: dict[str, WorkerSetup]) -> dict[str, Any]:
         return _train(settings["setup"])
     except RunError as error:  # raised by all ranks together: returning spares the pointless restarts
         return {"error": str(error)}
+    except Exception as error:
+        innermost = traceback.extract_tb(error.__traceback__)[-1]  # travels to the driver as a note; tracebacks do not
+        error.add_note(f"{innermost.filename}:{innermost.lineno}")
+        raise
 
 
 def _train(setup: WorkerSetup) -> dict[str, Any]:

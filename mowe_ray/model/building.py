@@ -166,7 +166,9 @@ def load_model(
     if fixed := options.keys() - set(_FREE_OPTIONS):
         raise TypeError(f"an exported model's {', '.join(sorted(fixed))} cannot change")
     config = MoweConfig.from_pretrained(folder, **options)
-    model = MoweForConditionalGeneration.from_pretrained(folder, config=config, dtype=dtype)
+    model: MoweForConditionalGeneration = MoweForConditionalGeneration.from_pretrained(
+        folder, config=config, dtype=dtype
+    )
     specs: list[EncoderSpec] = config.weak_encoders or []
     choices = dict(train_weak or {})
     if strangers := choices.keys() - {spec.name for spec in specs}:

@@ -115,7 +115,7 @@ class MoweConfig(PretrainedConfig):
             EncoderSpec.from_dict(spec) if isinstance(spec, dict) else spec for spec in self.weak_encoders or []
         ]
         self.lora = dict(self.lora or {})
-        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        super().__post_init__(**kwargs)
         self._check()
 
     def to_dict(self) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for path, lora in (config.lora or {}).items():
             inject_lora(self.get_submodule(path), **lora)
         self.apply_train_modes()
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         # Torch's own initialisation suits the adapter; encoders and language model bring theirs.

@@ -32,7 +32,7 @@ class MoweProcessor(ProcessorMixin):
         audio_token: str = AUDIO_TOKEN,
         chat_template: str | None = None,
     ):
-        super().__init__(tokenizer, chat_template=chat_template)  # type: ignore[no-untyped-call]
+        super().__init__(tokenizer, chat_template=chat_template)
         self.tokenizer: PreTrainedTokenizerBase = tokenizer
         self.frame_layers = [list(layer) for layer in frame_layers]
         self.downsample = downsample

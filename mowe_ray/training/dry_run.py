@@ -35,10 +35,10 @@ def dry_run(config: RunConfig, out: TextIO) -> dict[str, Any]:
     sources = scan_sources(config.data) if config.data.train else None
     data = {} if sources is None else _data_facts(sources)
     _write(out, "data", _data_table(data) if sources else [["data.train: none given"]])
+    _write_lines(out, ["dropped: by headers, decoding may find more"] if sources else [])
     steps = _step_facts(config, sources.train if sources else None)
     _write(out, "steps", [[key.replace("_", " "), _told(value)] for key, value in steps.items()])
     if sources is not None:
-        _write_lines(out, ["dropped is by headers: decoding may find more"])
         sources.report.check(config.data.max_bad_fraction)
     return {"run": config.name, "model": model, "memory": memory, "data": data, "steps": steps}
 

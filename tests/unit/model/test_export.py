@@ -30,11 +30,12 @@ from tests.unit.model.conftest import MakeModel, waves
 MakeBatch = Callable[..., dict[str, torch.Tensor]]
 
 
-@pytest.fixture(params=[False, True], ids=["untied", "tied"])
+@pytest.fixture
 def trained(
     request: pytest.FixtureRequest, make_model: MakeModel, make_batch: MakeBatch
 ) -> MoweForConditionalGeneration:
-    """A model with LoRA in several places, after three real steps."""
+    """A model with LoRA in several places, after three real steps; its parameter ties the embeddings."""
+    tied = getattr(request, "param", False)
     model = make_model(
         weak_encoders=[
             WeakEncoder("whisper", tiny_whisper_config(d_model=16), "full"),
@@ -42,7 +43,7 @@ def trained(
             WeakEncoder("wavlm", tiny_wavlm_config(), "lora"),
             WeakEncoder("ast", tiny_ast_config(), "frozen", "layer:1"),
         ],
-        language_model=tiny_language_model_config("qwen2", tie_word_embeddings=request.param),
+        language_model=tiny_language_model_config("qwen2", tie_word_embeddings=tied),
         lora=Lora(r=2, alpha=8, dropout=0.1, target_modules=("q_proj", "down_proj")),
         train_base="lora",
         router_top_k=2,
@@ -61,6 +62,10 @@ def logits_of(model: MoweForConditionalGeneration, batch: dict[str, torch.Tensor
     return logits
 
 
+TIED = pytest.mark.parametrize("trained", [False, True], ids=["untied", "tied"], indirect=True)
+
+
+@TIED
 def test_export_merges_lora_and_gives_the_same_logits(
     trained: MoweForConditionalGeneration,
     make_batch: MakeBatch,
@@ -99,6 +104,7 @@ def test_exporting_a_loaded_export_is_bitwise_the_same(
     assert torch.equal(logits_of(one, batch), logits_of(two, batch))
 
 
+@TIED
 def test_save_pretrained_keeps_adapters_apart(
     trained: MoweForConditionalGeneration, make_batch: MakeBatch, tmp_path: Path
 ) -> None:
@@ -116,6 +122,7 @@ def test_save_pretrained_keeps_adapters_apart(
     assert frozen == [encoder.frozen for encoder in trained.audio_tower.encoders()]
 
 
+@TIED
 def test_weights_gathered_elsewhere_are_exported(
     trained: MoweForConditionalGeneration,
     make_batch: MakeBatch,

@@ -107,7 +107,7 @@ def test_micro_batches_add_up_to_the_whole_batch(kind: str, split: list[int]) ->
     shares = [routing_loss(record_of(v, part, len(part)), kind=kind, z_weight=0.2, totals=totals) for part in parts]
     # Each on its own, as ranks do it: none sees another's graph.
     grads = [torch.autograd.grad(share, [v, w], retain_graph=True) for share in shares]
-    assert float(sum(shares)) == pytest.approx(float(whole), abs=1e-12)
+    assert sum(shares).item() == pytest.approx(whole.item(), abs=1e-12)
     for index in range(2):
         total = torch.stack([grad[index] for grad in grads]).sum(0)
         assert (total - wanted[index]).abs().max() < 1e-10
@@ -122,7 +122,7 @@ def test_data_independent_router_alone_counts_once() -> None:
         routing_loss(record_of(v, None, clips), kind="entropy_diversity", z_weight=0.2, totals=totals)
         for clips in (2, 0, 5)
     ]
-    assert float(sum(shares)) == pytest.approx(float(whole), abs=1e-12)
+    assert sum(shares).item() == pytest.approx(whole.item(), abs=1e-12)
 
 
 def test_batch_without_clips_has_zero_loss_and_zero_gradient() -> None:

@@ -1,0 +1,87 @@
+"""The command a newcomer types, in a process of its own, on the preset it uses (only shorter)."""
+
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib import image
+
+from mowe_ray.train import main
+from tests.end_to_end import quickstart_arguments, quickstart_run, run_command, run_metrics
+
+TASKS = {"asr", "er", "ac", "aqa", "sqa"}
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    return tmp_path_factory.getbasetemp() / "runs"
+
+
+@pytest.mark.slow
+def test_the_last_line_is_the_result_of_a_complete_run(storage):
+    finished = quickstart_run(storage)
+
+    assert finished.code == 0, finished.err
+    assert finished.out.count("\n") == 1
+    result = finished.result
+    run = Path(result["run"])
+    assert run == storage / "quick"
+    assert result["export"] == str(run / "export")
+    assert result["steps"] == 12
+    assert set(result["tasks"]) == TASKS
+    for scores in result["tasks"].values():
+        assert set(scores) == {"score", "majority"}
+        assert all(0 <= value <= 1 for value in scores.values())
+    assert "step 12/12" in finished.err
+    assert "Traceback" not in finished.err
+
+
+@pytest.mark.slow
+def test_the_run_folder_is_complete(storage):
+    run = Path(quickstart_run(storage).result["run"])
+
+    assert json.loads((run / "config.json").read_text())["training"]["max_steps"] == 12
+    assert [record["step"] for record in run_metrics(run, "train")] == [10, 12]
+    (validation,) = run_metrics(run, "validation")
+    assert set(validation["tasks"]) == TASKS
+    report = json.loads((run / "data_report.json").read_text())
+    assert (report["bad"], len(report["sources"])) == (0, 2)
+    assert report["samples"] == report["good"] > 600
+    router = json.loads((run / "router_report.json").read_text())
+    assert router["members"] == ["whisper", "hubert", "wav2vec2"]
+    assert set(router["validation"]) == TASKS
+    assert image.imread(run / "router_report.png").std() > 0
+    assert (run / "export" / "model.safetensors").stat().st_size > 100_000
+    assert len(list(run.glob("checkpoint_*/latest"))) == 1
+    assert not list(run.rglob("*.part"))
+
+
+@pytest.mark.slow
+def test_running_the_command_again_trains_nothing_and_gives_the_same_result(storage, ray_cluster, capsys):
+    before = quickstart_run(storage)
+    metrics = Path(before.result["run"], "metrics.jsonl").read_bytes()
+
+    assert main(quickstart_arguments(storage)) == 0
+
+    again = capsys.readouterr()
+    assert json.loads(again.out.splitlines()[-1]) == before.result
+    assert "is finished" in again.err
+    assert Path(before.result["run"], "metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.mark.slow
+def test_the_folder_of_another_run_is_refused(storage, ray_cluster, capsys):
+    quickstart_run(storage)
+    assert main([*quickstart_arguments(storage), "training.learning_rate=0.5"]) == 1
+    printed = capsys.readouterr()
+    assert "training.learning_rate" in printed.err
+    assert "error" in json.loads(printed.out)
+
+
+def test_a_wrong_key_stops_before_anything_starts(tmp_path):
+    finished = run_command("training.max_step=12", f"storage={tmp_path}")
+    assert (finished.code, finished.out) == (2, "")
+    assert "training.max_step" in finished.err
+    assert "training.max_steps" in finished.err
+    assert "Traceback" not in finished.err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,108 @@
+"""The loop against one larger step, closed forms, and a stored curve.
+
+After a wanted change of the numbers: `python -m tests.golden_curve` writes a new curve.
+"""
+
+import copy
+import json
+from functools import partial
+
+import pytest
+import torch
+
+from mowe_ray.model.building import WeakEncoder, parameter_parts
+from mowe_ray.training.batch import collate
+from mowe_ray.training.loop import lane_seed, training_steps
+from mowe_ray.training.schedule import learning_rate_factor, parameter_groups
+from tests.golden_curve import GOLDEN, golden_curve
+from tests.plain_engine import PlainEngine
+from tests.tiny_models import tiny_whisper_config
+
+RUN = {"start_step": 0, "warmup_steps": 0, "schedule": "constant", "seed": 0}
+
+
+def groups(model, rate=0.1):
+    return parameter_groups(model, parameter_parts(model), rate, {}, 0.0)
+
+
+@pytest.mark.parametrize("train_base", ["frozen", "full"])
+@pytest.mark.parametrize(("kind", "z_weight"), [("entropy_diversity", 0.5), ("load_balance", 0.0), ("none", 0.0)])
+def test_accumulating_micro_batches_equals_one_large_step(
+    make_model, make_micro_batch, processor, train_base, kind, z_weight
+):
+    options = {"mowe_loss": kind, "mowe_loss_weight": 1.0, "mowe_z_weight": z_weight, "train_base": train_base}
+    few = make_model(**options)
+    few.audio_tower.dependent_router.weight.data.normal_(std=2.0)  # so that clips choose differently
+    large = copy.deepcopy(few)
+    run = partial(training_steps, total_steps=2, **RUN)
+    sgd = torch.optim.SGD
+    parts = [make_micro_batch([1.0, 0.0, 1.0][:n], first=first) for n, first in ((3, 0), (1, 3), (2, 4))]
+    whole = make_micro_batch([1.0, 0.0, 1.0, 1.0, 1.0, 0.0], first=0)
+    accumulated, at_once = PlainEngine(few, groups(few), sgd), PlainEngine(large, groups(large), sgd)
+    steps = zip(
+        run(accumulated, iter([[collate(p, processor) for p in parts]] * 2)),
+        run(at_once, iter([[collate(whole, processor)]] * 2)),
+        strict=True,
+    )
+    for ours, reference in steps:
+        for field in ("loss", "lm_loss", "routing_loss", "grad_norm", "answer_tokens", "clips", "audio_s"):
+            assert getattr(ours, field) == pytest.approx(getattr(reference, field), rel=2e-5, abs=1e-6), field
+        assert accumulated.gradients.keys() == at_once.gradients.keys()
+        for name, gradient in at_once.gradients.items():
+            torch.testing.assert_close(accumulated.gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+        assert (
+            ours.routing.summary(["a", "b"])["dependent"]["load"]
+            == reference.routing.summary(["a", "b"])["dependent"]["load"]
+        )
+    for name, weight in large.named_parameters():
+        torch.testing.assert_close(few.get_parameter(name), weight, rtol=0, atol=1e-6, msg=name)
+    assert accumulated.ends == [False, False, True] * 2
+
+
+def test_steps_are_numbered_scheduled_and_resumable(make_model, make_micro_batch, processor):
+    model = make_model()
+    engine = PlainEngine(model, groups(model, 1e-3))
+    batches = [[collate(make_micro_batch([0.5], first=n), processor)] for n in range(5)]
+    steps = training_steps(
+        engine, iter(batches[2:]), start_step=2, total_steps=5, warmup_steps=3, schedule="linear", seed=0
+    )
+    results = list(steps)
+    assert [r.step for r in results] == [3, 4, 5]
+    assert engine.factors == [learning_rate_factor(s, 5, 3, "linear") for s in (2, 3, 4)] == [1.0, 1.0, 0.5]
+    assert [r.learning_rate_factor for r in results] == engine.factors
+    assert [r.batches for r in results] == batches[2:]
+    assert all(r.step_s >= r.data_wait_s >= 0 and r.grad_norm > 0 for r in results)
+
+
+def test_dropout_and_noise_repeat_with_seed_and_lane(make_model, make_micro_batch, processor, tokenizer):
+    def losses(seed: int) -> list[float]:
+        noisy = [WeakEncoder(n, tiny_whisper_config(d_model=16, dropout=0.3), train="full") for n in ("a", "b")]
+        model = make_model(weak_encoders=noisy, router_noise=1.0, mowe_loss_weight=1.0)
+        batches = [[collate(make_micro_batch([0.5, 0.7], first=n), processor)] * 2 for n in range(2)]
+        run = training_steps(PlainEngine(model, groups(model)), iter(batches), total_steps=2, **RUN | {"seed": seed})
+        return [step.loss for step in run]
+
+    first = losses(0)
+    torch.manual_seed(99)
+    assert losses(0) == first
+    assert losses(1) != first
+    assert len({lane_seed(0, step, lane) for step in range(20) for lane in range(20)}) == 400
+
+
+def test_a_step_without_any_usable_sample_changes_nothing(make_model, make_micro_batch, processor):
+    model = make_model(mowe_loss_weight=1.0)
+    before = copy.deepcopy(model.state_dict())
+    engine = PlainEngine(model, groups(model), torch.optim.SGD)
+    empty = collate(make_micro_batch([]), processor)
+    (result,) = training_steps(engine, iter([[empty, empty]]), total_steps=1, **RUN)
+    assert (result.lm_loss, result.clips, result.audio_s) == (0.0, 0, 0.0)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+
+
+def test_the_golden_curve(tmp_path):
+    """Bit for bit on one machine; other CPUs' kernels sum in another order."""
+    curve = golden_curve()
+    assert golden_curve() == curve
+    assert curve == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-5)
+    assert curve[-1] < curve[0]

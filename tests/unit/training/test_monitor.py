@@ -1,0 +1,129 @@
+import json
+from dataclasses import dataclass
+from threading import Barrier, Thread
+from typing import Any
+
+from mowe_ray.data.report import DataReport
+from mowe_ray.data.sample import BadSample
+from mowe_ray.training.batch import Batch
+from mowe_ray.training.errors import RunError
+from mowe_ray.training.monitor import Monitor
+from mowe_ray.training.run_folder import RunFolder
+from mowe_ray.training.tracking import Tracker
+from mowe_ray.training.validation import Answer, ValidationResult
+from tests.unit.training.test_progress import result
+
+
+class Board:
+    """Where the ranks of a test, one thread each, meet."""
+
+    def __init__(self, world_size: int):
+        self.values: list[Any] = [None] * world_size
+        self.barrier = Barrier(world_size, timeout=20)
+
+
+@dataclass
+class ThreadRank:
+    """Collectives among threads."""
+
+    rank: int
+    board: Board
+
+    def gather(self, value: Any) -> list[Any]:
+        self.board.values[self.rank] = value
+        self.board.barrier.wait()
+        gathered = list(self.board.values)
+        self.board.barrier.wait()
+        return gathered
+
+
+def batch(*bad: str) -> Batch:
+    found = [BadSample(name, "made", "silent") for name in bad]
+    return Batch({}, 0, 0, 0.0, 0.0, [], [], [], [], found)
+
+
+def make_monitor(rank: ThreadRank, folder: RunFolder, lines: list[str], **changes) -> Monitor:
+    off = {"wandb_mode": "off", "wandb_project": "p", "wandb_group": None, "tensorboard": False}
+    tracker = Tracker(folder, name="r", config={}, resume_step=0, **off) if rank.rank == 0 else None
+    values = {
+        "report": DataReport({"made": 10}),
+        "members": ["a", "b"],
+        "start_step": 0,
+        "total_steps": 4,
+        "log_every": 2,
+        "max_bad_fraction": 0.3,
+    }
+    return Monitor(ranks=rank, folder=folder, tracker=tracker, say=lines.append, **values | changes)
+
+
+def on_two_ranks(run) -> list[BaseException | None]:
+    """Call `run(rank)` in two threads; returns what each raised."""
+    board = Board(2)
+    raised: list[BaseException | None] = [None, None]
+
+    def guarded(rank: int) -> None:
+        try:
+            run(ThreadRank(rank, board))
+        except RunError as error:
+            raised[rank] = error
+
+    threads = [Thread(target=guarded, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+def test_rank_0_logs_every_second_step_and_counts_all_ranks_bad_samples(tmp_path):
+    folder, lines = RunFolder(str(tmp_path), "run"), []
+
+    def run(rank: ThreadRank) -> None:
+        monitor = make_monitor(rank, folder, lines)
+        for step in (1, 2, 3, 4):
+            monitor.step(result(step, batches=[batch(f"bad{rank.rank}")]))
+        monitor.finish({})
+
+    assert on_two_ranks(run) == [None, None]
+    records = [json.loads(line) for line in folder.read_text("metrics.jsonl").splitlines()]
+    assert [(r["kind"], r["step"], r["loss"]) for r in records] == [("train", 2, 1.5), ("train", 4, 3.5)]
+    assert len(lines) == 2
+    report = json.loads(folder.read_text("data_report.json"))
+    assert (report["samples"], report["bad"]) == (10, 2), "each once, however often it is met"
+    assert report["sources"]["made"]["causes"] == {"silent": 2}
+
+
+def test_too_much_bad_data_stops_all_ranks_together_and_leaves_the_report(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+
+    def run(rank: ThreadRank) -> None:
+        monitor = make_monitor(rank, folder, [], log_every=1)
+        names = [f"bad{rank.rank}{n}" for n in range(2)]
+        monitor.step(result(1, batches=[batch(*names)]))
+
+    raised = on_two_ranks(run)
+    assert all(isinstance(error, RunError) for error in raised)
+    assert "4 of 10 samples (40%) are unusable: 4 silent in made" in str(raised[1])
+    assert json.loads(folder.read_text("data_report.json"))["bad"] == 4
+
+
+def test_a_validation_is_logged_by_source_and_told(tmp_path):
+    folder, lines = RunFolder(str(tmp_path), "run"), []
+    monitor = make_monitor(ThreadRank(0, Board(1)), folder, lines)
+    tasks = {"asr": {"score": 0.75, "majority": 0.5, "samples": 4}}
+    bad = [BadSample("v", "held", "nan")]
+    monitor.validation(2, {"held": ValidationResult(1.25, tasks, [Answer("i", "asr", "x", "y")], {}, bad)})
+    monitor.finish({})
+    (record,) = [json.loads(line) for line in folder.read_text("metrics.jsonl").splitlines()]
+    assert record == {"kind": "validation", "source": "held", "step": 2, "loss": 1.25, "tasks": tasks}
+    assert lines == ["validation held at step 2: loss 1.250  asr 0.75 (majority 0.50)"]
+    assert json.loads(folder.read_text("data_report.json"))["sources"]["held"]["causes"] == {"nan": 1}
+    assert not folder.exists("router_report.json"), "nothing was routed"
+
+
+def test_the_last_step_is_always_logged(tmp_path):
+    folder, lines = RunFolder(str(tmp_path), "run"), []
+    monitor = make_monitor(ThreadRank(0, Board(1)), folder, lines, log_every=100)
+    for step in (1, 2, 3, 4):
+        monitor.step(result(step))
+    assert len(lines) == 1

@@ -1,0 +1,55 @@
+import pytest
+
+from mowe_ray.training.loop import StepResult
+from mowe_ray.training.progress import Progress, duration, progress_line
+
+
+def result(step: int, **changes) -> StepResult:
+    values = {
+        "loss": float(step),
+        "lm_loss": 1.0,
+        "routing_loss": 0.5,
+        "grad_norm": 2.0,
+        "learning_rate_factor": 1.0,
+        "answer_tokens": 10,
+        "clips": 2,
+        "audio_s": 6.0,
+        "padded_s": 8.0,
+        "data_wait_s": 0.5,
+        "step_s": 2.0,
+        "routing": None,
+        "batches": [],
+    }
+    return StepResult(step=step, **values | changes)
+
+
+def test_averages_cover_the_steps_since_the_last_line():
+    progress = Progress(total_steps=10, start_step=4)
+    for step in (5, 6):
+        progress.add(result(step))
+    taken = progress.take()
+    assert taken["loss"] == 5.5
+    assert taken["audio_s_per_s"] == pytest.approx(12 / 4)
+    assert taken["data_wait_share"] == pytest.approx(1 / 4)
+    assert taken["padding_share"] == pytest.approx(4 / 16)
+    assert 0 <= taken["left_s"] < 1, "two steps took no time here"
+    progress.add(result(7, audio_s=0.0, padded_s=0.0))
+    assert progress.take()["loss"] == 7.0
+    line = progress_line(7, 10, taken)
+    assert line.startswith("step  7/10")
+    assert "loss 5.500" in line
+    assert "3 audio-s/s" in line
+    assert "data wait 25%" in line
+
+
+def test_text_only_steps_have_no_padding():
+    progress = Progress(total_steps=2, start_step=0)
+    progress.add(result(1, audio_s=0.0, padded_s=0.0))
+    assert progress.take()["padding_share"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0s"), (59.4, "59s"), (59.6, "1m00s"), (185, "3m05s"), (7810, "2h10m")]
+)
+def test_durations_are_told_in_two_units_at_most(seconds, text):
+    assert duration(seconds) == text

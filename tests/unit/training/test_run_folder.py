@@ -1,0 +1,45 @@
+from uuid import uuid4
+
+import pytest
+
+from mowe_ray.training.run_folder import RunFolder
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request, tmp_path) -> RunFolder:
+    return RunFolder(str(tmp_path) if request.param == "local" else f"memory://{uuid4()}", "run")
+
+
+def test_files_are_written_read_and_appended(folder):
+    assert not folder.exists()
+    assert not folder.exists("a/b.txt")
+    folder.write_text("a/b.txt", "één\n")
+    folder.append_text("a/b.txt", "two\n")
+    folder.append_text("new.txt", "one\n")
+    folder.write_json("c.json", {"x": 1})
+    assert folder.exists()
+    assert folder.read_text("a/b.txt") == "één\ntwo\n"
+    assert folder.read_text("new.txt") == "one\n"
+    assert folder.read_text("c.json") == '{\n  "x": 1\n}\n'
+    folder.write_bytes("c.json", b"again")
+    assert folder.read_text("c.json") == "again"
+    assert not folder.exists("c.json.part")
+
+
+def test_an_upload_replaces_the_folder(folder, tmp_path):
+    local = tmp_path / "local"
+    (local / "deep").mkdir(parents=True)
+    (local / "deep" / "x.bin").write_bytes(b"x")
+    folder.write_text("export/old.txt", "old")
+    folder.upload(local, "export")
+    assert folder.read_text("export/deep/x.bin") == "x"
+    assert not folder.exists("export/old.txt")
+
+
+def test_a_relative_storage_means_the_same_after_a_change_of_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder("runs/", "r")
+    monkeypatch.chdir("/")
+    folder.write_text("x", "y")
+    assert (tmp_path / "runs" / "r" / "x").read_text() == "y"
+    assert folder.path("x") == str(tmp_path / "runs" / "r" / "x")

@@ -1,0 +1,52 @@
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mowe_ray.training.run_folder import RunFolder
+from mowe_ray.training.tracking import Tracker, flatten
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    return RunFolder(str(tmp_path), "run")
+
+
+def make_tracker(folder: RunFolder, resume_step: int = 0, **changes) -> Tracker:
+    off = {"wandb_mode": "off", "wandb_project": "p", "wandb_group": None, "tensorboard": False}
+    return Tracker(folder, name="run", config={"seed": 1}, resume_step=resume_step, **off | changes)
+
+
+def record(step: int) -> dict:
+    return {"kind": "train", "step": step, "loss": 1 / step, "routing": {"load": {"a": 0.5}}}
+
+
+def test_a_resumed_run_drops_records_after_its_checkpoint_and_a_half_written_line(folder):
+    first = make_tracker(folder)
+    for step in (1, 2, 3):
+        first.log(record(step))
+    folder.append_text("metrics.jsonl", '{"kind": "train", "st')
+    resumed = make_tracker(folder, resume_step=2)
+    assert [r["step"] for r in resumed.records()] == [1, 2]
+    resumed.log(record(3))
+    assert resumed.records() == [record(1), record(2), record(3)]
+    assert [json.loads(line) for line in folder.read_text("metrics.jsonl").splitlines()] == resumed.records()
+
+
+def test_a_new_run_in_an_old_folder_starts_with_no_records(folder):
+    make_tracker(folder).log(record(1))
+    assert make_tracker(folder, resume_step=0).records() == []
+
+
+def test_tensorboard_files_end_up_in_the_run_folder(folder, tmp_path):
+    tracker = make_tracker(folder, tensorboard=True)
+    for step in (1, 2):
+        tracker.log(record(step))
+    tracker.close()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {"train/step", "train/loss", "train/routing.load.a"}
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
+
+
+def test_nested_records_flatten_to_dotted_keys():
+    assert flatten({"a": {"b": {"c": 1}}, "d": "x"}) == {"a.b.c": 1, "d": "x"}
