@@ -61,7 +61,9 @@ def main() -> int:
         first: dict[str, list[float]] = {"ray": [], "dataloader": []}
 
         def measure(name: str) -> float:
-            batches = ray_batches(stored, index, arguments.cores) if name == "ray" else loader_batches(index, arguments.cores)
+            batches = (
+                ray_batches(stored, index, arguments.cores) if name == "ray" else loader_batches(index, arguments.cores)
+            )
             to_first, speed = audio_seconds_per_second(batches)
             first[name].append(to_first)
             return speed
@@ -69,7 +71,8 @@ def main() -> int:
         speeds = interleave({name: lambda name=name: measure(name) for name in first}, arguments.rounds)
         ray.shutdown()
     table = {
-        name: f"{np.median(speeds[name]):8.0f} audio-s/s, first batch after {np.median(first[name]):.2f} s" for name in first
+        name: f"{np.median(speeds[name]):8.0f} audio-s/s, first batch after {np.median(first[name]):.2f} s"
+        for name in first
     }
     for scale, peak in zip((1, 4), memory, strict=True):
         table[f"peak memory, {scale * arguments.memory_clips} clips"] = f"{peak / 2**20:8.0f} MiB"

@@ -45,7 +45,9 @@ def main() -> int:
 
         modes = ("sparse", "dense")
         step("sparse")
-        times = interleave({mode: lambda mode=mode: cpu_seconds(lambda: step(mode)) for mode in modes}, arguments.rounds)
+        times = interleave(
+            {mode: lambda mode=mode: cpu_seconds(lambda: step(mode)) for mode in modes}, arguments.rounds
+        )
         for mode in modes:
             table[f"pool {size}, {mode}"] = f"{statistics.median(times[mode]):7.3f} CPU s"
         checks.append(Check(f"pool {size}, sparse / dense", ratio(times["sparse"], times["dense"]), target))

@@ -22,6 +22,7 @@ from mowe_ray.data.report import DataReport
 from mowe_ray.distributed.engine import DeepSpeedEngine, deepspeed_config
 from mowe_ray.distributed.pipeline import decode_stream, prefetch
 from mowe_ray.model import MoweProcessor
+from mowe_ray.model.building import equal_members, strong_members
 from mowe_ray.model.exporting import export
 from mowe_ray.training.assemble import assemble, optimizer_groups, tokenizer_of
 from mowe_ray.training.batch import Batch, collate
@@ -81,6 +82,9 @@ def _train(setup: WorkerSetup) -> dict[str, Any]:
     gpu = config.compute.gpus_per_worker > 0
     tokenizer = tokenizer_of(config.model, setup.tokenizer)
     model, processor = assemble(config.model, config.training.mowe_loss, seed=config.seed, tokenizer=tokenizer, gpu=gpu)
+    if rank == 0:
+        for warning in [*equal_members(model), *strong_members(model)]:
+            setup.console.put(f"warning: {warning}")
     engine = DeepSpeedEngine(
         model,
         optimizer_groups(model, config.training),

@@ -50,6 +50,9 @@ class SeqCnn(nn.Module):
         for conv in self.convs:
             # Every layer's bias makes padding non-zero again, and the next kernel reaches into it.
             hidden = hidden * valid_mask(valid, hidden.shape[-1])[:, None]
+            if hidden.shape[-1] == 1:
+                # The same result; but torch leaves the bfloat16 weight gradient of one frame uninitialised on CPUs.
+                hidden = F.pad(hidden, (0, 1))
             hidden = F.gelu(conv(hidden))
             valid = torch.as_tensor(shrunk(valid, 2))
         tokens: Tensor = self.proj(hidden.transpose(1, 2))

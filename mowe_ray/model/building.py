@@ -252,6 +252,19 @@ def equal_members(model: MoweForConditionalGeneration) -> list[str]:
     return warnings
 
 
+def strong_members(model: MoweForConditionalGeneration) -> list[str]:
+    """Describe pool members that are not weak: a tenth of the base encoder's parameters or more [paper].
+
+    The paper's own pool has such members if only encoders are counted (HuBERT-base beside Whisper-large's encoder).
+    """
+    base, *members = ((sum(p.numel() for p in e.parameters())) for e in model.audio_tower.encoders())
+    return [
+        f"weak encoder {spec.name!r} has {size / base:.0%} of the base encoder's parameters: weak means at most 10 %"
+        for spec, size in zip(model.config.weak_encoders or [], members, strict=True)
+        if size > base / 10
+    ]
+
+
 def _part(name: str) -> str:
     tower = "audio_tower."
     if name.startswith("language_model."):

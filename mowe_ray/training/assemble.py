@@ -85,7 +85,7 @@ def assemble(
             **free,
         )
     if model.gradient_checkpointing:
-        built.gradient_checkpointing_enable({"use_reentrant": False})
+        built.activation_checkpointing_enable({"use_reentrant": False})
     return built, build_processor(built, tokenizer)
 
 

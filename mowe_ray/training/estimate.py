@@ -290,6 +290,7 @@ def _work(model: MoweForConditionalGeneration, tokens: int) -> dict[str, Amount]
 
 
 def _gflops(module: torch.nn.Module, *inputs: torch.Tensor) -> float:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # With gradients: the counter cannot follow a trainable tensor's view that has no graph (Q-Former's queries).
+    with FlopCounterMode(display=False) as counter:
         module(*inputs)
     return float(counter.get_total_flops()) / 1e9

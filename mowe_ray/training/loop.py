@@ -113,7 +113,8 @@ def training_steps(
                 prepared_audio=prepared[i],
             )
             engine.backward(output.loss, last=i == len(batches) - 1)
-            losses += torch.tensor([float(x or 0.0) for x in (output.loss, output.lm_loss, output.routing_loss)])
+            parts = (output.loss, output.lm_loss, output.routing_loss)
+            losses += torch.tensor([0.0 if part is None else float(part.detach()) for part in parts])
             routing = RoutingSums.of(output.routing, routing)
         factor = learning_rate_factor(step, total_steps, warmup_steps, schedule)
         norm = engine.step(factor)

@@ -5,13 +5,11 @@ model in a single forward that runs every encoder on every clip, and updates wit
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mowe_ray.data.batch import MicroBatch
 from mowe_ray.model import MoweForConditionalGeneration
 from mowe_ray.training.batch import collate
 from mowe_ray.training.validation import ValidationResult, validate
@@ -53,9 +51,9 @@ BATCHES = [
 ]
 VALIDATION = [micro_batch(rows, seed=900 + 10 * i) for i, rows in enumerate([[0, 1], [2, None, 4], [3], [], [None], [1]])]
 
-# Rounding in float32: sums over clips and ranks are taken in another order. Eight steps with the optimizer
-# of `optimizer_groups` let that grow to a few 1e-6 of weights that move by up to 1e-2 a step.
-TOLERANCE = 1e-5
+# Rounding in float32: the reference sums over clips in another order, which gives differences of a few 1e-7 (one unit in
+# the last place of a weight of 1 is 1.2e-7). A single step moves weights by up to 1e-2.
+TOLERANCE = 5e-6
 
 
 # ---- what the ranks do ------------------------------------------------------------------------
@@ -169,7 +167,6 @@ def _assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, tor
     errors = {name: float((found[name] - w).abs().max() / w.abs().max().clamp(min=1.0)) for name, w in expected.items()}
     wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}
     assert not wrong, wrong
-    print(f"largest weight error {max(errors.values()):.1e}")
 
 
 # ---- the tests --------------------------------------------------------------------------------
@@ -190,7 +187,7 @@ def test_loss_curve_is_that_of_one_process(ranks: list[Outcome], reference: Refe
     assert ranks[0].curve == ranks[1].curve
     for name, values in reference.curve.items():
         assert ranks[0].curve[name] == pytest.approx(values, rel=TOLERANCE, abs=TOLERANCE), name
-    assert any(norm > CLIP_NORM for norm in reference.curve["grad_norm"])
+    assert {norm > CLIP_NORM for norm in reference.curve["grad_norm"]} == {True, False}
 
 
 def test_every_weight_is_that_of_one_process(ranks: list[Outcome], reference: Reference) -> None:
@@ -222,8 +219,3 @@ def test_validation_is_that_of_one_process(ranks: list[Outcome], reference: Refe
         for task, sums in expected.routing.items():
             for name, value in vars(sums).items():
                 torch.testing.assert_close(getattr(outcome.validation.routing[task], name), value)
-    assert isinstance(expected.answers[0].answer, str)
-
-
-def test_batches_are_what_the_plan_says() -> None:
-    assert all(isinstance(batch, MicroBatch) for step in BATCHES for batch in step)

@@ -15,6 +15,7 @@ from mowe_ray.model.building import (
     equal_members,
     load_language_model,
     parameter_parts,
+    strong_members,
     untouched_parameters,
 )
 from mowe_ray.model.tokenizing import tokenizer_from_json, train_tokenizer
@@ -159,6 +160,16 @@ def test_equal_members_are_named(make_model: MakeModel, tmp_path: Path, train: s
     (warning,) = equal_members(make_model(weak_encoders=weak))
     assert "'a' and 'b'" in warning
     assert fate in warning
+
+
+def test_members_above_a_tenth_of_the_base_are_named(make_model: MakeModel) -> None:
+    pool = [WeakEncoder("weak", tiny_hubert_config()), WeakEncoder("twin", tiny_whisper_config())]
+    model = make_model(base_encoder=tiny_whisper_config(encoder_ffn_dim=8000), weak_encoders=pool)
+    base, weak, twin = (sum(p.numel() for p in e.parameters()) for e in model.audio_tower.encoders())
+    assert weak < base / 10 or twin < base / 10
+    named = [name for name, size in (("weak", weak), ("twin", twin)) if size > base / 10]
+    assert [warning.split("'")[1] for warning in strong_members(model)] == named
+    assert len(strong_members(make_model(weak_encoders=pool))) == 2
 
 
 def test_later_layers_than_the_chosen_one_are_frozen(make_model: MakeModel) -> None:

@@ -21,7 +21,7 @@ from tests.tiny_models import tiny_whisper_config
 RUN = {"start_step": 0, "warmup_steps": 0, "schedule": "constant", "seed": 0}
 
 
-def groups(model, rate=0.1):
+def groups(model, rate=0.01):
     return parameter_groups(model, parameter_parts(model), rate, {}, 0.0)
 
 

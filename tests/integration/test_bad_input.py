@@ -1,0 +1,167 @@
+"""Damaged corpora: a run goes on without what it cannot use and counts it, or stops and says which key decides."""
+
+import io
+import json
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mowe_ray.data.write import write_parquet
+from mowe_ray.train import main
+from tests.end_to_end import RATE, encoded, run_metrics, tone, tone_samples, write_tones
+
+pytestmark = pytest.mark.slow
+
+_NAN = np.full(RATE, np.nan, np.float32)
+_WORD = {"instruction": "Say it.", "answer": "word", "task": "asr"}
+
+# What the header or the first bytes give away, and what only decoding finds.
+_SEEN_BY_SCAN = {"no_answer": 1, "too_long": 1, "wrong_type": 1, "zero_length": 2, "unreadable": 1}
+_SEEN_BY_DECODER = {"truncated": 3, "nan": 12, "silent": 1}
+
+
+def _cut(audio: bytes) -> bytes:
+    return audio[: len(audio) // 2]
+
+
+def _damaged() -> dict[str, tuple[bytes, bytes]]:
+    """Bytes of audio and JSON by file name."""
+    wave, said = tone(440, 4.0), json.dumps(_WORD).encode()
+    noise = np.random.default_rng(0).normal(0, 0.1, len(wave)).astype(np.float32)  # does not compress: a cut costs
+    quiet = encoded(np.zeros(RATE, np.float32), "WAV")
+    hour = encoded(np.zeros(3600 * 8000, np.float32), "FLAC", 8000)
+    audio = {
+        "cut-flac.flac": _cut(encoded(noise)),
+        "cut-mp3.mp3": _cut(encoded(noise, "MP3")),
+        "cut-opus.opus": _cut(encoded(noise, "OGG", subtype="OPUS")),
+        "no-bytes.wav": b"",
+        "no-samples.wav": encoded(wave[:0], "WAV"),
+        "text.wav": b"This is no audio, whatever it is called.\n" * 20,
+        "hour.flac": hour,
+        "silent.wav": quiet,
+        **{f"nan-{n:02d}.wav": encoded(_NAN, "WAV", subtype="FLOAT") for n in range(12)},
+    }
+    members = {name: (content, said) for name, content in audio.items()}
+    members["no-answer.flac"] = (encoded(wave), json.dumps({"instruction": "Say it."}).encode())
+    members["no-json.flac"] = (encoded(wave), b'{"answer": "wo')
+    return members
+
+
+def _write_tar(path: Path, members: dict[str, tuple[bytes, bytes]]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, (audio, fields) in members.items():
+            for file, content in ((name, audio), (f"{name.rpartition('.')[0]}.json", fields)):
+                info = tarfile.TarInfo(file)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+
+def _good(first: int, count: int) -> dict[str, tuple[bytes, bytes]]:
+    return {
+        f"{s.id}.flac": (
+            s.audio or b"",
+            json.dumps({"instruction": s.instruction, "answer": s.answer, "task": s.task}).encode(),
+        )
+        for s in tone_samples(count, first=first)
+    }
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Three sources with 8, 2 and 4 good samples among the damage, and validation tones."""
+    root = tmp_path_factory.mktemp("damaged")
+    (root / "tars").mkdir()
+    _write_tar(root / "tars" / "damaged.tar", _damaged())
+    _write_tar(root / "tars" / "good.tar", _good(0, 6))
+    _write_tar(root / "tars" / "cut.tar", _good(6, 4))
+    whole = (root / "tars" / "cut.tar").read_bytes()
+    (root / "tars" / "cut.tar").write_bytes(whole[: whole.index(b"tone-008.flac") + 700])
+
+    rows = [{"audio": "missing.flac", **_WORD}]
+    for sample in tone_samples(2, first=20):
+        (root / f"{sample.id}.flac").write_bytes(sample.audio or b"")
+        rows.append({"audio": f"{sample.id}.flac", "text": sample.answer, "task": sample.task, "instruction": "What?"})
+    (root / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    (root / "parquet").mkdir()
+    write_parquet(tone_samples(4, first=30), str(root / "parquet"), 1 << 20)
+    (good,) = (root / "parquet").glob("*.parquet")
+    (root / "parquet" / "broken.parquet").write_bytes(_cut(good.read_bytes()))
+
+    write_tones(root / "validation", 8, first=40)
+    return root
+
+
+def _arguments(corpus, storage, *more):
+    return [
+        f"data.train=[{{path: {corpus / 'tars'}}}, {{path: {corpus / 'manifest.jsonl'}}}, {{path: {corpus / 'parquet'}}}]",
+        f"data.validation=[{{path: {corpus / 'validation'}}}]",
+        f"storage={storage}",
+        "data.max_batch_size=2",
+        "training.epochs=2",
+        "training.log_every=1",
+        *more,
+    ]
+
+
+def test_a_run_over_every_kind_of_damage_completes_and_counts_each_cause(corpus, ray_cluster, tmp_path, capsys):
+    """With two workers and two samples in a micro-batch, some ranks lose all of theirs, and some steps everything."""
+    arguments = _arguments(corpus, tmp_path, "data.max_bad_fraction=0.9", "compute.num_workers=2", "name=damaged")
+    assert main(arguments) == 0, capsys.readouterr().err
+
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    report = json.loads(Path(result["run"], "data_report.json").read_text())
+    tars, manifest, parquet, validation = report["sources"].values()
+    assert Counter(tars["causes"]) == Counter(_SEEN_BY_SCAN) + Counter(_SEEN_BY_DECODER) + Counter(broken_shard=1)
+    assert manifest["causes"] == {"no_audio": 1}
+    assert parquet["causes"] == {"broken_shard": 1}
+    assert validation["causes"] == {}
+    assert [source["good"] for source in (tars, manifest, parquet, validation)] == [8, 2, 4, 8]
+    assert report["samples"] == report["good"] + report["bad"]
+    named = {(bad["id"], bad["cause"]) for bad in report["bad_samples"]}
+    assert {("cut-mp3", "truncated"), ("text", "wrong_type"), ("hour", "too_long"), ("cut.tar", "broken_shard")} <= named
+
+    steps = run_metrics(result["run"], "train")
+    assert [record["step"] for record in steps] == list(range(1, result["steps"] + 1))
+    assert sum(record["clips"] for record in steps) == 2 * (8 + 2 + 4)
+    assert all(np.isfinite(record["loss"]) for record in steps)
+    assert any(record["clips"] == 0 for record in steps), "no step lost everything: the test has lost its point"
+
+
+def test_too_much_damage_stops_before_training_and_names_the_key(corpus, ray_cluster, tmp_path, capsys):
+    began = time.monotonic()
+    code = main(_arguments(corpus, tmp_path, "data.max_bad_fraction=0.1", "name=strict"))
+
+    printed = capsys.readouterr()
+    assert code == 1
+    assert "data.max_bad_fraction is 0.1" in printed.err
+    assert "Traceback" not in printed.err
+    assert "data.max_bad_fraction" in json.loads(printed.out)["error"]
+    assert not (tmp_path / "strict" / "metrics.jsonl").exists()
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("found_by", ["scan", "decoder"])
+def test_data_that_is_all_bad_stops_the_run_whatever_is_allowed(found_by, corpus, ray_cluster, tmp_path, capsys):
+    (tmp_path / "bad").mkdir()
+    content = b"no audio at all, only text" if found_by == "scan" else encoded(_NAN, "WAV", subtype="FLOAT")
+    _write_tar(tmp_path / "bad" / "0.tar", {f"{n}.wav": (content, json.dumps(_WORD).encode()) for n in range(8)})
+    code = main(
+        [
+            *_arguments(corpus, tmp_path, "data.max_bad_fraction=1", "name=all-bad", "training.epochs=1000"),
+            f"data.train=[{{path: {tmp_path / 'bad'}}}]",
+            "data.validation=[]",
+        ]
+    )
+
+    printed = capsys.readouterr()
+    assert code == 1
+    assert "8 of 8 samples (100%) are unusable" in printed.err
+    assert "data.max_bad_fraction" in printed.err
+    assert ("wrong_type" if found_by == "scan" else "nan") in printed.err
+    assert "Traceback" not in printed.err
+    assert "error" in json.loads(printed.out)

@@ -1,0 +1,151 @@
+"""`ray job submit --working-dir . -- python -m mowe_ray.train` on a cluster that knows nothing of this package."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+from tests.end_to_end import ROOT, write_tones
+
+pytestmark = pytest.mark.slow
+
+_RAY = str(Path(sys.executable).with_name("ray"))
+_START_TIMEOUT_S = 120
+
+# Written at import: which process took the code from which file.
+_WITNESS = """
+import os as _os, pathlib as _pathlib
+_pathlib.Path({folder!r}, str(_os.getpid())).write_text(__file__)
+"""
+
+
+def _environment(**changes):
+    """The shell of somebody who has the dependencies installed, but not this package."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DS_", "PYTHONPATH"))}
+    path = f"{Path(sys.executable).parent}:{kept['PATH']}"
+    return {**kept, "PATH": path, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **changes}
+
+
+def _free_ports(count):
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@pytest.fixture(scope="module")
+def dashboard():
+    """URL of a cluster's dashboard, started as its own process group; nothing of another Ray is touched."""
+    gcs, http, agent, client = _free_ports(4)
+    folder = tempfile.mkdtemp(prefix="mowe_ray_", dir="/tmp")  # short: socket paths hold 107 characters
+    command = [
+        *(_RAY, "start", "--head", "--block", "--num-cpus=4", f"--temp-dir={folder}", f"--port={gcs}"),
+        *(f"--dashboard-port={http}", f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
+        *("--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=300000000"),
+    ]
+    with Path(folder, "start.log").open("w") as log:
+        head = subprocess.Popen(command, env=_environment(), stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_for(f"http://127.0.0.1:{http}/api/version", head, Path(folder, "start.log"))
+        yield f"http://127.0.0.1:{http}"
+    finally:
+        head.terminate()  # it ends its own Ray processes
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for(url, process, log):
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            with urlopen(url, timeout=5):
+                return
+        except (URLError, OSError):
+            time.sleep(0.5)
+    raise AssertionError(f"no dashboard after {_START_TIMEOUT_S} s: {log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of what a checkout uploads, whose training floor leaves a witness, and the witnesses' folder."""
+    copy, witnesses = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("witnesses")
+    shutil.copytree(ROOT / "mowe_ray", copy / "mowe_ray", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".gitignore", ".rayignore", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy)
+    with (copy / "mowe_ray" / "distributed" / "worker.py").open("a") as file:
+        file.write(_WITNESS.format(folder=str(witnesses)))
+    return copy, witnesses
+
+
+def _job(dashboard, *arguments, cwd):
+    return subprocess.run(
+        [_RAY, "job", arguments[0], "--address", dashboard, *arguments[1:]],
+        cwd=cwd,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=420,
+        check=False,
+    )
+
+
+def test_a_submitted_job_trains_with_the_uploaded_code(dashboard, checkout, tmp_path):
+    copy, witnesses = checkout
+    train = write_tones(tmp_path / "train", 16)
+    validation = write_tones(tmp_path / "validation", 4, first=16)
+
+    submitted = _job(
+        dashboard,
+        *("submit", "--working-dir", ".", "--submission-id", "mowe", "--", "python", "-m", "mowe_ray.train"),
+        *("name=job", f"storage={tmp_path / 'runs'}", "training.max_steps=3", "training.epochs=null"),
+        *(f"data.train=[{{path: {train}}}]", f"data.validation=[{{path: {validation}}}]"),
+        cwd=copy,
+    )
+
+    logs = _job(dashboard, "logs", "mowe", cwd=copy)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    result = json.loads(logs.stdout.splitlines()[-1])
+    run = tmp_path / "runs" / "job"
+    assert (result["run"], result["steps"]) == (str(run), 3)
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "data_report.json",
+        "router_report.json",
+        "router_report.png",
+        "result.json",
+        "export/model.safetensors",
+        "export/config.json",
+    ):
+        assert (run / name).stat().st_size > 0, name
+    sources = [file.read_text() for file in witnesses.iterdir()]
+    assert len(sources) >= 2, "the driver and a training worker import it"
+    assert all("working_dir_files" in source for source in sources), sources
+
+
+def test_a_job_with_a_wrong_key_fails(dashboard, checkout, tmp_path):
+    copy, _ = checkout
+    submitted = _job(
+        dashboard,
+        *("submit", "--working-dir", ".", "--submission-id", "wrong", "--", "python", "-m", "mowe_ray.train"),
+        "training.max_step=3",
+        cwd=copy,
+    )
+    assert submitted.returncode == 1
+    assert "training.max_steps" in submitted.stdout + submitted.stderr
