@@ -1,23 +1,24 @@
 """Decoding with Ray Data as training does it, against a plain torch DataLoader on the same cores.
 
 Both decode the same micro-batches of 10 s FLAC clips from the same tar shards with the same decoder, and hand
-them to one consumer. Then: the memory that the pipeline takes at its peak, for a corpus and for one four times as large.
+them to one consumer. Then the memory the pipeline takes at its peak, for a corpus and for one four times as large.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import multiprocessing
 import os
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import mowe_ray.distributed  # isort: skip - first: it sets what Ray reads while it is imported
+import mowe_ray.distributed  # noqa: F401  # isort: skip  (first: it sets what Ray reads while it is imported)
 import numpy as np
 import psutil
 import ray
@@ -26,7 +27,7 @@ import torch
 from measuring import Check, conclude, interleave, ratio
 from torch.utils.data import DataLoader, Dataset
 
-from mowe_ray.data.batch import MicroBatch, load_micro_batch
+from mowe_ray.data.batch import load_micro_batch
 from mowe_ray.data.index import Index, SourceSpec, build_index
 from mowe_ray.data.plan import plan_epoch
 from mowe_ray.data.sample import Sample
@@ -58,6 +59,7 @@ def main() -> int:
         index = make_index(folder, arguments.clips)
         cluster.join(arguments.cores)
         stored = ray.put(index)
+        warm_up(stored, index, arguments.cores)
         first: dict[str, list[float]] = {"ray": [], "dataloader": []}
 
         def measure(name: str) -> float:
@@ -129,7 +131,13 @@ def ray_batches(stored: ray.ObjectRef, index: Index, cores: int) -> Iterator[np.
         yield batch.audio
 
 
-class _MicroBatches(Dataset[tuple[torch.Tensor, MicroBatch]]):
+def warm_up(stored: ray.ObjectRef, index: Index, cores: int) -> None:
+    """Start Ray's worker processes, which a training run does once."""
+    for _ in itertools.islice(ray_batches(stored, index, cores), 20):
+        pass
+
+
+class _MicroBatches(Dataset[tuple[torch.Tensor, dict[str, object]]]):
     """Each item a whole decoded micro-batch; its audio is a tensor, which workers hand over in shared memory."""
 
     def __init__(self, index: Index):
@@ -191,7 +199,7 @@ def _memory(process: psutil.Process) -> int:
         return 0
 
 
-def _in_new_process(function, *arguments):
+def _in_new_process(function: Callable[[Index, int], int], *arguments: object) -> int:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 

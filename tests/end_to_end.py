@@ -58,12 +58,6 @@ def run_command(
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
-def run_metrics(folder: str | Path, kind: str) -> list[dict[str, Any]]:
-    """Records of one kind in a run's metrics.jsonl."""
-    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
-
-
 def tone(pitch: float, seconds: float, rate: int = RATE) -> np.ndarray:
     """A tone with two overtones, at half of full scale."""
     time = np.arange(int(seconds * rate)) / rate

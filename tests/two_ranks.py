@@ -23,6 +23,7 @@ from mowe_ray.model.building import Lora, WeakEncoder, build_model, build_proces
 from mowe_ray.training.batch import Batch, collate
 from mowe_ray.training.loop import StepResult, training_steps
 from mowe_ray.training.schedule import parameter_groups
+from tests.plain_engine import PlainEngine
 from tests.tiny_models import (
     tiny_hubert_config,
     tiny_language_model_config,
@@ -101,9 +102,11 @@ def make_model(
     model = build_model(
         base_encoder=tiny_whisper_config(dropout=dropout, attention_dropout=dropout),
         weak_encoders=[
-            WeakEncoder("whisper", tiny_whisper_config(d_model=16, dropout=dropout), train="full"),
+            WeakEncoder(
+                "whisper", tiny_whisper_config(d_model=16, dropout=dropout), train="full", features="weighted_sum"
+            ),
             WeakEncoder("hubert_one", tiny_hubert_config(**quiet), train="full"),
-            WeakEncoder("hubert_two", tiny_hubert_config(**quiet), train="full", features="weighted_sum"),
+            WeakEncoder("hubert_two", tiny_hubert_config(**quiet), train="full"),
             WeakEncoder("wav2vec2", tiny_wav2vec2_config(hidden_size=16, **quiet), train="lora", features="layer:1"),
             WeakEncoder("frozen", tiny_hubert_config(**quiet), train="frozen"),
         ],
@@ -149,40 +152,9 @@ def optimizer_groups(model: MoweForConditionalGeneration) -> list[dict[str, Any]
     return [group | {"eps": 1e-3} for group in groups]
 
 
-# ---- one process, plain torch -----------------------------------------------------------------
-
-
-class PlainEngine:
-    """The loop's engine in plain torch, for one process."""
-
-    rank, world_size, device, sharded = 0, 1, torch.device("cpu"), False
-
-    def __init__(self, model: MoweForConditionalGeneration, clip_norm: float = CLIP_NORM):
-        self.model = model.train()
-        self._clip_norm = clip_norm
-        self._optimizer = torch.optim.AdamW(optimizer_groups(model))
-
-    def forward(self, **inputs: Any) -> Any:
-        return self.model(**inputs)
-
-    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
-
-    def step(self, learning_rate_factor: float) -> float:
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * learning_rate_factor
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        assert all(p.grad is not None for p in parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm or torch.inf)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        return float(norm)
-
-    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
-        return values
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
+def plain_engine(model: MoweForConditionalGeneration, clip_norm: float = CLIP_NORM) -> PlainEngine:
+    """Return the reference: one process, plain torch, the same optimizer."""
+    return PlainEngine(model, optimizer_groups(model), clip_norm=clip_norm or float("inf"))
 
 
 # ---- two processes ----------------------------------------------------------------------------
@@ -214,7 +186,8 @@ def make_engine(
 ) -> RecordingEngine:
     """Put `model` under DeepSpeed; collective."""
     settings = deepspeed_config(zero_stage=zero_stage, clip_norm=clip_norm, bf16=bf16, offload=offload)
-    model.to(torch.bfloat16 if bf16 else torch.float32)  # type: ignore[call-arg]
+    if bf16:
+        model.bfloat16()
     return RecordingEngine(model.train(), optimizer_groups(model), settings)
 
 
@@ -252,9 +225,7 @@ def weights_of(model: MoweForConditionalGeneration) -> dict[str, torch.Tensor]:
 def run_ranks(work: Callable[..., Any], *arguments: Any, folder: Path, ranks: int = WORLD_SIZE) -> list[Any]:
     """Call `work(*arguments)` in `ranks` processes that form a process group; returns what each returned."""
     folder.mkdir(parents=True, exist_ok=True)
-    multiprocessing.spawn(  # type: ignore[no-untyped-call]
-        _rank_main, (ranks, str(folder), work, arguments), nprocs=ranks
-    )
+    multiprocessing.spawn(_rank_main, (ranks, str(folder), work, arguments), nprocs=ranks)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 

@@ -1,6 +1,7 @@
 """The only floor that knows Ray and DeepSpeed: it runs the floors below on a cluster."""
 
 import os
+import sys
 
 import torch
 
@@ -13,8 +14,9 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean what they mean in the user's shell
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing phones home
 }
-if "RAY_ADDRESS" not in os.environ:
-    # A local Ray writes a token on its first start and then asks for it.
+if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:
+    # A local Ray writes a token on its first start and then asks for it; a Ray that is imported already would start
+    # its servers with this setting but go on without it itself.
     _ENVIRONMENT["RAY_AUTH_MODE"] = "token"
 if not torch.cuda.is_available():
     _ENVIRONMENT["DS_ACCELERATOR"] = "cpu"  # DeepSpeed would look for others, and warn

@@ -16,6 +16,9 @@ from mowe_ray.training.schedule import set_learning_rates
 
 _TAG = "state"
 
+# An all-reduce for inference on CPUs, which training never calls: DeepSpeed would compile it for half a minute.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 
 def deepspeed_config(
     *,

@@ -26,9 +26,15 @@ R = TypeVar("R")
 
 # Micro-batches a Ray Data execution runs: long enough that its start (about 0.5 s) does not matter,
 # short enough that a rank holds only a small part of the plan.
-_PER_EXECUTION = 512
-# Micro-batches a task decodes: a task costs some 10 ms of scheduling.
+_PER_EXECUTION = 2048
+# Micro-batches a task decodes: a task costs some 10 ms of scheduling, and the output of a whole task
+# may have to wait for the one before it.
 _PER_TASK = 16
+# A block is handed over when it is full: Ray's 128 MiB would keep the first micro-batch back for seconds.
+_BLOCK_BYTES = 16 << 20
+# What may wait in the object store: two tasks' output of 120 s micro-batches. Ray's own limit, a share of
+# the machine's memory, is counted for each rank alone.
+_STORE_BYTES_PER_CPU = 128 << 20
 
 
 def parallel_map(function: Callable[[T], R], items: Iterable[T], in_flight: int = 64) -> Iterator[R]:
@@ -55,6 +61,7 @@ def decode_stream(
     min_duration_s: float,
     max_duration_s: float,
     decode_cpus: float,
+    per_execution: int = _PER_EXECUTION,
 ) -> Iterator[MicroBatch]:
     """Yield the decoded micro-batch of each array of index rows, in order.
 
@@ -62,36 +69,43 @@ def decode_stream(
         index: The `Index` in the object store; tasks read it in place.
         row_lists: Row numbers of each micro-batch; consumed as the stream goes on.
         decode_cpus: CPUs this stream may use at a time.
+        per_execution: Micro-batches a Ray Data execution runs.
     """
     rows_left = iter(row_lists)
-    while chunk := list(itertools.islice(rows_left, _PER_EXECUTION)):
-        tables = [
-            pa.table({"rows": pa.array([r.tolist() for r in chunk[i : i + _PER_TASK]], pa.list_(pa.int64()))})
-            for i in range(0, len(chunk), _PER_TASK)
-        ]
-        dataset = ray.data.from_arrow(tables).map_batches(
-            _decode_rows,
-            fn_kwargs={"index": index, "min_duration_s": min_duration_s, "max_duration_s": max_duration_s},
+    while chunk := list(itertools.islice(rows_left, per_execution)):
+        # A range: it needs no task of its own, as tables would, and fuses with the decoding into one.
+        dataset = ray.data.range(len(chunk), override_num_blocks=-(-len(chunk) // _PER_TASK)).map_batches(
+            _decode,
+            fn_kwargs={
+                "index": index,
+                "row_lists": ray.put(chunk),
+                "min_duration_s": min_duration_s,
+                "max_duration_s": max_duration_s,
+            },
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=1,
         )
-        options = dataset.context.execution_options
-        options.preserve_order = True
-        options.resource_limits = ExecutionResources.for_limits(cpu=decode_cpus)
-        dataset.context.enable_progress_bars = False
-        dataset.context.print_on_execution_start = False
+        context = dataset.context
+        context.target_max_block_size = _BLOCK_BYTES
+        context.execution_options.preserve_order = True
+        context.execution_options.resource_limits = ExecutionResources.for_limits(
+            cpu=decode_cpus, object_store_memory=_STORE_BYTES_PER_CPU * (1 + decode_cpus)
+        )
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=4):
             for row in range(block.num_rows):
                 yield MicroBatch.from_row(block, row)
 
 
-def _decode_rows(
-    block: pa.Table, index: ray.ObjectRef, min_duration_s: float, max_duration_s: float
+def _decode(
+    numbers: pa.Table, index: ray.ObjectRef, row_lists: ray.ObjectRef, min_duration_s: float, max_duration_s: float
 ) -> Iterator[pa.Table]:
-    table = ray.get(index).table
-    for rows in block["rows"]:
-        yield load_micro_batch(table.take(rows.values), min_duration_s, max_duration_s).to_row()
+    """Yield the micro-batches of these `numbers`."""
+    table, rows = ray.get(index).table, ray.get(row_lists)
+    for number in numbers["id"].to_pylist():
+        yield load_micro_batch(table.take(rows[number]), min_duration_s, max_duration_s).to_row()
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train
 import torch
 from ray.train import Checkpoint
@@ -124,11 +126,17 @@ def _train(setup: WorkerSetup) -> dict[str, Any]:
         "run": monitor.folder.url,
         "export": monitor.folder.path("export"),
         "steps": setup.total_steps,
-        "tasks": {
-            task: {key: round(scores[key], 4) for key in ("score", "majority")}
-            for source in validation.values()
-            for task, scores in source.tasks.items()
-        },
+        "tasks": _scores(validation),
+    }
+
+
+def _scores(validation: dict[str, ValidationResult]) -> dict[str, dict[str, float]]:
+    """Score and majority by task; by SOURCE/TASK where several validation sources have the task."""
+    sources = Counter(task for result in validation.values() for task in result.tasks)
+    return {
+        task if sources[task] == 1 else f"{name}/{task}": {key: round(scores[key], 4) for key in ("score", "majority")}
+        for name, result in validation.items()
+        for task, scores in result.tasks.items()
     }
 
 
@@ -191,8 +199,10 @@ def _validate(
 ) -> dict[str, ValidationResult]:
     results = {}
     for name, index in setup.validation_indexes.items():
-        plan = validation_plan(ray.get(index), config.data, lanes=engine.world_size)
-        rows = (lanes[engine.rank] for lanes in plan)
+        # One lane, dealt out: who shares a micro-batch, and so its padding, does not depend on the number of ranks.
+        plan = [lanes[0] for lanes in validation_plan(ray.get(index), config.data, lanes=1)]
+        plan += [np.zeros(0, np.int64)] * (-len(plan) % engine.world_size)
+        rows = iter(plan[engine.rank :: engine.world_size])
         results[name] = validate(engine, processor, prefetch(_decoded(index, rows, config), _COLLATED_AHEAD))
     return results
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,6 +76,7 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.finish()
             self._folder.upload(self._scratch / "wandb", "wandb")
+        shutil.rmtree(self._scratch, ignore_errors=True)  # wandb's own service may still hold a log in it
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,8 @@ import pytest
 
 from mowe_ray.data.write import write_parquet
 from mowe_ray.train import main
-from tests.end_to_end import RATE, encoded, run_metrics, tone, tone_samples, write_tones
+from tests.end_to_end import RATE, encoded, tone, tone_samples, write_tones
+from tests.tiny_runs import TINY, records
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +99,8 @@ def corpus(tmp_path_factory):
 
 def _arguments(corpus, storage, *more):
     return [
-        f"data.train=[{{path: {corpus / 'tars'}}}, {{path: {corpus / 'manifest.jsonl'}}}, {{path: {corpus / 'parquet'}}}]",
+        *TINY,
+        f"data.train=[{', '.join(f'{{path: {corpus / name}}}' for name in ('tars', 'manifest.jsonl', 'parquet'))}]",
         f"data.validation=[{{path: {corpus / 'validation'}}}]",
         f"storage={storage}",
         "data.max_batch_size=2",
@@ -123,9 +125,14 @@ def test_a_run_over_every_kind_of_damage_completes_and_counts_each_cause(corpus,
     assert [source["good"] for source in (tars, manifest, parquet, validation)] == [8, 2, 4, 8]
     assert report["samples"] == report["good"] + report["bad"]
     named = {(bad["id"], bad["cause"]) for bad in report["bad_samples"]}
-    assert {("cut-mp3", "truncated"), ("text", "wrong_type"), ("hour", "too_long"), ("cut.tar", "broken_shard")} <= named
+    assert {
+        ("cut-mp3", "truncated"),
+        ("text", "wrong_type"),
+        ("hour", "too_long"),
+        ("cut.tar", "broken_shard"),
+    } <= named
 
-    steps = run_metrics(result["run"], "train")
+    steps = records(result["run"], "train")
     assert [record["step"] for record in steps] == list(range(1, result["steps"] + 1))
     assert sum(record["clips"] for record in steps) == 2 * (8 + 2 + 4)
     assert all(np.isfinite(record["loss"]) for record in steps)

@@ -10,20 +10,24 @@ from transformers import AutoModel
 from mowe_ray.model.exporting import export
 from mowe_ray.training.batch import collate
 from tests.two_ranks import (
-    PlainEngine,
+    Row,
     curve,
     make_engine,
     make_model,
     micro_batch,
+    plain_engine,
     run_ranks,
     steer_routers,
     train,
 )
 
+pytestmark = pytest.mark.slow
+
 STAGES = (0, 1, 2, 3)
+PLAN: list[list[list[Row]]] = [[[0], [1], [2], [0, 1]], [[1], [2], [], [4]], [[2, 3], [None], [1], [0]]]
 BATCHES = [
     [micro_batch(rows, seed=100 * step + 10 * lane) for lane, rows in enumerate(lanes)]
-    for step, lanes in enumerate([[[0], [1], [2], [0, 1]], [[1], [2], [], [4]], [[2, 3], [None], [1], [0]]])
+    for step, lanes in enumerate(PLAN)
 ]
 SAVED_AFTER = 2
 Run = dict[str, Any]
@@ -116,7 +120,7 @@ def test_one_rank_does_what_two_do(two_ranks: dict[int, Run], one_rank: dict[int
 def test_export_computes_what_was_trained(two_ranks: dict[int, Run], folder: Path, stage: int) -> None:
     model, processor = make_model()
     steer_routers(model, processor)
-    train(PlainEngine(model), processor, BATCHES)
+    train(plain_engine(model), processor, BATCHES)
     exported = AutoModel.from_pretrained(folder / f"export{stage}")
     inputs = collate(micro_batch([0, None, 2, 4], seed=77), processor).inputs
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -11,17 +12,18 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 
 from tests.end_to_end import ROOT, write_tones
+from tests.tiny_runs import TINY
 
 pytestmark = pytest.mark.slow
 
 _RAY = str(Path(sys.executable).with_name("ray"))
 _START_TIMEOUT_S = 120
+# As on a shared cluster: whoever lacks the token is turned away, the job's own processes included.
+_AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 # Written at import: which process took the code from which file.
 _WITNESS = """
@@ -34,7 +36,7 @@ def _environment(**changes):
     """The shell of somebody who has the dependencies installed, but not this package."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DS_", "PYTHONPATH"))}
     path = f"{Path(sys.executable).parent}:{kept['PATH']}"
-    return {**kept, "PATH": path, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **changes}
+    return {**kept, "PATH": path, **_AUTHENTICATION, "RAY_USAGE_STATS_ENABLED": "0", **changes}
 
 
 def _free_ports(count):
@@ -55,10 +57,11 @@ def dashboard():
         *(f"--dashboard-port={http}", f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
         *("--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=300000000"),
     ]
+    environment = _environment(RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0")  # do not wait for idle workers at the end
     with Path(folder, "start.log").open("w") as log:
-        head = subprocess.Popen(command, env=_environment(), stdout=log, stderr=log, start_new_session=True)
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        _wait_for(f"http://127.0.0.1:{http}/api/version", head, Path(folder, "start.log"))
+        _wait_for(http, head, Path(folder, "start.log"))
         yield f"http://127.0.0.1:{http}"
     finally:
         head.terminate()  # it ends its own Ray processes
@@ -69,15 +72,16 @@ def dashboard():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for(url, process, log):
+def _wait_for(port, process, log):
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         try:
-            with urlopen(url, timeout=5):
-                return
-        except (URLError, OSError):
-            time.sleep(0.5)
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
     raise AssertionError(f"no dashboard after {_START_TIMEOUT_S} s: {log.read_text()}")
 
 
@@ -113,6 +117,7 @@ def test_a_submitted_job_trains_with_the_uploaded_code(dashboard, checkout, tmp_
     submitted = _job(
         dashboard,
         *("submit", "--working-dir", ".", "--submission-id", "mowe", "--", "python", "-m", "mowe_ray.train"),
+        *TINY,
         *("name=job", f"storage={tmp_path / 'runs'}", "training.max_steps=3", "training.epochs=null"),
         *(f"data.train=[{{path: {train}}}]", f"data.validation=[{{path: {validation}}}]"),
         cwd=copy,

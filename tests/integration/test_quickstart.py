@@ -7,7 +7,8 @@ import pytest
 from matplotlib import image
 
 from mowe_ray.train import main
-from tests.end_to_end import quickstart_arguments, quickstart_run, run_command, run_metrics
+from tests.end_to_end import quickstart_arguments, quickstart_run, run_command
+from tests.tiny_runs import records
 
 TASKS = {"asr", "er", "ac", "aqa", "sqa"}
 
@@ -41,8 +42,8 @@ def test_the_run_folder_is_complete(storage):
     run = Path(quickstart_run(storage).result["run"])
 
     assert json.loads((run / "config.json").read_text())["training"]["max_steps"] == 12
-    assert [record["step"] for record in run_metrics(run, "train")] == [10, 12]
-    (validation,) = run_metrics(run, "validation")
+    assert [record["step"] for record in records(run, "train")] == [10, 12]
+    (validation,) = records(run, "validation")
     assert set(validation["tasks"]) == TASKS
     report = json.loads((run / "data_report.json").read_text())
     assert (report["bad"], len(report["sources"])) == (0, 2)

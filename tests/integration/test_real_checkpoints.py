@@ -165,6 +165,7 @@ def test_a_run_from_folders_with_lora_exports_a_model_that_loads(checkpoints, ra
         f"{{name: hubert, checkpoint: {checkpoints / 'hubert'}, features: weighted_sum, train: lora}}",
         f"{{name: ast, checkpoint: {checkpoints / 'audio-spectrogram-transformer'}}}",
     ]
+    tones = write_tones(tmp_path / "validation", 8, first=24)
     code = main(
         [
             *_overrides(checkpoints / "whisper", [], checkpoints / "phi3", train="lora"),
@@ -172,14 +173,15 @@ def test_a_run_from_folders_with_lora_exports_a_model_that_loads(checkpoints, ra
             "name=folders",
             f"storage={tmp_path}",
             f"data.train=[{{path: {write_tones(tmp_path / 'train', 24)}}}]",
-            f"data.validation=[{{path: {write_tones(tmp_path / 'validation', 8, first=24)}}}]",
+            f"data.validation=[{{path: {tones}, name: one}}, {{path: {tones}, name: two}}]",
             "training.learning_rate=1e-2",
         ]
     )
 
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert code == 0
-    assert set(result["tasks"]) == {"aqa", "ac"}
+    assert set(result["tasks"]) == {"one/aqa", "one/ac", "two/aqa", "two/ac"}
+    assert result["tasks"]["one/aqa"] == result["tasks"]["two/aqa"]
     model = AutoModel.from_pretrained(result["export"])
     processor = AutoProcessor.from_pretrained(result["export"])
     assert not [name for name, _ in model.named_parameters() if "lora" in name]

@@ -18,18 +18,20 @@ from tests.two_ranks import (
     CLIP_NORM,
     WARMUP_STEPS,
     WORLD_SIZE,
-    PlainEngine,
     Row,
     curve,
     make_engine,
     make_model,
     merged,
     micro_batch,
+    plain_engine,
     run_ranks,
     steer_routers,
     train,
     weights_of,
 )
+
+pytestmark = pytest.mark.slow
 
 STAGES = (0, 1, 2, 3)
 
@@ -49,10 +51,11 @@ BATCHES = [
     [micro_batch(rows, seed=100 * step + 10 * lane) for lane, rows in enumerate(lanes)]
     for step, lanes in enumerate(PLAN)
 ]
-VALIDATION = [micro_batch(rows, seed=900 + 10 * i) for i, rows in enumerate([[0, 1], [2, None, 4], [3], [], [None], [1]])]
+VALIDATION_ROWS: list[list[Row]] = [[0, 1], [2, None, 4], [3], [], [None], [1]]
+VALIDATION = [micro_batch(rows, seed=900 + 10 * i) for i, rows in enumerate(VALIDATION_ROWS)]
 
-# Rounding in float32: the reference sums over clips in another order, which gives differences of a few 1e-7 (one unit in
-# the last place of a weight of 1 is 1.2e-7). A single step moves weights by up to 1e-2.
+# Rounding in float32: the reference sums over clips in another order, which gives differences of a few 1e-7 (one unit
+# in the last place of a weight of 1 is 1.2e-7). A single step moves weights by up to 1e-2.
 TOLERANCE = 5e-6
 
 
@@ -143,7 +146,7 @@ def reference() -> Reference:
     """Whole global batches, dense execution, plain torch."""
     model, processor = make_model(router_execution="dense", mowe_loss_weight=0.1)
     steer_routers(model, processor)
-    engine = PlainEngine(model)
+    engine = plain_engine(model)
     numbers: dict[str, list[float]] = {"loss": [], "lm_loss": [], "routing_loss": [], "grad_norm": []}
     for step, batches in enumerate(BATCHES):
         output = model(**collate(merged(batches), processor).inputs)
@@ -158,7 +161,7 @@ def reference() -> Reference:
 def noisy_reference() -> Reference:
     """The same micro-batches one after the other in plain torch: noise is drawn for each of them."""
     model, processor = _noisy_model()
-    results = train(PlainEngine(model, clip_norm=0.0), processor, BATCHES[2:6])
+    results = train(plain_engine(model, clip_norm=0.0), processor, BATCHES[2:6])
     return Reference(curve(results), model, weights_of(model))
 
 
@@ -211,7 +214,7 @@ def test_noise_follows_the_micro_batch_not_the_rank(ranks: list[Outcome], noisy_
 
 def test_validation_is_that_of_one_process(ranks: list[Outcome], reference: Reference) -> None:
     _, processor = make_model()
-    expected = validate(PlainEngine(reference.model), processor, [b for b in VALIDATION if b.ids])
+    expected = validate(plain_engine(reference.model), processor, [b for b in VALIDATION if b.ids])
     for outcome in ranks:
         assert outcome.validation.answers == expected.answers
         assert outcome.validation.tasks == expected.tasks

@@ -1,0 +1,35 @@
+"""The benchmarks run and print what scripts can read; how fast anything is depends on the machine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TINY = {
+    "data": "--clips 48 --rounds 1 --cores 1 --memory-clips 24",
+    "padding": "--clips 1 --seconds 1 --rounds 1 --width 64 --layers 1",
+    "sparse": "--clips 8 --seconds 0.5 --rounds 1 --width 64 --layers 1",
+    "step": "--clips 2 --seconds 0.5 --steps 2 --width 32 --layers 1",
+}
+
+
+def test_every_benchmark_is_run_here():
+    scripts = {path.stem for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text()}
+    assert scripts == set(TINY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_prints_its_ratios_as_json_and_returns_whether_they_pass(name, tmp_path):
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *TINY[name].split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)
+    assert done.stdout, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["benchmark"] == name
+    assert all(check["ratio"] > 0 for check in result["checks"])
+    assert all({"name", "ratio", "target", "pass"} <= check.keys() for check in result["checks"])
+    assert result["pass"] == all(check["pass"] for check in result["checks"])
+    assert done.returncode == (0 if result["pass"] else 1)

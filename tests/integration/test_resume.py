@@ -1,0 +1,110 @@
+"""A run that was stopped, or lost a worker, ends with the weights of one that nothing happened to."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+import torch
+
+from mowe_ray.distributed.trainer import train
+from tests.tiny_runs import Corpus, exported_weights, records, tiny_config
+
+STEPS = 6
+SETTINGS = ("compute.num_workers=2", "compute.zero_stage=2", "training.save_every=2")
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+
+def _train(corpus: Corpus, storage: Path, name: str, *overrides: str) -> tuple[dict[str, Any], list[str]]:
+    said: list[str] = []
+    return train(tiny_config(corpus, storage, name, *overrides), said.append), said
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster: None, tiny_corpus: Corpus, storage: Path) -> dict[str, Any]:
+    """The result of a run on two workers that nothing happened to."""
+    return _train(tiny_corpus, storage, "undisturbed", *SETTINGS, f"training.max_steps={STEPS}")[0]
+
+
+def _assert_same_run(result: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Every step stands in the metrics once with the same numbers, and every weight is the same to the bit."""
+    assert result["steps"] == expected["steps"]
+    assert result["tasks"] == expected["tasks"]
+    for name in ("step", "loss", "lm_loss", "routing_loss", "grad_norm"):
+        numbers, expected_numbers = ([r[name] for r in records(run["run"], "train")] for run in (result, expected))
+        assert numbers == expected_numbers, name
+    weights, expected_weights = exported_weights(result["run"]), exported_weights(expected["run"])
+    assert weights.keys() == expected_weights.keys()
+    assert [name for name in weights if not torch.equal(weights[name], expected_weights[name])] == []
+
+
+def test_one_worker_has_the_loss_curve_of_two(undisturbed: dict[str, Any], tiny_corpus: Corpus, storage: Path) -> None:
+    overrides = ("training.gradient_accumulation=2", "compute.zero_stage=1", f"training.max_steps={STEPS}")
+    result, _ = _train(tiny_corpus, storage, "one_worker", *overrides)
+    curve, expected = (records(run["run"], "train") for run in (result, undisturbed))
+    assert [r["step"] for r in curve] == list(range(1, STEPS + 1))
+    for name in ("loss", "lm_loss", "routing_loss", "grad_norm"):
+        # AdamW's eps of 1e-8 lets rounding errors move weights whose gradient is nearly zero.
+        assert [r[name] for r in curve] == pytest.approx([r[name] for r in expected], rel=1e-4), name
+    validation, expected_validation = (records(run["run"], "validation")[-1] for run in (result, undisturbed))
+    assert validation["loss"] == pytest.approx(expected_validation["loss"], rel=1e-4)
+    assert result["tasks"] == undisturbed["tasks"]
+
+
+def test_the_same_command_with_more_steps_continues(
+    undisturbed: dict[str, Any], tiny_corpus: Corpus, storage: Path
+) -> None:
+    # Three steps: the checkpoint at the end of a run is not one of every second step.
+    first, _ = _train(tiny_corpus, storage, "stopped", *SETTINGS, "training.max_steps=3")
+    assert first["steps"] == 3
+    result, said = _train(tiny_corpus, storage, "stopped", *SETTINGS, f"training.max_steps={STEPS}")
+    assert [line.split()[1] for line in said if line.startswith("step")] == [f"{s}/{STEPS}" for s in (4, 5, 6)]
+    _assert_same_run(result, undisturbed)
+
+
+def test_a_finished_run_returns_at_once(undisturbed: dict[str, Any], tiny_corpus: Corpus, storage: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in Path(undisturbed["run"]).rglob("*.jsonl")}
+    began = time.monotonic()
+    result, said = _train(tiny_corpus, storage, "undisturbed", *SETTINGS, f"training.max_steps={STEPS}")
+    assert time.monotonic() - began < 20  # workers alone take that long to start on a busy machine
+    assert result == undisturbed
+    assert "is finished" in said[-1]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_worker_that_dies_is_replaced(undisturbed: dict[str, Any], tiny_corpus: Corpus, storage: Path) -> None:
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill_a_worker_after_step_three() -> None:
+        metrics = storage / "bereaved" / "metrics.jsonl"
+        while not over.wait(0.05):
+            if metrics.exists() and '"step": 3' in metrics.read_text():
+                # Below this process, so of our own Ray; the training function runs under this name.
+                below = psutil.Process().children(recursive=True)
+                worker = max(p.pid for p in below if p.name().startswith("ray::RayTrain"))
+                os.kill(worker, signal.SIGKILL)
+                killed.append(worker)
+                return
+
+    killer = threading.Thread(target=kill_a_worker_after_step_three)
+    killer.start()
+    try:
+        result, said = _train(tiny_corpus, storage, "bereaved", *SETTINGS, f"training.max_steps={STEPS}")
+    finally:
+        over.set()
+        killer.join()
+    assert len(killed) == 1
+    assert not psutil.pid_exists(killed[0])
+    _assert_same_run(result, undisturbed)
+    assert len([line for line in said if line.startswith("step")]) >= STEPS
