@@ -42,7 +42,7 @@ def test_the_run_folder_is_complete(storage):
     run = Path(quickstart_run(storage).result["run"])
 
     assert json.loads((run / "config.json").read_text())["training"]["max_steps"] == 12
-    assert [record["step"] for record in records(run, "train")] == [10, 12]
+    assert records(run, "train")[-1]["step"] == 12
     (validation,) = records(run, "validation")
     assert set(validation["tasks"]) == TASKS
     report = json.loads((run / "data_report.json").read_text())

@@ -198,7 +198,9 @@ def test_every_weight_is_that_of_one_process(ranks: list[Outcome], reference: Re
     start, processor = make_model()
     steer_routers(start, processor)
     moved = {name for name, weight in start.state_dict().items() if not torch.equal(weight, reference.weights[name])}
-    assert moved == {name for name, parameter in start.named_parameters() if parameter.requires_grad}
+    trainable = {name for name, parameter in start.named_parameters() if parameter.requires_grad}
+    # Softmax ignores what a bias of the keys adds to all scores alike: only rounding moves it, if anything.
+    assert {name for name in moved ^ trainable if not name.endswith("k_proj.bias")} == set()
 
 
 def test_every_trainable_tensor_gets_a_gradient(ranks: list[Outcome]) -> None:
