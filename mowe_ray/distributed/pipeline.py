@@ -24,17 +24,14 @@ from mowe_ray.data.batch import MicroBatch, load_micro_batch
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Micro-batches a Ray Data execution runs: long enough that its start (about 0.5 s) does not matter,
-# short enough that a rank holds only a small part of the plan.
-_PER_EXECUTION = 2048
+# Micro-batches a Ray Data execution runs. Up to two executions are held at a time, so this bounds memory:
+# at 120 s a micro-batch, 2 x 490 MB a rank.
+_PER_EXECUTION = 128
 # Micro-batches a task decodes: a task costs some 10 ms of scheduling, and the output of a whole task
 # may have to wait for the one before it.
 _PER_TASK = 16
 # A block is handed over when it is full: Ray's 128 MiB would keep the first micro-batch back for seconds.
 _BLOCK_BYTES = 16 << 20
-# What may wait in the object store: two tasks' output of 120 s micro-batches. Ray's own limit, a share of
-# the machine's memory, is counted for each rank alone.
-_STORE_BYTES_PER_CPU = 128 << 20
 
 
 def parallel_map(function: Callable[[T], R], items: Iterable[T], in_flight: int = 64) -> Iterator[R]:
@@ -68,35 +65,41 @@ def decode_stream(
     Args:
         index: The `Index` in the object store; tasks read it in place.
         row_lists: Row numbers of each micro-batch; consumed as the stream goes on.
-        decode_cpus: CPUs this stream may use at a time.
+        decode_cpus: CPUs an execution may use at a time.
         per_execution: Micro-batches a Ray Data execution runs.
     """
+    settings = {"index": index, "min_duration_s": min_duration_s, "max_duration_s": max_duration_s}
     rows_left = iter(row_lists)
+    running: deque[Iterator[MicroBatch]] = deque()
     while chunk := list(itertools.islice(rows_left, per_execution)):
-        # A range: it needs no task of its own, as tables would, and fuses with the decoding into one.
-        dataset = ray.data.range(len(chunk), override_num_blocks=-(-len(chunk) // _PER_TASK)).map_batches(
-            _decode,
-            fn_kwargs={
-                "index": index,
-                "row_lists": ray.put(chunk),
-                "min_duration_s": min_duration_s,
-                "max_duration_s": max_duration_s,
-            },
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=1,
-        )
-        context = dataset.context
-        context.target_max_block_size = _BLOCK_BYTES
-        context.execution_options.preserve_order = True
-        context.execution_options.resource_limits = ExecutionResources.for_limits(
-            cpu=decode_cpus, object_store_memory=_STORE_BYTES_PER_CPU * (1 + decode_cpus)
-        )
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=4):
-            for row in range(block.num_rows):
-                yield MicroBatch.from_row(block, row)
+        # Drained as fast as it decodes: an execution that must wait for its reader spins, and the training step,
+        # in the same process, pays for it. The next one starts while this one is read.
+        running.append(prefetch(_execute(chunk, settings, decode_cpus), depth=len(chunk)))
+        if len(running) == 2:
+            yield from running.popleft()
+    while running:
+        yield from running.popleft()
+
+
+def _execute(chunk: list[np.ndarray], settings: dict[str, Any], decode_cpus: float) -> Iterator[MicroBatch]:
+    """Run one Ray Data execution over the micro-batches of `chunk`."""
+    # A range: it needs no task of its own, as tables would, and fuses with the decoding into one.
+    dataset = ray.data.range(len(chunk), override_num_blocks=-(-len(chunk) // _PER_TASK)).map_batches(
+        _decode,
+        fn_kwargs={"row_lists": ray.put(chunk), **settings},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=1,
+    )
+    context = dataset.context
+    context.target_max_block_size = _BLOCK_BYTES
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=decode_cpus)
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=4):
+        for row in range(block.num_rows):
+            yield MicroBatch.from_row(block, row)
 
 
 def _decode(
@@ -109,8 +112,7 @@ def _decode(
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
-    """Yield `items`, computed up to `depth` ahead in a thread; its errors are raised here."""
-    done = object()
+    """Start to compute `items` in a thread, up to `depth` ahead, and return them; its errors are raised there."""
     ahead: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
@@ -119,14 +121,20 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
             for item in items:
                 if not _put(ahead, item, stop):
                     return
-            _put(ahead, done, stop)
+            _put(ahead, _DONE, stop)
         except BaseException as error:  # noqa: BLE001 - handed over to the consumer, which raises it
             _put(ahead, error, stop)
 
-    thread = threading.Thread(target=fill, daemon=True, name="prefetch")
-    thread.start()
+    threading.Thread(target=fill, daemon=True, name="prefetch").start()
+    return _drain(ahead, stop)
+
+
+_DONE = object()
+
+
+def _drain(ahead: queue.Queue[Any], stop: threading.Event) -> Iterator[Any]:
     try:
-        while (item := ahead.get()) is not done:
+        while (item := ahead.get()) is not _DONE:
             if isinstance(item, BaseException):
                 raise item
             yield item
