@@ -14,7 +14,7 @@ from mowe_ray.data.progress import with_progress
 from mowe_ray.data.sample import Sample
 from mowe_ray.data.write import write_webdataset
 
-VERSION = 1  # raise it whenever a clip would sound or read differently: it retires old caches
+VERSION = 2  # raise it whenever a clip would sound or read differently: it retires old caches
 DEFAULT_CLIPS: dict[str, int] = {"train": 600, "validation": 150}
 
 # Speakers are disjoint, so that validation asks for more than recognising a voice.

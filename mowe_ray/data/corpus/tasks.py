@@ -122,9 +122,9 @@ class Studio:
 
 
 def speech_recognition(studio: Studio) -> Clip:
-    """One word, or in every third clip two: answer = the words."""
+    """One word, or in every sixth clip two: answer = the words."""
     words = [studio.balanced(WORDS, studio.number)]
-    if studio.number % 3 == 2:
+    if studio.number % 6 == 5:
         words.append(studio.any([word for word in WORDS if word != words[0]]))
     voice = studio.any(studio.voices)
     spoken = [studio.say(word, voice=voice) for word in words]
