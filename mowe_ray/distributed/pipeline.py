@@ -24,9 +24,9 @@ from mowe_ray.data.batch import MicroBatch, load_micro_batch
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Micro-batches a Ray Data execution runs. Up to two executions are held at a time, so this bounds memory:
-# at 120 s a micro-batch, 2 x 490 MB a rank.
-_PER_EXECUTION = 128
+# Micro-batches a Ray Data execution runs. Starting one costs about a second of decoding; up to two are held at a
+# time, so this bounds memory: at 120 s a micro-batch, 2 x 2 GB a rank.
+_PER_EXECUTION = 512
 # Micro-batches a task decodes: a task costs some 10 ms of scheduling, and the output of a whole task
 # may have to wait for the one before it.
 _PER_TASK = 16
