@@ -7,6 +7,7 @@ Shapes: C clips, S samples, T frames, D width, L layers.
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
@@ -33,7 +34,7 @@ _QUIET = {
 }
 
 
-class AudioEncoder(nn.Module):
+class AudioEncoder(nn.Module, ABC):
     """A transformers audio encoder behind one interface: features in, frames out.
 
     Args:
@@ -72,6 +73,7 @@ class AudioEncoder(nn.Module):
         return config
 
     @classmethod
+    @abstractmethod
     def make_front_end(cls, config: PretrainedConfig, preprocessor: Mapping[str, Any]) -> FrontEnd:
         """The front-end of a checkpoint.
 
@@ -79,16 +81,15 @@ class AudioEncoder(nn.Module):
             config: the checkpoint's configuration; it decides whatever fixes a weight's shape.
             preprocessor: its preprocessor_config.json, {} when it has none.
         """
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def frame_layers(self) -> list[tuple[int, int, int]]:
         """(kernel, stride, padding) of the layers in time, from 16 kHz samples to frames."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
         """`forward` without the care for dtype and frozen weights."""
-        raise NotImplementedError
 
     def forward(
         self, features: Tensor, all_layers: bool = False, lengths: Tensor | None = None

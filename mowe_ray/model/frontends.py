@@ -7,6 +7,7 @@ A front-end is a value: two encoders whose front-ends compare equal share one co
 Shapes: C clips, S samples, F feature frames, B mel bins.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -22,7 +23,7 @@ SAMPLE_RATE = 16_000
 
 
 @dataclass(frozen=True)
-class FrontEnd:
+class FrontEnd(ABC):
     """Turns padded waves into the features of one kind of encoder."""
 
     kind: ClassVar[str]
@@ -40,9 +41,9 @@ class FrontEnd:
             valid = torch.arange(padded_samples, device=wave.device) < lengths[:, None]
             return self.features(wave.masked_fill(~valid, 0.0), lengths)
 
+    @abstractmethod
     def features(self, wave: Tensor, lengths: Tensor) -> Tensor:
         """Features of waves (C, padded samples) that are silent beyond their lengths (C,)."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a configuration file; `front_end_from_dict` reads them back."""
