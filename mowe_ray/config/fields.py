@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PositiveInt,
     Tag,
     model_validator,
 )
@@ -55,6 +56,10 @@ def _text_or_list(value: object) -> str:
     return "<list>" if isinstance(value, list | tuple) else "<text>"
 
 
+def _number_or_list(value: object) -> str:
+    return "<list>" if isinstance(value, list | tuple) else "<number>"
+
+
 # Tags are in angle brackets so that error messages can leave them out of the dotted key.
 Checkpoint = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[InlineConfig, Tag("<inline>")],
@@ -63,6 +68,10 @@ Checkpoint = Annotated[
 ModuleNames = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<list>")],
     Discriminator(_text_or_list),
+]
+WorkerCount = Annotated[
+    Annotated[PositiveInt, Tag("<number>")] | Annotated[tuple[PositiveInt, PositiveInt], Tag("<list>")],
+    Discriminator(_number_or_list),
 ]
 
 

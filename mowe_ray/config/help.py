@@ -68,6 +68,8 @@ def _type_text(key: Key) -> str:
             names += [str(choice) for choice in get_args(member)]
         elif get_origin(member) is list:
             names.append("[text, ...]")
+        elif get_origin(member) is tuple:
+            names.append(f"[{', '.join(_TYPE_NAMES[get_args(part)[0]] for part in get_args(member))}]")
         else:
             assert isinstance(member, type), member
             names.append(_TYPE_NAMES[member])

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mowe_ray.config.data_section import DataSection
 from mowe_ray.config.errors import ConfigError
-from mowe_ray.config.fields import Name, Section, refuse
+from mowe_ray.config.fields import Name, Section, WorkerCount, refuse
 from mowe_ray.config.model_section import ModelSection
 from mowe_ray.config.training_section import TrainingSection
 
@@ -21,29 +21,52 @@ from mowe_ray.config.training_section import TrainingSection
 class ComputeSection(Section):
     """Where it runs."""
 
-    num_workers: PositiveInt = 1
-    """Training processes, one per GPU if GPUs are used."""
+    num_workers: WorkerCount = 1
+    """Training processes, one per GPU if GPUs are used; [least, most] shrinks and grows with the cluster."""
     cpus_per_worker: PositiveInt = 1
     """CPUs reserved for each training process."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
     """GPUs of each training process: 0 trains on the CPU."""
     accelerator_type: str | None = None
     """Ray's name of the GPU type to run on, such as H100; null takes any."""
+    resize_interval_s: PositiveFloat = 60.0
+    """Time between two looks at the cluster for growing an elastic group, in seconds; a resize is a restart."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
     """DeepSpeed ZeRO: 0 shares nothing, 1 optimizer states, 2 also gradients, 3 also weights."""
     offload: Literal["none", "cpu"] = "none"
     """Where optimizer states live; cpu saves GPU memory and costs time, needs zero_stage 1-3."""
     max_failures: NonNegativeInt = 3
-    """Worker failures after which the run gives up instead of resuming from its checkpoint."""
+    """Failures without a new checkpoint in between after which the run gives up instead of resuming."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> ComputeSection:
         refuse(
             "compute.offload: cpu needs compute.zero_stage 1, 2 or 3"
             if self.offload == "cpu" and self.zero_stage == 0
-            else None
+            else None,
+            f"compute.num_workers: the least ({self.min_workers}) is more than the most ({self.max_workers})"
+            if self.min_workers > self.max_workers
+            else None,
+            "compute.max_failures: 0 does not go with an elastic compute.num_workers, whose group restarts to shrink"
+            if self.elastic and self.max_failures == 0
+            else None,
         )
         return self
+
+    @property
+    def min_workers(self) -> int:
+        """Workers without which training does not start."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """Workers of the whole group; the global batch is theirs, however many are alive."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the group may shrink and grow."""
+        return not isinstance(self.num_workers, int)
 
 
 class WandbSection(Section):
@@ -86,6 +109,11 @@ class RunConfig(Section):
         """Raise ConfigError unless there is something to train on (presets of papers ship none)."""
         if not self.data.train:
             raise ConfigError(["data.train: no training data; add data.train.0.path=FOLDER (or builtin:train)"])
+
+    @property
+    def lanes(self) -> int:
+        """Micro-batches of an optimizer step, over all workers of the whole group."""
+        return self.compute.max_workers * self.training.gradient_accumulation
 
     def to_yaml(self) -> str:
         """Return the whole configuration as a file that `load_config` reads."""

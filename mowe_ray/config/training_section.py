@@ -64,6 +64,8 @@ class TrainingSection(Section):
     """Optimizer steps between lines of progress and metrics."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept."""
+    step_timeout_s: PositiveFloat = 600.0
+    """A step that takes longer, in seconds, hangs: ranks tell where, save what they can, and the run restarts."""
 
     @model_validator(mode="after")
     def _has_one_length(self) -> TrainingSection:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ExecutionResources
+from ray.data import TaskPoolStrategy
 
 from mowe_ray.data.batch import MicroBatch, load_micro_batch
 
@@ -57,7 +57,8 @@ def decode_stream(
     *,
     min_duration_s: float,
     max_duration_s: float,
-    decode_cpus: float,
+    decode_cpus: int,
+    cpus_per_task: float = 1,
     per_execution: int = _PER_EXECUTION,
 ) -> Iterator[MicroBatch]:
     """Yield the decoded micro-batch of each array of index rows, in order.
@@ -65,7 +66,8 @@ def decode_stream(
     Args:
         index: The `Index` in the object store; tasks read it in place.
         row_lists: Row numbers of each micro-batch; consumed as the stream goes on.
-        decode_cpus: CPUs an execution may use at a time.
+        decode_cpus: Tasks of an execution that run at a time, one CPU each.
+        cpus_per_task: What a task asks Ray for: 0 if the CPUs are reserved for the reader already.
         per_execution: Micro-batches a Ray Data execution runs.
     """
     settings = {"index": index, "min_duration_s": min_duration_s, "max_duration_s": max_duration_s}
@@ -74,27 +76,30 @@ def decode_stream(
     while chunk := list(itertools.islice(rows_left, per_execution)):
         # Drained as fast as it decodes: an execution that must wait for its reader spins, and the training step,
         # in the same process, pays for it. The next one starts while this one is read.
-        running.append(prefetch(_execute(chunk, settings, decode_cpus), depth=len(chunk)))
+        running.append(prefetch(_execute(chunk, settings, decode_cpus, cpus_per_task), depth=len(chunk)))
         if len(running) == 2:
             yield from running.popleft()
     while running:
         yield from running.popleft()
 
 
-def _execute(chunk: list[np.ndarray], settings: dict[str, Any], decode_cpus: float) -> Iterator[MicroBatch]:
+def _execute(
+    chunk: list[np.ndarray], settings: dict[str, Any], decode_cpus: int, cpus_per_task: float
+) -> Iterator[MicroBatch]:
     """Run one Ray Data execution over the micro-batches of `chunk`."""
-    # A range: it needs no task of its own, as tables would, and fuses with the decoding into one.
-    dataset = ray.data.range(len(chunk), override_num_blocks=-(-len(chunk) // _PER_TASK)).map_batches(
+    # Blocks, not a range: reading a range is a task of one CPU, and there may be none left for it.
+    numbers = [pa.table({"id": range(n, min(n + _PER_TASK, len(chunk)))}) for n in range(0, len(chunk), _PER_TASK)]
+    dataset = ray.data.from_blocks(numbers).map_batches(
         _decode,
         fn_kwargs={"row_lists": ray.put(chunk), **settings},
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=1,
+        num_cpus=cpus_per_task,
+        compute=TaskPoolStrategy(size=decode_cpus),
     )
     context = dataset.context
     context.target_max_block_size = _BLOCK_BYTES
     context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=decode_cpus)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=4):

@@ -122,14 +122,14 @@ def _memory_facts(config: RunConfig, total: Part) -> dict[str, Any]:
     compute, frozen = config.compute, int(total.weights.total) - total.trainable
     dtype = model_dtype(config.model, compute.gpus_per_worker > 0)
     stages = {
-        str(stage): zero_memory_bytes(total.trainable, frozen, stage, compute.num_workers, dtype.itemsize)
+        str(stage): zero_memory_bytes(total.trainable, frozen, stage, compute.min_workers, dtype.itemsize)
         for stage in range(4)
     }
     return {"dtype": str(dtype).removeprefix("torch."), "zero_stage": compute.zero_stage, "bytes_per_worker": stages}
 
 
 def _memory_title(config: RunConfig, memory: dict[str, Any]) -> str:
-    workers = config.compute.num_workers
+    workers = config.compute.min_workers  # the fewest: they hold the largest shards
     return f"memory per worker, of {workers} worker{'s' if workers > 1 else ''}, {memory['dtype']}"
 
 
@@ -171,7 +171,7 @@ def _data_table(data: dict[str, Any]) -> list[list[str]]:
 def _step_facts(config: RunConfig, train: Index | None) -> dict[str, Any]:
     """Return the size and number of optimizer steps; None where only data could tell."""
     training, data = config.training, config.data
-    lanes = config.compute.num_workers * training.gradient_accumulation
+    lanes = config.lanes
     facts: dict[str, Any] = {
         "micro_batches_per_step": lanes,
         "padded_audio_s_per_step_at_most": lanes * data.batch_seconds,

@@ -1,0 +1,79 @@
+"""The line between the driver and its workers: what they say, and the wish to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+
+class Control:
+    """A small actor on the driver's node; it lives as long as the driver, and workers come and go."""
+
+    def __init__(self) -> None:
+        """Start with nothing said and nobody wishing to stop."""
+        self._lines: asyncio.Queue[str | None] = asyncio.Queue()
+        self._stop = asyncio.Event()
+        self._distress: dict[str, asyncio.Event] = {}
+
+    async def say(self, line: str | None) -> None:
+        """Show `line` to the person at the driver; None ends `next_line`."""
+        await self._lines.put(line)
+
+    async def next_line(self) -> str | None:
+        """Wait for the next line."""
+        return await self._lines.get()
+
+    async def stop(self) -> None:
+        """Ask the workers to save and end."""
+        self._stop.set()
+
+    async def stopping(self) -> None:
+        """Wait for `stop`."""
+        await self._stop.wait()
+
+    async def call_for_help(self, group: str) -> None:
+        """Tell the ranks of a worker group that one of them will not finish this step."""
+        self._distress.setdefault(group, asyncio.Event()).set()
+
+    async def help_called(self, group: str) -> None:
+        """Wait for `call_for_help` of this worker group."""
+        await self._distress.setdefault(group, asyncio.Event()).wait()
+
+
+def start_control() -> ActorHandle[Control]:
+    """Start the actor on this node: a worker's node may go."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: ActorHandle[Control] = (
+        ray.remote(Control).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote()
+    )
+    return actor
+
+
+def relay(control: ActorHandle[Control], say: Callable[[str], None]) -> threading.Thread:
+    """Print what the workers say, in a thread that ends after `say(None)`."""
+
+    def run() -> None:
+        while (line := ray.get(control.next_line.remote())) is not None:
+            say(line)
+
+    thread = threading.Thread(target=run, daemon=True, name="relay")
+    thread.start()
+    return thread
+
+
+def when(signal: ray.ObjectRef, act: Callable[[], object]) -> None:
+    """Call `act` in a thread once `signal`, a call of the control actor that waits, returns."""
+
+    def run() -> None:
+        try:
+            ray.get(signal)
+        except ray.exceptions.RayError:
+            return  # the driver is gone, and this process with it
+        act()
+
+    threading.Thread(target=run, daemon=True, name="signal").start()
