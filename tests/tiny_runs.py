@@ -46,13 +46,18 @@ def write_corpus(folder: Path) -> Corpus:
     return corpus
 
 
-def tiny_config(corpus: Corpus, storage: Path, name: str, *overrides: str) -> RunConfig:
-    """Configure a run of the quickstart with a smaller model on `corpus`."""
+def tiny_arguments(corpus: Corpus, storage: Path, name: str) -> list[str]:
+    """Overrides that make the quickstart a run with a smaller model on `corpus`."""
     data = [
         f"data.train=[{{path: {corpus.train}}}]",
         f"data.validation=[{{path: {corpus.validation}, name: held_out}}]",
     ]
-    return load_config("quickstart", [*TINY, *data, f"storage={storage}", f"name={name}", *overrides])
+    return [*TINY, *data, f"storage={storage}", f"name={name}"]
+
+
+def tiny_config(corpus: Corpus, storage: Path, name: str, *overrides: str) -> RunConfig:
+    """Configure a run of the quickstart with a smaller model on `corpus`."""
+    return load_config("quickstart", [*tiny_arguments(corpus, storage, name), *overrides])
 
 
 def records(run: str, kind: str) -> list[dict[str, Any]]:
