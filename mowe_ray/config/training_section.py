@@ -64,6 +64,8 @@ class TrainingSection(Section):
     """Optimizer steps between lines of progress and metrics."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept."""
+    log_samples: bool = False
+    """Write the ids of the samples of every step to samples.jsonl, and check them at the end."""
 
     @model_validator(mode="after")
     def _has_one_length(self) -> TrainingSection:
