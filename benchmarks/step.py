@@ -31,8 +31,6 @@ from mowe_ray.training.assemble import assemble, optimizer_groups
 from mowe_ray.training.batch import Batch, collate
 from mowe_ray.training.loop import training_steps
 
-LEARNING_RATE_STEPS = 1_000_000  # far more than are run: the rate stays about constant
-
 
 def main() -> int:
     """Measure and print; the exit code tells whether the target is met."""
@@ -116,15 +114,8 @@ def worker_loop(
         optimizer_groups(model, config.training),
         deepspeed_config(zero_stage=zero_stage, clip_norm=config.training.clip_norm, bf16=False, offload="none"),
     )
-    yield from training_steps(
-        engine,
-        batches,
-        start_step=0,
-        total_steps=LEARNING_RATE_STEPS,
-        warmup_steps=0,
-        schedule="constant",
-        seed=config.seed,
-    )
+    steps = ((number, 1.0, step) for number, step in enumerate(batches, 1))
+    yield from training_steps(engine, steps, seed=config.seed)
 
 
 def bare_loop(model: MoweForConditionalGeneration, config: RunConfig, batches: Iterator[Batch]) -> Iterator[object]:

@@ -14,7 +14,7 @@ from mowe_ray.data.batch import MicroBatch
 from mowe_ray.model.building import WeakEncoder, build_model, build_processor, parameter_parts
 from mowe_ray.training.batch import collate
 from mowe_ray.training.loop import training_steps
-from mowe_ray.training.schedule import parameter_groups
+from mowe_ray.training.schedule import learning_rate_factor, parameter_groups
 from tests.plain_engine import PlainEngine
 from tests.tiny_models import tiny_hubert_config, tiny_language_model_config, tiny_tokenizer, tiny_whisper_config
 
@@ -37,15 +37,10 @@ def golden_curve() -> list[float]:
     )
     processor = build_processor(model, tokenizer)
     groups = parameter_groups(model, parameter_parts(model), 1e-2, {"routers": 1e-1}, 0.01)
-    steps = training_steps(
-        PlainEngine(model, groups, clip_norm=1.0),
-        iter([[collate(_tones(lane), processor) for lane in range(2)]] * 6),
-        start_step=0,
-        total_steps=6,
-        warmup_steps=2,
-        schedule="cosine",
-        seed=0,
-    )
+    batches = [collate(_tones(lane), processor) for lane in range(2)]
+    # Six steps, two of them warm-up: steps of one size decay by their number.
+    planned = [(n + 1, learning_rate_factor(n, 2, max(0, n - 2) / 4, "cosine"), batches) for n in range(6)]
+    steps = training_steps(PlainEngine(model, groups, clip_norm=1.0), planned, seed=0)
     return [step.loss for step in steps]
 
 

@@ -22,7 +22,7 @@ from mowe_ray.model import MoweForConditionalGeneration, MoweOutput, MoweProcess
 from mowe_ray.model.building import Lora, WeakEncoder, build_model, build_processor, parameter_parts
 from mowe_ray.training.batch import Batch, collate
 from mowe_ray.training.loop import StepResult, training_steps
-from mowe_ray.training.schedule import parameter_groups
+from mowe_ray.training.schedule import learning_rate_factor, parameter_groups
 from tests.plain_engine import PlainEngine
 from tests.tiny_models import (
     tiny_hubert_config,
@@ -196,20 +196,12 @@ def train(
 ) -> list[StepResult]:
     """Run the loop over `plan`, steps of micro-batches of which rank r of W takes r, r + W, ..."""
 
-    def batches() -> Iterator[list[Batch]]:
-        for step in plan[start_step:]:
-            yield [collate(batch, processor) for batch in step[engine.rank :: engine.world_size]]
+    def steps() -> Iterator[tuple[int, float, list[Batch]]]:
+        for number, step in enumerate(plan[start_step:], start_step):
+            mine = [collate(batch, processor) for batch in step[engine.rank :: engine.world_size]]
+            yield number + 1, learning_rate_factor(number, WARMUP_STEPS, 0.0, "constant"), mine
 
-    steps = training_steps(
-        engine,
-        batches(),
-        start_step=start_step,
-        total_steps=len(plan),
-        warmup_steps=WARMUP_STEPS,
-        schedule="constant",
-        seed=5,
-    )
-    return list(steps)
+    return list(training_steps(engine, steps(), seed=5))
 
 
 def curve(results: Sequence[StepResult]) -> dict[str, list[float]]:

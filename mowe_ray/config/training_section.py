@@ -66,6 +66,8 @@ class TrainingSection(Section):
     """Newest checkpoints that are kept."""
     step_timeout_s: PositiveFloat = 600.0
     """A step that takes longer, in seconds, hangs: ranks tell where, save what they can, and the run restarts."""
+    log_samples: bool = False
+    """Write the ids of the samples of every step to samples.jsonl, and check them at the end."""
 
     @model_validator(mode="after")
     def _has_one_length(self) -> TrainingSection:

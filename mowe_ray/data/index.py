@@ -74,6 +74,12 @@ class Index:
         return _codes(self.table["shard"])
 
     @property
+    def shard_names(self) -> list[str]:
+        """Path of each shard, by shard number; a shard of two sources has two numbers."""
+        chunks = self.table["shard"].chunks
+        return chunks[0].dictionary.to_pylist() if chunks else []
+
+    @property
     def sources(self) -> npt.NDArray[np.int32]:
         """(N,) source number of each sample."""
         return _codes(self.table["source"])

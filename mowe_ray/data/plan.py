@@ -1,8 +1,8 @@
 """Which samples make up each micro-batch of an epoch: computed, not stored, from a seed.
 
 The plan depends on the samples, the seed and the epoch, never on the number of workers: rank r of W
-trains lanes r, r + W, ... of each step. A resumed run skips the steps it has done; when the number
-of lanes has changed, it plans the samples that are left by passing `done`.
+trains lanes r, r + W, ... of each step. A resumed run skips the steps it has done; when lanes, limits
+or samples have changed, it plans what is left by passing `done`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,17 +50,17 @@ def plan_epoch(
         batch_seconds: limit of a micro-batch, number of clips times the longest.
         max_batch_size: limit of a micro-batch in clips.
         shuffle_buffer: samples mixed at a time.
-        done: (N,) how often each sample was trained on in this epoch; those are left out.
+        done: (N,) how often each sample was trained on in this epoch; the plan is what is left.
     """
     rng = np.random.default_rng([seed, epoch])
-    left = None if done is None else done.astype(np.int32)
+    done = np.zeros(len(durations), np.int32) if done is None else done
     run_length = max(1, shuffle_buffer // _RUNS_PER_WINDOW)
     streams = []
     for source, weight in enumerate(weights):
         rows = np.flatnonzero(source_of_sample == source)
         passes = [
-            _shuffle_runs(_take_undone(part, left), shard_of_sample, run_length, rng)
-            for part in _passes(rows, weight, [seed, source], epoch)
+            _shuffle_runs(part, shard_of_sample, run_length, rng)
+            for part in _passes(rows, weight, [seed, source], epoch, done)
         ]
         streams.append(np.concatenate(passes) if passes else rows[:0])
     order = _interleave(streams)
@@ -68,24 +68,38 @@ def plan_epoch(
     return _steps(batches, lanes)
 
 
-def _passes(rows: Rows, weight: float, seed: list[int], epoch: int) -> Iterator[Rows]:
-    """Yield the samples of each pass; a part of one walks on through the source every epoch."""
-    for _ in range(int(weight)):
-        yield rows
-    part = round((weight - int(weight)) * len(rows))
+def count_samples(
+    source_of_sample: npt.NDArray[np.integer],
+    weights: Sequence[float],
+    done: npt.NDArray[np.integer] | None = None,
+) -> int:
+    """Return how many samples `plan_epoch` with the same arguments plans, repeats counted."""
+    done = np.zeros(len(source_of_sample), np.int32) if done is None else done
+    total = 0
+    for source, weight in enumerate(weights):
+        times = done[source_of_sample == source]
+        whole, part = _whole_and_part(weight, len(times))
+        total += int(np.maximum(whole - times, 0).sum()) + max(0, part - int((times > whole).sum()))
+    return total
+
+
+def _whole_and_part(weight: float, size: int) -> tuple[int, int]:
+    """Return the full passes over a source, and how many of its samples come once more."""
+    return int(weight), round((weight - int(weight)) * size)
+
+
+def _passes(rows: Rows, weight: float, seed: list[int], epoch: int, done: npt.NDArray[np.integer]) -> Iterator[Rows]:
+    """Yield what is left of each pass; the last, a part of one, walks on through the source every epoch."""
+    whole, part = _whole_and_part(weight, len(rows))
+    times = done[rows]
+    for number in range(whole):
+        yield rows[times <= number]
     if part:
         order = np.random.default_rng(seed).permutation(len(rows))
-        window = (epoch * part + np.arange(part)) % len(rows)
-        yield np.sort(rows[order[window]])
-
-
-def _take_undone(rows: Rows, left: npt.NDArray[np.int32] | None) -> Rows:
-    """Drop the samples whose count in `left` is not used up, and use it up."""
-    if left is None:
-        return rows
-    drop = left[rows] > 0
-    left[rows[drop]] -= 1
-    return rows[~drop]
+        window = order[(epoch * part + np.arange(part)) % len(rows)]
+        # Who has had its extra turn keeps its place, even if the source has grown or shrunk since.
+        left = window[times[window] <= whole][: max(0, part - int((times > whole).sum()))]
+        yield rows[np.sort(left)]
 
 
 def _shuffle_runs(rows: Rows, shards: npt.NDArray[np.integer], run_length: int, rng: np.random.Generator) -> Rows:

@@ -17,18 +17,19 @@ from mowe_ray.distributed import cluster
 from mowe_ray.distributed.pipeline import parallel_map
 from mowe_ray.distributed.worker import WorkerSetup, train_worker
 from mowe_ray.training.assemble import own_tokenizer
-from mowe_ray.training.data_order import count_steps
 from mowe_ray.training.run_folder import RunFolder
-from mowe_ray.training.sources import index_sources, training_plan
+from mowe_ray.training.sample_log import SAMPLES_FILE, check_samples
+from mowe_ray.training.sources import index_sources
 
 # A rank that keeps the others waiting longer is taken for lost.
 _COLLECTIVE_TIMEOUT_S = 600
 
 # What may change between two runs of the same command without making it another experiment.
 _FREE_TO_CHANGE = {
-    "training": {"max_steps", "epochs", "eval_every", "save_every", "log_every", "keep_checkpoints"},
-    "compute": {"accelerator_type", "max_failures", "cpus_per_worker"},
-    "data": {"decode_cpus", "max_bad_fraction", "validation"},
+    "training": {"max_steps", "epochs", "gradient_accumulation"}
+    | {"eval_every", "save_every", "log_every", "keep_checkpoints"},
+    "compute": {"num_workers", "accelerator_type", "max_failures", "cpus_per_worker"},
+    "data": {"batch_seconds", "max_batch_size", "shuffle_buffer", "decode_cpus", "max_bad_fraction", "validation"},
 }
 
 
@@ -49,9 +50,7 @@ def train(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
     cluster.join(cpus)
     cluster.check_resources(cpus, compute.num_workers * compute.gpus_per_worker)
     sources = index_sources(config.data, parallel_map)
-    plan = training_plan(sources.train, config.data, seed=config.seed, lanes=lanes(config))
-    total_steps = config.training.max_steps or count_steps(plan, config.training.epochs or 0)
-    if folder.exists("result.json") and (result := json.loads(folder.read_text("result.json")))["steps"] >= total_steps:
+    if folder.exists("result.json") and _finished(result := json.loads(folder.read_text("result.json")), config):
         say(f"{folder.url} is finished; choose another name to train again")
         return dict(result)
     console: Queue = Queue(actor_options={"num_cpus": 0})
@@ -60,7 +59,6 @@ def train(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
     setup = WorkerSetup(
         config=config.model_dump_json(),
         tokenizer=own_tokenizer(config.model, sources.train, folder),
-        total_steps=total_steps,
         train_index=ray.put(sources.train),
         validation_indexes={name: ray.put(index) for name, index in sources.validation.items()},
         report=sources.report,
@@ -71,13 +69,23 @@ def train(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
     printer.join()
     if "error" in result:
         raise ValueError(result["error"])
+    if config.training.log_samples:
+        weights = [source.weight for source in config.data.train]
+        check = check_samples(
+            sources.train, weights, folder.read_text(SAMPLES_FILE).splitlines(), epochs=result["epochs"]
+        )
+        say(str(check))
+        result["samples"] = {"lost": check.lost, "repeated": check.repeated}
     folder.write_json("result.json", result)
     return result
 
 
-def lanes(config: RunConfig) -> int:
-    """Micro-batches of an optimizer step, over all workers."""
-    return config.compute.num_workers * config.training.gradient_accumulation
+def _finished(result: dict[str, Any], config: RunConfig) -> bool:
+    """Whether the run that gave `result` was at least as long as `config` asks for."""
+    length = config.training
+    if length.max_steps is not None:
+        return bool(result["steps"] >= length.max_steps)
+    return bool(result["epochs"] >= (length.epochs or 0))
 
 
 def _claim(folder: RunFolder, config: RunConfig) -> None:

@@ -8,7 +8,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ray.util.queue import Queue
 
 from mowe_ray.config import RunConfig
 from mowe_ray.data.batch import MicroBatch
+from mowe_ray.data.plan import Rows
 from mowe_ray.data.report import DataReport
 from mowe_ray.distributed.engine import DeepSpeedEngine, deepspeed_config
 from mowe_ray.distributed.pipeline import decode_stream, prefetch
@@ -28,12 +29,14 @@ from mowe_ray.model.building import equal_members, strong_members
 from mowe_ray.model.exporting import export
 from mowe_ray.training.assemble import assemble, optimizer_groups, tokenizer_of
 from mowe_ray.training.batch import Batch, collate
-from mowe_ray.training.data_order import rows_of_rank
+from mowe_ray.training.data_order import PlannedStep, TrainingOrder, with_batches
 from mowe_ray.training.errors import RunError
 from mowe_ray.training.loop import training_steps
 from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.run_folder import RunFolder
-from mowe_ray.training.sources import training_plan, validation_plan
+from mowe_ray.training.sample_log import SampleLog
+from mowe_ray.training.schedule import learning_rate_factor
+from mowe_ray.training.sources import validation_plan
 from mowe_ray.training.tracking import Tracker
 from mowe_ray.training.validation import ValidationResult, validate
 
@@ -48,7 +51,6 @@ class WorkerSetup:
     Attributes:
         config: The run, as JSON.
         tokenizer: Content of tokenizer.json for a language model without one of its own.
-        total_steps: Optimizer steps of the whole run.
         train_index: Index table of the training data, in the object store; validation_indexes by source name.
         report: What scanning the shards found.
         console: Lines for the person at the driver.
@@ -56,7 +58,6 @@ class WorkerSetup:
 
     config: str
     tokenizer: str | None
-    total_steps: int
     train_index: ray.ObjectRef
     validation_indexes: dict[str, ray.ObjectRef]
     report: DataReport
@@ -77,14 +78,12 @@ def train_worker(settings: dict[str, WorkerSetup]) -> dict[str, Any]:
 
 def _train(setup: WorkerSetup) -> dict[str, Any]:
     config = RunConfig.model_validate_json(setup.config)
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
     if config.compute.gpus_per_worker == 0:
         torch.set_num_threads(config.compute.cpus_per_worker)
     gpu = config.compute.gpus_per_worker > 0
     tokenizer = tokenizer_of(config.model, setup.tokenizer)
     model, processor = assemble(config.model, config.training.mowe_loss, seed=config.seed, tokenizer=tokenizer, gpu=gpu)
-    if rank == 0:
+    if ray.train.get_context().get_world_rank() == 0:
         for warning in [*equal_members(model), *strong_members(model)]:
             setup.console.put(f"warning: {warning}")
     engine = DeepSpeedEngine(
@@ -97,37 +96,66 @@ def _train(setup: WorkerSetup) -> dict[str, Any]:
             offload=config.compute.offload,
         ),
     )
-    start_step = _restore(engine)
-    monitor = _monitor(setup, config, engine, start_step)
-    steps = training_steps(
-        engine,
-        _step_batches(setup, config, processor, start_step, rank, world_size),
-        start_step=start_step,
-        total_steps=setup.total_steps,
-        warmup_steps=config.training.warmup_steps,
-        schedule=config.training.schedule,
-        seed=config.seed,
-    )
-    every = config.training
-    for result in steps:
-        if result.step == start_step + 1:
-            _require_gradients(engine)
-        monitor.step(result)
-        last = result.step == setup.total_steps
-        if last or (every.save_every and result.step % every.save_every == 0):
-            _save(engine, result.step)
-        if not last and every.eval_every and result.step % every.eval_every == 0:
-            monitor.validation(result.step, _validate(setup, config, engine, processor))
+    order = _training_order(setup, config, _restore(engine))
+    monitor = _monitor(setup, config, engine, order)
+    _run_steps(setup, config, engine, processor, order, monitor)
     validation = _validate(setup, config, engine, processor)
-    monitor.validation(setup.total_steps, validation)
+    monitor.validation(order.step, validation)
     _export(engine, processor, monitor.folder)
     monitor.finish(validation)
     return {
         "run": monitor.folder.url,
         "export": monitor.folder.path("export"),
-        "steps": setup.total_steps,
+        "steps": order.step,
+        "epochs": order.epochs_finished,
         "tasks": _scores(validation),
     }
+
+
+def _training_order(setup: WorkerSetup, config: RunConfig, state: dict[str, Any] | None) -> TrainingOrder:
+    return TrainingOrder(
+        ray.get(setup.train_index),
+        config.data,
+        seed=config.seed,
+        lanes=config.lanes,
+        epochs=config.training.epochs,
+        max_steps=config.training.max_steps,
+        warmup_steps=config.training.warmup_steps,
+        state=state,
+    )
+
+
+def _run_steps(
+    setup: WorkerSetup,
+    config: RunConfig,
+    engine: DeepSpeedEngine,
+    processor: MoweProcessor,
+    order: TrainingOrder,
+    monitor: Monitor,
+) -> None:
+    """Train to the end of the run, with the checkpoints and validations on the way."""
+    every, first_step = config.training, order.step + 1
+    log = SampleLog(engine, monitor.folder, resume_step=order.step) if every.log_samples else None
+    fed, planned_steps = tee(_with_batches(setup, config, processor, order, engine))
+    steps = training_steps(engine, ((p.step, _factor(config, p), batches) for p, batches in fed), seed=config.seed)
+    for result, (planned, _) in zip(steps, planned_steps, strict=False):  # in this order: a result tells of its step
+        order.advance(planned)
+        if result.step == first_step:
+            _require_gradients(engine)
+        monitor.step(result, share=planned.share, last=planned.last)
+        if log is not None:
+            log.add(result.step, planned.epoch, result.batches)
+        if planned.last or (every.save_every and result.step % every.save_every == 0):
+            if log is not None:
+                log.flush()
+            _save(engine, order)
+        if not planned.last and every.eval_every and result.step % every.eval_every == 0:
+            monitor.validation(result.step, _validate(setup, config, engine, processor))
+
+
+def _factor(config: RunConfig, planned: PlannedStep) -> float:
+    training = config.training
+    return learning_rate_factor(planned.step - 1, training.warmup_steps, planned.decay, training.schedule)
 
 
 def _scores(validation: dict[str, ValidationResult]) -> dict[str, dict[str, float]]:
@@ -140,7 +168,7 @@ def _scores(validation: dict[str, ValidationResult]) -> dict[str, dict[str, floa
     }
 
 
-def _monitor(setup: WorkerSetup, config: RunConfig, engine: DeepSpeedEngine, start_step: int) -> Monitor:
+def _monitor(setup: WorkerSetup, config: RunConfig, engine: DeepSpeedEngine, order: TrainingOrder) -> Monitor:
     folder = RunFolder(config.storage, config.name)
     tracking = config.tracking
     return Monitor(
@@ -152,7 +180,7 @@ def _monitor(setup: WorkerSetup, config: RunConfig, engine: DeepSpeedEngine, sta
             folder,
             name=config.name,
             config=config.model_dump(mode="json"),
-            resume_step=start_step,
+            resume_step=order.step,
             wandb_mode=tracking.wandb.mode,
             wandb_project=tracking.wandb.project,
             wandb_group=tracking.wandb.group,
@@ -161,8 +189,8 @@ def _monitor(setup: WorkerSetup, config: RunConfig, engine: DeepSpeedEngine, sta
         say=setup.console.put,
         report=setup.report,
         members=[member.name for member in config.model.weak_encoders],
-        start_step=start_step,
-        total_steps=setup.total_steps,
+        start_share=order.share,
+        max_steps=config.training.max_steps,
         log_every=config.training.log_every,
         max_bad_fraction=config.data.max_bad_fraction,
     )
@@ -176,22 +204,16 @@ def _export(engine: DeepSpeedEngine, processor: MoweProcessor, folder: RunFolder
             folder.upload(Path(local), "export")
 
 
-def _step_batches(
-    setup: WorkerSetup, config: RunConfig, processor: MoweProcessor, start_step: int, rank: int, world_size: int
-) -> Iterator[list[Batch]]:
-    """Yield this rank's collated micro-batches of each step, prepared ahead in a thread."""
-    lanes = world_size * config.training.gradient_accumulation
-    rows = rows_of_rank(
-        training_plan(ray.get(setup.train_index), config.data, seed=config.seed, lanes=lanes),
-        start_step=start_step,
-        total_steps=setup.total_steps,
-        rank=rank,
-        world_size=world_size,
-    )
-    decoded = _decoded(setup.train_index, rows, config)
-    batches = prefetch((collate(micro_batch, processor) for micro_batch in decoded), _COLLATED_AHEAD)
-    while step := list(islice(batches, config.training.gradient_accumulation)):
-        yield step
+def _with_batches(
+    setup: WorkerSetup, config: RunConfig, processor: MoweProcessor, order: TrainingOrder, engine: DeepSpeedEngine
+) -> Iterator[tuple[PlannedStep, list[Batch]]]:
+    """Yield the steps to come with this rank's collated micro-batches, prepared ahead in a thread."""
+
+    def load(rows: Iterator[Rows]) -> Iterator[Batch]:
+        decoded = _decoded(setup.train_index, rows, config)
+        return prefetch((collate(micro_batch, processor) for micro_batch in decoded), _COLLATED_AHEAD)
+
+    return with_batches(order, load, engine.rank, engine.world_size)
 
 
 def _validate(
@@ -217,20 +239,20 @@ def _decoded(index: ray.ObjectRef, rows: Iterator[Any], config: RunConfig) -> It
     )
 
 
-def _restore(engine: DeepSpeedEngine) -> int:
-    """Load the newest checkpoint of this run, if any; returns the steps finished before."""
+def _restore(engine: DeepSpeedEngine) -> dict[str, Any] | None:
+    """Load the newest checkpoint of this run, if any; returns the state of its training order."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return 0
+        return None
     with checkpoint.as_directory() as folder:
-        return int(engine.load(Path(folder))["step"])
+        return dict(engine.load(Path(folder))["order"])
 
 
-def _save(engine: DeepSpeedEngine, step: int) -> None:
+def _save(engine: DeepSpeedEngine, order: TrainingOrder) -> None:
     # A folder of its own for each rank: Ray uploads everything it finds in it.
     folder = Path(tempfile.mkdtemp(prefix="mowe_ray_checkpoint_"))
-    engine.save(folder, {"step": step, "world_size": engine.world_size})
-    ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(folder))
+    engine.save(folder, {"order": order.state(), "world_size": engine.world_size})
+    ray.train.report({"step": order.step}, checkpoint=Checkpoint.from_directory(folder))
     shutil.rmtree(folder)
 
 

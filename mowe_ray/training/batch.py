@@ -24,7 +24,7 @@ class Batch:
             `labels` (R, N) and, when there is audio, `input_values` (C, S) and `input_lengths` (C,).
         answer_tokens: Labelled tokens.
         audio_s: Seconds of real audio; `padded_s` counts the padding up to the longest clip too.
-        ids, tasks, answers: One string a row; has_audio tells which rows have a clip.
+        ids, sources, tasks, answers: One string a row; has_audio tells which rows have a clip.
         bad: Samples of this micro-batch that could not be used.
     """
 
@@ -34,6 +34,7 @@ class Batch:
     audio_s: float
     padded_s: float
     ids: list[str]
+    sources: list[str]
     tasks: list[str]
     answers: list[str]
     has_audio: list[bool]
@@ -82,6 +83,7 @@ def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool
         audio_s=sum(lengths) / SAMPLE_RATE,
         padded_s=len(lengths) * max(lengths, default=0) / SAMPLE_RATE,
         ids=micro_batch.ids,
+        sources=micro_batch.sources,
         tasks=micro_batch.tasks,
         answers=answers,
         has_audio=[length > 0 for length in micro_batch.lengths],

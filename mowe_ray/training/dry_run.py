@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TextIO
 
 import pyarrow.compute as pc
 
 from mowe_ray.config import RunConfig
 from mowe_ray.data.index import Index
+from mowe_ray.data.plan import count_samples
 from mowe_ray.model.cost import zero_memory_bytes
 from mowe_ray.training.assemble import model_dtype
-from mowe_ray.training.data_order import count_steps
+from mowe_ray.training.data_order import TrainingOrder
 from mowe_ray.training.estimate import CLIP_S, Amount, Estimate, Part, estimate
-from mowe_ray.training.sources import Sources, scan_sources, training_plan
+from mowe_ray.training.sources import Sources, scan_sources
 
 
 def dry_run(config: RunConfig, out: TextIO) -> dict[str, Any]:
@@ -180,14 +182,15 @@ def _step_facts(config: RunConfig, train: Index | None) -> dict[str, Any]:
         "steps_per_epoch": None,
         "total_steps": training.max_steps,
     }
-    if train is None or not len(train):
+    if train is None or not count_samples(train.sources, [source.weight for source in data.train]):
         return facts
-    plan = training_plan(train, data, seed=config.seed, lanes=lanes)
-    seconds = [sum(float(train.durations[rows].sum()) for rows in step) for step in plan(0)]
+    order = partial(TrainingOrder, train, data, seed=config.seed, lanes=lanes)
+    durations = train.durations
+    seconds = [sum(float(durations[rows].sum()) for rows in planned.lanes) for planned in order(epochs=1)]
     return facts | {
         "audio_s_per_step": sum(seconds) / len(seconds),
         "steps_per_epoch": len(seconds),
-        "total_steps": training.max_steps or count_steps(plan, training.epochs or 0),
+        "total_steps": training.max_steps or sum(1 for _ in order(epochs=training.epochs)),
     }
 
 

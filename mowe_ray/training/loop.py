@@ -6,8 +6,9 @@ and the clips of the whole step. So the same step on one worker or on many gives
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +18,6 @@ import torch
 from mowe_ray.model import PreparedAudio, RoutingTotals
 from mowe_ray.training.batch import Batch
 from mowe_ray.training.routing_sums import RoutingSums
-from mowe_ray.training.schedule import Schedule, learning_rate_factor
 
 
 class Engine(Protocol):
@@ -56,6 +56,7 @@ class StepResult:
         step: Optimizer steps finished so far.
         loss: Global loss; `lm_loss` is its next-token part, `routing_loss` the unweighted L_MoWE.
         grad_norm: Norm of the global gradient before clipping.
+        skipped: Whether that norm is not finite, so that the engine left the weights as they were.
         learning_rate_factor: Share of the peak learning rates in this step.
         answer_tokens, clips: Size of the global batch; audio_s its seconds of audio, padded_s with padding.
         data_wait_s, step_s: Seconds this rank waited for data and spent in the whole step.
@@ -68,6 +69,7 @@ class StepResult:
     lm_loss: float
     routing_loss: float
     grad_norm: float
+    skipped: bool
     learning_rate_factor: float
     answer_tokens: int
     clips: int
@@ -80,51 +82,30 @@ class StepResult:
 
 
 def training_steps(
-    engine: Engine,
-    micro_batches: Iterator[list[Batch]],
-    *,
-    start_step: int,
-    total_steps: int,
-    warmup_steps: int,
-    schedule: Schedule,
-    seed: int,
+    engine: Engine, steps: Iterable[tuple[int, float, list[Batch]]], *, seed: int
 ) -> Iterator[StepResult]:
-    """Train from `start_step` finished steps to `total_steps`, yielding each step's result.
+    """Train on `steps`, yielding each one's result; every rank passes the same steps with its own micro-batches.
 
     Args:
-        micro_batches: This rank's micro-batches of each step, equally many on every rank.
+        steps: The optimizer steps finished once the step is trained, the factor on its learning rates, and this
+            rank's micro-batches, equally many on every rank.
         seed: With step and lane it decides dropout and router noise, so a resumed run repeats them.
     """
-    for step in range(start_step, total_steps):
-        began = time.monotonic()
-        batches = next(micro_batches)
+    began = time.monotonic()
+    for step, factor, batches in steps:
         waited = time.monotonic() - began
         sizes = _global_sizes(engine, batches)
-        seeds = [lane_seed(seed, step, engine.rank + i * engine.world_size) for i in range(len(batches))]
-        prepared, totals = _share_routing(engine, batches, seeds)
-        losses = torch.zeros(3, dtype=torch.float64)
-        routing = None
-        for i, batch in enumerate(batches):
-            torch.manual_seed(seeds[i])
-            output = engine.forward(
-                **batch.to(engine.device),
-                num_items_in_batch=sizes.answer_tokens,
-                routing_totals=totals,
-                prepared_audio=prepared[i],
-            )
-            engine.backward(output.loss, last=i == len(batches) - 1)
-            parts = (output.loss, output.lm_loss, output.routing_loss)
-            losses += torch.tensor([0.0 if part is None else float(part.detach()) for part in parts])
-            routing = RoutingSums.of(output.routing, routing)
-        factor = learning_rate_factor(step, total_steps, warmup_steps, schedule)
-        norm = engine.step(factor)
+        seeds = [lane_seed(seed, step - 1, engine.rank + i * engine.world_size) for i in range(len(batches))]
+        losses, routing = _accumulate(engine, batches, seeds, sizes.answer_tokens)
         loss, lm_loss, routing_loss = engine.all_reduce(losses).tolist()
+        norm = engine.step(factor)
         yield StepResult(
-            step=step + 1,
+            step=step,
             loss=loss,
             lm_loss=lm_loss,
             routing_loss=routing_loss,
             grad_norm=norm,
+            skipped=not math.isfinite(norm),
             learning_rate_factor=factor,
             answer_tokens=sizes.answer_tokens,
             clips=sizes.clips,
@@ -135,6 +116,37 @@ def training_steps(
             routing=None if routing is None else routing.reduced(engine.all_reduce),
             batches=batches,
         )
+        began = time.monotonic()
+
+
+def _accumulate(
+    engine: Engine, batches: list[Batch], seeds: list[int], answer_tokens: int
+) -> tuple[torch.Tensor, RoutingSums | None]:
+    """Run forward and backward of every micro-batch; returns this rank's part of the three losses, and its routing."""
+    prepared, totals = _share_routing(engine, batches, seeds)
+    losses = torch.zeros(3, dtype=torch.float64, device=engine.device)
+    routing = None
+    for i, batch in enumerate(batches):
+        torch.manual_seed(seeds[i])
+        output = engine.forward(
+            **batch.to(engine.device),
+            num_items_in_batch=answer_tokens,
+            routing_totals=totals,
+            prepared_audio=prepared[i],
+        )
+        engine.backward(_poisoned_unless_finite(output.loss), last=i == len(batches) - 1)
+        parts = (output.loss, output.lm_loss, output.routing_loss)
+        losses += torch.stack([torch.zeros_like(losses[0]) if part is None else part.detach() for part in parts])
+        routing = RoutingSums.of(output.routing, routing)
+    return losses, routing
+
+
+def _poisoned_unless_finite(loss: torch.Tensor) -> torch.Tensor:
+    """Return `loss` with a gradient that is NaN wherever it reaches, if it is not finite itself.
+
+    A loss of inf may have a finite gradient; then only this rank would know that the step is worth nothing.
+    """
+    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
 
 
 @dataclass(frozen=True)

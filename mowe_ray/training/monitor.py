@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
 
 from mowe_ray.data.report import DataReport
 from mowe_ray.data.sample import BadSample
 from mowe_ray.training.errors import RunError
 from mowe_ray.training.loop import StepResult
 from mowe_ray.training.progress import Progress, progress_line
+from mowe_ray.training.ranks import Ranks
 from mowe_ray.training.router_report import draw, router_report
 from mowe_ray.training.routing_sums import RoutingSums
 from mowe_ray.training.run_folder import RunFolder
 from mowe_ray.training.tracking import Tracker
 from mowe_ray.training.validation import ValidationResult
-
-
-class Ranks(Protocol):
-    """The collectives a monitor needs."""
-
-    @property
-    def rank(self) -> int:
-        """Index of this rank."""
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value."""
 
 
 class Monitor:
@@ -43,32 +32,37 @@ class Monitor:
         say: Callable[[str], None],
         report: DataReport,
         members: list[str],
-        start_step: int,
-        total_steps: int,
+        start_share: float,
+        max_steps: int | None,
         log_every: int,
         max_bad_fraction: float,
     ):
-        """Start at `start_step` finished steps; `tracker` is None on all ranks but 0.
+        """Start where `start_share` of the run is done; `tracker` is None on all ranks but 0.
 
         Args:
             say: Shows a line to the person who waits.
             report: What scanning the shards found; what decoding finds comes on top.
             members: Names of the pool members.
+            max_steps: Length of the run, if it is given in steps.
         """
         self._ranks, self.folder, self._tracker, self._say = ranks, folder, tracker, say
         self._report, self._new_bad = report, list[BadSample]()
         self._members = members
-        self._total_steps, self._log_every, self._max_bad_fraction = total_steps, log_every, max_bad_fraction
-        self._progress = Progress(total_steps, start_step)
+        self._max_steps, self._log_every, self._max_bad_fraction = max_steps, log_every, max_bad_fraction
+        self._progress = Progress(start_share)
 
-    def step(self, result: StepResult) -> None:
-        """Take in one training step; log, and check the data, every `log_every` steps."""
+    def step(self, result: StepResult, *, share: float, last: bool) -> None:
+        """Take in one training step; log, and check the data, every `log_every` steps and at the `last`.
+
+        Args:
+            share: Share of the run that is done with it.
+        """
         self._progress.add(result)
         self._new_bad += [bad for batch in result.batches for bad in batch.bad]
-        if result.step % self._log_every and result.step != self._total_steps:
+        if result.step % self._log_every and not last:
             return
         self._check_data()
-        averages = self._progress.take()
+        averages = self._progress.take(share)
         if self._tracker is None:
             return
         routing = {} if result.routing is None else {"routing": result.routing.summary(self._members)}
@@ -83,7 +77,7 @@ class Monitor:
                 **routing,
             }
         )
-        self._say(progress_line(result.step, self._total_steps, averages))
+        self._say(progress_line(result.step, self._max_steps, share, averages))
 
     def validation(self, step: int, results: dict[str, ValidationResult]) -> None:
         """Log one validation of every source, by the source's name."""

@@ -54,6 +54,12 @@ class RunFolder:
             before = self.read_text(file) if self.exists(file) else ""
             self.write_text(file, before + text)
 
+    def keep_lines_up_to(self, file: str, step: int) -> None:
+        """Drop the JSON lines of `file` whose `step` is later, and a half-written one; begin the file if it is new."""
+        lines = self.read_text(file).splitlines(keepends=True) if self.exists(file) else []
+        kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+        self.write_text(file, "".join(kept))
+
     def write_json(self, file: str, value: Any) -> None:
         """Write `value` as indented JSON."""
         self.write_text(file, json.dumps(value, indent=2) + "\n")

@@ -11,18 +11,22 @@ from torch import nn
 Schedule = Literal["cosine", "linear", "constant"]
 
 
-def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: Schedule) -> float:
+def learning_rate_factor(step: int, warmup_steps: int, decay: float, schedule: Schedule) -> float:
     """Factor on every peak learning rate for the update that ends step `step` (counted from 0).
 
-    Linear warm-up from 1/warmup_steps to 1, then `schedule` down to 0 at `total_steps`
+    Linear warm-up from 1/warmup_steps to 1, then `schedule` down to 0
     (cosine: SGDR, arXiv 1608.03983, eq. 5 without restarts).
+
+    Args:
+        decay: Share of the run after warm-up that is done before the step. Counted in samples it makes the decay
+            independent of how they are batched.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if schedule == "constant":
         return 1.0
-    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    decay = min(1.0, decay)
+    return 1.0 - decay if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * decay))
 
 
 def parameter_groups(

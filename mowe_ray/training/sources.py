@@ -1,4 +1,4 @@
-"""Find the samples of a run: index its sources, and plan who trains on what."""
+"""Find the samples of a run: index its sources, and plan a validation of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import numpy as np
 from mowe_ray.config.data_section import DataSection, Source, ValidationSource
 from mowe_ray.data.corpus import builtin_corpus
 from mowe_ray.data.index import Index, ParallelMap, SourceSpec, build_index
-from mowe_ray.data.plan import plan_epoch
+from mowe_ray.data.plan import count_samples, plan_epoch
 from mowe_ray.data.report import DataReport
-from mowe_ray.training.data_order import EpochPlan
 
 _BUILTIN = "builtin:"
 
@@ -45,8 +44,9 @@ def index_sources(data: DataSection, run_map: ParallelMap = map) -> Sources:
     """
     sources = scan_sources(data, run_map)
     sources.report.check(data.max_bad_fraction)
-    if not len(sources.train):
-        raise ValueError(f"data.train: no usable sample in {', '.join(s.path for s in data.train)}")
+    if not count_samples(sources.train.sources, [source.weight for source in data.train]):
+        paths = ", ".join(source.path for source in data.train)
+        raise ValueError(f"data.train: no usable sample in {paths}, or too few for the weight")
     return sources
 
 
@@ -73,27 +73,6 @@ def scan_sources(data: DataSection, run_map: ParallelMap = map) -> Sources:
     for index in indexes:
         report.add_unindexed(index.bad)
     return Sources(train, validation, report)
-
-
-def training_plan(index: Index, data: DataSection, *, seed: int, lanes: int) -> EpochPlan:
-    """Return the plan of every epoch: which rows each of the `lanes` micro-batches of a step holds."""
-    durations, shards, sources = index.durations, index.shards, index.sources
-
-    def plan(epoch: int) -> Iterator[list[np.ndarray]]:
-        return plan_epoch(
-            durations,
-            shards,
-            sources,
-            [source.weight for source in data.train],
-            seed=seed,
-            epoch=epoch,
-            lanes=lanes,
-            batch_seconds=data.batch_seconds,
-            max_batch_size=data.max_batch_size,
-            shuffle_buffer=data.shuffle_buffer,
-        )
-
-    return plan
 
 
 def validation_plan(index: Index, data: DataSection, *, lanes: int) -> Iterator[list[np.ndarray]]:

@@ -32,7 +32,7 @@ class Tracker:
     ):
         """Open the trackers; only rank 0 may."""
         self._folder = folder
-        folder.write_text("metrics.jsonl", _records_up_to(folder, resume_step))
+        folder.keep_lines_up_to("metrics.jsonl", resume_step)
         self._scratch = Path(tempfile.mkdtemp(prefix="mowe_ray_tracking_"))
         self._tensorboard = None
         if tensorboard:
@@ -88,10 +88,3 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _records_up_to(folder: RunFolder, step: int) -> str:
-    if not folder.exists("metrics.jsonl"):
-        return ""
-    lines = folder.read_text("metrics.jsonl").splitlines(keepends=True)
-    return "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)

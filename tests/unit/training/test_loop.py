@@ -5,7 +5,9 @@ After a wanted change of the numbers: `python -m tests.golden_curve` writes a ne
 
 import copy
 import json
+import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +15,15 @@ import torch
 from mowe_ray.model.building import WeakEncoder, parameter_parts
 from mowe_ray.training.batch import collate
 from mowe_ray.training.loop import lane_seed, training_steps
-from mowe_ray.training.schedule import learning_rate_factor, parameter_groups
+from mowe_ray.training.schedule import parameter_groups
 from tests.golden_curve import GOLDEN, golden_curve
 from tests.plain_engine import PlainEngine
 from tests.tiny_models import tiny_whisper_config
 
-RUN = {"start_step": 0, "warmup_steps": 0, "schedule": "constant", "seed": 0}
+
+def at_peak(batches):
+    """The steps of a run without warm-up or decay."""
+    return [(number, 1.0, step) for number, step in enumerate(batches, 1)]
 
 
 def groups(model, rate=0.01):
@@ -34,14 +39,14 @@ def test_accumulating_micro_batches_equals_one_large_step(
     few = make_model(**options)
     few.audio_tower.dependent_router.weight.data.normal_(std=2.0)  # so that clips choose differently
     large = copy.deepcopy(few)
-    run = partial(training_steps, total_steps=2, **RUN)
+    run = partial(training_steps, seed=0)
     sgd = torch.optim.SGD
     parts = [make_micro_batch([1.0, 0.0, 1.0][:n], first=first) for n, first in ((3, 0), (1, 3), (2, 4))]
     whole = make_micro_batch([1.0, 0.0, 1.0, 1.0, 1.0, 0.0], first=0)
     accumulated, at_once = PlainEngine(few, groups(few), sgd), PlainEngine(large, groups(large), sgd)
     steps = zip(
-        run(accumulated, iter([[collate(p, processor) for p in parts]] * 2)),
-        run(at_once, iter([[collate(whole, processor)]] * 2)),
+        run(accumulated, at_peak([[collate(p, processor) for p in parts]] * 2)),
+        run(at_once, at_peak([[collate(whole, processor)]] * 2)),
         strict=True,
     )
     for ours, reference in steps:
@@ -63,15 +68,13 @@ def test_steps_are_numbered_scheduled_and_resumable(make_model, make_micro_batch
     model = make_model()
     engine = PlainEngine(model, groups(model, 1e-3))
     batches = [[collate(make_micro_batch([0.5], first=n), processor)] for n in range(5)]
-    steps = training_steps(
-        engine, iter(batches[2:]), start_step=2, total_steps=5, warmup_steps=3, schedule="linear", seed=0
-    )
-    results = list(steps)
+    steps = zip((3, 4, 5), (1.0, 1.0, 0.5), batches[2:], strict=True)
+    results = list(training_steps(engine, steps, seed=0))
     assert [r.step for r in results] == [3, 4, 5]
-    assert engine.factors == [learning_rate_factor(s, 5, 3, "linear") for s in (2, 3, 4)] == [1.0, 1.0, 0.5]
+    assert engine.factors == [1.0, 1.0, 0.5]
     assert [r.learning_rate_factor for r in results] == engine.factors
     assert [r.batches for r in results] == batches[2:]
-    assert all(r.step_s >= r.data_wait_s >= 0 and r.grad_norm > 0 for r in results)
+    assert all(r.step_s >= r.data_wait_s >= 0 and r.grad_norm > 0 and not r.skipped for r in results)
 
 
 def test_dropout_and_noise_repeat_with_seed_and_lane(make_model, make_micro_batch, processor, tokenizer):
@@ -79,7 +82,7 @@ def test_dropout_and_noise_repeat_with_seed_and_lane(make_model, make_micro_batc
         noisy = [WeakEncoder(n, tiny_whisper_config(d_model=16, dropout=0.3), train="full") for n in ("a", "b")]
         model = make_model(weak_encoders=noisy, router_noise=1.0, mowe_loss_weight=1.0)
         batches = [[collate(make_micro_batch([0.5, 0.7], first=n), processor)] * 2 for n in range(2)]
-        run = training_steps(PlainEngine(model, groups(model)), iter(batches), total_steps=2, **RUN | {"seed": seed})
+        run = training_steps(PlainEngine(model, groups(model)), at_peak(batches), seed=seed)
         return [step.loss for step in run]
 
     first = losses(0)
@@ -94,10 +97,45 @@ def test_a_step_without_any_usable_sample_changes_nothing(make_model, make_micro
     before = copy.deepcopy(model.state_dict())
     engine = PlainEngine(model, groups(model), torch.optim.SGD)
     empty = collate(make_micro_batch([]), processor)
-    (result,) = training_steps(engine, iter([[empty, empty]]), total_steps=1, **RUN)
+    (result,) = training_steps(engine, at_peak([[empty, empty]]), seed=0)
     assert (result.lm_loss, result.clips, result.audio_s) == (0.0, 0, 0.0)
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name]), name
+
+
+class Overflowing(torch.nn.Module):
+    """A loss of inf with a gradient of 1: what is added to it is too large."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, **inputs):
+        loss = self.weight.sum() + torch.tensor(3e38) * 10
+        return SimpleNamespace(loss=loss, lm_loss=loss, routing_loss=None, routing=None)
+
+
+def test_a_loss_that_is_not_finite_makes_every_gradient_of_its_rank_so(make_micro_batch, processor):
+    model = Overflowing()
+    gradient = torch.autograd.grad(model().loss, model.weight)[0]
+    assert gradient.tolist() == [1, 1, 1], "on its own it looks like a step worth taking"
+    engine = PlainEngine(model, [{"params": [model.weight], "lr": 0.1, "peak_lr": 0.1}])
+    batch = collate(make_micro_batch([0.5]), processor)
+    (result,) = training_steps(engine, at_peak([[batch]]), seed=0)
+    assert result.loss == math.inf
+    assert result.skipped
+    assert engine.gradients["weight"].isnan().all()
+
+
+def test_a_nan_in_one_micro_batch_reaches_every_gradient_of_the_step(make_model, make_micro_batch, processor):
+    model = make_model(train_base="full", mowe_loss_weight=1.0)
+    good, bad = (collate(make_micro_batch([0.5, 0.6], first=n), processor) for n in (0, 2))
+    bad.inputs["input_values"][0, 100] = math.nan
+    engine = PlainEngine(model, groups(model))
+    (result,) = training_steps(engine, at_peak([[good, bad]]), seed=0)
+    assert result.skipped
+    assert math.isnan(result.loss)
+    assert [name for name, gradient in engine.gradients.items() if not gradient.isnan().any()] == []
 
 
 def test_the_golden_curve(tmp_path):

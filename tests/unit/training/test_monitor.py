@@ -39,7 +39,7 @@ class ThreadRank:
 
 def batch(*bad: str) -> Batch:
     found = [BadSample(name, "made", "silent") for name in bad]
-    return Batch({}, 0, 0, 0.0, 0.0, [], [], [], [], found)
+    return Batch({}, 0, 0, 0.0, 0.0, [], [], [], [], [], found)
 
 
 def make_monitor(rank: ThreadRank, folder: RunFolder, lines: list[str], **changes) -> Monitor:
@@ -48,8 +48,8 @@ def make_monitor(rank: ThreadRank, folder: RunFolder, lines: list[str], **change
     values = {
         "report": DataReport({"made": 10}),
         "members": ["a", "b"],
-        "start_step": 0,
-        "total_steps": 4,
+        "start_share": 0.0,
+        "max_steps": 4,
         "log_every": 2,
         "max_bad_fraction": 0.3,
     }
@@ -81,7 +81,7 @@ def test_rank_0_logs_every_second_step_and_counts_all_ranks_bad_samples(tmp_path
     def run(rank: ThreadRank) -> None:
         monitor = make_monitor(rank, folder, lines)
         for step in (1, 2, 3, 4):
-            monitor.step(result(step, batches=[batch(f"bad{rank.rank}")]))
+            monitor.step(result(step, batches=[batch(f"bad{rank.rank}")]), share=step / 4, last=step == 4)
         monitor.finish({})
 
     assert on_two_ranks(run) == [None, None]
@@ -99,7 +99,7 @@ def test_too_much_bad_data_stops_all_ranks_together_and_leaves_the_report(tmp_pa
     def run(rank: ThreadRank) -> None:
         monitor = make_monitor(rank, folder, [], log_every=1)
         names = [f"bad{rank.rank}{n}" for n in range(2)]
-        monitor.step(result(1, batches=[batch(*names)]))
+        monitor.step(result(1, batches=[batch(*names)]), share=0.25, last=False)
 
     raised = on_two_ranks(run)
     assert all(isinstance(error, RunError) for error in raised)
@@ -125,5 +125,5 @@ def test_the_last_step_is_always_logged(tmp_path):
     folder, lines = RunFolder(str(tmp_path), "run"), []
     monitor = make_monitor(ThreadRank(0, Board(1)), folder, lines, log_every=100)
     for step in (1, 2, 3, 4):
-        monitor.step(result(step))
-    assert len(lines) == 1
+        monitor.step(result(step), share=step / 4, last=step == 4)
+    assert [line.split("  ")[0] for line in lines] == ["step 4/4"]

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from mowe_ray.training.loop import StepResult
@@ -10,6 +12,7 @@ def result(step: int, **changes) -> StepResult:
         "lm_loss": 1.0,
         "routing_loss": 0.5,
         "grad_norm": 2.0,
+        "skipped": False,
         "learning_rate_factor": 1.0,
         "answer_tokens": 10,
         "clips": 2,
@@ -23,29 +26,40 @@ def result(step: int, **changes) -> StepResult:
     return StepResult(step=step, **values | changes)
 
 
+def progress_after(progress: Progress, share: float) -> dict[str, float]:
+    progress.add(result(1))
+    return progress.take(share)
+
+
 def test_averages_cover_the_steps_since_the_last_line():
-    progress = Progress(total_steps=10, start_step=4)
+    progress = Progress(start_share=0.4)
     for step in (5, 6):
         progress.add(result(step))
-    taken = progress.take()
+    taken = progress.take(0.6)
     assert taken["loss"] == 5.5
     assert taken["audio_s_per_s"] == pytest.approx(12 / 4)
     assert taken["data_wait_share"] == pytest.approx(1 / 4)
     assert taken["padding_share"] == pytest.approx(4 / 16)
     assert 0 <= taken["left_s"] < 1, "two steps took no time here"
+    time.sleep(0.05)
+    first, second = progress_after(progress, 0.65), progress_after(progress, 0.9)
+    assert first["left_s"] / second["left_s"] == pytest.approx((0.35 / 0.25) / (0.1 / 0.5), rel=0.2)
+    assert progress_after(progress, 1.0)["left_s"] == 0
+    assert progress_after(progress, 0.3)["left_s"] > 0, "new shards have made the run longer"
     progress.add(result(7, audio_s=0.0, padded_s=0.0))
-    assert progress.take()["loss"] == 7.0
-    line = progress_line(7, 10, taken)
-    assert line.startswith("step  7/10")
+    assert progress.take(0.7)["loss"] == 7.0
+    line = progress_line(7, 10, 0.7, taken)
+    assert line.startswith("step  7/10  loss")
+    assert progress_line(7, None, 0.3599, taken).startswith("step 7 (35 %)  loss")
     assert "loss 5.500" in line
     assert "3 audio-s/s" in line
     assert "data wait 25%" in line
 
 
 def test_text_only_steps_have_no_padding():
-    progress = Progress(total_steps=2, start_step=0)
+    progress = Progress(start_share=0.0)
     progress.add(result(1, audio_s=0.0, padded_s=0.0))
-    assert progress.take()["padding_share"] == 0.0
+    assert progress.take(0.5)["padding_share"] == 0.0
 
 
 @pytest.mark.parametrize(

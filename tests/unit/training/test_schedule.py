@@ -18,16 +18,17 @@ from mowe_ray.training.schedule import learning_rate_factor, parameter_groups, s
 def test_schedules_equal_their_closed_forms(schedule, decayed):
     total, warmup = 50, 10
     for step in range(total):
-        factor = learning_rate_factor(step, total, warmup, schedule)
+        factor = learning_rate_factor(step, warmup, max(0, step - warmup) / (total - warmup), schedule)
         expected = (step + 1) / warmup if step < warmup else decayed((step - warmup) / (total - warmup))
         assert factor == pytest.approx(expected, abs=1e-12)
         assert 0 < factor <= 1
 
 
 def test_no_warmup_starts_at_the_peak_and_all_warmup_never_decays():
-    assert learning_rate_factor(0, 10, 0, "cosine") == 1.0
-    assert learning_rate_factor(0, 1, 0, "linear") == 1.0
-    assert [learning_rate_factor(s, 4, 8, "linear") for s in range(4)] == [0.125, 0.25, 0.375, 0.5]
+    assert learning_rate_factor(0, 0, 0.0, "cosine") == 1.0
+    assert learning_rate_factor(0, 0, 0.0, "linear") == 1.0
+    assert [learning_rate_factor(s, 8, 0.0, "linear") for s in range(4)] == [0.125, 0.25, 0.375, 0.5]
+    assert learning_rate_factor(5, 0, 1.5, "cosine") == 0.0, "a run that is longer than it was ends at 0"
 
 
 def test_groups_hold_every_trainable_tensor_once(make_model):

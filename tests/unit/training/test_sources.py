@@ -7,7 +7,8 @@ import soundfile
 from mowe_ray.config.data_section import DataSection
 from mowe_ray.data.sample import Sample
 from mowe_ray.data.write import write_webdataset
-from mowe_ray.training.sources import cache_folder, index_sources, scan_sources, training_plan, validation_plan
+from mowe_ray.training.data_order import TrainingOrder
+from mowe_ray.training.sources import cache_folder, index_sources, scan_sources, validation_plan
 
 
 def flac(seconds: float) -> bytes:
@@ -56,14 +57,14 @@ def test_all_sources_are_indexed_and_reported(data, tmp_path):
 def test_a_source_comes_as_often_as_its_weight(data):
     section = DataSection(**data)
     index = scan_sources(section).train
-    plan = training_plan(index, section, seed=0, lanes=2)
+    order = list(TrainingOrder(index, section, seed=0, lanes=2, epochs=2))
     for epoch in (0, 1):
-        rows = np.concatenate([rows for step in plan(epoch) for rows in step])
+        rows = np.concatenate([rows for planned in order if planned.epoch == epoch for rows in planned.lanes])
         counts = np.bincount(rows, minlength=9)
         assert counts[:3].tolist() == [1, 1, 1]
         assert counts[3:].sum() == 15
         assert set(counts[3:]) == {2, 3}
-    assert all(len(step) == 2 for step in plan(0))
+    assert all(len(planned.lanes) == 2 for planned in order)
 
 
 def test_validation_is_one_pass_the_same_every_time(data):
@@ -80,3 +81,6 @@ def test_data_that_is_not_worth_training_on_is_refused(data):
         index_sources(DataSection(**data | {"max_duration_s": 1.1, "max_bad_fraction": 0.1}))
     with pytest.raises(ValueError, match=r"no usable sample in .*long"):
         index_sources(DataSection(**data | {"train": data["train"][:1], "max_duration_s": 0.9, "max_bad_fraction": 1}))
+    hardly = [data["train"][1] | {"weight": 0.01}]
+    with pytest.raises(ValueError, match=r"no usable sample in .*short.*weight"):
+        index_sources(DataSection(**data | {"train": hardly}))
