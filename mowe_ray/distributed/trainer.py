@@ -26,7 +26,9 @@ _COLLECTIVE_TIMEOUT_S = 600
 
 # What may change between two runs of the same command without making it another experiment.
 _FREE_TO_CHANGE = {
-    "training": {"max_steps", "epochs", "eval_every", "save_every", "log_every", "keep_checkpoints"},
+    "training": {
+        *("max_steps", "epochs", "eval_every", "save_every", "log_every", "keep_checkpoints", "max_skipped_steps"),
+    },
     "compute": {"accelerator_type", "max_failures", "cpus_per_worker"},
     "data": {"decode_cpus", "max_bad_fraction", "validation"},
 }

@@ -6,6 +6,7 @@ and the clips of the whole step. So the same step on one worker or on many gives
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +43,10 @@ class Engine(Protocol):
         """Add the gradient of a micro-batch's share of the global loss; `last` ends the accumulation."""
 
     def step(self, learning_rate_factor: float) -> float:
-        """Clip, update, clear the gradients; returns the global gradient norm before clipping."""
+        """Clip, update, clear the gradients; returns the global gradient norm before clipping.
+
+        A norm that is not finite changes nothing but the gradients, which are cleared.
+        """
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
         """Sum `values` over all ranks."""
@@ -61,6 +65,7 @@ class StepResult:
         data_wait_s, step_s: Seconds this rank waited for data and spent in the whole step.
         routing: What the routers did in the step, over all ranks.
         batches: This rank's own micro-batches.
+        skipped: Whether loss or gradient was not finite, so that no weight changed.
     """
 
     step: int
@@ -77,6 +82,7 @@ class StepResult:
     step_s: float
     routing: RoutingSums | None
     batches: list[Batch]
+    skipped: bool
 
 
 def training_steps(
@@ -112,7 +118,9 @@ def training_steps(
                 routing_totals=totals,
                 prepared_audio=prepared[i],
             )
-            engine.backward(output.loss, last=i == len(batches) - 1)
+            # One rank's infinite loss may have finite gradients: NaN reaches every rank, and all of them skip the step.
+            finite = torch.isfinite(output.loss.detach())
+            engine.backward(output.loss if finite else output.loss * math.nan, last=i == len(batches) - 1)
             parts = (output.loss, output.lm_loss, output.routing_loss)
             losses += torch.tensor([0.0 if part is None else float(part.detach()) for part in parts])
             routing = RoutingSums.of(output.routing, routing)
@@ -134,6 +142,7 @@ def training_steps(
             step_s=time.monotonic() - began,
             routing=None if routing is None else routing.reduced(engine.all_reduce),
             batches=batches,
+            skipped=not math.isfinite(norm),
         )
 
 
