@@ -55,6 +55,8 @@ class TrainingSection(Section):
     """Micro-batches per worker that make one optimizer step."""
     clip_norm: NonNegativeFloat = 1.0
     """Largest norm of the global gradient; 0 turns clipping off."""
+    max_skipped_steps: PositiveInt = 10
+    """Steps in a row with a loss or gradient that is not finite, all skipped, after which the run stops."""
     mowe_loss: MoweLossSection = MoweLossSection()
     eval_every: NonNegativeInt = 500
     """Optimizer steps between validations; 0 validates only at the end."""

@@ -1,7 +1,7 @@
 """How much of the data was unusable, per source and cause."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mowe_ray.data.sample import BadSample
@@ -21,6 +21,7 @@ class DataReport:
         self._causes: dict[str, Counter[str]] = {}
         self._seen: set[tuple[str, str]] = set()
         self._listed: list[BadSample] = []
+        self._out_of_memory: dict[str, list[str]] = {}
 
     def add_unindexed(self, bad: Iterable[BadSample]) -> None:
         """Count samples that the index already left out (`Index.bad`)."""
@@ -32,6 +33,10 @@ class DataReport:
         """Count samples that failed while being read or decoded; repeats are ignored."""
         for sample in bad:
             self._add(sample)
+
+    def set_out_of_memory(self, *, split: Sequence[str], left_out: Sequence[str]) -> None:
+        """Name the samples that training met in smaller micro-batches, or not at all, for want of memory."""
+        self._out_of_memory = {"split": list(split), "left_out": list(left_out)}
 
     def _add(self, sample: BadSample) -> bool:
         key = (sample.source, sample.id)
@@ -62,7 +67,7 @@ class DataReport:
                 "bad": causes.total(),
                 "causes": dict(causes.most_common()),
             }
-        return {
+        report: dict[str, Any] = {
             "samples": self._total.total(),
             "good": self.good_count,
             "bad": self.bad_count,
@@ -71,6 +76,7 @@ class DataReport:
                 {"id": s.id, "source": s.source, "cause": s.cause, "detail": s.detail} for s in self._listed
             ],
         }
+        return report | ({"out_of_memory": self._out_of_memory} if self._out_of_memory else {})
 
     def check(self, max_bad_fraction: float) -> None:
         """Raise ValueError when more than `max_bad_fraction` of all samples are bad, or all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,12 +114,19 @@ class DeepSpeedEngine:
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate_factor: float) -> float:
-        """Clip, update and clear the gradients; returns their global norm before clipping."""
+        """Clip, update and clear the gradients; returns their global norm before clipping.
+
+        A norm that is not finite skips the update: all ranks keep weights and moments as they were and return inf.
+        """
         set_learning_rates(self._engine.optimizer.param_groups, learning_rate_factor)
-        norm = self._local_norm() if self._stage == 0 else None
+        norm = float(self._local_norm()) if self._stage == 0 else None
+        if norm is not None and not math.isfinite(norm):  # ZeRO skips by itself, torch's optimizer would not
+            self._engine.zero_grad()
+            return math.inf
         self._engine.step()
-        norm = self._engine.get_global_grad_norm() if norm is None else norm
-        return float(norm or 0.0)
+        if not self._engine.was_step_applied():
+            return math.inf
+        return float((self._engine.get_global_grad_norm() or 0.0) if norm is None else norm)
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
         """Sum `values` over all ranks, on this rank's device."""

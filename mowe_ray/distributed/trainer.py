@@ -27,8 +27,8 @@ _COLLECTIVE_TIMEOUT_S = 600
 # What may change between two runs of the same command without making it another experiment.
 _FREE_TO_CHANGE = {
     "training": {"max_steps", "epochs", "gradient_accumulation"}
-    | {"eval_every", "save_every", "log_every", "keep_checkpoints"},
-    "compute": {"num_workers", "accelerator_type", "max_failures", "cpus_per_worker"},
+    | {"eval_every", "save_every", "log_every", "keep_checkpoints", "max_skipped_steps", "step_timeout_s"},
+    "compute": {"num_workers", "accelerator_type", "max_failures", "resize_interval_s", "cpus_per_worker"},
     "data": {"batch_seconds", "max_batch_size", "shuffle_buffer", "decode_cpus", "max_bad_fraction", "validation"},
 }
 

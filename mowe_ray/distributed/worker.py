@@ -193,6 +193,7 @@ def _monitor(setup: WorkerSetup, config: RunConfig, engine: DeepSpeedEngine, ord
         max_steps=config.training.max_steps,
         log_every=config.training.log_every,
         max_bad_fraction=config.data.max_bad_fraction,
+        max_skipped_steps=config.training.max_skipped_steps,
     )
 
 

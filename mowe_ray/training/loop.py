@@ -17,6 +17,7 @@ import torch
 
 from mowe_ray.model import PreparedAudio, RoutingTotals
 from mowe_ray.training.batch import Batch
+from mowe_ray.training.out_of_memory import naming
 from mowe_ray.training.routing_sums import RoutingSums
 
 
@@ -42,7 +43,10 @@ class Engine(Protocol):
         """Add the gradient of a micro-batch's share of the global loss; `last` ends the accumulation."""
 
     def step(self, learning_rate_factor: float) -> float:
-        """Clip, update, clear the gradients; returns the global gradient norm before clipping."""
+        """Clip, update, clear the gradients; returns the global gradient norm before clipping.
+
+        A norm that is not finite changes nothing but the gradients, which are cleared.
+        """
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
         """Sum `values` over all ranks."""
@@ -95,8 +99,8 @@ def training_steps(
     for step, factor, batches in steps:
         waited = time.monotonic() - began
         sizes = _global_sizes(engine, batches)
-        seeds = [lane_seed(seed, step - 1, engine.rank + i * engine.world_size) for i in range(len(batches))]
-        losses, routing = _accumulate(engine, batches, seeds, sizes.answer_tokens)
+        lanes = [engine.rank + i * engine.world_size for i in range(len(batches))]
+        losses, routing = _accumulate(engine, batches, step, lanes, seed, sizes.answer_tokens)
         loss, lm_loss, routing_loss = engine.all_reduce(losses).tolist()
         norm = engine.step(factor)
         yield StepResult(
@@ -120,21 +124,27 @@ def training_steps(
 
 
 def _accumulate(
-    engine: Engine, batches: list[Batch], seeds: list[int], answer_tokens: int
+    engine: Engine, batches: list[Batch], step: int, lanes: list[int], seed: int, answer_tokens: int
 ) -> tuple[torch.Tensor, RoutingSums | None]:
-    """Run forward and backward of every micro-batch; returns this rank's part of the three losses, and its routing."""
-    prepared, totals = _share_routing(engine, batches, seeds)
+    """Run forward and backward of every micro-batch; returns this rank's part of the three losses, and its routing.
+
+    Raises:
+        MicroBatchOutOfMemory: Names the micro-batch that does not fit.
+    """
+    seeds = [lane_seed(seed, step - 1, lane) for lane in lanes]
+    prepared, totals = _share_routing(engine, batches, step, lanes, seeds)
     losses = torch.zeros(3, dtype=torch.float64, device=engine.device)
     routing = None
     for i, batch in enumerate(batches):
         torch.manual_seed(seeds[i])
-        output = engine.forward(
-            **batch.to(engine.device),
-            num_items_in_batch=answer_tokens,
-            routing_totals=totals,
-            prepared_audio=prepared[i],
-        )
-        engine.backward(_poisoned_unless_finite(output.loss), last=i == len(batches) - 1)
+        with naming(step, lanes[i], batch):
+            output = engine.forward(
+                **batch.to(engine.device),
+                num_items_in_batch=answer_tokens,
+                routing_totals=totals,
+                prepared_audio=prepared[i],
+            )
+            engine.backward(_poisoned_unless_finite(output.loss), last=i == len(batches) - 1)
         parts = (output.loss, output.lm_loss, output.routing_loss)
         losses += torch.stack([torch.zeros_like(losses[0]) if part is None else part.detach() for part in parts])
         routing = RoutingSums.of(output.routing, routing)
@@ -165,7 +175,7 @@ def _global_sizes(engine: Engine, batches: list[Batch]) -> _Sizes:
 
 
 def _share_routing(
-    engine: Engine, batches: list[Batch], seeds: list[int]
+    engine: Engine, batches: list[Batch], step: int, lanes: list[int], seeds: list[int]
 ) -> tuple[list[PreparedAudio | None], RoutingTotals | None]:
     """Route every micro-batch before the first backward, for L_MoWE is not a sum over clips.
 
@@ -175,10 +185,11 @@ def _share_routing(
         return [None], None
     prepared: list[PreparedAudio | None] = []
     vectors = []
-    for batch, seed in zip(batches, seeds, strict=True):
-        audio = {k: v for k, v in batch.to(engine.device).items() if k in ("input_values", "input_lengths")}
+    for batch, lane, seed in zip(batches, lanes, seeds, strict=True):
         torch.manual_seed(seed)
-        audio_state = engine.forward(**audio, prepare_only=True)
+        with naming(step, lane, batch):
+            audio = {k: v for k, v in batch.to(engine.device).items() if k in ("input_values", "input_lengths")}
+            audio_state = engine.forward(**audio, prepare_only=True)
         prepared.append(audio_state)
         vectors.append(audio_state.totals.to_vector())
     return prepared, RoutingTotals.from_vector(engine.all_reduce(torch.stack(vectors).sum(0)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from mowe_ray.data.report import DataReport
@@ -13,8 +14,11 @@ from mowe_ray.training.ranks import Ranks
 from mowe_ray.training.router_report import draw, router_report
 from mowe_ray.training.routing_sums import RoutingSums
 from mowe_ray.training.run_folder import RunFolder
+from mowe_ray.training.spikes import SpikeDetector
 from mowe_ray.training.tracking import Tracker
 from mowe_ray.training.validation import ValidationResult
+
+_SHOWN = 8  # ids in a line for a person
 
 
 class Monitor:
@@ -36,6 +40,7 @@ class Monitor:
         max_steps: int | None,
         log_every: int,
         max_bad_fraction: float,
+        max_skipped_steps: int,
     ):
         """Start where `start_share` of the run is done; `tracker` is None on all ranks but 0.
 
@@ -50,14 +55,24 @@ class Monitor:
         self._members = members
         self._max_steps, self._log_every, self._max_bad_fraction = max_steps, log_every, max_bad_fraction
         self._progress = Progress(start_share)
+        self._max_skipped_steps, self._skipped, self._skipped_in_a_row = max_skipped_steps, 0, 0
+        self._spikes = SpikeDetector()
 
     def step(self, result: StepResult, *, share: float, last: bool) -> None:
         """Take in one training step; log, and check the data, every `log_every` steps and at the `last`.
 
         Args:
             share: Share of the run that is done with it.
+
+        Raises:
+            RunError: On all ranks: too much of the data is unusable, or too many steps in a row were skipped.
         """
         self._progress.add(result)
+        if result.skipped:
+            self._tell_skipped(result)
+        else:
+            self._skipped_in_a_row = 0
+            self._tell_spike(result)
         self._new_bad += [bad for batch in result.batches for bad in batch.bad]
         if result.step % self._log_every and not last:
             return
@@ -65,7 +80,7 @@ class Monitor:
         averages = self._progress.take(share)
         if self._tracker is None:
             return
-        routing = {} if result.routing is None else {"routing": result.routing.summary(self._members)}
+        routing = {} if result.routing is None or result.skipped else {"routing": result.routing.summary(self._members)}
         self._tracker.log(
             {
                 "kind": "train",
@@ -74,6 +89,7 @@ class Monitor:
                 "learning_rate_factor": result.learning_rate_factor,
                 "answer_tokens": result.answer_tokens,
                 "clips": result.clips,
+                "skipped_steps": self._skipped,
                 **routing,
             }
         )
@@ -101,11 +117,45 @@ class Monitor:
             for task, sums in result.routing.items():
                 routing[task] = routing[task] + sums if task in routing else sums
         if self._members and routing:
-            history = [r for r in self._tracker.records() if r["kind"] == "train"]
+            history = [r for r in self._tracker.records() if r["kind"] == "train" and "routing" in r]
             drawn = router_report(self._members, routing, history)
             self.folder.write_json("router_report.json", drawn)
             self.folder.write_bytes("router_report.png", draw(drawn))
         self._tracker.close()
+
+    def _tell_skipped(self, result: StepResult) -> None:
+        """Log and count a step that changed no weights; all ranks know that it did not."""
+        self._skipped += 1
+        self._skipped_in_a_row += 1
+        ids = self._global_ids(result)
+        reason = "gradient" if math.isfinite(result.loss) else "loss"
+        if self._tracker is not None:
+            self._tracker.log({"kind": "skipped", "step": result.step, "reason": reason, "ids": ids})
+            self._say(f"warning: step {result.step} skipped, its {reason} is not finite; samples: {_some(ids)}")
+        if self._skipped_in_a_row >= self._max_skipped_steps:
+            raise RunError(
+                f"{self._skipped_in_a_row} steps in a row were skipped, the last is step {result.step}: loss or "
+                "gradient was not finite (training.max_skipped_steps). The checkpoints are kept. Lower "
+                f"training.learning_rate or training.clip_norm, or look at the last samples: {_some(ids)}"
+            )
+
+    def _tell_spike(self, result: StepResult) -> None:
+        expected = self._spikes.expected_if_spike(result.lm_loss)
+        if expected is None:
+            return
+        ids = self._global_ids(result)
+        if self._tracker is not None:
+            record = {"step": result.step, "loss": result.lm_loss, "expected": expected, "ids": ids}
+            self._tracker.log({"kind": "spike", **record})
+            self._say(
+                f"warning: loss spike at step {result.step}: lm {result.lm_loss:.3f}, expected about {expected:.3f}; "
+                f"samples: {_some(ids)}"
+            )
+
+    def _global_ids(self, result: StepResult) -> list[str]:
+        """Ids of all samples of the step, over all ranks."""
+        ranks = self._ranks.gather([name for batch in result.batches for name in batch.ids])
+        return [name for rank in ranks for name in rank]
 
     def _check_data(self) -> None:
         for bad in self._ranks.gather(self._new_bad):
@@ -117,3 +167,8 @@ class Monitor:
             if self._ranks.rank == 0:
                 self.folder.write_json("data_report.json", self._report.to_json())
             raise RunError(str(error)) from error
+
+
+def _some(ids: list[str]) -> str:
+    """Return the first few of `ids`; metrics.jsonl has them all."""
+    return ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")

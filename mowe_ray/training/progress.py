@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from mowe_ray.training.loop import StepResult
@@ -23,7 +24,8 @@ class Progress:
         """Return the averages since the last call, and forget them; `share` of the run is done now.
 
         Returns:
-            `loss`, `lm_loss`, `routing_loss`, `grad_norm`; `audio_s_per_s`, audio seconds of all ranks a second;
+            `loss`, `lm_loss`, `routing_loss`, `grad_norm` over the steps that were not skipped, NaN if all were;
+            `audio_s_per_s`, audio seconds of all ranks a second;
             `data_wait_share`, share of the time this rank waited for data; `padding_share` of the audio;
             `left_s`, seconds until the end of the run at the pace since the start.
         """
@@ -31,7 +33,8 @@ class Progress:
         seconds = sum(s.step_s for s in steps)
         gone_s = time.monotonic() - self._begin
         padded = sum(s.padded_s for s in steps)
-        mean = {key: sum(getattr(s, key) for s in steps) / len(steps) for key in _AVERAGED}
+        taken = [s for s in steps if not s.skipped]
+        mean = {key: sum(getattr(s, key) for s in taken) / len(taken) if taken else math.nan for key in _AVERAGED}
         return mean | {
             "audio_s_per_s": sum(s.audio_s for s in steps) / seconds,
             "data_wait_share": sum(s.data_wait_s for s in steps) / seconds,

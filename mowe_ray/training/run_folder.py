@@ -24,6 +24,13 @@ class RunFolder:
         """Whether the folder, or a file in it, is there."""
         return bool(self._filesystem.exists(f"{self._root}/{file}".rstrip("/")))
 
+    def files(self, folder: str) -> list[str]:
+        """Return the files below `folder`, sorted, as the other methods take them."""
+        if not self.exists(folder):
+            return []
+        found = self._filesystem.find(f"{self._root}/{folder}")
+        return sorted(f"{folder}/{name.rsplit(f'/{folder}/', 1)[1]}" for name in found)
+
     def path(self, file: str) -> str:
         """Full path or URL of `file`."""
         return f"{self.url}/{file}"

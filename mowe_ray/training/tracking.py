@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -55,8 +56,12 @@ class Tracker:
             )
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append `record`, which has a `step` and names its `kind`, to everything that is on."""
-        self._folder.append_text("metrics.jsonl", json.dumps(record) + "\n")
+        """Append `record`, which has a `step` and names its `kind`, to everything that is on.
+
+        NaN and infinities are written as null, for JSON has no others.
+        """
+        record = {key: _finite(value) for key, value in record.items()}
+        self._folder.append_text("metrics.jsonl", json.dumps(record, allow_nan=False) + "\n")
         numbers = {f"{record['kind']}/{k}": v for k, v in flatten(record).items() if isinstance(v, int | float)}
         if self._tensorboard is not None:
             for key, value in numbers.items():
@@ -88,3 +93,12 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` with None for every number in it that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import dataclass
 from threading import Barrier, Thread
 from typing import Any
@@ -37,9 +38,18 @@ class ThreadRank:
         return gathered
 
 
-def batch(*bad: str) -> Batch:
+def batch(*bad: str, ids: tuple[str, ...] = ()) -> Batch:
     found = [BadSample(name, "made", "silent") for name in bad]
-    return Batch({}, 0, 0, 0.0, 0.0, [], [], [], [], [], found)
+    return Batch({}, 0, 0, 0.0, 0.0, list(ids), [], [], [], [], found)
+
+
+def read_records(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in folder.read_text("metrics.jsonl").splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def skipped(step: int, loss: float, rank: int):
+    return result(step, loss=loss, grad_norm=math.inf, skipped=True, batches=[batch(ids=(f"r{rank}s{step}",))])
 
 
 def make_monitor(rank: ThreadRank, folder: RunFolder, lines: list[str], **changes) -> Monitor:
@@ -52,6 +62,7 @@ def make_monitor(rank: ThreadRank, folder: RunFolder, lines: list[str], **change
         "max_steps": 4,
         "log_every": 2,
         "max_bad_fraction": 0.3,
+        "max_skipped_steps": 3,
     }
     return Monitor(ranks=rank, folder=folder, tracker=tracker, say=lines.append, **values | changes)
 
@@ -127,3 +138,61 @@ def test_the_last_step_is_always_logged(tmp_path):
     for step in (1, 2, 3, 4):
         monitor.step(result(step), share=step / 4, last=step == 4)
     assert [line.split("  ")[0] for line in lines] == ["step 4/4"]
+
+
+def test_a_skipped_step_is_told_with_the_ids_of_all_ranks(tmp_path):
+    folder, lines = RunFolder(str(tmp_path), "run"), []
+
+    def run(rank: ThreadRank) -> None:
+        monitor = make_monitor(rank, folder, lines)
+        monitor.step(skipped(1, math.nan, rank.rank), share=0.1, last=False)
+        monitor.step(result(2), share=0.5, last=False)
+        for step in (3, 4):
+            monitor.step(skipped(step, 2.0, rank.rank), share=step / 4, last=step == 4)
+
+    assert on_two_ranks(run) == [None, None], "never three in a row"
+    assert read_records(folder, "skipped") == [
+        {"kind": "skipped", "step": 1, "reason": "loss", "ids": ["r0s1", "r1s1"]},
+        {"kind": "skipped", "step": 3, "reason": "gradient", "ids": ["r0s3", "r1s3"]},
+        {"kind": "skipped", "step": 4, "reason": "gradient", "ids": ["r0s4", "r1s4"]},
+    ]
+    assert [(r["step"], r["loss"], r["skipped_steps"]) for r in read_records(folder, "train")] == [
+        (2, 2.0, 1),
+        (4, None, 3),
+    ]
+    assert lines[0] == "warning: step 1 skipped, its loss is not finite; samples: r0s1, r1s1"
+
+
+def test_too_many_skipped_steps_in_a_row_stop_all_ranks_together(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+
+    def run(rank: ThreadRank) -> None:
+        monitor = make_monitor(rank, folder, [])
+        for step in (1, 2, 3):
+            monitor.step(skipped(step, math.nan, rank.rank), share=step / 4, last=False)
+
+    raised = on_two_ranks(run)
+    assert str(raised[0]) == str(raised[1])
+    assert str(raised[0]).startswith("3 steps in a row were skipped, the last is step 3")
+    assert "training.max_skipped_steps" in str(raised[0])
+    assert "r0s3, r1s3" in str(raised[0])
+
+
+def test_a_spike_is_told_and_stops_nothing(tmp_path):
+    folder, lines = RunFolder(str(tmp_path), "run"), []
+
+    def run(rank: ThreadRank) -> None:
+        monitor = make_monitor(rank, folder, lines, max_steps=40, log_every=100, members=[])
+        for step in range(1, 31):
+            ids = tuple(f"r{rank.rank}s{step}n{n}" for n in range(6))
+            monitor.step(
+                result(step, lm_loss=9.0 if step == 25 else 1.0, batches=[batch(ids=ids)]), share=step / 40, last=False
+            )
+
+    assert on_two_ranks(run) == [None, None]
+    (spike,) = read_records(folder, "spike")
+    assert (spike["step"], spike["loss"], spike["expected"]) == (25, 9.0, 1.0)
+    assert spike["ids"] == [f"r{rank}s25n{n}" for rank in (0, 1) for n in range(6)]
+    (line,) = lines
+    assert line.startswith("warning: loss spike at step 25: lm 9.000, expected about 1.000; samples: r0s25n0, ")
+    assert line.endswith(" and 4 more")

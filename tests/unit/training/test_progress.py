@@ -67,3 +67,18 @@ def test_text_only_steps_have_no_padding():
 )
 def test_durations_are_told_in_two_units_at_most(seconds, text):
     assert duration(seconds) == text
+
+
+def test_skipped_steps_leave_the_averages_alone():
+    progress = Progress(start_share=0.0)
+    nan = float("nan")
+    progress.add(result(1))
+    progress.add(result(2, loss=nan, lm_loss=nan, grad_norm=float("inf"), skipped=True))
+    progress.add(result(3))
+    taken = progress.take(0.75)
+    assert (taken["loss"], taken["grad_norm"]) == (2.0, 2.0)
+    assert taken["audio_s_per_s"] == pytest.approx(18 / 6), "its time was spent"
+    progress.add(result(4, loss=nan, skipped=True))
+    taken = progress.take(1.0)
+    assert taken["loss"] != taken["loss"], "no step to average"
+    assert "loss nan" in progress_line(4, 4, 1.0, taken)

@@ -50,3 +50,22 @@ def test_tensorboard_files_end_up_in_the_run_folder(folder, tmp_path):
 
 def test_nested_records_flatten_to_dotted_keys():
     assert flatten({"a": {"b": {"c": 1}}, "d": "x"}) == {"a.b.c": 1, "d": "x"}
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_file_and_absent_elsewhere(folder, tmp_path):
+    tracker = make_tracker(folder, tensorboard=True)
+    nan, infinity = float("nan"), float("inf")
+    bad = {"loss": nan, "routing": {"load": {"a": infinity, "b": 0.5}}, "list": [nan, 1, "x"]}
+    tracker.log({"kind": "train", "step": 1, **bad})
+    tracker.close()
+    line = folder.read_text("metrics.jsonl")
+    assert not any(word in line for word in ("NaN", "Infinity"))
+    assert json.loads(line) == {
+        "kind": "train",
+        "step": 1,
+        "loss": None,
+        "routing": {"load": {"a": None, "b": 0.5}},
+        "list": [None, 1, "x"],
+    }
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {"train/step", "train/routing.load.b"}
