@@ -1,9 +1,11 @@
 """A run that was stopped, or lost a worker, ends with the weights of one that nothing happened to."""
 
+import json
 import os
 import signal
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from mowe_ray.distributed.trainer import train
 from tests.tiny_runs import Corpus, exported_weights, records, tiny_config
 
 STEPS = 6
-SETTINGS = ("compute.num_workers=2", "compute.zero_stage=2", "training.save_every=2")
+SETTINGS = ("compute.num_workers=2", "compute.zero_stage=2", "training.save_every=2", "training.log_samples=true")
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -40,6 +42,9 @@ def _assert_same_run(result: dict[str, Any], expected: dict[str, Any]) -> None:
     """Every step stands in the metrics once with the same numbers, and every weight is the same to the bit."""
     assert result["steps"] == expected["steps"]
     assert result["tasks"] == expected["tasks"]
+    assert result["samples"] == {"lost": 0, "repeated": 0}
+    samples, expected_samples = ((Path(run["run"]) / "samples.jsonl").read_text() for run in (result, expected))
+    assert samples == expected_samples
     for name in ("step", "loss", "lm_loss", "routing_loss", "grad_norm"):
         numbers, expected_numbers = ([r[name] for r in records(run["run"], "train")] for run in (result, expected))
         assert numbers == expected_numbers, name
@@ -70,6 +75,26 @@ def test_the_same_command_with_more_steps_continues(
     result, said = _train(tiny_corpus, storage, "stopped", *SETTINGS, f"training.max_steps={STEPS}")
     assert [line.split()[1] for line in said if line.startswith("step")] == [f"{s}/{STEPS}" for s in (4, 5, 6)]
     _assert_same_run(result, undisturbed)
+
+
+def test_other_batches_train_the_rest_of_the_epoch(tiny_corpus: Corpus, storage: Path) -> None:
+    first, _ = _train(tiny_corpus, storage, "rebatched", *SETTINGS, "training.max_steps=3")
+    assert (first["steps"], first["epochs"]) == (3, 0)
+    changes = ("training.gradient_accumulation=2", "data.max_batch_size=3", "training.epochs=2")
+    changes += ("training.max_steps=null",)
+    result, said = _train(tiny_corpus, storage, "rebatched", *SETTINGS, *changes)
+    assert result["epochs"] == 2
+    assert result["samples"] == {"lost": 0, "repeated": 0}
+    assert "samples: 2 epochs, 0 lost, 0 repeated" in said
+    lines = [json.loads(line) for line in (Path(result["run"]) / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, result["steps"] + 1))
+    for epoch in (0, 1):
+        counts = Counter(name for line in lines if line["epoch"] == epoch for _, name in line["samples"])
+        assert set(counts.values()) == {1}
+        assert len(counts) == 40
+    progress = [line for line in said if line.startswith("step")]
+    assert progress[-1].startswith(f"step {result['steps']} (100 %)")
+    assert "is finished" in _train(tiny_corpus, storage, "rebatched", *SETTINGS, *changes)[1][-1]
 
 
 def test_a_finished_run_returns_at_once(undisturbed: dict[str, Any], tiny_corpus: Corpus, storage: Path) -> None:

@@ -4,7 +4,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from mowe_ray.data.plan import plan_epoch
+from mowe_ray.data.plan import count_samples, plan_epoch
 
 LIMITS = {"lanes": 4, "batch_seconds": 60.0, "max_batch_size": 12, "shuffle_buffer": 500}
 
@@ -134,6 +134,55 @@ def test_resume_with_other_lanes_trains_exactly_what_is_left(weights):
         done[row] = times
     after = counts(steps(data, weights, done=done, lanes=3))
     assert before + after == counts(steps(data, weights))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_interruption_leaves_the_rest_of_what_the_weights_say(seed):
+    rng = np.random.default_rng(seed)
+    data = corpus(int(rng.integers(10, 300)), sources=3, seed=seed)
+    weights = rng.choice([0.3, 0.5, 1.0, 1.7, 2.0, 2.5, 3.1], 3).tolist()
+    whole = counts(steps(data, weights, epoch=seed))
+    done = np.zeros(len(data[0]), np.int64)
+    while done.sum() < whole.total():
+        limits = {"lanes": int(rng.integers(1, 6)), "shuffle_buffer": int(rng.integers(1, 200))}
+        rest = steps(data, weights, epoch=seed, done=done, **limits)
+        assert counts(rest).total() == count_samples(data[2], weights, done) == whole.total() - done.sum()
+        for row, times in counts(rest[: rng.integers(1, len(rest) + 1)]).items():
+            done[row] += times
+    assert {row: times for row, times in enumerate(done.tolist()) if times} == whole
+    assert steps(data, weights, epoch=seed, done=done) == []
+
+
+@pytest.mark.parametrize("weights", [(2.5, 0.7), (1.0, 3.0), (0.5, 0.25)])
+def test_the_rest_is_mixed_in_proportion_all_the_way(weights):
+    data = corpus(4000, sources=2)
+    plan = steps(data, weights)
+    done = np.zeros(4000, np.int32)
+    for row, times in counts(plan[: len(plan) // 3]).items():
+        done[row] = times
+    rest = steps(data, weights, done=done, lanes=3)
+    total = counts(plan)
+    expected = sum(n for row, n in total.items() if data[2][row] == 1) / total.total()
+    quarter = len(rest) // 4
+    for start in range(0, 4 * quarter, quarter):
+        rows = [row for step in rest[start : start + quarter] for batch in step for row in batch]
+        assert np.mean(data[2][rows]) == pytest.approx(expected, abs=0.08)
+
+
+@pytest.mark.parametrize("growth", [-37, 0, 60])
+def test_extra_turns_that_were_had_count_when_the_source_has_grown_or_shrunk(growth):
+    data = corpus(200)
+    plan = steps(data, [1.4], epoch=3)
+    done = np.zeros(200, np.int32)
+    for row, times in counts(plan[: len(plan) // 2]).items():
+        done[row] = times
+    size = 200 + growth
+    done = np.append(done, np.zeros(60, np.int32))[:size]
+    extra_turns = max(round(0.4 * size), int((done > 1).sum()))
+    after = counts(steps(corpus(size), [1.4], epoch=3, done=done))
+    total = done + np.array([after[row] for row in range(size)])
+    assert set(total.tolist()) == {1, 2}
+    assert (total == 2).sum() == extra_turns
 
 
 def test_text_only_samples_count_by_number():
