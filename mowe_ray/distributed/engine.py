@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any, Literal
 
 import deepspeed
@@ -11,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from mowe_ray.distributed import fragments
 from mowe_ray.model import MoweForConditionalGeneration, MoweOutput
+from mowe_ray.training.checkpoints import Checkpoint, Fragment
 from mowe_ray.training.schedule import set_learning_rates
-
-_TAG = "state"
 
 # An all-reduce for inference on CPUs, which training never calls: DeepSpeed would compile it for half a minute.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -69,6 +68,8 @@ class DeepSpeedEngine:
         self._touched: set[str] = set()
         self._trainable = [name for name, p in model.named_parameters() if p.requires_grad]
         self._watch_gradients(model)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.contiguous()  # so that a stretch of it can be named by start and length
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
         self._engine, *_ = deepspeed.initialize(
             model=model,
@@ -136,19 +137,21 @@ class DeepSpeedEngine:
         """Return the trainable parameters that no backward of this rank has reached yet."""
         return [name for name in self._trainable if name not in self._touched]
 
-    def save(self, folder: Path, state: dict[str, Any]) -> None:
-        """Write this rank's part of weights, optimizer and `state` into `folder`. Collective.
+    @property
+    def optimizer_steps(self) -> int:
+        """Updates made so far, over all lives of the run."""
+        return fragments.optimizer_steps(self._engine)
 
-        Frozen weights are not written: they come from the base checkpoints again.
+    def snapshot(self) -> dict[str, Fragment]:
+        """Return a copy, on the CPU, of this rank's part of weights, moments and buffers; not collective.
+
+        Frozen weights are left out: they come from the base checkpoints again.
         """
-        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=state, exclude_frozen_parameters=True)
+        return fragments.snapshot(self._engine)
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Restore what `save` wrote at the same world size; returns `state`. Collective."""
-        path, state = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
-        if path is None:
-            raise ValueError(f"no checkpoint for this rank in {folder}")
-        return dict(state)
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from `checkpoint`, whatever world size and ZeRO stage wrote it. Collective."""
+        fragments.restore(self._engine, checkpoint)
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         """Return all weights, whole and on the CPU, on rank 0 (elsewhere an empty dict). Collective."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import ray.train
 import torch
-from ray.train import Checkpoint
 from ray.util.queue import Queue
 
 from mowe_ray.config import RunConfig
@@ -28,6 +26,8 @@ from mowe_ray.model.building import equal_members, strong_members
 from mowe_ray.model.exporting import export
 from mowe_ray.training.assemble import assemble, optimizer_groups, tokenizer_of
 from mowe_ray.training.batch import Batch, collate
+from mowe_ray.training.checkpoint_writer import CheckpointWriter
+from mowe_ray.training.checkpoints import newest_checkpoint
 from mowe_ray.training.data_order import rows_of_rank
 from mowe_ray.training.errors import RunError
 from mowe_ray.training.loop import training_steps
@@ -37,6 +37,8 @@ from mowe_ray.training.sources import training_plan, validation_plan
 from mowe_ray.training.tracking import Tracker
 from mowe_ray.training.validation import ValidationResult, validate
 
+# How long the last checkpoint may take to be written.
+_LAST_CHECKPOINT_S = 600.0
 # Micro-batches collated ahead of the step that needs them.
 _COLLATED_AHEAD = 4
 
@@ -97,7 +99,7 @@ def _train(setup: WorkerSetup) -> dict[str, Any]:
             offload=config.compute.offload,
         ),
     )
-    start_step = _restore(engine)
+    start_step, writer = _resume(engine, config, setup.console.put)
     monitor = _monitor(setup, config, engine, start_step)
     steps = training_steps(
         engine,
@@ -115,9 +117,10 @@ def _train(setup: WorkerSetup) -> dict[str, Any]:
         monitor.step(result)
         last = result.step == setup.total_steps
         if last or (every.save_every and result.step % every.save_every == 0):
-            _save(engine, result.step)
+            writer.save(result.step, engine.snapshot(), {})
         if not last and every.eval_every and result.step % every.eval_every == 0:
             monitor.validation(result.step, _validate(setup, config, engine, processor))
+    writer.wait(_LAST_CHECKPOINT_S, insist=True)
     validation = _validate(setup, config, engine, processor)
     monitor.validation(setup.total_steps, validation)
     _export(engine, processor, monitor.folder)
@@ -217,21 +220,16 @@ def _decoded(index: ray.ObjectRef, rows: Iterator[Any], config: RunConfig) -> It
     )
 
 
-def _restore(engine: DeepSpeedEngine) -> int:
-    """Load the newest checkpoint of this run, if any; returns the steps finished before."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as folder:
-        return int(engine.load(Path(folder))["step"])
-
-
-def _save(engine: DeepSpeedEngine, step: int) -> None:
-    # A folder of its own for each rank: Ray uploads everything it finds in it.
-    folder = Path(tempfile.mkdtemp(prefix="mowe_ray_checkpoint_"))
-    engine.save(folder, {"step": step, "world_size": engine.world_size})
-    ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(folder))
-    shutil.rmtree(folder)
+def _resume(engine: DeepSpeedEngine, config: RunConfig, say: Callable[[str], None]) -> tuple[int, CheckpointWriter]:
+    """Load the newest checkpoint, if any; returns the steps finished before, and the writer of the next ones."""
+    folder, gather = RunFolder(config.storage, config.name), engine.gather
+    rank, world_size = engine.rank, engine.world_size
+    checkpoint = newest_checkpoint(folder, rank=rank, world_size=world_size, gather=gather, say=say)
+    if checkpoint is not None:
+        engine.restore(checkpoint)
+    keep = config.training.keep_checkpoints
+    writer = CheckpointWriter(folder, rank=rank, world_size=world_size, keep=keep, gather=gather, say=say)
+    return (checkpoint.step if checkpoint else 0), writer
 
 
 def _require_gradients(engine: DeepSpeedEngine) -> None:
