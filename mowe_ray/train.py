@@ -3,7 +3,8 @@
 python -m mowe_ray.train [--config PRESET_OR_FILE] [section.key=value ...] [--dry-run] [--print-config]
 
 Joins the Ray cluster it was submitted to (`ray job submit -- python -m mowe_ray.train ...`), else
-starts a local one. Run the same command again to resume. The last line on stdout is the result as JSON.
+starts a local one. Run the same command again to resume; when its driver dies, it does so itself. SIGTERM and
+Ctrl-C save and end the run. The last line on stdout is the result as JSON.
 """
 
 from __future__ import annotations
@@ -16,10 +17,17 @@ from functools import partial
 from typing import Any
 
 from mowe_ray.config import ConfigError, RunConfig, load_config, render_help
+from mowe_ray.training.checkpoint_files import committed_steps
+from mowe_ray.training.run_folder import RunFolder
+from mowe_ray.training.supervisor import answer, end_with_parent, supervise, supervised
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0 on success, 1 when the run failed, 2 when the request was wrong."""
+    """Run the command.
+
+    Returns:
+        0 on success, 1 when the run failed, 2 when the request was wrong, 128 + N when signal N stopped it.
+    """
     arguments = _parser().parse_args(argv)
     try:
         config = load_config(arguments.config, arguments.overrides)
@@ -40,7 +48,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({"run": config.name, "error": str(error)}))
         return 1
     print(json.dumps(result))
-    return 0
+    return 128 + result["signal"] if "signal" in result else 0
+
+
+def supervised_main() -> int:
+    """Run the command in a child process, which is started again when it dies without an answer."""
+    if supervised():
+        end_with_parent()
+        return answer(main())
+    arguments = _parser().parse_args()
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+    except ConfigError:
+        return main()  # it says what is wrong
+    if arguments.dry_run or arguments.print_config:
+        return main()
+    folder = RunFolder(config.storage, config.name)
+    return supervise(
+        [sys.executable, "-m", "mowe_ray.train", *sys.argv[1:]],
+        max_failures=config.compute.max_failures,
+        progress=lambda: max(committed_steps(folder), default=-1),
+        say=partial(print, file=sys.stderr, flush=True),
+    )
 
 
 def _dry_run(config: RunConfig) -> dict[str, Any]:
@@ -70,4 +99,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(supervised_main())

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from safetensors.torch import load_file
 
 from mowe_ray.config import RunConfig
 from mowe_ray.data.sample import Sample
@@ -118,9 +119,10 @@ def untrained_model(run: Path) -> tuple[MoweForConditionalGeneration, MoweProces
 def trained_model(run: Path) -> tuple[MoweForConditionalGeneration, MoweProcessor]:
     """Build a one-worker run's model with the weights of its last checkpoint, without looking at the export."""
     model, processor = untrained_model(run)
-    (states,) = run.glob("checkpoint_*/state/mp_rank_00_model_states.pt")
-    missing, unexpected = model.load_state_dict(torch.load(states, weights_only=False)["module"], strict=False)
-    assert not unexpected
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert not trainable & set(missing)
+    (file,) = run.glob("checkpoints/step-*/rank-00000-of-00001.safetensors")
+    written = load_file(file)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(written[f"weight/{name}"].view(parameter.shape))
     return model, processor

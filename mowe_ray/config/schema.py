@@ -68,6 +68,11 @@ class ComputeSection(Section):
         """Whether the group may shrink and grow."""
         return not isinstance(self.num_workers, int)
 
+    @property
+    def reserves_decoding(self) -> bool:
+        """Whether workers reserve the CPUs of their decoding: on GPU nodes, GPUs run out before CPUs do."""
+        return self.gpus_per_worker == 0
+
 
 class WandbSection(Section):
     """Weights & Biases."""

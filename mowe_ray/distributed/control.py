@@ -1,14 +1,18 @@
-"""The line between the driver and its workers: what they say, and the wish to stop."""
+"""The line between the driver and its workers: what they say, the wish to stop, a call for help, and the clock."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 
 import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+# What a recovery consists of, from the last step before a failure to the first one after it.
+_PHASES = ("detection", "restart", "load", "data")
 
 
 class Control:
@@ -19,6 +23,8 @@ class Control:
         self._lines: asyncio.Queue[str | None] = asyncio.Queue()
         self._stop = asyncio.Event()
         self._distress: dict[str, asyncio.Event] = {}
+        self._last_step = time.monotonic()
+        self._marks: list[float] = []
 
     async def say(self, line: str | None) -> None:
         """Show `line` to the person at the driver; None ends `next_line`."""
@@ -43,6 +49,26 @@ class Control:
     async def help_called(self, group: str) -> None:
         """Wait for `call_for_help` of this worker group."""
         await self._distress.setdefault(group, asyncio.Event()).wait()
+
+    async def step_finished(self) -> None:
+        """Keep the time of the last sign of life."""
+        self._last_step = time.monotonic()
+
+    async def failed(self) -> None:
+        """Start to measure a recovery: the failure has been noticed."""
+        self._marks = [self._last_step, time.monotonic()]
+
+    async def recovered(self, phase: str) -> dict[str, float]:
+        """End a phase of a recovery: `restart`, `load` or `data`.
+
+        Returns:
+            Seconds of each phase so far, from the last finished step on; empty outside a recovery.
+        """
+        if len(self._marks) != _PHASES.index(phase) + 1:  # no failure before, or another one on the way
+            return {}
+        self._marks.append(time.monotonic())
+        spans = zip(_PHASES, self._marks, self._marks[1:], strict=False)
+        return {name: after - before for name, before, after in spans}
 
 
 def start_control() -> ActorHandle[Control]:

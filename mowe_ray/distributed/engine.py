@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 import deepspeed
@@ -12,10 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from mowe_ray.distributed import fragments
 from mowe_ray.model import MoweForConditionalGeneration, MoweOutput
+from mowe_ray.training.checkpoints import Checkpoint, Fragment
 from mowe_ray.training.schedule import set_learning_rates
-
-_TAG = "state"
+from mowe_ray.training.watchdog import Whereabouts
 
 # An all-reduce for inference on CPUs, which training never calls: DeepSpeed would compile it for half a minute.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -59,17 +59,31 @@ class DeepSpeedEngine:
     - scale losses so that gradients are sums over ranks and micro-batches (the model's losses are
       already shares of the global loss);
     - enter idle encoders also outside training under ZeRO-3, where every rank must gather the same weights;
-    - name the trainable tensors that a step left without gradient.
+    - name the trainable tensors that a step left without gradient;
+    - say where it is, for the watchdog.
+
+    Attributes:
+        updates: Calls of `step` so far; it grows before a weight changes.
     """
 
-    def __init__(self, model: MoweForConditionalGeneration, groups: list[dict[str, Any]], config: dict[str, Any]):
+    def __init__(
+        self,
+        model: MoweForConditionalGeneration,
+        groups: list[dict[str, Any]],
+        config: dict[str, Any],
+        whereabouts: Whereabouts | None = None,
+    ):
         """Shard `model` and create its optimizer; a process group must exist. Collective."""
+        self._whereabouts = whereabouts or Whereabouts()
+        self.updates = 0
         deepspeed.utils.logger.setLevel(logging.ERROR)
         self._stage: int = config["zero_optimization"]["stage"]
         model.enter_idle_encoders = self._stage == 3
         self._touched: set[str] = set()
         self._trainable = [name for name, p in model.named_parameters() if p.requires_grad]
         self._watch_gradients(model)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.contiguous()  # so that a stretch of it can be named by start and length
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
         self._engine, *_ = deepspeed.initialize(
             model=model,
@@ -102,7 +116,8 @@ class DeepSpeedEngine:
 
     def forward(self, **inputs: Any) -> MoweOutput:
         """Run the model on this rank's inputs."""
-        output: MoweOutput = self._engine(**inputs)
+        with self._whereabouts.at("forward"):
+            output: MoweOutput = self._engine(**inputs)
         return output
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
@@ -111,7 +126,8 @@ class DeepSpeedEngine:
         DeepSpeed averages over ranks: the factor undoes it. Accumulation is not averaged at all.
         """
         self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+        with self._whereabouts.at("backward"):
+            self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate_factor: float) -> float:
         """Clip, update and clear the gradients; returns their global norm before clipping.
@@ -121,9 +137,12 @@ class DeepSpeedEngine:
         set_learning_rates(self._engine.optimizer.param_groups, learning_rate_factor)
         norm = float(self._local_norm()) if self._stage == 0 else None
         if norm is not None and not math.isfinite(norm):  # ZeRO skips by itself, torch's optimizer would not
+            self.updates += 1
             self._engine.zero_grad()
             return math.inf
-        self._engine.step()
+        with self._whereabouts.at("optimizer step"):
+            self.updates += 1
+            self._engine.step()
         if not self._engine.was_step_applied():
             return math.inf
         return float((self._engine.get_global_grad_norm() or 0.0) if norm is None else norm)
@@ -131,7 +150,8 @@ class DeepSpeedEngine:
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
         """Sum `values` over all ranks, on this rank's device."""
         values = values.to(self.device)
-        dist.all_reduce(values)
+        with self._whereabouts.at("all-reduce of the ranks' sums"):
+            dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
@@ -144,19 +164,21 @@ class DeepSpeedEngine:
         """Return the trainable parameters that no backward of this rank has reached yet."""
         return [name for name in self._trainable if name not in self._touched]
 
-    def save(self, folder: Path, state: dict[str, Any]) -> None:
-        """Write this rank's part of weights, optimizer and `state` into `folder`. Collective.
+    @property
+    def optimizer_steps(self) -> int:
+        """Updates made so far, over all lives of the run."""
+        return fragments.optimizer_steps(self._engine)
 
-        Frozen weights are not written: they come from the base checkpoints again.
+    def snapshot(self) -> dict[str, Fragment]:
+        """Return a copy, on the CPU, of this rank's part of weights, moments and buffers; not collective.
+
+        Frozen weights are left out: they come from the base checkpoints again.
         """
-        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=state, exclude_frozen_parameters=True)
+        return fragments.snapshot(self._engine)
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Restore what `save` wrote at the same world size; returns `state`. Collective."""
-        path, state = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
-        if path is None:
-            raise ValueError(f"no checkpoint for this rank in {folder}")
-        return dict(state)
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from `checkpoint`, whatever world size and ZeRO stage wrote it. Collective."""
+        fragments.restore(self._engine, checkpoint)
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         """Return all weights, whole and on the CPU, on rank 0 (elsewhere an empty dict). Collective."""

@@ -230,19 +230,24 @@ def rows_of_rank(lanes: list[Rows], rank: int, world_size: int) -> list[Rows]:
 
 
 def with_batches(
-    order: TrainingOrder, load: Callable[[Iterator[Rows]], Iterator[Batch]], rank: int, world_size: int
+    order: TrainingOrder,
+    load: Callable[[Iterator[Rows]], Iterator[Batch]],
+    rank: int,
+    world_size: int,
+    change: Callable[[list[Rows]], list[Rows]] = lambda lanes: lanes,
 ) -> Iterator[tuple[PlannedStep, list[Batch]]]:
     """Yield the steps to come, each with this rank's micro-batches.
 
     Args:
         load: Turns rows into micro-batches, one each and in order; it may run ahead, in another thread.
+        change: Returns the micro-batches that are run for the planned ones of a step, the same on every rank.
     """
     ahead: deque[tuple[PlannedStep, list[Rows]]] = deque()
     steps = iter(order)
 
     def rows() -> Iterator[Rows]:
         for planned in steps:
-            mine = rows_of_rank(planned.lanes, rank, world_size)
+            mine = rows_of_rank(change(planned.lanes), rank, world_size)
             ahead.append((planned, mine))
             yield from mine
 

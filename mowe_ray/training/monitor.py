@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mowe_ray.data.report import DataReport
 from mowe_ray.data.sample import BadSample
@@ -33,7 +33,7 @@ class Monitor:
         ranks: Ranks,
         folder: RunFolder,
         tracker: Tracker | None,
-        say: Callable[[str], None],
+        say: Callable[[str], object],
         report: DataReport,
         members: list[str],
         start_share: float,
@@ -94,6 +94,14 @@ class Monitor:
             }
         )
         self._say(progress_line(result.step, self._max_steps, share, averages))
+
+    def recovered(self, step: int, spans: Mapping[str, float]) -> None:
+        """Log how long it took to come back after a failure, by phase in seconds; on rank 0 alone."""
+        if self._tracker is not None and spans:
+            total = sum(spans.values())
+            self._tracker.log({"kind": "recovery", "step": step, "seconds": total, **spans})
+            phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in spans.items())
+            self._say(f"recovered in {total:.1f} s ({phases})")
 
     def validation(self, step: int, results: dict[str, ValidationResult]) -> None:
         """Log one validation of every source, by the source's name."""

@@ -98,7 +98,7 @@ class Records:
     @classmethod
     def load(cls, folder: RunFolder) -> Records:
         """Read what the ranks of this run wrote down."""
-        texts = [folder.read_text(file) for file in folder.files(FOLDER) if file.endswith(".json")]
+        texts = [folder.read_text(f"{FOLDER}/{name}") for name in folder.names(FOLDER) if name.endswith(".json")]
         return cls(sorted((Event(**json.loads(text)) for text in texts), key=lambda event: (event.step, event.lane)))
 
     def apply(self, lanes: Sequence[Rows], *, world_size: int) -> list[Rows]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,24 +21,35 @@ class RunFolder:
         self.url = f"{self.storage}/{name}"
         self._filesystem, self._root = fsspec.core.url_to_fs(self.url)
 
+    @property
+    def _now(self) -> Any:
+        # The file system, without the listings it remembers: another machine may have written since.
+        self._filesystem.invalidate_cache()
+        return self._filesystem
+
     def exists(self, file: str = "") -> bool:
         """Whether the folder, or a file in it, is there."""
-        return bool(self._filesystem.exists(f"{self._root}/{file}".rstrip("/")))
+        return bool(self._now.exists(f"{self._root}/{file}".rstrip("/")))
 
-    def files(self, folder: str) -> list[str]:
-        """Return the files below `folder`, sorted, as the other methods take them."""
-        if not self.exists(folder):
+    def names(self, folder: str) -> list[str]:
+        """Return the names of the files and folders in `folder`, sorted; none if it is not there."""
+        try:
+            paths = self._now.ls(f"{self._root}/{folder}", detail=False)
+        except FileNotFoundError:
             return []
-        found = self._filesystem.find(f"{self._root}/{folder}")
-        return sorted(f"{folder}/{name.rsplit(f'/{folder}/', 1)[1]}" for name in found)
+        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
 
     def path(self, file: str) -> str:
         """Full path or URL of `file`."""
         return f"{self.url}/{file}"
 
+    def local_path(self, file: str) -> Path | None:
+        """Path of `file` on this machine's own file systems, None for any other URL."""
+        return Path(self._root) / file if self._filesystem.protocol[0] == "file" else None
+
     def read_text(self, file: str) -> str:
         """Return the content of `file`."""
-        with self._filesystem.open(f"{self._root}/{file}", "rb") as f:
+        with self._now.open(f"{self._root}/{file}", "rb") as f:
             return bytes(f.read()).decode()
 
     def write_text(self, file: str, text: str) -> None:
@@ -54,7 +66,7 @@ class RunFolder:
 
     def append_text(self, file: str, text: str) -> None:
         """Add `text` to the end of `file`."""
-        if self._filesystem.protocol[0] == "file":
+        if self.local_path(file):
             with self._filesystem.open(f"{self._root}/{file}", "ab") as f:
                 f.write(text.encode())
         else:  # object stores cannot append: all of it again
@@ -78,6 +90,20 @@ class RunFolder:
             self._filesystem.rm(target, recursive=True)
         self._filesystem.makedirs(target, exist_ok=True)
         for file in sorted(p for p in local.rglob("*") if p.is_file()):
-            name = f"{target}/{file.relative_to(local).as_posix()}"
-            self._filesystem.makedirs(name.rsplit("/", 1)[0], exist_ok=True)
-            self._filesystem.put_file(str(file), name)
+            self.put(file, f"{folder}/{file.relative_to(local).as_posix()}")
+
+    def put(self, local: Path, file: str) -> None:
+        """Copy the local file to `file`."""
+        target = f"{self._root}/{file}"
+        self._filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        self._filesystem.put_file(str(local), target)
+
+    def fetch(self, file: str, local: Path) -> None:
+        """Copy `file` to the local file."""
+        self._now.get_file(f"{self._root}/{file}", str(local))
+
+    def remove(self, file: str) -> None:
+        """Remove a file, or a folder with all that is in it; one that is not there is no error."""
+        if self.exists(file):
+            with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+                self._filesystem.rm(f"{self._root}/{file}", recursive=True)

@@ -53,7 +53,7 @@ def test_the_run_folder_is_complete(storage):
     assert set(router["validation"]) == TASKS
     assert image.imread(run / "router_report.png").std() > 0
     assert (run / "export" / "model.safetensors").stat().st_size > 100_000
-    assert len(list(run.glob("checkpoint_*/latest"))) == 1
+    assert len(list(run.glob("checkpoints/step-*/checkpoint.json"))) == 1
     assert not list(run.rglob("*.part"))
 
 

@@ -113,9 +113,9 @@ def test_each_event_has_a_file_of_its_own(folder):
     for lane, rank in ((2, 0), (3, 1), (3, 1)):
         fail(folder, [lane, 20], lane=lane, rank=rank)
     fail(folder, [1, 2], step=7, lane=3, rank=1)
-    names = [f"out_of_memory/step-{name}.json" for name in ("12-lane-2", "12-lane-3-2", "12-lane-3", "7-lane-3")]
-    assert folder.files("out_of_memory") == names
-    assert json.loads(folder.read_text(names[2])) == {
+    names = [f"step-{name}.json" for name in ("12-lane-2", "12-lane-3-2", "12-lane-3", "7-lane-3")]
+    assert folder.names("out_of_memory") == names
+    assert json.loads(folder.read_text(f"out_of_memory/{names[2]}")) == {
         "step": 12,
         "lane": 3,
         "rank": 1,
@@ -130,7 +130,7 @@ def test_the_records_are_read_from_any_file_system():
     folder = RunFolder("memory://records", "run")
     fail(folder, [1, 2])
     fail(folder, [1, 2])
-    assert folder.files("out_of_memory") == [f"out_of_memory/step-12-lane-0{n}.json" for n in ("-2", "")]
+    assert folder.names("out_of_memory") == [f"step-12-lane-0{n}.json" for n in ("-2", "")]
     assert len(Records.load(folder).events) == 2
 
 

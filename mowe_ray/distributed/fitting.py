@@ -1,0 +1,158 @@
+"""Ray Train: start the worker group, start it again after a failure, shrink and grow it, and end it on a signal."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import ray
+import ray.train
+from ray.actor import ActorHandle
+from ray.train import UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from mowe_ray.config import RunConfig
+from mowe_ray.distributed.control import Control
+from mowe_ray.distributed.rescue import RESCUE_S, SaveOnSigterm
+from mowe_ray.distributed.worker import WorkerSetup, train_worker
+from mowe_ray.training.checkpoint_files import committed_steps
+from mowe_ray.training.run_folder import RunFolder
+
+
+def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train on a group of workers through all failures; returns what rank 0 returned.
+
+    Ray replaces workers and starts the group again, `compute.max_failures` times. When that is used up, or when Ray's
+    own controller has died, the group is started anew, as long as there are new checkpoints between failures.
+
+    Raises:
+        ValueError: It failed too often without a new checkpoint; the message has the last cause.
+    """
+    lost = 0
+    while True:
+        reached = committed_steps(folder)
+        try:
+            return dict(_trainer(config, folder, setup).fit().return_value)
+        except ray.train.TrainingFailedError as error:
+            cause, lost = _causes(error), config.compute.max_failures  # Ray has tried so often already
+        except ray.exceptions.RayActorError as error:
+            cause = f"the training controller died: {str(error).splitlines()[0]}"
+        lost = 1 if committed_steps(folder)[-1:] != reached[-1:] else lost + 1
+        if lost > config.compute.max_failures:
+            raise ValueError(
+                f"training failed after {config.compute.max_failures} restarts without a new checkpoint "
+                f"(compute.max_failures): {cause}"
+            )
+        say(f"warning: {cause}; starting the workers again")
+
+
+def _trainer(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> TorchTrainer:
+    compute = config.compute
+    cpus = compute.cpus_per_worker + (config.data.decode_cpus if compute.reserves_decoding else 0)
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"setup": setup},
+        torch_config=TorchConfig(
+            backend="nccl" if compute.gpus_per_worker else "gloo",
+            # The watchdog is to speak first: it can tell where the ranks are.
+            timeout_s=int(config.training.step_timeout_s + 2 * RESCUE_S),
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(compute.min_workers, compute.max_workers) if compute.elastic else compute.max_workers,
+            elastic_resize_monitor_interval_s=compute.resize_interval_s,
+            use_gpu=compute.gpus_per_worker > 0,
+            resources_per_worker={"CPU": cpus, "GPU": compute.gpus_per_worker},
+            accelerator_type=compute.accelerator_type,
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.name,
+            storage_path=folder.storage,
+            failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
+            callbacks=[_TellFailures(setup.control), SaveOnSigterm()],
+        ),
+    )
+
+
+class _TellFailures(UserCallback):
+    """Tells the person, and the clock, that workers have failed; runs in Ray's controller."""
+
+    def __init__(self, control: ActorHandle[Control]):
+        self._control = control
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        """See the class."""
+        self._control.failed.remote()
+        self._control.say.remote(f"warning: workers failed:{_by_rank(worker_exceptions)}")
+
+
+def _causes(error: ray.train.TrainingFailedError) -> str:
+    """Say in a few lines what went wrong on which rank, where Ray would print every rank's traceback, cut off."""
+    if not isinstance(error, ray.train.WorkerGroupError) or not error.worker_failures:
+        return str(error)
+    logs = f"{ray.get_runtime_context().get_temp_dir()}/session_latest/logs/train"
+    return f"{_by_rank(error.worker_failures)}\n  full logs: {logs}, on the machine of the rank"
+
+
+def _by_rank(failures: dict[int, Exception]) -> str:
+    ranks: dict[str, list[int]] = {}
+    for rank, failure in sorted(failures.items()):
+        # A failed Ray task carries its whole traceback as text, with the cause in the last line.
+        told = (str(failure).strip().splitlines() or ["no message"])[-1]
+        name = type(failure).__name__
+        if name == "WorkerHealthCheckFailedError":  # it says who the worker was, in many lines
+            told = name = "the process died"
+        where = "".join(f" ({note})" for note in getattr(failure, "__notes__", [])[-1:])
+        ranks.setdefault(f"{told if told.startswith(name) else f'{name}: {told}'}{where}", []).append(rank)
+    lines = [f"rank {', '.join(map(str, who))}: {what}" for what, who in list(ranks.items())[:3]]
+    return "\n  ".join(["", *lines])
+
+
+@contextmanager
+def stop_on_signals(control: ActorHandle[Control], say: Callable[[str], None]) -> Iterator[list[int]]:
+    """Let SIGTERM and SIGINT save and end the run inside; a second SIGINT ends the process at once.
+
+    Yields:
+        The signals that came.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can
+        yield came
+        return
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if number in came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not came:
+            say(f"{signal.Signals(number).name}: saving and stopping after this step")
+            control.stop.remote()
+        came.append(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def in_thread(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `work` returns, computed in another thread: the main one stays free for signals."""
+    done: list[dict[str, Any]] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised below, in the main thread
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="fit")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]
