@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mowe_ray.config.fields import InlineConfig
-from mowe_ray.config.model_section import ModelSection
+from mowe_ray.config.model_section import CheckpointedPart, ModelSection
 from mowe_ray.config.training_section import MoweLossSection, TrainingSection
 from mowe_ray.data.index import Index
 from mowe_ray.data.sample import Sample
@@ -84,8 +85,7 @@ def assemble(
             downsample=model.adapter.downsample,
             **free,
         )
-    if model.gradient_checkpointing:
-        built.activation_checkpointing_enable({"use_reentrant": False})
+    _recompute_activations(built, model.gradient_checkpointing)
     return built, build_processor(built, tokenizer)
 
 
@@ -125,6 +125,17 @@ def tokenizer_of(model: ModelSection, own: str | None) -> PreTrainedTokenizerBas
     assert isinstance(source, str)
     loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     return loaded
+
+
+def _recompute_activations(model: MoweForConditionalGeneration, parts: Sequence[CheckpointedPart]) -> None:
+    base, *pool = model.audio_tower.encoders()
+    chosen = [base] if "base_encoder" in parts else []
+    if "weak_encoders" in parts:
+        chosen += pool
+    for encoder in chosen:
+        encoder.enable_gradient_checkpointing()
+    if "language_model" in parts:
+        model.language_model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def _source(checkpoint: str | InlineConfig) -> Source:
