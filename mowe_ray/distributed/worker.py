@@ -23,10 +23,11 @@ from mowe_ray.data.batch import MicroBatch
 from mowe_ray.data.report import DataReport
 from mowe_ray.distributed.engine import DeepSpeedEngine, deepspeed_config
 from mowe_ray.distributed.pipeline import decode_stream, prefetch
+from mowe_ray.distributed.sharded_loading import sharded_loading
 from mowe_ray.model import MoweProcessor
 from mowe_ray.model.building import equal_members, strong_members
 from mowe_ray.model.exporting import export
-from mowe_ray.training.assemble import assemble, optimizer_groups, tokenizer_of
+from mowe_ray.training.assemble import assemble, model_dtype, optimizer_groups, tokenizer_of
 from mowe_ray.training.batch import Batch, collate
 from mowe_ray.training.data_order import rows_of_rank
 from mowe_ray.training.errors import RunError
@@ -83,20 +84,24 @@ def _train(setup: WorkerSetup) -> dict[str, Any]:
         torch.set_num_threads(config.compute.cpus_per_worker)
     gpu = config.compute.gpus_per_worker > 0
     tokenizer = tokenizer_of(config.model, setup.tokenizer)
-    model, processor = assemble(config.model, config.training.mowe_loss, seed=config.seed, tokenizer=tokenizer, gpu=gpu)
+    settings = deepspeed_config(
+        zero_stage=config.compute.zero_stage,
+        clip_norm=config.training.clip_norm,
+        bf16=model_dtype(config.model, gpu) == torch.bfloat16,
+        offload=config.compute.offload,
+    )
+    model, processor = assemble(
+        config.model,
+        config.training.mowe_loss,
+        seed=config.seed,
+        tokenizer=tokenizer,
+        gpu=gpu,
+        loading=sharded_loading(settings),
+    )
     if rank == 0:
         for warning in [*equal_members(model), *strong_members(model)]:
             setup.console.put(f"warning: {warning}")
-    engine = DeepSpeedEngine(
-        model,
-        optimizer_groups(model, config.training),
-        deepspeed_config(
-            zero_stage=config.compute.zero_stage,
-            clip_norm=config.training.clip_norm,
-            bf16=model.dtype == torch.bfloat16,
-            offload=config.compute.offload,
-        ),
-    )
+    engine = DeepSpeedEngine(model, optimizer_groups(model, config.training), settings)
     start_step = _restore(engine)
     monitor = _monitor(setup, config, engine, start_step)
     steps = training_steps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -35,9 +36,18 @@ DEFAULT_VOCABULARY = 1024
 
 
 def assemble(
-    model: ModelSection, mowe_loss: MoweLossSection, *, seed: int, tokenizer: PreTrainedTokenizerBase, gpu: bool
+    model: ModelSection,
+    mowe_loss: MoweLossSection,
+    *,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    gpu: bool,
+    loading: AbstractContextManager[None] | None = None,
 ) -> tuple[MoweForConditionalGeneration, MoweProcessor]:
     """Build the model with its weights, and the processor that makes its inputs.
+
+    Args:
+        loading: Entered while the language model's checkpoint loads.
 
     Raises:
         ValueError: A checkpoint cannot be used; the message names the key.
@@ -63,6 +73,7 @@ def assemble(
             lora=lora,
             dtype=dtype,
             seed=seed,
+            loading=loading,
             **free,
         )
     else:
@@ -78,6 +89,7 @@ def assemble(
             train_base=model.train_base,
             dtype=dtype,
             seed=seed,
+            loading=loading,
             fusion=model.fusion,
             router_data_independent=model.router.data_independent,
             router_data_dependent=model.router.data_dependent,
