@@ -52,17 +52,7 @@ def assemble(
     Raises:
         ValueError: A checkpoint cannot be used; the message names the key.
     """
-    free: dict[str, Any] = {
-        "router_top_k": min(model.router.top_k, max(1, len(model.weak_encoders))),
-        "router_temperature": model.router.temperature,
-        "router_noise": model.router.noise,
-        "router_execution": model.router.execution,
-        "pad_audio": model.pad_audio,
-        "spec_augment": None if model.spec_augment is None else model.spec_augment.model_dump(),
-        "mowe_loss": mowe_loss.kind,
-        "mowe_loss_weight": mowe_loss.weight,
-        "mowe_z_weight": mowe_loss.z_weight,
-    }
+    free = _free_options(model, mowe_loss)
     dtype = model_dtype(model, gpu)
     lora = None if model.lora is None else Lora(**model.lora.model_dump())
     if model.init_from is not None:
@@ -137,6 +127,21 @@ def tokenizer_of(model: ModelSection, own: str | None) -> PreTrainedTokenizerBas
     assert isinstance(source, str)
     loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     return loaded
+
+
+def _free_options(model: ModelSection, mowe_loss: MoweLossSection) -> dict[str, Any]:
+    """Return the options that shape no weights."""
+    return {
+        "router_top_k": min(model.router.top_k, max(1, len(model.weak_encoders))),
+        "router_temperature": model.router.temperature,
+        "router_noise": model.router.noise,
+        "router_execution": model.router.execution,
+        "pad_audio": model.pad_audio,
+        "spec_augment": None if model.spec_augment is None else model.spec_augment.model_dump(),
+        "mowe_loss": mowe_loss.kind,
+        "mowe_loss_weight": mowe_loss.weight,
+        "mowe_z_weight": mowe_loss.z_weight,
+    }
 
 
 def _recompute_activations(model: MoweForConditionalGeneration, parts: Sequence[CheckpointedPart]) -> None:
