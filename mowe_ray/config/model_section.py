@@ -19,6 +19,8 @@ from mowe_ray.config.fields import (
     repeated_names,
 )
 
+CheckpointedPart = Literal["base_encoder", "weak_encoders", "language_model"]
+
 
 def _known_features(features: str) -> str:
     if not re.fullmatch(r"last|weighted_sum|layer:\d+", features):
@@ -112,8 +114,8 @@ class ModelSection(Section):
     """Time masks on the base encoder's input; null masks nothing."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the network; auto is bfloat16 on a GPU and float32 on a CPU."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: list[CheckpointedPart] = []
+    """Parts that recompute activations in the backward pass: less memory for a third more compute."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelSection:
@@ -151,4 +153,14 @@ class ModelSection(Section):
                 found.append(f"{key}.train: {member.name} is a frozen copy of {twin} and adds no information")
         if isinstance(self.base_encoder, InlineConfig) and self.train_base == "frozen":
             found.append("model.train_base: the base encoder has random weights and is frozen")
-        return found
+        return found + self._needless_checkpointing()
+
+    def _needless_checkpointing(self) -> list[str]:
+        idle = {"base_encoder": "is frozen"} if self.train_base == "frozen" else {}
+        if all(member.train == "frozen" for member in self.weak_encoders):
+            idle["weak_encoders"] = "are all frozen" if self.weak_encoders else "are none"
+        return [
+            f"model.gradient_checkpointing: {part} {idle[part]}, so there are no activations to save"
+            for part in self.gradient_checkpointing
+            if part in idle
+        ]

@@ -91,6 +91,9 @@ class DeepSpeedEngine:
             optimizer=optimizer,
             config=config,
         )
+        # DeepSpeed moves nothing of a model that came as shards (distributed/sharded_loading.py).
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(self.device)
         self.rank: int = dist.get_rank()
 
     @property

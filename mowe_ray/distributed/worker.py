@@ -19,10 +19,11 @@ from mowe_ray.data.report import DataReport
 from mowe_ray.distributed.control import Control
 from mowe_ray.distributed.engine import DeepSpeedEngine, deepspeed_config
 from mowe_ray.distributed.run import Run
+from mowe_ray.distributed.sharded_loading import sharded_loading
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
 from mowe_ray.model.building import equal_members, strong_members
 from mowe_ray.model.exporting import export
-from mowe_ray.training.assemble import assemble, optimizer_groups, tokenizer_of
+from mowe_ray.training.assemble import assemble, model_dtype, optimizer_groups, tokenizer_of
 from mowe_ray.training.checkpoint_writer import CheckpointWriter
 from mowe_ray.training.checkpoints import newest_checkpoint
 from mowe_ray.training.data_order import TrainingOrder
@@ -146,17 +147,23 @@ def _build(
     gpu = config.compute.gpus_per_worker > 0
     if not gpu:
         torch.set_num_threads(config.compute.cpus_per_worker)
-    tokenizer = tokenizer_of(config.model, own_tokenizer)
-    model, processor = assemble(config.model, config.training.mowe_loss, seed=config.seed, tokenizer=tokenizer, gpu=gpu)
-    for warning in [*equal_members(model), *strong_members(model)]:
-        say(f"warning: {warning}")
-    whereabouts.follow(_parts(model, [member.name for member in config.model.weak_encoders]))
     settings = deepspeed_config(
         zero_stage=config.compute.zero_stage,
         clip_norm=config.training.clip_norm,
-        bf16=model.dtype == torch.bfloat16,
+        bf16=model_dtype(config.model, gpu) == torch.bfloat16,
         offload=config.compute.offload,
     )
+    model, processor = assemble(
+        config.model,
+        config.training.mowe_loss,
+        seed=config.seed,
+        tokenizer=tokenizer_of(config.model, own_tokenizer),
+        gpu=gpu,
+        loading=sharded_loading(settings),
+    )
+    for warning in [*equal_members(model), *strong_members(model)]:
+        say(f"warning: {warning}")
+    whereabouts.follow(_parts(model, [member.name for member in config.model.weak_encoders]))
     return processor, DeepSpeedEngine(model, optimizer_groups(model, config.training), settings, whereabouts)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -34,6 +35,7 @@ from transformers import (
 
 from .configuration_mowe import EncoderSpec, MoweConfig
 from .encoders import AudioEncoder, EncoderExtras, load_encoder, same_weights
+from .exported import load_exported
 from .lora import inject_lora, merge_lora
 from .modeling_mowe import MoweForConditionalGeneration
 from .pool import PoolMember
@@ -87,6 +89,7 @@ def build_model(
     train_base: str = "frozen",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    loading: AbstractContextManager[None] | None = None,
     **options: Any,
 ) -> MoweForConditionalGeneration:
     """Build a model from its parts' checkpoints, ready to train.
@@ -100,6 +103,7 @@ def build_model(
         train_base: `frozen`, `full` or `lora`.
         dtype: Type of all weights.
         seed: Seed of everything drawn here; torch's own generator is left as it was.
+        loading: Entered while the language model's checkpoint loads, so that its weights may become shards.
         **options: Other fields of `MoweConfig`: fusion, router_*, adapter, downsample, pad_audio,
             spec_augment, mowe_loss, mowe_loss_weight, mowe_z_weight.
 
@@ -114,7 +118,7 @@ def build_model(
         base, _ = load_encoder(base_encoder, seed)
         loaded = [load_encoder(weak.checkpoint, seed + 1 + index) for index, weak in enumerate(weak_encoders)]
         torch.manual_seed(seed)
-        llm = load_language_model(language_model, tokenizer, dtype)
+        llm = load_language_model(language_model, tokenizer, dtype, loading)
         config = MoweConfig(
             base_encoder=EncoderSpec("base", base.config, base.front_end, train_base),
             weak_encoders=[
@@ -143,6 +147,7 @@ def load_model(
     lora: Lora | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    loading: AbstractContextManager[None] | None = None,
     **options: Any,
 ) -> MoweForConditionalGeneration:
     """Load an exported model to train it further.
@@ -156,6 +161,7 @@ def load_model(
         lora: New adapters of the language model; None trains all of it.
         dtype: Type of all weights.
         seed: Seed of the adapters.
+        loading: As in `build_model`; a folder with unmerged adapters loads as a whole.
         **options: Fields of `MoweConfig` that shape no weights: router_top_k, router_temperature,
             router_noise, router_execution, pad_audio, spec_augment, mowe_loss, mowe_loss_weight,
             mowe_z_weight.
@@ -166,9 +172,7 @@ def load_model(
     if fixed := options.keys() - set(_FREE_OPTIONS):
         raise TypeError(f"an exported model's {', '.join(sorted(fixed))} cannot change")
     config = MoweConfig.from_pretrained(folder, **options)
-    model: MoweForConditionalGeneration = MoweForConditionalGeneration.from_pretrained(
-        folder, config=config, dtype=dtype
-    )
+    model = load_exported(folder, config, dtype, loading)
     specs: list[EncoderSpec] = config.weak_encoders or []
     choices = dict(train_weak or {})
     if strangers := choices.keys() - {spec.name for spec in specs}:
@@ -201,29 +205,40 @@ def add_audio_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.get_vocab()[AUDIO_TOKEN]
 
 
-def load_language_model(source: Source, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
+def load_language_model(
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    loading: AbstractContextManager[None] | None = None,
+) -> PreTrainedModel:
     """Load a causal language model with room for all of the tokenizer's tokens.
 
     An inline configuration takes the vocabulary size and special tokens it does not name from the
-    tokenizer.
+    tokenizer. `loading` is entered around what is done to a checkpoint, not to random weights.
     """
     model: PreTrainedModel
     if isinstance(source, str):
-        try:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False)
-        except OSError as error:
-            raise ValueError(f"model.language_model: cannot read a checkpoint from {source!r}: {error}") from error
-    else:
-        defaults = {"vocab_size": len(tokenizer)} | {
-            name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
-        }
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**defaults, **source}), dtype=dtype)
+        with loading or nullcontext():
+            try:
+                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+            except OSError as error:
+                raise ValueError(f"model.language_model: cannot read a checkpoint from {source!r}: {error}") from error
+            _make_room(model, tokenizer)
+            return model
+    defaults = {"vocab_size": len(tokenizer)} | {
+        name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**defaults, **source}), dtype=dtype)
+    _make_room(model, tokenizer)
+    return model
+
+
+def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding)
     if len(tokenizer) > embeddings.num_embeddings:
         # Random new rows: their text embedding is never read, the audio takes its place.
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return model
 
 
 def parameter_parts(model: nn.Module) -> dict[str, str]:

@@ -157,4 +157,4 @@ class AudioEncoder(nn.Module, ABC):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
-        self.model.activation_checkpointing_enable()
+        self.model.activation_checkpointing_enable({"use_reentrant": False})

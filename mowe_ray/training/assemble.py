@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mowe_ray.config.fields import InlineConfig
-from mowe_ray.config.model_section import ModelSection
+from mowe_ray.config.model_section import CheckpointedPart, ModelSection
 from mowe_ray.config.training_section import MoweLossSection, TrainingSection
 from mowe_ray.data.index import Index
 from mowe_ray.data.sample import Sample
@@ -34,24 +36,23 @@ DEFAULT_VOCABULARY = 1024
 
 
 def assemble(
-    model: ModelSection, mowe_loss: MoweLossSection, *, seed: int, tokenizer: PreTrainedTokenizerBase, gpu: bool
+    model: ModelSection,
+    mowe_loss: MoweLossSection,
+    *,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    gpu: bool,
+    loading: AbstractContextManager[None] | None = None,
 ) -> tuple[MoweForConditionalGeneration, MoweProcessor]:
     """Build the model with its weights, and the processor that makes its inputs.
+
+    Args:
+        loading: Entered while the language model's checkpoint loads.
 
     Raises:
         ValueError: A checkpoint cannot be used; the message names the key.
     """
-    free: dict[str, Any] = {
-        "router_top_k": min(model.router.top_k, max(1, len(model.weak_encoders))),
-        "router_temperature": model.router.temperature,
-        "router_noise": model.router.noise,
-        "router_execution": model.router.execution,
-        "pad_audio": model.pad_audio,
-        "spec_augment": None if model.spec_augment is None else model.spec_augment.model_dump(),
-        "mowe_loss": mowe_loss.kind,
-        "mowe_loss_weight": mowe_loss.weight,
-        "mowe_z_weight": mowe_loss.z_weight,
-    }
+    free = _free_options(model, mowe_loss)
     dtype = model_dtype(model, gpu)
     lora = None if model.lora is None else Lora(**model.lora.model_dump())
     if model.init_from is not None:
@@ -62,6 +63,7 @@ def assemble(
             lora=lora,
             dtype=dtype,
             seed=seed,
+            loading=loading,
             **free,
         )
     else:
@@ -77,6 +79,7 @@ def assemble(
             train_base=model.train_base,
             dtype=dtype,
             seed=seed,
+            loading=loading,
             fusion=model.fusion,
             router_data_independent=model.router.data_independent,
             router_data_dependent=model.router.data_dependent,
@@ -84,8 +87,7 @@ def assemble(
             downsample=model.adapter.downsample,
             **free,
         )
-    if model.gradient_checkpointing:
-        built.activation_checkpointing_enable({"use_reentrant": False})
+    _recompute_activations(built, model.gradient_checkpointing)
     return built, build_processor(built, tokenizer)
 
 
@@ -125,6 +127,32 @@ def tokenizer_of(model: ModelSection, own: str | None) -> PreTrainedTokenizerBas
     assert isinstance(source, str)
     loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     return loaded
+
+
+def _free_options(model: ModelSection, mowe_loss: MoweLossSection) -> dict[str, Any]:
+    """Return the options that shape no weights."""
+    return {
+        "router_top_k": min(model.router.top_k, max(1, len(model.weak_encoders))),
+        "router_temperature": model.router.temperature,
+        "router_noise": model.router.noise,
+        "router_execution": model.router.execution,
+        "pad_audio": model.pad_audio,
+        "spec_augment": None if model.spec_augment is None else model.spec_augment.model_dump(),
+        "mowe_loss": mowe_loss.kind,
+        "mowe_loss_weight": mowe_loss.weight,
+        "mowe_z_weight": mowe_loss.z_weight,
+    }
+
+
+def _recompute_activations(model: MoweForConditionalGeneration, parts: Sequence[CheckpointedPart]) -> None:
+    base, *pool = model.audio_tower.encoders()
+    chosen = [base] if "base_encoder" in parts else []
+    if "weak_encoders" in parts:
+        chosen += pool
+    for encoder in chosen:
+        encoder.enable_gradient_checkpointing()
+    if "language_model" in parts:
+        model.language_model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def _source(checkpoint: str | InlineConfig) -> Source:

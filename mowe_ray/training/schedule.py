@@ -52,7 +52,8 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part, decays = part_of[name], parameter.ndim >= 2
+        # A parameter that was loaded as a shard (ZeRO-3) is empty, and keeps its shape here.
+        part, decays = part_of[name], len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
         peak = lr_per_part.get(part)
         peak = learning_rate if peak is None else peak
         group = groups.setdefault(

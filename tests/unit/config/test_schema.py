@@ -87,6 +87,28 @@ def test_frozen_random_weights_are_warned_about() -> None:
     ]
 
 
+def test_checkpointing_what_does_not_train_is_warned_about() -> None:
+    def warnings(*overrides: str) -> list[str]:
+        parts = "model.gradient_checkpointing=[base_encoder, weak_encoders, language_model]"
+        found = load_config("quickstart", [parts, *overrides]).warnings()
+        return [line for line in found if line.startswith("model.gradient_checkpointing: ")]
+
+    key, why = "model.gradient_checkpointing: ", ", so there are no activations to save"
+    assert warnings() == []
+    assert warnings("model.train_base=frozen") == [f"{key}base_encoder is frozen{why}"]
+    frozen = "model.weak_encoders=[{name: a, checkpoint: x/tiny}]"
+    assert warnings(frozen) == [f"{key}weak_encoders are all frozen{why}"]
+    assert warnings(frozen, "model.weak_encoders.0.train=lora", "model.lora.r=4") == []
+    assert warnings("model.weak_encoders=[]") == [f"{key}weak_encoders are none{why}"]
+
+
+def test_checkpointing_names_parts() -> None:
+    assert load_config("paper").model.gradient_checkpointing == ["language_model"]
+    key = "model.gradient_checkpointing"
+    assert problem(f"{key}=true") == f"{key}: must be a valid list, got True"
+    assert problem(f"{key}=[adapter]").startswith(f"{key}.0: ")
+
+
 def test_warm_up_longer_than_training_is_warned_about() -> None:
     config = load_config("quickstart", ["training.max_steps=5", "training.warmup_steps=5"])
     assert [line.partition(":")[0] for line in config.warnings()] == ["training.warmup_steps"]

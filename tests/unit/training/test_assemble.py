@@ -42,7 +42,7 @@ def test_every_option_reaches_the_model(tokenizer):
             spec_augment={"mask_prob": 0.1, "mask_length": 7},
             train_base="lora",
             lora={"r": 4, "alpha": 8, "target_modules": ["q_proj"]},
-            gradient_checkpointing=True,
+            gradient_checkpointing=["language_model"],
         ),
         tokenizer,
         kind="load_balance",
@@ -62,7 +62,8 @@ def test_every_option_reaches_the_model(tokenizer):
     ]
     assert config.lora["language_model"] == {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj"]}
     assert processor.downsample == 4
-    assert model.language_model.is_gradient_checkpointing
+    assert model.language_model.is_activation_checkpointing
+    assert not model.audio_tower.base_encoder.model.is_activation_checkpointing
 
 
 @pytest.mark.parametrize("fusion", ["concat", "average"])
