@@ -77,6 +77,7 @@ class DeepSpeedEngine:
             optimizer=optimizer,
             config=config,
         )
+        fragments.forget_first_update(self._engine)
         self.rank: int = dist.get_rank()
 
     @property
