@@ -94,6 +94,7 @@ class DeepSpeedEngine:
         # DeepSpeed moves nothing of a model that came as shards (distributed/sharded_loading.py).
         for buffer in model.buffers():
             buffer.data = buffer.data.to(self.device)
+        fragments.forget_first_update(self._engine)
         self.rank: int = dist.get_rank()
 
     @property

@@ -89,6 +89,18 @@ def restore(engine: deepspeed.DeepSpeedEngine, checkpoint: Checkpoint) -> None:
     _derive_weights(engine, stage)
 
 
+@torch.no_grad()
+def forget_first_update(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Undo the update without gradients that DeepSpeed begins with in bfloat16 without ZeRO.
+
+    It decays the master weights, and counts as a step. Elsewhere this changes nothing.
+    """
+    if engine.zero_optimization_stage() == 0:
+        engine.basic_optimizer.state.clear()
+        for weight, master in _working_and_master(engine):
+            master.copy_(weight)
+
+
 def optimizer_steps(engine: deepspeed.DeepSpeedEngine) -> int:
     """Return the updates that AdamW has made."""
     states = engine.basic_optimizer.state

@@ -5,10 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_optimizer_state
+from safetensors.torch import load_file
 from transformers import AutoModel
 
 from mowe_ray.model.exporting import export
 from mowe_ray.training.batch import collate
+from mowe_ray.training.checkpoint_writer import CheckpointWriter
+from mowe_ray.training.checkpoints import newest_checkpoint
+from mowe_ray.training.run_folder import RunFolder
 from tests.two_ranks import (
     Row,
     curve,
@@ -36,41 +42,138 @@ Run = dict[str, Any]
 def _engine(stage: int, **settings: Any) -> Any:
     model, processor = make_model()
     steer_routers(model, processor)
+    model.register_buffer("seen", torch.tensor([-1, -1]))
     return make_engine(model, stage, **settings), processor
 
 
+def _save(engine: Any, folder: Path) -> None:
+    """Write the checkpoint of an engine that has made `SAVED_AFTER` steps."""
+    run, rank, world_size = RunFolder(str(folder), "run"), engine.rank, engine.world_size
+    writer = CheckpointWriter(run, rank=rank, world_size=world_size, keep=1, gather=engine.gather, say=print)
+    writer.save(SAVED_AFTER, engine.snapshot(), {"note": "kept"})
+    writer.wait(60, insist=True)
+
+
+def _restored(folder: Path, stage: int, **settings: Any) -> Any:
+    """Make an engine that continues from the checkpoint in `folder`."""
+    engine, processor = _engine(stage, **settings)
+    _restore(engine, folder)
+    return engine, processor
+
+
+def _restore(engine: Any, folder: Path) -> None:
+    run, rank, world_size = RunFolder(str(folder), "run"), engine.rank, engine.world_size
+    checkpoint = newest_checkpoint(run, rank=rank, world_size=world_size, gather=engine.gather, say=print)
+    assert checkpoint is not None
+    assert (checkpoint.step, checkpoint.state) == (SAVED_AFTER, {"note": "kept"})
+    engine.restore(checkpoint)
+
+
+def _whole(engine: Any) -> dict[str, torch.Tensor]:
+    """Put the snapshots of all ranks together: each element is in exactly one."""
+    wholes: dict[str, torch.Tensor] = {}
+    written: dict[str, torch.Tensor] = {}
+    for fragments in engine.gather(engine.snapshot()):
+        for name, fragment in fragments.items():
+            whole = wholes.setdefault(name, torch.zeros(fragment.shape, dtype=fragment.data.dtype))
+            times = written.setdefault(name, torch.zeros(fragment.shape, dtype=torch.int64))
+            stretch = slice(fragment.start, fragment.start + fragment.data.numel())
+            whole.view(-1)[stretch] = fragment.data
+            times.view(-1)[stretch] += 1
+    assert all((times == 1).all() for times in written.values())
+    return wholes
+
+
+def _what_deepspeed_says(engine: Any) -> dict[str, torch.Tensor]:
+    """The moments of all trainable parameters by DeepSpeed's own functions; without ZeRO by AdamW itself."""
+    moments = {}
+    if engine._stage in (1, 2):
+        # DeepSpeed links moments after the update of the first group, when the other groups have none yet.
+        engine._engine.optimizer._hp_optimizer_states_linked = False
+        engine._engine.optimizer._lazy_init_hp_params_optimizer_state()
+    for name, parameter in engine.model.named_parameters():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if parameter.requires_grad and engine._stage:
+                moments[f"{moment}/{name}"] = safe_get_full_optimizer_state(parameter, moment).clone()
+            elif parameter.requires_grad and parameter in engine._engine.basic_optimizer.state:
+                moments[f"{moment}/{name}"] = engine._engine.basic_optimizer.state[parameter][moment].clone()
+    return moments
+
+
+def _with_checkpoint(folder: Path, stage: int, **settings: Any) -> Run:
+    """Train with a save on the way, and continue from it in a new engine, and in the one that is ahead of it."""
+    engine, processor = _engine(stage, **settings)
+    first = train(engine, processor, BATCHES[:SAVED_AFTER])
+    engine.model.seen.copy_(torch.tensor([engine.rank, 41]))
+    _save(engine, folder)
+    run: Run = {"saved": _whole(engine), "saved_weights": engine.full_state_dict(), "steps": engine.optimizer_steps}
+    run["deepspeed"] = _what_deepspeed_says(engine)
+    rest = train(engine, processor, BATCHES, start_step=SAVED_AFTER)
+    run |= {"curve": curve([*first, *rest]), "weights": engine.full_state_dict()}
+    makers = {"resumed": lambda: _restored(folder, stage, **settings)[0]}
+    if not settings:
+        makers["rewound"] = lambda: _restore(engine, folder) or engine
+    for name, make in makers.items():
+        other = make()
+        run[f"{name}_whole"], run[f"{name}_deepspeed"] = _whole(other), _what_deepspeed_says(other)
+        run[f"{name}_working"] = other.full_state_dict()
+        run[f"{name}_curve"] = curve(train(other, processor, BATCHES, start_step=SAVED_AFTER))
+        run[f"{name}_weights"] = other.full_state_dict()
+    return run
+
+
 def _two_ranks(folder: Path) -> dict[int, Run]:
-    """Per stage: train with a save on the way, continue from it in a new engine, then in other numerics."""
+    """Per stage and in several numerics: train with a save on the way."""
     runs = {}
     for stage in STAGES:
-        checkpoint = folder / f"stage{stage}"
-        engine, processor = _engine(stage)
-        first = train(engine, processor, BATCHES[:SAVED_AFTER])
-        engine.save(checkpoint, {"step": SAVED_AFTER, "note": "kept"})
-        rest = train(engine, processor, BATCHES, start_step=SAVED_AFTER)
-        run: Run = {"curve": curve([*first, *rest]), "weights": engine.full_state_dict()}
-        if engine.rank == 0:
-            export(engine.model, processor, folder / f"export{stage}", state_dict=run["weights"])
-        other, processor = _engine(stage)
-        run["state"] = other.load(checkpoint)
-        run["resumed_curve"] = curve(train(other, processor, BATCHES, start_step=SAVED_AFTER))
-        run["resumed_weights"] = other.full_state_dict()
-        half, processor = _engine(stage, bf16=True)
-        run["bf16"] = curve(train(half, processor, BATCHES))
+        runs[stage] = _with_checkpoint(folder / f"two{stage}", stage)
+        if dist.get_rank() == 0:
+            model, processor = make_model()
+            weights = {name: w for name, w in runs[stage]["weights"].items() if name != "seen"}
+            export(model, processor, folder / f"export{stage}", state_dict=weights)
+        runs[stage]["bf16"] = _with_checkpoint(folder / f"two{stage}bf16", stage, bf16=True)
         if stage:
-            offloaded, processor = _engine(stage, offload="cpu")
-            run["offloaded_curve"] = curve(train(offloaded, processor, BATCHES))
-            run["offloaded_weights"] = offloaded.full_state_dict()
+            runs[stage]["offload"] = _with_checkpoint(folder / f"two{stage}offload", stage, offload="cpu")
+    return runs
+
+
+def _one_rank(folder: Path) -> dict[int, Run]:
+    """Per stage: train undisturbed; and take a checkpoint of two ranks at another stage, hand it on and continue."""
+    runs = {}
+    for stage in STAGES:
+        engine, processor = _engine(stage)
+        half, _ = _engine(stage, bf16=True)
+        run: Run = {"untrained": [(_whole(e), e.full_state_dict()) for e in (engine, half)]}
+        run |= {"curve": curve(train(engine, processor, BATCHES)), "weights": engine.full_state_dict()}
+        source = folder / f"two{_source(stage)}"
+        engine, processor = _restored(source, stage)
+        run |= {"whole": _whole(engine), "steps": engine.optimizer_steps}
+        _save(engine, folder / f"one{stage}")
+        run["continued_curve"] = curve(train(engine, processor, BATCHES, start_step=SAVED_AFTER))
+        run["continued_weights"] = engine.full_state_dict()
+        engine, _ = _restored(source.with_name(f"{source.name}bf16"), stage, bf16=True)
+        run["bf16"] = {"whole": _whole(engine), "working": engine.full_state_dict()}
         runs[stage] = run
     return runs
 
 
-def _one_rank() -> dict[int, Run]:
+def _three_ranks(folder: Path) -> dict[int, Run]:
+    """Per stage: continue from what one rank at another stage handed on, offloaded where that is possible."""
+    batches = [[*step, micro_batch([]), micro_batch([])] for step in BATCHES]  # as many for each rank
     runs = {}
     for stage in STAGES:
-        engine, processor = _engine(stage)
-        runs[stage] = {"curve": curve(train(engine, processor, BATCHES)), "weights": engine.full_state_dict()}
+        engine, processor = _restored(folder / f"one{_source(stage)}", stage, offload="cpu" if stage else "none")
+        run: Run = {"whole": _whole(engine), "steps": engine.optimizer_steps}
+        run["seen"] = engine.gather(engine.model.seen.tolist())
+        run["continued_curve"] = curve(train(engine, processor, batches, start_step=SAVED_AFTER))
+        run["continued_weights"] = engine.full_state_dict()
+        runs[stage] = run
     return runs
+
+
+def _source(stage: int) -> int:
+    """The stage whose checkpoint an engine at `stage` continues from, when the number of ranks changes."""
+    return (stage + 1) % len(STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +189,16 @@ def two_ranks(folder: Path) -> dict[int, Run]:
 
 
 @pytest.fixture(scope="module")
-def one_rank(folder: Path) -> dict[int, Run]:
+def one_rank(two_ranks: dict[int, Run], folder: Path) -> dict[int, Run]:
     """The same for a single rank that accumulates all four micro-batches of a step."""
-    runs: dict[int, Run] = run_ranks(_one_rank, folder=folder / "one", ranks=1)[0]
+    runs: dict[int, Run] = run_ranks(_one_rank, folder, folder=folder / "one", ranks=1)[0]
+    return runs
+
+
+@pytest.fixture(scope="module")
+def three_ranks(one_rank: dict[int, Run], folder: Path) -> dict[int, Run]:
+    """What rank 0 of three returned, by ZeRO stage."""
+    runs: dict[int, Run] = run_ranks(_three_ranks, folder, folder=folder / "three", ranks=3)[0]
     return runs
 
 
@@ -98,14 +208,91 @@ def stage(request: pytest.FixtureRequest) -> int:
     return number
 
 
-def test_resumed_training_repeats_itself(two_ranks: dict[int, Run], stage: int) -> None:
-    run = two_ranks[stage]
-    assert run["state"]["step"] == SAVED_AFTER
-    assert run["state"]["note"] == "kept"
-    for name, values in run["resumed_curve"].items():
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Every tensor is the same to the bit."""
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+    assert [name for name in found if found[name].dtype != expected[name].dtype] == []
+
+
+@pytest.mark.parametrize(
+    ("numerics", "way"), [("fp32", "resumed"), ("fp32", "rewound"), ("bf16", "resumed"), ("offload", "resumed")]
+)
+def test_resumed_training_repeats_itself(two_ranks: dict[int, Run], stage: int, numerics: str, way: str) -> None:
+    if numerics == "offload" and not stage:
+        pytest.skip("without ZeRO, DeepSpeed offloads nothing")
+    run = two_ranks[stage] if numerics == "fp32" else two_ranks[stage][numerics]
+    assert_same(run[f"{way}_whole"], run["saved"])
+    assert_same(run[f"{way}_deepspeed"], run["deepspeed"])
+    assert_same(run[f"{way}_working"], run["saved_weights"])
+    for name, values in run[f"{way}_curve"].items():
         assert values == run["curve"][name][SAVED_AFTER:], name
-    for name, weight in run["weights"].items():
-        assert torch.equal(run["resumed_weights"][name], weight), name
+    assert_same(run[f"{way}_weights"], run["weights"])
+    assert any(not torch.equal(run["weights"][name], weight) for name, weight in run["saved_weights"].items())
+
+
+def test_a_snapshot_is_what_deepspeed_holds(two_ranks: dict[int, Run], stage: int) -> None:
+    for run in (two_ranks[stage], two_ranks[stage]["bf16"]):
+        assert run["steps"] == int(run["saved"]["optimizer_steps"]) == SAVED_AFTER
+        assert run["deepspeed"] or not stage
+        for name, moment in run["deepspeed"].items():
+            assert torch.equal(run["saved"][name], moment), name
+        masters = {n.removeprefix("weight/"): w for n, w in run["saved"].items() if n.startswith("weight/")}
+        assert all(weight.dtype == torch.float32 for weight in masters.values())
+        assert_same(
+            {name: weight.to(run["saved_weights"][name].dtype) for name, weight in masters.items()},
+            {name: run["saved_weights"][name] for name in masters},
+        )
+        moments = [moment for name, moment in run["saved"].items() if name.startswith("exp_avg")]
+        assert len(moments) == 2 * len(masters)
+        assert sum(bool(moment.any()) for moment in moments) > len(masters)  # most have had a gradient
+
+
+def test_before_the_first_step_nothing_has_been_updated(one_rank: dict[int, Run], stage: int) -> None:
+    for snapshot, weights in one_rank[stage]["untrained"]:  # in bfloat16 too, where DeepSpeed begins with an update
+        assert snapshot.keys() == one_rank[stage]["whole"].keys()
+        assert int(snapshot["optimizer_steps"]) == 0
+        assert not any(moment.any() for name, moment in snapshot.items() if name.startswith("exp_avg"))
+        masters = {n.removeprefix("weight/"): w for n, w in snapshot.items() if n.startswith("weight/")}
+        assert_same(masters, {name: weights[name].float() for name in masters})
+
+
+def test_other_ranks_and_stages_continue(
+    two_ranks: dict[int, Run], one_rank: dict[int, Run], three_ranks: dict[int, Run], stage: int
+) -> None:
+    # three ranks at `stage` took from one rank, which took from two; the stage changed each time
+    between = _source(stage)
+    first = two_ranks[_source(between)]
+    for run in (one_rank[between], three_ranks[stage]):
+        assert_same(run["whole"], first["saved"])
+        assert run["steps"] == SAVED_AFTER
+        for name, values in run["continued_curve"].items():
+            # Sums in another order; see test_zero_equality for the size of the tolerance.
+            assert values == pytest.approx(first["curve"][name][SAVED_AFTER:], rel=5e-6, abs=5e-6), name
+        for name, weight in first["weights"].items():
+            torch.testing.assert_close(run["continued_weights"][name], weight, rtol=5e-6, atol=5e-6, msg=name)
+    assert three_ranks[stage]["seen"] == [[0, 41]] * 3  # buffers are rank 0's
+
+
+def test_bfloat16_weights_follow_from_restored_masters(
+    two_ranks: dict[int, Run], one_rank: dict[int, Run], stage: int
+) -> None:
+    saved, restored = two_ranks[_source(stage)]["bf16"], one_rank[stage]["bf16"]
+    assert_same(restored["whole"], saved["saved"])
+    assert_same(restored["working"], saved["saved_weights"])
+    assert any(not torch.equal(w, w.bfloat16().float()) for n, w in saved["saved"].items() if n.startswith("weight/"))
+
+
+def test_a_checkpoint_holds_trainable_tensors_alone(two_ranks: dict[int, Run], folder: Path, stage: int) -> None:
+    trainable = {name: p.numel() for name, p in make_model()[0].named_parameters() if p.requires_grad}
+    files = list((folder / f"two{stage}").rglob("*.safetensors"))
+    assert len(files) == 2
+    tensors = [load_file(file) for file in files]
+    expected = {f"{kind}/{name}" for kind in ("weight", "exp_avg", "exp_avg_sq") for name in trainable}
+    assert set().union(*tensors) == expected | {"buffer/seen", "optimizer_steps"}
+    size = sum(file.stat().st_size for file in files)
+    assert 0 <= size - 3 * 4 * sum(trainable.values()) <= 200 * sum(map(len, tensors))
+    assert max(file.stat().st_size for file in files) < 0.7 * size  # shared out
 
 
 def test_one_rank_does_what_two_do(two_ranks: dict[int, Run], one_rank: dict[int, Run], stage: int) -> None:
@@ -130,7 +317,7 @@ def test_export_computes_what_was_trained(two_ranks: dict[int, Run], folder: Pat
 
 
 def test_bfloat16_learns_under_every_stage(two_ranks: dict[int, Run], stage: int) -> None:
-    half = two_ranks[stage]["bf16"]
+    half = two_ranks[stage]["bf16"]["curve"]
     # bfloat16 has 8 bits of mantissa.
     assert half["lm_loss"] == pytest.approx(two_ranks[stage]["curve"]["lm_loss"], rel=2e-2)
     assert half["grad_norm"] == pytest.approx(two_ranks[stage]["curve"]["grad_norm"], rel=0.1)
@@ -140,6 +327,6 @@ def test_bfloat16_learns_under_every_stage(two_ranks: dict[int, Run], stage: int
 def test_offloading_changes_nothing(two_ranks: dict[int, Run], stage: int) -> None:
     run = two_ranks[stage]
     for name, values in run["curve"].items():
-        assert run["offloaded_curve"][name] == pytest.approx(values, rel=5e-6, abs=5e-6), name
+        assert run["offload"]["curve"][name] == pytest.approx(values, rel=5e-6, abs=5e-6), name
     for name, weight in run["weights"].items():
-        torch.testing.assert_close(run["offloaded_weights"][name], weight, rtol=5e-6, atol=5e-6, msg=name)
+        torch.testing.assert_close(run["offload"]["weights"][name], weight, rtol=5e-6, atol=5e-6, msg=name)
