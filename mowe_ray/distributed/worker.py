@@ -29,8 +29,9 @@ from mowe_ray.model.building import equal_members, strong_members
 from mowe_ray.model.exporting import export
 from mowe_ray.training.assemble import assemble, optimizer_groups, tokenizer_of
 from mowe_ray.training.batch import Batch, collate
-from mowe_ray.training.data_order import PlannedStep, TrainingOrder, num_lanes, with_batches
+from mowe_ray.training.data_order import PlannedStep, TrainingOrder
 from mowe_ray.training.errors import RunError
+from mowe_ray.training.lanes import num_lanes, with_batches
 from mowe_ray.training.loop import training_steps
 from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.run_folder import RunFolder

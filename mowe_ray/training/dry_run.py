@@ -13,8 +13,9 @@ from mowe_ray.data.index import Index
 from mowe_ray.data.plan import count_samples
 from mowe_ray.model.cost import zero_memory_bytes
 from mowe_ray.training.assemble import model_dtype
-from mowe_ray.training.data_order import TrainingOrder, num_lanes
+from mowe_ray.training.data_order import TrainingOrder
 from mowe_ray.training.estimate import CLIP_S, Amount, Estimate, Part, estimate
+from mowe_ray.training.lanes import num_lanes
 from mowe_ray.training.sources import Sources, scan_sources
 
 
