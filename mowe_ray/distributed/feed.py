@@ -13,7 +13,8 @@ from mowe_ray.data.plan import Rows
 from mowe_ray.distributed.pipeline import decode_stream, prefetch
 from mowe_ray.model import MoweProcessor
 from mowe_ray.training.batch import Batch, collate
-from mowe_ray.training.data_order import PlannedStep, TrainingOrder, with_batches
+from mowe_ray.training.data_order import PlannedStep, TrainingOrder
+from mowe_ray.training.lanes import with_batches
 from mowe_ray.training.sources import validation_plan
 
 # Micro-batches collated ahead of the step that needs them.

@@ -1,4 +1,4 @@
-"""Runs whose workers and driver are killed end with the weights, the metrics and the samples of one that nobody disturbed."""
+"""Runs whose workers and driver are killed end with the weights, metrics and samples of one that nobody disturbed."""
 
 import json
 from pathlib import Path

@@ -26,6 +26,15 @@ def test_files_are_written_read_and_appended(folder):
     assert not folder.exists("c.json.part")
 
 
+def test_lines_of_later_steps_and_half_lines_are_dropped(folder):
+    folder.keep_lines_up_to("x.jsonl", 2)
+    assert folder.read_text("x.jsonl") == "", "there is a file, if only an empty one"
+    lines = [f'{{"step": {step}}}\n' for step in (1, 2, 2, 3)]
+    folder.append_text("x.jsonl", "".join(lines) + '{"step": 1')
+    folder.keep_lines_up_to("x.jsonl", 2)
+    assert folder.read_text("x.jsonl") == "".join(lines[:3])
+
+
 def test_an_upload_replaces_the_folder(folder, tmp_path):
     local = tmp_path / "local"
     (local / "deep").mkdir(parents=True)
