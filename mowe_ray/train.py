@@ -1,6 +1,7 @@
 """Train a MoWE AudioLLM.
 
-python -m mowe_ray.train [--config PRESET_OR_FILE] [section.key=value ...] [--dry-run] [--print-config]
+python -m mowe_ray.train [--config PRESET_OR_FILE] [section.key=value ...] [--dry-run] [--find-batch]
+    [--print-config]
 
 Joins the Ray cluster it was submitted to (`ray job submit -- python -m mowe_ray.train ...`), else
 starts a local one. Run the same command again to resume; when its driver dies, it does so itself. SIGTERM and
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         config = load_config(arguments.config, arguments.overrides)
-        if not arguments.dry_run and not arguments.print_config:
+        if not (arguments.dry_run or arguments.find_batch or arguments.print_config):
             config.require_data()
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for warning in config.warnings():
         print(f"warning: {warning}", file=sys.stderr)
     try:
-        result = _dry_run(config) if arguments.dry_run else _train(config)
+        result = _run(config, arguments)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         print(json.dumps({"run": config.name, "error": str(error)}))
@@ -61,15 +62,23 @@ def supervised_main() -> int:
         config = load_config(arguments.config, arguments.overrides)
     except ConfigError:
         return main()  # it says what is wrong
-    if arguments.dry_run or arguments.print_config:
+    if arguments.dry_run or arguments.find_batch or arguments.print_config:
         return main()
     folder = RunFolder(config.storage, config.name)
     return supervise(
         [sys.executable, "-m", "mowe_ray.train", *sys.argv[1:]],
         max_failures=config.compute.max_failures,
         progress=lambda: max(committed_steps(folder), default=-1),
-        say=partial(print, file=sys.stderr, flush=True),
+        say=_say,
     )
+
+
+def _run(config: RunConfig, arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.dry_run:
+        return _dry_run(config)
+    if arguments.find_batch:
+        return _find_batch(config, arguments.memory_bytes)
+    return _train(config)
 
 
 def _dry_run(config: RunConfig) -> dict[str, Any]:
@@ -78,10 +87,19 @@ def _dry_run(config: RunConfig) -> dict[str, Any]:
     return dry_run(config, out=sys.stderr)
 
 
+def _find_batch(config: RunConfig, limit_bytes: int | None) -> dict[str, Any]:
+    from mowe_ray.distributed.find_batch import find_batch  # imports torch and ray
+
+    return find_batch(config, _say, limit_bytes)
+
+
 def _train(config: RunConfig) -> dict[str, Any]:
     from mowe_ray.distributed.trainer import train  # imports torch and ray
 
-    return train(config, say=partial(print, file=sys.stderr, flush=True))
+    return train(config, _say)
+
+
+_say = partial(print, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", default="quickstart", metavar="PRESET_OR_FILE", help="default: quickstart")
     parser.add_argument("--dry-run", action="store_true", help="print sizes, costs and data found; start nothing")
+    parser.add_argument(
+        "--find-batch",
+        action="store_true",
+        help="train on synthetic clips to see how many fit into memory; needs no data",
+    )
+    parser.add_argument("--memory-bytes", type=int, metavar="N", help="with --find-batch: use no more than N bytes")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="wins over file and preset")
     return parser

@@ -24,6 +24,9 @@ Rows = npt.NDArray[np.int64]
 FOLDER = "out_of_memory"
 # How allocators say it when it comes as a plain RuntimeError: torch's for the CPU, C++'s own, CUDA's, cuBLAS's.
 _MESSAGES = ("can't allocate memory", "bad_alloc", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# The whole message of oneDNN when there is no room for a kernel or its scratch pad; a kernel it does not have fails
+# earlier, with "could not create a primitive descriptor".
+_ONEDNN_MESSAGES = ("could not create a primitive", "could not create a memory object")
 
 
 class MicroBatchOutOfMemory(RuntimeError):  # noqa: N818 - it names what ran out of memory
@@ -50,7 +53,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, of host or device memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
+    told = str(error)
+    return isinstance(error, RuntimeError) and (told in _ONEDNN_MESSAGES or any(part in told for part in _MESSAGES))
 
 
 @dataclass(frozen=True)
