@@ -60,7 +60,8 @@ def find_batch(config: RunConfig, say: Callable[[str], None], limit_bytes: int |
         if trial.most == 0:
             raise ValueError(
                 f"one clip of {trial.seconds:g} s does not fit into {limit / 2**30:.2f} GiB ({trial.failure}): lower "
-                "data.max_duration_s, set model.gradient_checkpointing=[language_model] or compute.offload=cpu, train fewer parts"
+                "data.max_duration_s, set model.gradient_checkpointing=[language_model] or compute.offload=cpu, or "
+                "train fewer parts"
             )
         found[trial.seconds] = trial.most
         batch_seconds = f"{trial.most * trial.seconds:g}{' or more' if trial.most == cap else ''}"
