@@ -16,7 +16,7 @@ class SpikeDetector:
     """Compares each loss with the recent level, in units of the noise between neighbouring steps.
 
     A spike lies more than 7 standard deviations above the level: the limit with which OLMo 2 counts its spikes
-    (arXiv 2501.00656, section 3.1); 128 steps are the window of llm.c's outlier detector. Both take mean and standard
+    (arXiv 2501.00656, "spike score"); 128 steps are the window of llm.c's outlier detector. Both take mean and standard
     deviation, which one spike inflates so that it hides the next, and the fall of the loss inflates besides. Here the
     level is a median, and the standard deviation comes from the median absolute difference of neighbouring losses: a
     median of deviations is what Leys et al. recommend for outliers (J. Exp. Soc. Psychol. 49(4), 2013, 764-766), and
