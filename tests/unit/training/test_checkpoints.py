@@ -261,6 +261,11 @@ def test_rank_zero_does_not_wait_for_ever(folder: RunFolder) -> None:
     )
     with pytest.raises(ValueError, match=r"step 20 .* rank 1 has not written .*another storage"):
         group.writers[0].wait(0, insist=True)
+    group.start(20, make_tensors(), ranks=range(1, 2))  # too late
+    with pytest.raises(ValueError, match=r"step 20 .* rank 1 has not written"):
+        group.writers[1].wait(30, insist=True)
+    assert [name for name in folder.names("checkpoints/step-00000020") if not name.endswith(".json")] == []
+    assert len(group.said) == 1
     assert_holds(load(folder)[0], 10, make_tensors())
 
 
