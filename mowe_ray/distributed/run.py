@@ -77,7 +77,10 @@ class Run:
             raise
         finally:
             dog.close()
-        self.writer.wait(_LAST_CHECKPOINT_S, insist=True)
+        try:
+            self.writer.wait(_LAST_CHECKPOINT_S, insist=True)
+        except ValueError as error:  # every rank finds the same
+            raise RunError(str(error)) from error
         return finished
 
     def validate(self) -> dict[str, ValidationResult]:
@@ -144,9 +147,9 @@ class Run:
 
     def _save(self) -> None:
         """Start to write a checkpoint of the last finished step. Not collective."""
-        if self.log is not None:
-            self.log.flush()  # before it: a run that continues from the checkpoint finds the lines of all its steps
-        self.writer.save(self.order.step, self.engine.snapshot(), self.order.state())
+        # A run that continues from the checkpoint finds the logged samples of all its steps.
+        before = self.log.flush if self.log is not None else _nothing
+        self.writer.save(self.order.step, self.engine.snapshot(), self.order.state(), before)
 
     def _save_now(self) -> bool:
         self._save()
@@ -158,6 +161,10 @@ class Run:
         lanes = self.records.apply(planned.lanes, world_size=self.engine.world_size)
         event = record(self.folder, error, rank=self.engine.rank, rows=lanes[error.lane])
         ray.get(self.control.say.remote(self.records.line(event)))
+
+
+def _nothing() -> None:
+    """Do nothing before a checkpoint."""
 
 
 def _require_gradients(engine: DeepSpeedEngine) -> None:

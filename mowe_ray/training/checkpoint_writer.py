@@ -73,7 +73,13 @@ class CheckpointWriter:
         self._attempt = 0
         self._error: str | None = None
 
-    def save(self, step: int, fragments: Mapping[str, Fragment], state: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        fragments: Mapping[str, Fragment],
+        state: Mapping[str, Any],
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
         """Start to write a checkpoint, after the one before is done with; all ranks call it for the same steps.
 
         A step that has a checkpoint already is left as it is.
@@ -82,6 +88,7 @@ class CheckpointWriter:
             step: Optimizer steps finished.
             fragments: This rank's part, on the CPU; nobody may change it any more.
             state: Whatever else resuming needs, as JSON; rank 0's is kept.
+            before: Called first, in the thread: what it writes must be there if the checkpoint is.
         """
         with self._lock:
             if self._save is not None:
@@ -90,7 +97,9 @@ class CheckpointWriter:
             self._attempt = self._attempt + 1 if repeated else 0
             self._error = None
             self._save = _Save(step, f"{self._life}-{step}-{self._attempt}")
-            self._thread = threading.Thread(target=self._write, args=(self._save, fragments, state), daemon=True)
+            self._thread = threading.Thread(
+                target=self._write, args=(self._save, fragments, state, before), daemon=True
+            )
             self._thread.start()
 
     def wait(self, timeout_s: float, *, insist: bool = False) -> bool:
@@ -117,10 +126,13 @@ class CheckpointWriter:
             )
         return whole
 
-    def _write(self, save: _Save, fragments: Mapping[str, Fragment], state: Mapping[str, Any]) -> None:
+    def _write(
+        self, save: _Save, fragments: Mapping[str, Fragment], state: Mapping[str, Any], before: Callable[[], None]
+    ) -> None:
         try:
             if self._is_whole(save.step):
                 return
+            before()
             self._write_part(save, fragments)
             if self._rank == 0:
                 self._commit(save, state)

@@ -65,10 +65,17 @@ class RunFolder:
         self._filesystem.mv(f"{target}.part", target)
 
     def append_text(self, file: str, text: str) -> None:
-        """Add `text` to the end of `file`."""
-        if self.local_path(file):
-            with self._filesystem.open(f"{self._root}/{file}", "ab") as f:
-                f.write(text.encode())
+        """Add `text` to the end of `file`, all of it or nothing."""
+        if local := self.local_path(file):
+            local.parent.mkdir(parents=True, exist_ok=True)
+            with local.open("ab", buffering=0) as f:
+                size, content = f.tell(), text.encode()
+                try:
+                    while content:
+                        content = content[f.write(content) :]
+                except OSError:
+                    f.truncate(size)  # no half lines on a full disk
+                    raise
         else:  # object stores cannot append: all of it again
             before = self.read_text(file) if self.exists(file) else ""
             self.write_text(file, before + text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class SampleLog:
         """Go on after `resume_step` finished steps."""
         self._ranks, self._folder = ranks, folder
         self._lines: list[str] = []
+        self._writing = threading.Lock()
         if ranks.rank == 0:
             folder.keep_lines_up_to(SAMPLES_FILE, resume_step)
 
@@ -42,10 +44,15 @@ class SampleLog:
                 self.flush()
 
     def flush(self) -> None:
-        """Write what is buffered; to be called before a checkpoint, so that no restored run misses a line."""
-        if self._lines:
-            self._folder.append_text(SAMPLES_FILE, "".join(self._lines))
-            self._lines = []
+        """Write what is buffered, from any thread; before a checkpoint, so that no restored run misses a line.
+
+        Raises:
+            OSError: It could not be written, and stays in the buffer.
+        """
+        with self._writing:
+            if lines := self._lines[:]:
+                self._folder.append_text(SAMPLES_FILE, "".join(lines))
+                del self._lines[: len(lines)]
 
 
 @dataclass(frozen=True)

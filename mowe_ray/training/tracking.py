@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -33,6 +34,7 @@ class Tracker:
     ):
         """Open the trackers; only rank 0 may."""
         self._folder = folder
+        self._unwritten: list[str] = []
         folder.keep_lines_up_to("metrics.jsonl", resume_step)
         self._scratch = Path(tempfile.mkdtemp(prefix="mowe_ray_tracking_"))
         self._tensorboard = None
@@ -58,10 +60,13 @@ class Tracker:
     def log(self, record: Mapping[str, Any]) -> None:
         """Append `record`, which has a `step` and names its `kind`, to everything that is on.
 
-        NaN and infinities are written as null, for JSON has no others.
+        NaN and infinities are written as null, for JSON has no others. A line that cannot be written, as on a full
+        disk, is kept for the next time: metrics are no reason to stop training.
         """
         record = {key: _finite(value) for key, value in record.items()}
-        self._folder.append_text("metrics.jsonl", json.dumps(record, allow_nan=False) + "\n")
+        self._unwritten.append(json.dumps(record, allow_nan=False) + "\n")
+        with contextlib.suppress(OSError):  # the checkpoints, on the same storage, tell of it
+            self._write()
         numbers = {f"{record['kind']}/{k}": v for k, v in flatten(record).items() if isinstance(v, int | float)}
         if self._tensorboard is not None:
             for key, value in numbers.items():
@@ -71,7 +76,12 @@ class Tracker:
 
     def records(self) -> list[dict[str, Any]]:
         """Return all records of the run, oldest first."""
+        self._write()
         return [json.loads(line) for line in self._folder.read_text("metrics.jsonl").splitlines()]
+
+    def _write(self) -> None:
+        self._folder.append_text("metrics.jsonl", "".join(self._unwritten))
+        self._unwritten = []
 
     def close(self) -> None:
         """Finish the trackers and move their files into the run folder."""

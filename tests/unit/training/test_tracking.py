@@ -1,4 +1,6 @@
+import contextlib
 import json
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -69,3 +71,26 @@ def test_numbers_that_are_not_finite_are_null_in_the_file_and_absent_elsewhere(f
     }
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {"train/step", "train/routing.load.b"}
+
+
+def fill(ballast: Path) -> None:
+    """Write until there is no room left."""
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
+
+
+def test_a_full_disk_keeps_records_until_there_is_room(small_disk):
+    folder = RunFolder(str(small_disk), "run")
+    tracker = make_tracker(folder)
+    tracker.log(record(1))
+    ballast = small_disk / "ballast"
+    fill(ballast)
+    for step in range(2, 60):  # more than what is left of the last page
+        tracker.log(record(step))
+    written = folder.read_text("metrics.jsonl").splitlines(keepends=True)
+    assert len(written) < 59
+    assert all(line.endswith("\n") for line in written)
+    ballast.unlink()
+    tracker.log(record(60))
+    assert [r["step"] for r in tracker.records()] == list(range(1, 61))
