@@ -1,0 +1,225 @@
+"""What happens to a run when the world around it breaks: every fault here is caused for real, in real processes."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+import torch
+
+from mowe_ray.distributed.trainer import train
+from mowe_ray.training.run_folder import RunFolder
+from tests.end_to_end import tone_samples
+from tests.faults import RunningCommand, ended
+from tests.tiny_runs import Corpus, exported_weights, records, tiny_config
+
+STEPS = 16
+SETTINGS = (
+    "compute.num_workers=2",
+    f"training.max_steps={STEPS}",
+    "training.save_every=4",
+    "training.log_samples=true",
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster: None, tiny_corpus: Corpus, storage: Path) -> dict[str, Any]:
+    """The result of a run that nothing happened to."""
+    return train(tiny_config(tiny_corpus, storage, "undisturbed", *SETTINGS), [].append)
+
+
+def assert_same_weights(result: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert result["samples"] == {"lost": 0, "repeated": 0}
+    weights, wanted = exported_weights(result["run"]), exported_weights(expected["run"])
+    assert weights.keys() == wanted.keys()
+    assert [name for name in weights if not torch.equal(weights[name], wanted[name])] == []
+
+
+def test_sigterm_saves_and_the_same_command_continues(
+    tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]
+) -> None:
+    with ended(RunningCommand(tiny_corpus, storage, "terminated", *SETTINGS)) as command:
+        command.until_step(6)
+        workers = command.workers(2)
+        command.process.send_signal(signal.SIGTERM)
+        stopped = command.wait(60)
+    step = stopped.result["stopped_at_step"]
+    assert stopped.code == 128 + signal.SIGTERM
+    assert 6 <= step < STEPS
+    assert command.checkpoints()[-1] == step, "no step that was trained is lost"
+    assert not any(worker.is_running() for worker in workers)
+    assert not (command.run / "result.json").exists()
+    with ended(RunningCommand(tiny_corpus, storage, "terminated", *SETTINGS)) as command:
+        finished = command.wait()
+    assert finished.code == 0, finished.err
+    assert f"continuing after step {step}" in finished.err
+    assert_same_weights(finished.result, undisturbed)
+
+
+def test_a_worker_told_to_go_saves_first(tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]) -> None:
+    settings = (*SETTINGS, "training.save_every=100")
+    with ended(RunningCommand(tiny_corpus, storage, "worker_terminated", *settings)) as command:
+        command.until_step(6)
+        worker = command.workers(2)[1]
+        worker.terminate()
+        command.until(command.checkpoints, "checkpoint before the worker goes")
+        finished = command.wait()
+    assert finished.code == 0, finished.err
+    step = int(finished.err.partition("continuing after step ")[2].partition(",")[0])
+    assert step >= 6, "without the signal there would have been no checkpoint"
+    assert_same_weights(finished.result, undisturbed)
+
+
+def test_a_killed_controller_is_replaced(tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]) -> None:
+    with ended(RunningCommand(tiny_corpus, storage, "no_controller", *SETTINGS)) as command:
+        command.until_step(6)
+        (controller,) = command.actors("TrainController")
+        controller.kill()
+        finished = command.wait()
+    assert finished.code == 0, finished.err
+    assert "the training controller died" in finished.err
+    assert_same_weights(finished.result, undisturbed)
+
+
+def test_a_lost_head_is_survived(tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]) -> None:
+    # Ray gives a head a minute to come back before it ends everything; here it is not to.
+    impatient = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
+    with ended(RunningCommand(tiny_corpus, storage, "no_head", *SETTINGS, **impatient)) as command:
+        command.until_step(6)
+        (head,) = [p for p in psutil.Process(command.process.pid).children(recursive=True) if p.name() == "gcs_server"]
+        head.kill()
+        finished = command.wait()
+    assert finished.code == 0, finished.err
+    assert "the driver died" in finished.err
+    assert_same_weights(finished.result, undisturbed)
+
+
+def test_a_stopped_rank_is_told_and_replaced(tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]) -> None:
+    settings = (*SETTINGS, "training.step_timeout_s=15")
+    with ended(RunningCommand(tiny_corpus, storage, "frozen_rank", *settings)) as command:
+        command.until_step(6)
+        frozen = command.workers(2)[1]
+        frozen.suspend()  # it lives, and answers nobody
+        finished = command.wait()
+    assert finished.code == 0, finished.err
+    assert "(training.step_timeout_s): rank" in finished.err
+    assert "could not save" in finished.err, "the frozen rank has its part of the weights"
+    assert not frozen.is_running()
+    (stacks,) = (command.run / "hangs").iterdir()
+    assert "all_reduce" in stacks.read_text()
+    assert_same_weights(finished.result, undisturbed)
+
+
+def test_a_read_that_never_ends_is_told_and_nothing_is_lost(tiny_corpus: Corpus, storage: Path) -> None:
+    manifest, clips = _write_manifest(storage / "clips", 20)
+    settings = (
+        *("compute.num_workers=2", "training.save_every=100", "training.log_samples=true"),
+        *(f"data.train=[{{path: {manifest}}}]", "data.max_batch_size=1", "training.step_timeout_s=15"),
+    )
+    train(tiny_config(tiny_corpus, storage, "scanned", *settings, "training.max_steps=1"), [].append)
+    whole = clips[7].with_suffix(".whole")
+    clips[7].rename(whole)
+    os.mkfifo(clips[7])  # a file server that has stopped to answer: opening it waits for ever
+    with ended(RunningCommand(tiny_corpus, storage, "pipe", *settings, "training.max_steps=12")) as command:
+        command.until(lambda: "is at: waiting for data" in command.said, "alarm")
+        whole.replace(clips[7])
+        finished = command.wait()
+    assert finished.code == 0, finished.err
+    assert "saved the step before" in finished.err
+    assert finished.result["samples"] == {"lost": 0, "repeated": 0}
+    assert [r["step"] for r in records(finished.result["run"], "train")] == list(range(1, 13))
+
+
+def _write_manifest(folder: Path, count: int) -> tuple[Path, list[Path]]:
+    """Write tones as single files, and a manifest of them."""
+    folder.mkdir()
+    clips = []
+    for sample in tone_samples(count):
+        clips.append(folder / f"{sample.id}.flac")
+        clips[-1].write_bytes(sample.audio or b"")
+        fields = {"instruction": sample.instruction, "answer": sample.answer, "task": sample.task}
+        with (folder / "tones.jsonl").open("a") as manifest:
+            manifest.write(json.dumps({"audio": str(clips[-1]), **fields}) + "\n")
+    return folder / "tones.jsonl", clips
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system to fill."""
+    size = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path)]
+    if subprocess.run(size, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a file system here")
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_costs_checkpoints_but_not_the_run(
+    tiny_corpus: Corpus, disk: Path, undisturbed: dict[str, Any]
+) -> None:
+    with ended(RunningCommand(tiny_corpus, disk, "full", *SETTINGS)) as command:
+        command.until(lambda: 4 in command.checkpoints(), "first checkpoint")
+        ballast = disk / "ballast"
+        _fill(ballast)
+        command.until(lambda: "failed: No space left on device" in command.said, "warning")
+        assert 4 in command.checkpoints(), "the one before stays"
+        ballast.unlink()
+        finished = command.wait()
+    assert finished.code == 0, finished.err
+    assert [r["step"] for r in records(finished.result["run"], "train")] == list(range(1, STEPS + 1))
+    assert_same_weights(finished.result, undisturbed)
+
+
+def test_a_disk_that_stays_full_ends_the_run_clearly_and_the_last_checkpoint_loads(
+    tiny_corpus: Corpus, disk: Path, undisturbed: dict[str, Any]
+) -> None:
+    with ended(RunningCommand(tiny_corpus, disk, "full", *SETTINGS)) as command:
+        command.until(lambda: 4 in command.checkpoints(), "first checkpoint")
+        _fill(disk / "ballast")
+        finished = command.wait()
+    assert finished.code == 1
+    assert "No space left on device" in finished.result["error"]
+    assert "storage" in finished.result["error"]
+    (disk / "ballast").unlink()
+    with ended(RunningCommand(tiny_corpus, disk, "full", *SETTINGS)) as command:
+        finished = command.wait()
+    assert finished.code == 0, finished.err
+    assert "continuing after step" in finished.err
+    assert_same_weights(finished.result, undisturbed)
+
+
+def _fill(ballast: Path) -> None:
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 16))
+        except OSError:
+            return
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]
+) -> None:
+    first = train(tiny_config(tiny_corpus, storage, "damaged", *SETTINGS, "training.max_steps=8"), [].append)
+    folder = Path(first["run"]) / "checkpoints"
+    weights = next((folder / "step-00000008").glob("rank-00001-*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])  # half-copied
+    said: list[str] = []
+    result = train(tiny_config(tiny_corpus, storage, "damaged", *SETTINGS), said.append)
+    assert any("step-00000008 is not used" in line for line in said)
+    assert any("continuing after step 4" in line for line in said)
+    assert_same_weights(result, undisturbed)
+    assert RunFolder(str(storage), "damaged").exists("result.json")
