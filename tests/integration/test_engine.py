@@ -145,6 +145,7 @@ def _one_rank(folder: Path) -> dict[int, Run]:
         half, _ = _engine(stage, bf16=True)
         run: Run = {"untrained": [(_whole(e), e.full_state_dict()) for e in (engine, half)]}
         run |= {"curve": curve(train(engine, processor, BATCHES)), "weights": engine.full_state_dict()}
+        del run["weights"]["seen"]  # set before a save alone
         source = folder / f"two{_source(stage)}"
         engine, processor = _restored(source, stage)
         run |= {"whole": _whole(engine), "steps": engine.optimizer_steps}
