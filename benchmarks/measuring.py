@@ -41,6 +41,13 @@ def cpu_seconds(run: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
+def wall_seconds(run: Callable[[], object]) -> float:
+    """Return the time `run` took on the clock on the wall: for what threads and disks do on the way."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
 def ratio(ours: list[float], reference: list[float]) -> float:
     """Return the median over rounds of ours / reference: both of a round met the same machine."""
     return statistics.median(a / b for a, b in zip(ours, reference, strict=True))

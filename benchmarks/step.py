@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
 from mowe_ray.model.tokenizing import train_tokenizer
 from mowe_ray.training.assemble import assemble, optimizer_groups
 from mowe_ray.training.batch import Batch, collate
-from mowe_ray.training.loop import training_steps
+from mowe_ray.training.loop import StepResult, training_steps
 
 
 def main() -> int:
@@ -47,19 +48,15 @@ def main() -> int:
     config = configure(arguments.width, arguments.layers)
     model, processor = build(config)
     batches = make_batches(processor, arguments.clips, arguments.seconds)
-    with tempfile.TemporaryDirectory(prefix="mowe_ray_benchmark_") as folder:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-        dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=0, world_size=1)
-        ours = worker_loop(
-            build(config)[0], config, itertools.cycle([[batch] for batch in batches]), arguments.zero_stage
-        )
+    with one_rank():
+        engine = worker_engine(build(config)[0], config, arguments.zero_stage)
+        ours = worker_loop(engine, itertools.cycle(batches), config.seed)
         bare = bare_loop(model, config, itertools.cycle(batches))
         loops: dict[str, Callable[[], object]] = {"worker": lambda: next(ours), "bare torch": lambda: next(bare)}
         for loop in loops.values():
             for _ in batches:
                 loop()
         times = interleave({name: lambda loop=loop: cpu_seconds(loop) for name, loop in loops.items()}, arguments.steps)
-        dist.destroy_process_group()
     weights = sum(p.numel() for p in model.parameters())
     table = {name: f"{statistics.median(values):7.4f} CPU s a step" for name, values in times.items()}
     check = Check("step, worker / bare torch", ratio(times["worker"], times["bare torch"]), 1.10)
@@ -105,17 +102,28 @@ def make_batches(processor: MoweProcessor, clips: int, seconds: float) -> list[B
     return batches
 
 
-def worker_loop(
-    model: MoweForConditionalGeneration, config: RunConfig, batches: Iterator[list[Batch]], zero_stage: int
-) -> Iterator[object]:
-    """Train as a training worker does."""
-    engine = DeepSpeedEngine(
+@contextmanager
+def one_rank() -> Iterator[None]:
+    """Make this process the only rank."""
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    with tempfile.TemporaryDirectory(prefix="mowe_ray_benchmark_") as folder:
+        dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+def worker_engine(model: MoweForConditionalGeneration, config: RunConfig, zero_stage: int) -> DeepSpeedEngine:
+    """Return the engine of a training worker."""
+    return DeepSpeedEngine(
         model,
         optimizer_groups(model, config.training),
         deepspeed_config(zero_stage=zero_stage, clip_norm=config.training.clip_norm, bf16=False, offload="none"),
     )
-    steps = ((number, 1.0, step) for number, step in enumerate(batches, 1))
-    yield from training_steps(engine, steps, seed=config.seed)
+
+
+def worker_loop(engine: DeepSpeedEngine, batches: Iterator[Batch], seed: int) -> Iterator[StepResult]:
+    """Train as a training worker does."""
+    return training_steps(engine, ((number, 1.0, [batch]) for number, batch in enumerate(batches, 1)), seed=seed)
 
 
 def bare_loop(model: MoweForConditionalGeneration, config: RunConfig, batches: Iterator[Batch]) -> Iterator[object]:

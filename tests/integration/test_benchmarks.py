@@ -11,6 +11,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = {
     "data": "--clips 48 --rounds 1 --cores 1 --memory-clips 24",
     "padding": "--clips 1 --seconds 1 --rounds 1 --width 64 --layers 1",
+    "safety": "--clips 2 --seconds 0.5 --steps 2 --rounds 1 --width 32 --layers 1 --skip-recovery",
     "sparse": "--clips 8 --seconds 0.5 --rounds 1 --width 64 --layers 1",
     "step": "--clips 2 --seconds 0.5 --steps 2 --width 32 --layers 1",
 }
