@@ -4,7 +4,7 @@ Checkpoints: one rank trains as in step.py, in rounds of steps without a checkpo
 as training does it, and with one that training waits for. Wall time on as many cores as torch has threads, so that a
 thread that writes takes its time from training; a round lasts until its checkpoint is whole, on the disk, and older
 ones are gone. Recovery: a worker of a run of the quickstart gets SIGKILL, and the run's own record tells what the time
-went on; it has no target, for what Ray and torch need to start on this machine is nearly all of it.
+went on; it has no target, for it is mostly processes that start, faster on one machine than on another.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20, help="steps in a round, to each checkpoint (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (%(default)s)")
-    parser.add_argument("--clips", type=int, default=16, help="clips in a batch (%(default)s)")
+    parser.add_argument("--clips", type=int, default=4, help="clips in a batch (%(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of the longest clip (%(default)s)")
     parser.add_argument("--width", type=int, default=192, help="width of base encoder and language model (%(default)s)")
     parser.add_argument("--layers", type=int, default=3, help="layers of each (%(default)s)")
