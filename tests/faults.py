@@ -45,7 +45,10 @@ class RunningCommand:
 
     def wait(self, timeout_s: float = 400) -> Finished:
         """Wait until it ends."""
-        code = self.process.wait(timeout_s)
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"has not ended in {timeout_s} s:\n{self.said}") from None
         return Finished(code, self._streams[0].read_text(), self.said)
 
     def until(self, true: Callable[[], Any], what: str, timeout_s: float = 240) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # What a recovery consists of, from the last step before a failure to the first one after it.
@@ -25,6 +26,7 @@ class Control:
         self._distress: dict[str, asyncio.Event] = {}
         self._last_step = time.monotonic()
         self._marks: list[float] = []
+        self._held: PlacementGroup | None = None
 
     async def say(self, line: str | None) -> None:
         """Show `line` to the person at the driver; None ends `next_line`."""
@@ -49,6 +51,14 @@ class Control:
     async def help_called(self, group: str) -> None:
         """Wait for `call_for_help` of this worker group."""
         await self._distress.setdefault(group, asyncio.Event()).wait()
+
+    async def hold(self, resources: PlacementGroup) -> None:
+        """Remember what the workers run on."""
+        self._held = resources
+
+    async def held(self) -> PlacementGroup | None:
+        """Return what the latest workers ran on, None before the first."""
+        return self._held
 
     async def step_finished(self) -> None:
         """Keep the time of the last sign of life."""

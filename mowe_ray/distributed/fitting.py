@@ -14,6 +14,8 @@ import ray.train
 from ray.actor import ActorHandle
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util.placement_group import remove_placement_group
 
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed.control import Control
@@ -41,6 +43,8 @@ def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, say: Callable[
             cause, lost = _causes(error), config.compute.max_failures  # Ray has tried so often already
         except ray.exceptions.RayActorError as error:
             cause = f"the training controller died: {str(error).splitlines()[0]}"
+            if held := ray.get(setup.control.held.remote()):
+                remove_placement_group(held)
         lost = 1 if committed_steps(folder)[-1:] != reached[-1:] else lost + 1
         if lost > config.compute.max_failures:
             raise ValueError(
@@ -72,7 +76,7 @@ def _trainer(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> TorchT
             name=config.name,
             storage_path=folder.storage,
             failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
-            callbacks=[_TellFailures(setup.control), SaveOnSigterm()],
+            callbacks=[_TellFailures(setup.control), _HoldResources(setup.control), SaveOnSigterm()],
         ),
     )
 
@@ -87,6 +91,21 @@ class _TellFailures(UserCallback):
         """See the class."""
         self._control.failed.remote()
         self._control.say.remote(f"warning: workers failed:{_by_rank(worker_exceptions)}")
+
+
+class _HoldResources(WorkerGroupCallback):
+    """Remembers the workers' placement group, for the driver to free it should the controller die.
+
+    Ray has a cleaner of its own for this, which does not find its cluster where a machine runs several (Ray 2.60).
+    """
+
+    def __init__(self, control: ActorHandle[Control]):
+        self._control = control
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """See the class; runs in Ray's controller."""
+        handle = worker_group.get_worker_group_state().placement_group_handle
+        ray.get(self._control.hold.remote(handle.placement_group))
 
 
 def _causes(error: ray.train.TrainingFailedError) -> str:
