@@ -1,0 +1,116 @@
+"""A Ray cluster of several nodes on this machine, each a `ray start` of its own, to lose and to gain nodes."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+_RAY = str(Path(sys.executable).with_name("ray"))
+_START_S = 120
+
+
+class Nodes:
+    """A head without CPUs, and the worker nodes that come and go.
+
+    Attributes:
+        address: For RAY_ADDRESS.
+    """
+
+    def __init__(self, folder: str):
+        gcs, dashboard, agent, client = _free_ports(4)
+        self.address, self._folder = f"127.0.0.1:{gcs}", folder
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._start(
+            *("--head", "--num-cpus=0", f"--temp-dir={folder}", f"--port={gcs}", f"--dashboard-port={dashboard}"),
+            *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
+        )
+        self._until_listening(gcs)
+
+    def add(self, cpus: int) -> subprocess.Popen[bytes]:
+        """Start a worker node."""
+        (agent,) = _free_ports(1)
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent}")
+
+    def lose(self, node: subprocess.Popen[bytes]) -> None:
+        """Kill all processes of a node at once, as a power cut does."""
+        for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        node.wait()
+
+    def announce_loss(self, node: subprocess.Popen[bytes], seconds: int) -> None:
+        """Give notice that a node will be taken away, as clouds do for spot machines."""
+        command = [_RAY, "drain-node", f"--address={self.address}", f"--node-id={_node_id(node)}"]
+        reason = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"]
+        notice = [*command, *reason, f"--deadline-remaining-seconds={seconds}"]
+        subprocess.run(notice, check=True, capture_output=True, timeout=60)
+
+    def stop(self) -> None:
+        """End all nodes that are left."""
+        for process in reversed(self._processes):
+            if process.poll() is None:
+                self.lose(process)
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        ports = ("--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=200000000")
+        with Path(self._folder, f"node-{len(self._processes)}.log").open("w") as log:
+            process = subprocess.Popen(
+                [_RAY, "start", "--block", "--disable-usage-stats", *options, *ports],
+                env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._processes.append(process)
+        return process
+
+    def _until_listening(self, port: int) -> None:
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            assert self._processes[0].poll() is None, Path(self._folder, "node-0.log").read_text()
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            except OSError:
+                time.sleep(0.2)
+            else:
+                return
+        raise AssertionError(f"no head after {_START_S} s")
+
+
+@contextmanager
+def ray_nodes() -> Iterator[Nodes]:
+    """Start a head, and end all its nodes afterwards; no other Ray is touched."""
+    folder = tempfile.mkdtemp(prefix="mowe_ray_", dir="/tmp")  # short: socket paths hold 107 characters
+    nodes = Nodes(folder)
+    try:
+        yield nodes
+    finally:
+        nodes.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _node_id(node: subprocess.Popen[bytes]) -> str:
+    """The id Ray gave to a node: its raylet has it on the command line."""
+    for process in psutil.Process(node.pid).children(recursive=True):
+        for word in process.cmdline():
+            if word.startswith("--node-id="):
+                return word.partition("=")[2]
+    raise AssertionError("the node has no raylet with an id")
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
