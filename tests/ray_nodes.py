@@ -1,6 +1,7 @@
 """A Ray cluster of several nodes on this machine, each a `ray start` of its own, to lose and to gain nodes."""
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,7 @@ class Nodes:
         gcs, dashboard, agent, client = _free_ports(4)
         self.address, self._folder = f"127.0.0.1:{gcs}", folder
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._ids: dict[int, str] = {}
         self._start(
             *("--head", "--num-cpus=0", f"--temp-dir={folder}", f"--port={gcs}", f"--dashboard-port={dashboard}"),
             *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
@@ -50,7 +52,7 @@ class Nodes:
 
     def announce_loss(self, node: subprocess.Popen[bytes], seconds: int) -> None:
         """Give notice that a node will be taken away, as clouds do for spot machines."""
-        command = [_RAY, "drain-node", f"--address={self.address}", f"--node-id={_node_id(node)}"]
+        command = [_RAY, "drain-node", f"--address={self.address}", f"--node-id={self._ids[node.pid]}"]
         reason = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"]
         notice = [*command, *reason, f"--deadline-remaining-seconds={seconds}"]
         subprocess.run(notice, check=True, capture_output=True, timeout=60)
@@ -62,16 +64,19 @@ class Nodes:
                 self.lose(process)
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        node_id = secrets.token_hex(28)  # chosen here, for `ray start` does not tell
         ports = ("--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=200000000")
+        kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         with Path(self._folder, f"node-{len(self._processes)}.log").open("w") as log:
             process = subprocess.Popen(
                 [_RAY, "start", "--block", "--disable-usage-stats", *options, *ports],
-                env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+                env={**kept, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
         self._processes.append(process)
+        self._ids[process.pid] = node_id
         return process
 
     def _until_listening(self, port: int) -> None:
@@ -97,15 +102,6 @@ def ray_nodes() -> Iterator[Nodes]:
     finally:
         nodes.stop()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _node_id(node: subprocess.Popen[bytes]) -> str:
-    """The id Ray gave to a node: its raylet has it on the command line."""
-    for process in psutil.Process(node.pid).children(recursive=True):
-        for word in process.cmdline():
-            if word.startswith("--node-id="):
-                return word.partition("=")[2]
-    raise AssertionError("the node has no raylet with an id")
 
 
 def _free_ports(count: int) -> list[int]:

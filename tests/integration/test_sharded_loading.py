@@ -230,7 +230,7 @@ def test_no_rank_ever_holds_the_whole_model(folder: Path, tmp_path: Path, monkey
     tiny_tokenizer(chat_template=True).save_pretrained(tmp_path / "large")
     peaks = run_ranks(_peaks, folder / "untied", tmp_path / "large", folder=tmp_path / "ranks")
     shares = {way: [round(rank[way] / size, 2) for rank in peaks] for way in ("whole", "sharded")}
-    print(f"model of {size / 2**20:.0f} MiB; peak / size on both ranks: {shares}")  # noqa: T201
+    print(f"model of {size / 2**20:.0f} MiB; peak / size on both ranks: {shares}")
     # Half of the model, and two copies of its largest tensor (a twelfth) while that one is handed out.
     assert max(shares["sharded"]) < 0.9
     assert max(shares["whole"]) > 1.3
