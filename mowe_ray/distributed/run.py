@@ -22,7 +22,7 @@ from mowe_ray.training.data_order import PlannedStep, TrainingOrder
 from mowe_ray.training.errors import RunError
 from mowe_ray.training.loop import StepResult, training_steps
 from mowe_ray.training.monitor import Monitor
-from mowe_ray.training.out_of_memory import MicroBatchOutOfMemory, Records, record
+from mowe_ray.training.out_of_memory import MicroBatchOutOfMemory, Records, record, release
 from mowe_ray.training.run_folder import RunFolder
 from mowe_ray.training.sample_log import SampleLog
 from mowe_ray.training.schedule import learning_rate_factor
@@ -69,6 +69,7 @@ class Run:
         try:
             finished = self._steps(dog, rescue)
         except MicroBatchOutOfMemory as error:
+            release(error)
             self._write_down(error)
             rescue.call()
             raise

@@ -6,7 +6,9 @@ micro-batch and fails; all ranks start again from the last checkpoint, read what
 
 from __future__ import annotations
 
+import gc
 import json
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +49,16 @@ def naming(step: int, lane: int, batch: Batch) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise MicroBatchOutOfMemory(step, lane, batch) from error
+
+
+def release(error: MicroBatchOutOfMemory) -> None:
+    """Free what the failed micro-batch still holds: the frames of its traceback keep all activations alive."""
+    for one in (error, error.__cause__):
+        if one is not None:
+            traceback.clear_frames(one.__traceback__)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
