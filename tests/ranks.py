@@ -188,11 +188,8 @@ class RecordingEngine(DeepSpeedEngine):
         return super().step(learning_rate_factor)
 
     def _global_gradients(self) -> dict[str, torch.Tensor]:
-        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        if self._stage in (1, 2):
-            # `safe_get_full_grad` would return `grad`, which stage 1 leaves reduced on the owning rank alone.
-            return {name: p.get_full_hp_grad() for name, p in trainable.items()}
-        return {name: safe_get_full_grad(p).clone() for name, p in trainable.items()}
+        named = self.model.named_parameters()
+        return {name: safe_get_full_grad(p).clone() for name, p in named if p.requires_grad}
 
 
 def make_engine(

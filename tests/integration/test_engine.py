@@ -125,12 +125,15 @@ def _with_checkpoint(folder: Path, stage: int, **settings: Any) -> Run:
 
 
 def _with_bucket(stage: int, **bucket: int) -> Run:
-    """Train two steps; `data_bytes` is the memory that took, touched or not."""
+    """Train two steps; `data_bytes` is the memory that their backwards had in use, touched or not."""
     gc.collect()
-    before = _data_bytes()
+    used = [_data_bytes()]
     engine, processor = _engine(stage, **bucket)
+    for parameter in engine.model.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(lambda _grad: used.append(_data_bytes()))
     numbers = curve(train(engine, processor, BATCHES[:2]))
-    return {"curve": numbers, "data_bytes": _data_bytes() - before, "weights": engine.full_state_dict()}
+    return {"curve": numbers, "data_bytes": max(used) - used[0], "weights": engine.full_state_dict()}
 
 
 def _data_bytes() -> int:
@@ -355,4 +358,4 @@ def test_a_small_model_sets_no_large_bucket_aside(two_ranks: dict[int, Run], sta
     own, large = two_ranks[stage]["own_bucket"], two_ranks[stage]["large_bucket"]
     assert own["curve"] == large["curve"]
     assert_same(own["weights"], large["weights"])
-    assert large["data_bytes"] - own["data_bytes"] == pytest.approx(4 * LARGE_BUCKET, rel=0.05)
+    assert large["data_bytes"] - own["data_bytes"] > 0.9 * 4 * LARGE_BUCKET
