@@ -59,12 +59,14 @@ VALIDATION = [micro_batch(rows, seed=900 + 10 * i) for i, rows in enumerate(VALI
 # in the last place of a weight of 1 is 1.2e-7). A single step moves weights by up to 1e-2.
 TOLERANCE = 5e-6
 
-# Global gradients, before clipping, of these steps of the plan: ranks that choose different members, a rank with text
-# alone, micro-batches without samples. Errors are relative to the largest gradient that the tensor has in any of them,
-# for a gradient can be the small sum of large terms; those that should be zero are rounding (1e-14) alone.
+# Steps of the plan whose global gradients, before clipping, are compared: ranks that choose different members, a rank
+# with text alone, micro-batches without samples.
 GRADIENT_STEPS = (0, 3, 4)
+# Of a tensor's largest gradient in the step. What is zero but for rounding is 1e-14.
 GRADIENT_TOLERANCE = 1e-5
 ROUNDING = 1e-12
+# A router's gradient is a small difference of large terms: the reference itself in float64 is up to 3e-7 away in them.
+ROUTER_ROUNDING = 2e-7
 
 
 # ---- what the ranks do ------------------------------------------------------------------------
@@ -204,15 +206,18 @@ def test_loss_curve_is_that_of_one_process(ranks: list[Outcome], reference: Refe
 
 
 def test_every_gradient_is_that_of_one_process(ranks: list[Outcome], reference: Reference) -> None:
-    expected = [reference.gradients[step] for step in GRADIENT_STEPS]
-    names = {name for gradients in expected for name in gradients}
-    sizes = {name: max(float(g[name].abs().max()) for g in expected if name in g) for name in names}
     for outcome in ranks:
-        for step, found, one in zip(GRADIENT_STEPS, outcome.gradients, expected, strict=True):
-            assert found.keys() == names
-            # A tensor that nothing used has no gradient in plain torch.
-            errors = {name: float((g - one.get(name, torch.zeros(()))).abs().max()) for name, g in found.items()}
-            assert {n: e for n, e in errors.items() if not e <= GRADIENT_TOLERANCE * sizes[n] + ROUNDING} == {}, step
+        for step, found in zip(GRADIENT_STEPS, outcome.gradients, strict=True):
+            # Plain torch has no gradient at all for a tensor that nothing used.
+            one = {name: reference.gradients[step].get(name, torch.zeros_like(g)) for name, g in found.items()}
+            assert found.keys() >= reference.gradients[step].keys()
+            errors = {name: float((g - one[name]).abs().max()) for name, g in found.items()}
+            assert {name: e for name, e in errors.items() if not e <= _allowed(name, one[name])} == {}, step
+
+
+def _allowed(name: str, gradient: torch.Tensor) -> float:
+    rounding = ROUTER_ROUNDING if "dependent_router" in name else ROUNDING
+    return GRADIENT_TOLERANCE * float(gradient.abs().max()) + rounding
 
 
 def test_every_weight_is_that_of_one_process(ranks: list[Outcome], reference: Reference) -> None:
