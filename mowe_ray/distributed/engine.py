@@ -20,6 +20,9 @@ from mowe_ray.training.watchdog import Whereabouts
 # An all-reduce for inference on CPUs, which training never calls: DeepSpeed would compile it for half a minute.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
+_LARGEST_BUCKET = 500_000_000
+"""Elements of gradient that DeepSpeed reduces at once, by its own default; from ZeRO-1 on it sets them all aside."""
+
 
 def deepspeed_config(
     *,
@@ -89,7 +92,7 @@ class DeepSpeedEngine:
             model=model,
             model_parameters=[p for group in groups for p in group["params"]],
             optimizer=optimizer,
-            config=config,
+            config=_with_fitting_bucket(config, model),
         )
         # DeepSpeed moves nothing of a model that came as shards (distributed/sharded_loading.py).
         for buffer in model.buffers():
@@ -205,3 +208,11 @@ class DeepSpeedEngine:
         # Without ZeRO, DeepSpeed keeps no norm; the gradients are reduced already and equal on all ranks.
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
+
+
+def _with_fitting_bucket(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Return `config` with a bucket that holds the model's gradients and not more, unless it names a size."""
+    # Under ZeRO-3 a tensor that was loaded in shards is empty, and knows its size as `ds_numel`.
+    elements = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+    bucket = {"reduce_bucket_size": min(elements, _LARGEST_BUCKET)}
+    return config | {"zero_optimization": bucket | config["zero_optimization"]}

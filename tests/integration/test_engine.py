@@ -1,5 +1,6 @@
 """The DeepSpeed engine on two ranks: checkpoints, exports, bfloat16, offloading, one rank instead of two."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mowe_ray.training.batch import collate
 from mowe_ray.training.checkpoint_writer import CheckpointWriter
 from mowe_ray.training.checkpoints import newest_checkpoint
 from mowe_ray.training.run_folder import RunFolder
-from tests.two_ranks import (
+from tests.ranks import (
     Row,
     curve,
     make_engine,
@@ -36,6 +37,7 @@ BATCHES = [
     for step, lanes in enumerate(PLAN)
 ]
 SAVED_AFTER = 2
+LARGE_BUCKET = 500_000_000  # DeepSpeed's default
 Run = dict[str, Any]
 
 
@@ -122,6 +124,23 @@ def _with_checkpoint(folder: Path, stage: int, **settings: Any) -> Run:
     return run
 
 
+def _with_bucket(stage: int, **bucket: int) -> Run:
+    """Train two steps; `data_bytes` is the memory that their backwards had in use, touched or not."""
+    gc.collect()
+    used = [_data_bytes()]
+    engine, processor = _engine(stage, **bucket)
+    for parameter in engine.model.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(lambda _grad: used.append(_data_bytes()))
+    numbers = curve(train(engine, processor, BATCHES[:2]))
+    return {"curve": numbers, "data_bytes": max(used) - used[0], "weights": engine.full_state_dict()}
+
+
+def _data_bytes() -> int:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+
+
 def _two_ranks(folder: Path) -> dict[int, Run]:
     """Per stage and in several numerics: train with a save on the way."""
     runs = {}
@@ -134,6 +153,8 @@ def _two_ranks(folder: Path) -> dict[int, Run]:
         runs[stage]["bf16"] = _with_checkpoint(folder / f"two{stage}bf16", stage, bf16=True)
         if stage:
             runs[stage]["offload"] = _with_checkpoint(folder / f"two{stage}offload", stage, offload="cpu")
+            runs[stage]["own_bucket"] = _with_bucket(stage)
+            runs[stage]["large_bucket"] = _with_bucket(stage, reduce_bucket_size=LARGE_BUCKET)
     return runs
 
 
@@ -160,13 +181,12 @@ def _one_rank(folder: Path) -> dict[int, Run]:
 
 def _three_ranks(folder: Path) -> dict[int, Run]:
     """Per stage: continue from what one rank at another stage handed on, offloaded where that is possible."""
-    batches = [[*step, micro_batch([]), micro_batch([])] for step in BATCHES]  # as many for each rank
     runs = {}
     for stage in STAGES:
         engine, processor = _restored(folder / f"one{_source(stage)}", stage, offload="cpu" if stage else "none")
         run: Run = {"whole": _whole(engine), "steps": engine.optimizer_steps}
         run["seen"] = engine.gather(engine.model.seen.tolist())
-        run["continued_curve"] = curve(train(engine, processor, batches, start_step=SAVED_AFTER))
+        run["continued_curve"] = curve(train(engine, processor, BATCHES, start_step=SAVED_AFTER))
         run["continued_weights"] = engine.full_state_dict()
         runs[stage] = run
     return runs
@@ -331,3 +351,11 @@ def test_offloading_changes_nothing(two_ranks: dict[int, Run], stage: int) -> No
         assert run["offload"]["curve"][name] == pytest.approx(values, rel=5e-6, abs=5e-6), name
     for name, weight in run["weights"].items():
         torch.testing.assert_close(run["offload"]["weights"][name], weight, rtol=5e-6, atol=5e-6, msg=name)
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_a_small_model_sets_no_large_bucket_aside(two_ranks: dict[int, Run], stage: int) -> None:
+    own, large = two_ranks[stage]["own_bucket"], two_ranks[stage]["large_bucket"]
+    assert own["curve"] == large["curve"]
+    assert_same(own["weights"], large["weights"])
+    assert large["data_bytes"] - own["data_bytes"] > 0.9 * 4 * LARGE_BUCKET

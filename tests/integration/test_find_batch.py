@@ -14,8 +14,7 @@ from mowe_ray.distributed.find_batch import find_batch
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-# ZeRO 0: from stage 1 on DeepSpeed sets 2 GB aside for a bucket of gradients.
-OVERRIDES = ["compute.zero_stage=0", "data.max_duration_s=2.5", "data.max_batch_size=16"]
+OVERRIDES = ["data.max_duration_s=2.5", "data.max_batch_size=16"]
 
 
 @pytest.fixture(scope="module")

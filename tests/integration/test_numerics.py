@@ -15,7 +15,7 @@ import torch
 from mowe_ray.data.batch import MicroBatch
 from mowe_ray.training.batch import collate
 from mowe_ray.training.loop import StepResult
-from tests.two_ranks import Row, make_engine, make_model, micro_batch, run_ranks, steer_routers, train
+from tests.ranks import Row, make_engine, make_model, micro_batch, run_ranks, steer_routers, train
 
 pytestmark = pytest.mark.slow
 

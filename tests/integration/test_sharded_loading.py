@@ -18,6 +18,7 @@ from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
 from mowe_ray.model.building import equal_members, strong_members
 from mowe_ray.model.exporting import export
 from mowe_ray.training import assemble as assembling
+from tests.ranks import curve, micro_batch, optimizer_groups, plain_engine, run_ranks, train
 from tests.tiny_models import (
     save_language_model,
     tiny_hubert_config,
@@ -25,7 +26,6 @@ from tests.tiny_models import (
     tiny_tokenizer,
     tiny_whisper_config,
 )
-from tests.two_ranks import curve, micro_batch, optimizer_groups, plain_engine, run_ranks, train
 
 pytestmark = pytest.mark.slow
 

@@ -184,7 +184,7 @@ import numpy as np
 from mowe_ray.training.batch import collate
 from mowe_ray.training.loop import training_steps
 from mowe_ray.training.out_of_memory import is_out_of_memory
-from tests.two_ranks import make_model, merged, micro_batch, plain_engine
+from tests.ranks import make_model, merged, micro_batch, plain_engine
 
 clips, room_mib = int(sys.argv[1]), int(sys.argv[2])
 model, processor = make_model(whole=True)

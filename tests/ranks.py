@@ -1,4 +1,4 @@
-"""Two CPU processes that train one tiny model together, and a plain torch loop to compare them with.
+"""A few CPU processes that train one tiny model together, and a plain torch loop to compare them with.
 
 The processes talk gloo and use the real engine, loop and validation, but no Ray: so a test can hand each
 of them the micro-batches it wants, and read all weights afterwards.
@@ -6,7 +6,7 @@ of them the micro-batches it wants, and read all weights afterwards.
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from deepspeed.utils import safe_get_full_grad
 
 from mowe_ray.data.batch import MicroBatch
 from mowe_ray.distributed.engine import DeepSpeedEngine, deepspeed_config
@@ -32,8 +33,6 @@ from tests.tiny_models import (
     tiny_whisper_config,
 )
 
-WORLD_SIZE = 2
-ACCUMULATION = 2
 CLIP_NORM = 0.4  # about half of the steps of these tests exceed it
 WARMUP_STEPS = 3
 KINDS = 5
@@ -157,14 +156,22 @@ def plain_engine(model: MoweForConditionalGeneration, clip_norm: float = CLIP_NO
     return PlainEngine(model, optimizer_groups(model), clip_norm=clip_norm or float("inf"))
 
 
-# ---- two processes ----------------------------------------------------------------------------
+# ---- several processes ------------------------------------------------------------------------
 
 
 class RecordingEngine(DeepSpeedEngine):
-    """The engine under test; it also keeps which pool members each training micro-batch chose by its audio."""
+    """The engine under test, which keeps more.
+
+    Attributes:
+        chosen: Pool members that each training micro-batch chose by its audio.
+        gradients: Of every step of `recorded_steps`, over all ranks and before clipping, by parameter name.
+        recorded_steps: Counted from 0.
+    """
 
     def __init__(self, *args: Any):
         self.chosen: list[list[int]] = []
+        self.gradients: list[dict[str, torch.Tensor]] = []
+        self.recorded_steps: Container[int] = ()
         super().__init__(*args)
 
     def forward(self, **inputs: Any) -> Any:
@@ -175,6 +182,15 @@ class RecordingEngine(DeepSpeedEngine):
             self.chosen.append(output.routing.dependent.chosen.any(0).nonzero().flatten().tolist())
         return output
 
+    def step(self, learning_rate_factor: float) -> float:
+        if self.updates in self.recorded_steps:
+            self.gradients.append(self._global_gradients())
+        return super().step(learning_rate_factor)
+
+    def _global_gradients(self) -> dict[str, torch.Tensor]:
+        named = self.model.named_parameters()
+        return {name: safe_get_full_grad(p).clone() for name, p in named if p.requires_grad}
+
 
 def make_engine(
     model: MoweForConditionalGeneration,
@@ -183,23 +199,32 @@ def make_engine(
     clip_norm: float = CLIP_NORM,
     bf16: bool = False,
     offload: Literal["none", "cpu"] = "none",
+    **zero: Any,
 ) -> RecordingEngine:
-    """Put `model` under DeepSpeed; collective."""
+    """Put `model` under DeepSpeed, with other keys of its `zero_optimization`; collective."""
     settings = deepspeed_config(zero_stage=zero_stage, clip_norm=clip_norm, bf16=bf16, offload=offload)
+    settings["zero_optimization"] |= zero
     if bf16:
         model.bfloat16()
     return RecordingEngine(model.train(), optimizer_groups(model), settings)
 
 
+def dealt(lanes: Sequence[Any], rank: int, world_size: int, empty: Any) -> list[Any]:
+    """Return lanes r, r + W, ... of rank r of W, as many as every other rank has: `empty` stands for a missing one."""
+    mine = list(lanes[rank::world_size])
+    return mine + [empty] * (-(-len(lanes) // world_size) - len(mine))
+
+
 def train(
     engine: Any, processor: MoweProcessor, plan: Sequence[Sequence[MicroBatch]], *, start_step: int = 0
 ) -> list[StepResult]:
-    """Run the loop over `plan`, steps of micro-batches of which rank r of W takes r, r + W, ..."""
+    """Run the loop over `plan`, steps of micro-batches of which each rank takes those `dealt` to it."""
 
     def steps() -> Iterator[tuple[int, float, list[Batch]]]:
         for number, step in enumerate(plan[start_step:], start_step):
-            mine = [collate(batch, processor) for batch in step[engine.rank :: engine.world_size]]
-            yield number + 1, learning_rate_factor(number, WARMUP_STEPS, 0.0, "constant"), mine
+            mine = dealt(step, engine.rank, engine.world_size, micro_batch([]))
+            batches = [collate(batch, processor) for batch in mine]
+            yield number + 1, learning_rate_factor(number, WARMUP_STEPS, 0.0, "constant"), batches
 
     return list(training_steps(engine, steps(), seed=5))
 
@@ -214,7 +239,7 @@ def weights_of(model: MoweForConditionalGeneration) -> dict[str, torch.Tensor]:
     return copy.deepcopy(model.state_dict())
 
 
-def run_ranks(work: Callable[..., Any], *arguments: Any, folder: Path, ranks: int = WORLD_SIZE) -> list[Any]:
+def run_ranks(work: Callable[..., Any], *arguments: Any, folder: Path, ranks: int = 2) -> list[Any]:
     """Call `work(*arguments)` in `ranks` processes that form a process group; returns what each returned."""
     folder.mkdir(parents=True, exist_ok=True)
     multiprocessing.spawn(_rank_main, (ranks, str(folder), work, arguments), nprocs=ranks)
