@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
 from mowe_ray.config import ConfigError, RunConfig, load_config, render_help
 from mowe_ray.training.checkpoint_files import committed_steps
@@ -23,13 +23,18 @@ from mowe_ray.training.run_folder import RunFolder
 from mowe_ray.training.supervisor import answer, end_with_parent, supervise, supervised
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     """Run the command.
+
+    Args:
+        argv: Its arguments, by default the process's.
+        out: Where the result goes, by default stdout.
 
     Returns:
         0 on success, 1 when the run failed, 2 when the request was wrong, 128 + N when signal N stopped it.
     """
     arguments = _parser().parse_args(argv)
+    out = out or sys.stdout
     try:
         config = load_config(arguments.config, arguments.overrides)
         if not (arguments.dry_run or arguments.find_batch or arguments.print_config):
@@ -38,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     if arguments.print_config:
-        print(config.to_yaml(), end="")
+        print(config.to_yaml(), end="", file=out)
         return 0
     for warning in config.warnings():
         print(f"warning: {warning}", file=sys.stderr)
@@ -46,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = _run(config, arguments)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        print(json.dumps({"run": config.name, "error": str(error)}))
+        print(json.dumps({"run": config.name, "error": str(error)}), file=out, flush=True)
         return 1
-    print(json.dumps(result))
+    print(json.dumps(result), file=out, flush=True)
     return 128 + result["signal"] if "signal" in result else 0
 
 
@@ -56,7 +61,9 @@ def supervised_main() -> int:
     """Run the command in a child process, which is started again when it dies without an answer."""
     if supervised():
         end_with_parent()
-        return answer(main())
+        # Ray's own threads print to stdout until the process ends, and the result is to be the last line there.
+        out, sys.stdout = sys.stdout, sys.stderr
+        return answer(main(out=out))
     arguments = _parser().parse_args()
     try:
         config = load_config(arguments.config, arguments.overrides)

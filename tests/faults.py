@@ -5,9 +5,11 @@ Only processes below the command, or of the cluster a test started itself, are e
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,12 +29,14 @@ class RunningCommand:
 
     Attributes:
         run: Folder of the run.
+        scratch: What it writes to its streams.
     """
 
     def __init__(self, corpus: Corpus, storage: Path, name: str, *overrides: str, **environment: str):
         """Start it; `environment` comes on top of this process's own."""
         self.run = storage / name
-        self._streams = [storage / f"{name}.{suffix}" for suffix in ("out", "err")]
+        self.scratch = Path(tempfile.mkdtemp(prefix="mowe_ray_command_"))  # not in the storage, whose disk may be full
+        self._streams = [self.scratch / name for name in ("out", "err")]
         command = [sys.executable, "-m", "mowe_ray.train", *tiny_arguments(corpus, storage, name), *overrides]
         kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         with self._streams[0].open("w") as out, self._streams[1].open("w") as err:
@@ -113,6 +117,7 @@ def ended(command: RunningCommand) -> Iterator[RunningCommand]:
             except psutil.NoSuchProcess:
                 continue
         command.process.wait()
+        shutil.rmtree(command.scratch)
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

@@ -128,7 +128,7 @@ def test_a_read_that_never_ends_is_told_and_nothing_is_lost(tiny_corpus: Corpus,
         *("compute.num_workers=2", "training.save_every=100", "training.log_samples=true"),
         *(f"data.train=[{{path: {manifest}}}]", "data.max_batch_size=1", "training.step_timeout_s=15"),
     )
-    train(tiny_config(tiny_corpus, storage, "scanned", *settings, "training.max_steps=1"), [].append)
+    train(tiny_config(tiny_corpus, storage, "pipe", *settings, "training.max_steps=1"), [].append)  # scans the clips
     whole = clips[7].with_suffix(".whole")
     clips[7].rename(whole)
     os.mkfifo(clips[7])  # a file server that has stopped to answer: opening it waits for ever
