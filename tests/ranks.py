@@ -15,9 +15,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from deepspeed.utils import safe_get_full_grad
 
 from mowe_ray.data.batch import MicroBatch
+from mowe_ray.distributed.deep_speed import deepspeed
 from mowe_ray.distributed.engine import DeepSpeedEngine, deepspeed_config
 from mowe_ray.model import MoweForConditionalGeneration, MoweOutput, MoweProcessor
 from mowe_ray.model.building import Lora, WeakEncoder, build_model, build_processor, parameter_parts
@@ -189,7 +189,7 @@ class RecordingEngine(DeepSpeedEngine):
 
     def _global_gradients(self) -> dict[str, torch.Tensor]:
         named = self.model.named_parameters()
-        return {name: safe_get_full_grad(p).clone() for name, p in named if p.requires_grad}
+        return {name: deepspeed.utils.safe_get_full_grad(p).clone() for name, p in named if p.requires_grad}
 
 
 def make_engine(

@@ -3,9 +3,7 @@
 import os
 import sys
 
-import torch
-
-# Ray and DeepSpeed read these while they are imported; a user's own setting wins.
+# Ray reads these while it is imported; a user's own setting wins.
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a worker may report once per interval: 2 s by default
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",  # unlimited by default: a lost report would hang the run
@@ -18,7 +16,5 @@ if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:
     # A local Ray writes a token on its first start and then asks for it; a Ray that is imported already would start
     # its servers with this setting but go on without it itself.
     _ENVIRONMENT["RAY_AUTH_MODE"] = "token"
-if not torch.cuda.is_available():
-    _ENVIRONMENT["DS_ACCELERATOR"] = "cpu"  # DeepSpeed would look for others, and warn
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)

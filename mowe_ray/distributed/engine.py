@@ -6,12 +6,12 @@ import logging
 import math
 from typing import Any, Literal
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from mowe_ray.distributed import fragments
+from mowe_ray.distributed.deep_speed import deepspeed
 from mowe_ray.model import MoweForConditionalGeneration, MoweOutput
 from mowe_ray.training.checkpoints import Checkpoint, Fragment
 from mowe_ray.training.schedule import set_learning_rates

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from mowe_ray.distributed.deep_speed import deepspeed
 from mowe_ray.training.checkpoints import Checkpoint, Fragment
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

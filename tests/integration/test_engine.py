@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_full_optimizer_state
 from safetensors.torch import load_file
 from transformers import AutoModel
 
+from mowe_ray.distributed.deep_speed import deepspeed
 from mowe_ray.model.exporting import export
 from mowe_ray.training.batch import collate
 from mowe_ray.training.checkpoint_writer import CheckpointWriter
@@ -96,7 +96,7 @@ def _what_deepspeed_says(engine: Any) -> dict[str, torch.Tensor]:
     for name, parameter in engine.model.named_parameters():
         for moment in ("exp_avg", "exp_avg_sq"):
             if parameter.requires_grad and engine._stage:
-                moments[f"{moment}/{name}"] = safe_get_full_optimizer_state(parameter, moment).clone()
+                moments[f"{moment}/{name}"] = deepspeed.utils.safe_get_full_optimizer_state(parameter, moment).clone()
             elif parameter.requires_grad and parameter in engine._engine.basic_optimizer.state:
                 moments[f"{moment}/{name}"] = engine._engine.basic_optimizer.state[parameter][moment].clone()
     return moments

@@ -1,4 +1,7 @@
-"""What happens to a run when the world around it breaks: every fault here is caused for real, in real processes."""
+"""What happens to a run when the world around it breaks: every fault here is caused for real, in real processes.
+
+Some of them for minutes: `python -m pytest -m soak` runs those.
+"""
 
 import json
 import os
@@ -68,6 +71,7 @@ def test_sigterm_saves_and_the_same_command_continues(
     assert_same_weights(finished.result, undisturbed)
 
 
+@pytest.mark.soak
 def test_a_worker_told_to_go_saves_first(tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]) -> None:
     settings = (*SETTINGS, "training.save_every=100")
     with ended(RunningCommand(tiny_corpus, storage, "worker_terminated", *settings)) as command:
@@ -82,6 +86,7 @@ def test_a_worker_told_to_go_saves_first(tiny_corpus: Corpus, storage: Path, und
     assert_same_weights(finished.result, undisturbed)
 
 
+@pytest.mark.soak
 def test_a_killed_controller_is_replaced(tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]) -> None:
     with ended(RunningCommand(tiny_corpus, storage, "no_controller", *SETTINGS)) as command:
         command.until_step(6)
@@ -93,6 +98,7 @@ def test_a_killed_controller_is_replaced(tiny_corpus: Corpus, storage: Path, und
     assert_same_weights(finished.result, undisturbed)
 
 
+@pytest.mark.soak
 def test_a_lost_head_is_survived(tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]) -> None:
     # Ray gives a head a minute to come back before it ends everything; here it is not to.
     impatient = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
@@ -106,6 +112,7 @@ def test_a_lost_head_is_survived(tiny_corpus: Corpus, storage: Path, undisturbed
     assert_same_weights(finished.result, undisturbed)
 
 
+@pytest.mark.soak
 def test_a_stopped_rank_is_told_and_replaced(tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]) -> None:
     settings = (*SETTINGS, "training.step_timeout_s=15")
     with ended(RunningCommand(tiny_corpus, storage, "frozen_rank", *settings)) as command:
@@ -183,6 +190,7 @@ def test_a_full_disk_costs_checkpoints_but_not_the_run(
     assert_same_weights(finished.result, undisturbed)
 
 
+@pytest.mark.soak
 def test_a_disk_that_stays_full_ends_the_run_clearly_and_the_last_checkpoint_loads(
     tiny_corpus: Corpus, disk: Path, undisturbed: dict[str, Any]
 ) -> None:
@@ -210,6 +218,7 @@ def _fill(ballast: Path) -> None:
             return
 
 
+@pytest.mark.soak
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]
 ) -> None:

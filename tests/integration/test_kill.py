@@ -48,7 +48,7 @@ def _steps_of(run: Path) -> list[Any]:
     return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(n, marks=pytest.mark.soak) for n in (0, 1, 2)] + [3])
 def test_a_killed_worker_and_a_killed_driver_change_nothing(tiny_corpus: Corpus, storage: Path, stage: int) -> None:
     settings = (*SETTINGS, f"compute.zero_stage={stage}")
     expected = train(tiny_config(tiny_corpus, storage, f"undisturbed{stage}", *settings), [].append)
