@@ -109,12 +109,20 @@ def _claim(folder: RunFolder, config: RunConfig) -> None:
     if folder.exists("config.json"):
         if not config.resume:
             raise ValueError(f"{folder.url} exists and resume=false: choose another name")
-        differing = _first_difference(json.loads(folder.read_text("config.json")), new)
+        differing = _first_difference(_completed(json.loads(folder.read_text("config.json"))), new)
         if differing:
             raise ValueError(
                 f"{folder.url} holds a run with another {differing}: choose another name, or go back to its value"
             )
     folder.write_json("config.json", new)
+
+
+def _completed(old: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the keys that came later than the run, at their defaults."""
+    try:
+        return RunConfig.model_validate(old).model_dump(mode="json")
+    except ValueError:  # of a version with other keys; the first one that differs is told
+        return old
 
 
 def _first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
