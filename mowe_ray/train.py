@@ -14,7 +14,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, TextIO
 
 from mowe_ray.config import ConfigError, RunConfig, load_config, render_help
@@ -106,7 +105,8 @@ def _train(config: RunConfig) -> dict[str, Any]:
     return train(config, _say)
 
 
-_say = partial(print, file=sys.stderr, flush=True)
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
