@@ -34,7 +34,6 @@ class Nodes:
             *("--head", "--num-cpus=0", f"--temp-dir={folder}", f"--port={gcs}", f"--dashboard-port={dashboard}"),
             *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
         )
-        self._until_listening(gcs)
 
     def add(self, cpus: int) -> subprocess.Popen[bytes]:
         """Start a worker node."""
@@ -67,7 +66,8 @@ class Nodes:
         node_id = secrets.token_hex(28)  # chosen here, for `ray start` does not tell
         ports = ("--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=200000000")
         kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        with Path(self._folder, f"node-{len(self._processes)}.log").open("w") as log:
+        said = Path(self._folder, f"node-{len(self._processes)}.log")
+        with said.open("w") as log:
             process = subprocess.Popen(
                 [_RAY, "start", "--block", "--disable-usage-stats", *options, *ports],
                 env={**kept, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id},
@@ -77,19 +77,12 @@ class Nodes:
             )
         self._processes.append(process)
         self._ids[process.pid] = node_id
-        return process
-
-    def _until_listening(self, port: int) -> None:
         deadline = time.monotonic() + _START_S
-        while time.monotonic() < deadline:
-            assert self._processes[0].poll() is None, Path(self._folder, "node-0.log").read_text()
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=5).close()
-            except OSError:
-                time.sleep(0.2)
-            else:
-                return
-        raise AssertionError(f"no head after {_START_S} s")
+        while "This command will now block" not in said.read_text():
+            assert process.poll() is None, said.read_text()
+            assert time.monotonic() < deadline, said.read_text()
+            time.sleep(0.1)
+        return process
 
 
 @contextmanager

@@ -107,11 +107,12 @@ class _Trainee:
 
     def __init__(self, config: RunConfig, limit_bytes: int | None):
         gpu = config.compute.gpus_per_worker > 0
-        self.limit_bytes = _limit_memory(gpu, limit_bytes)
         if not gpu:
             torch.set_num_threads(config.compute.cpus_per_worker)
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")  # DeepSpeed reads them
         dist.init_process_group("nccl" if gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+        # Only now: gloo hangs, instead of failing, when it cannot have its threads.
+        self.limit_bytes = _limit_memory(gpu, limit_bytes)
         own = isinstance(config.model.language_model, InlineConfig) and config.model.init_from is None
         tokenizer = train_tokenizer(synthetic_texts(), DEFAULT_VOCABULARY) if own else tokenizer_of(config.model, None)
         model, self._processor = assemble(
