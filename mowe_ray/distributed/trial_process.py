@@ -119,7 +119,7 @@ class _Trainee:
             config.model, config.training.mowe_loss, seed=config.seed, tokenizer=tokenizer, gpu=gpu
         )
         self._engine = DeepSpeedEngine(
-            model.train(),
+            model,
             optimizer_groups(model, config.training),
             deepspeed_config(
                 zero_stage=config.compute.zero_stage,

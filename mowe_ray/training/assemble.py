@@ -44,7 +44,7 @@ def assemble(
     gpu: bool,
     loading: AbstractContextManager[None] | None = None,
 ) -> tuple[MoweForConditionalGeneration, MoweProcessor]:
-    """Build the model with its weights, and the processor that makes its inputs.
+    """Build the model with its weights, in training mode, and the processor that makes its inputs.
 
     Args:
         loading: Entered while the language model's checkpoint loads.
@@ -88,6 +88,7 @@ def assemble(
             **free,
         )
     _recompute_activations(built, model.gradient_checkpointing)
+    built.train()  # what transformers loads comes in eval mode
     return built, build_processor(built, tokenizer)
 
 
