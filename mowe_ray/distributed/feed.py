@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import ray
 
 from mowe_ray.config import RunConfig
@@ -14,7 +13,7 @@ from mowe_ray.distributed.pipeline import decode_stream, prefetch
 from mowe_ray.model import MoweProcessor
 from mowe_ray.training.batch import Batch, collate
 from mowe_ray.training.data_order import PlannedStep, TrainingOrder
-from mowe_ray.training.lanes import with_batches
+from mowe_ray.training.lanes import rows_of_rank, with_batches
 from mowe_ray.training.sources import validation_plan
 
 # Micro-batches collated ahead of the step that needs them.
@@ -48,8 +47,7 @@ def validation_batches(index: ray.ObjectRef, config: RunConfig, *, rank: int, wo
     """Yield this rank's micro-batches of a validation source, equally many on every rank."""
     # One lane, dealt out: who shares a micro-batch, and so its padding, does not depend on the number of ranks.
     plan = [lanes[0] for lanes in validation_plan(ray.get(index), config.data, lanes=1)]
-    plan += [np.zeros(0, np.int64)] * (-len(plan) % world_size)
-    return prefetch(_decoded(index, iter(plan[rank::world_size]), config), _COLLATED_AHEAD)
+    return prefetch(_decoded(index, iter(rows_of_rank(plan, rank, world_size)), config), _COLLATED_AHEAD)
 
 
 def _decoded(index: ray.ObjectRef, rows: Iterator[Rows], config: RunConfig) -> Iterator[MicroBatch]:

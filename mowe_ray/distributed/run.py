@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import tee
 
 import ray
@@ -20,6 +19,7 @@ from mowe_ray.training.batch import Batch
 from mowe_ray.training.checkpoint_writer import CheckpointWriter
 from mowe_ray.training.data_order import PlannedStep, TrainingOrder
 from mowe_ray.training.errors import RunError
+from mowe_ray.training.lanes import rows_of_rank
 from mowe_ray.training.loop import StepResult, training_steps
 from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.out_of_memory import MicroBatchOutOfMemory, Records, record, release
@@ -97,9 +97,8 @@ class Run:
         fed, planned_steps = tee(self.whereabouts.watch(self._batches(), "waiting for data"))
         dog.begin(self.order.step + 1)
         steps = training_steps(self.engine, map(self._with_factor, fed), seed=self.config.seed)
-        for result, (planned, _) in zip(
-            steps, planned_steps, strict=False
-        ):  # in this order: a result tells of its step
+        # Steps first: a result tells of the step that was fed for it.
+        for result, (planned, _) in zip(steps, planned_steps, strict=False):
             self.order.advance(planned)
             rescue.step_finished()
             self._tell(result, planned)
@@ -118,15 +117,14 @@ class Run:
         return True  # there was nothing left to train
 
     def _batches(self) -> Iterator[tuple[PlannedStep, list[Batch]]]:
-        world_size = self.engine.world_size
         return training_batches(
             self.train_index,
             self.config,
             self.processor,
             self.order,
-            change=partial(self.records.apply, world_size=world_size),
+            change=self.records.apply,
             rank=self.engine.rank,
-            world_size=world_size,
+            world_size=self.engine.world_size,
         )
 
     def _with_factor(self, fed: tuple[PlannedStep, list[Batch]]) -> tuple[int, float, list[Batch]]:
@@ -149,7 +147,7 @@ class Run:
     def _save(self) -> None:
         """Start to write a checkpoint of the last finished step. Not collective."""
         # A run that continues from the checkpoint finds the logged samples of all its steps.
-        before = self.log.flush if self.log is not None else _nothing
+        before = None if self.log is None else self.log.flush
         self.writer.save(self.order.step, self.engine.snapshot(), self.order.state(), before)
 
     def _save_now(self) -> bool:
@@ -158,14 +156,10 @@ class Run:
 
     def _write_down(self, error: MicroBatchOutOfMemory) -> None:
         """Note which micro-batch did not fit: after the restart all ranks change the plan for it."""
-        planned = next(iter(self.order))
-        lanes = self.records.apply(planned.lanes, world_size=self.engine.world_size)
-        event = record(self.folder, error, rank=self.engine.rank, rows=lanes[error.lane])
+        rank, world_size = self.engine.rank, self.engine.world_size
+        mine = rows_of_rank(self.records.apply(next(iter(self.order)).lanes), rank, world_size)
+        event = record(self.folder, error, rank=rank, rows=mine[error.lane // world_size])
         ray.get(self.control.say.remote(self.records.line(event)))
-
-
-def _nothing() -> None:
-    """Do nothing before a checkpoint."""
 
 
 def _require_gradients(engine: DeepSpeedEngine) -> None:

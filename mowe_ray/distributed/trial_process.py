@@ -17,13 +17,14 @@ import torch.distributed as dist
 
 from mowe_ray.config import RunConfig
 from mowe_ray.config.fields import InlineConfig
-from mowe_ray.distributed.engine import DeepSpeedEngine, deepspeed_config
+from mowe_ray.distributed.assembly import build_engine
 from mowe_ray.model.tokenizing import train_tokenizer
-from mowe_ray.training.assemble import DEFAULT_VOCABULARY, assemble, optimizer_groups, tokenizer_of
+from mowe_ray.training.assemble import DEFAULT_VOCABULARY, tokenizer_of
 from mowe_ray.training.batch import collate
 from mowe_ray.training.batch_search import synthetic_batch, synthetic_texts
 from mowe_ray.training.loop import training_steps
 from mowe_ray.training.out_of_memory import is_out_of_memory
+from mowe_ray.training.watchdog import Whereabouts
 
 
 class Trials:
@@ -115,19 +116,7 @@ class _Trainee:
         self.limit_bytes = _limit_memory(gpu, limit_bytes)
         own = isinstance(config.model.language_model, InlineConfig) and config.model.init_from is None
         tokenizer = train_tokenizer(synthetic_texts(), DEFAULT_VOCABULARY) if own else tokenizer_of(config.model, None)
-        model, self._processor = assemble(
-            config.model, config.training.mowe_loss, seed=config.seed, tokenizer=tokenizer, gpu=gpu
-        )
-        self._engine = DeepSpeedEngine(
-            model,
-            optimizer_groups(model, config.training),
-            deepspeed_config(
-                zero_stage=config.compute.zero_stage,
-                clip_norm=config.training.clip_norm,
-                bf16=model.dtype == torch.bfloat16,
-                offload=config.compute.offload,
-            ),
-        )
+        self._processor, self._engine = build_engine(config, tokenizer, Whereabouts(), lambda _line: None)
         # With several workers the loop routes before it trains, as it does with several micro-batches.
         self._micro_batches = max(config.training.gradient_accumulation, min(2, config.compute.max_workers))
 

@@ -16,14 +16,12 @@ from ray.actor import ActorHandle
 
 from mowe_ray.config import RunConfig
 from mowe_ray.data.report import DataReport
+from mowe_ray.distributed.assembly import build_engine
 from mowe_ray.distributed.control import Control
-from mowe_ray.distributed.engine import DeepSpeedEngine, deepspeed_config
+from mowe_ray.distributed.engine import DeepSpeedEngine
 from mowe_ray.distributed.run import Run
-from mowe_ray.distributed.sharded_loading import sharded_loading
-from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
-from mowe_ray.model.building import equal_members, strong_members
 from mowe_ray.model.exporting import export
-from mowe_ray.training.assemble import assemble, model_dtype, optimizer_groups, tokenizer_of
+from mowe_ray.training.assemble import tokenizer_of
 from mowe_ray.training.checkpoint_writer import CheckpointWriter
 from mowe_ray.training.checkpoints import newest_checkpoint
 from mowe_ray.training.data_order import TrainingOrder
@@ -100,7 +98,9 @@ def _start(setup: WorkerSetup, say: Callable[[str], object]) -> Run:
     """Make the parts of the run in the order they need each other, at its newest checkpoint. Collective."""
     config = RunConfig.model_validate_json(setup.config)
     folder, whereabouts = RunFolder(config.storage, config.name), Whereabouts()
-    processor, engine = _build(config, setup.tokenizer, whereabouts, say)
+    if config.compute.gpus_per_worker == 0:
+        torch.set_num_threads(config.compute.cpus_per_worker)
+    processor, engine = build_engine(config, tokenizer_of(config.model, setup.tokenizer), whereabouts, say)
     ranks: dict[str, Any] = {"rank": engine.rank, "world_size": engine.world_size, "gather": engine.gather, "say": say}
     checkpoint = newest_checkpoint(folder, **ranks)
     if checkpoint is not None:
@@ -139,44 +139,6 @@ def _start(setup: WorkerSetup, say: Callable[[str], object]) -> Run:
 
 def _workers(number: int) -> str:
     return f"{number} worker{'' if number == 1 else 's'}"
-
-
-def _build(
-    config: RunConfig, own_tokenizer: str | None, whereabouts: Whereabouts, say: Callable[[str], object]
-) -> tuple[MoweProcessor, DeepSpeedEngine]:
-    gpu = config.compute.gpus_per_worker > 0
-    if not gpu:
-        torch.set_num_threads(config.compute.cpus_per_worker)
-    settings = deepspeed_config(
-        zero_stage=config.compute.zero_stage,
-        clip_norm=config.training.clip_norm,
-        bf16=model_dtype(config.model, gpu) == torch.bfloat16,
-        offload=config.compute.offload,
-    )
-    model, processor = assemble(
-        config.model,
-        config.training.mowe_loss,
-        seed=config.seed,
-        tokenizer=tokenizer_of(config.model, own_tokenizer),
-        gpu=gpu,
-        loading=sharded_loading(settings),
-    )
-    for warning in [*equal_members(model), *strong_members(model)]:
-        say(f"warning: {warning}")
-    whereabouts.follow(_parts(model, [member.name for member in config.model.weak_encoders]))
-    return processor, DeepSpeedEngine(model, optimizer_groups(model, config.training), settings, whereabouts)
-
-
-def _parts(model: MoweForConditionalGeneration, members: list[str]) -> dict[str, torch.nn.Module]:
-    """Return the parts of the model a person knows, by name."""
-    tower = model.audio_tower
-    weak = dict(zip((f"weak encoder {name!r}" for name in members), tower.pool or (), strict=True))
-    return {
-        "base encoder": tower.base_encoder,
-        **weak,
-        "adapter": tower.adapter,
-        "language model": model.language_model,
-    }
 
 
 def _monitor(

@@ -78,7 +78,7 @@ class CheckpointWriter:
         step: int,
         fragments: Mapping[str, Fragment],
         state: Mapping[str, Any],
-        before: Callable[[], None] = lambda: None,
+        before: Callable[[], None] | None = None,
     ) -> None:
         """Start to write a checkpoint, after the one before is done with; all ranks call it for the same steps.
 
@@ -127,12 +127,17 @@ class CheckpointWriter:
         return whole
 
     def _write(
-        self, save: _Save, fragments: Mapping[str, Fragment], state: Mapping[str, Any], before: Callable[[], None]
+        self,
+        save: _Save,
+        fragments: Mapping[str, Fragment],
+        state: Mapping[str, Any],
+        before: Callable[[], None] | None,
     ) -> None:
         try:
             if self._is_whole(save.step):
                 return
-            before()
+            if before is not None:
+                before()
             self._write_part(save, fragments)
             if self._rank == 0:
                 self._commit(save, state)

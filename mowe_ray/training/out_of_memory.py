@@ -117,11 +117,10 @@ class Records:
         texts = [folder.read_text(f"{FOLDER}/{name}") for name in folder.names(FOLDER) if name.endswith(".json")]
         return cls(sorted((Event(**json.loads(text)) for text in texts), key=lambda event: (event.step, event.lane)))
 
-    def apply(self, lanes: Sequence[Rows], *, world_size: int) -> list[Rows]:
+    def apply(self, lanes: Sequence[Rows]) -> list[Rows]:
         """Return the micro-batches of a step as they are to be tried now.
 
-        Lanes keep their place, what is left out becomes an empty lane, second halves come after the last. Empty lanes
-        fill up to a multiple of `world_size`, so that rank r still takes lanes r, r + world_size, ..., equally many.
+        Lanes keep their place, what is left out becomes an empty lane, second halves come after the last.
 
         Args:
             lanes: The planned micro-batches of the whole step.
@@ -138,8 +137,7 @@ class Records:
             else:
                 first = rows
             tried.append(first)
-        tried += second_halves
-        return tried + [np.zeros(0, np.int64)] * (-len(tried) % world_size)
+        return tried + second_halves
 
     def line(self, event: Event) -> str:
         """Tell a person what `event` leads to, these records being those written before it."""

@@ -8,6 +8,7 @@ import torch
 
 from mowe_ray.data.report import DataReport
 from mowe_ray.training.batch import Batch
+from mowe_ray.training.lanes import rows_of_rank
 from mowe_ray.training.out_of_memory import (
     MicroBatchOutOfMemory,
     Records,
@@ -49,21 +50,19 @@ STEP = lanes([1, 2, 3, 4, 5], [6, 7], [8], [9, 10, 11])
 
 def test_without_records_the_plan_stays(folder):
     records = Records.load(folder)
-    assert lists(records.apply(STEP, world_size=2)) == lists(STEP)
+    assert lists(records.apply(STEP)) == lists(STEP)
     assert records.report() == {"split": [], "left_out": []}
     assert records.warning() is None
 
 
-def test_once_is_tried_in_halves_on_an_extra_lane_of_every_rank(folder):
+def test_once_is_tried_in_halves_on_an_extra_lane(folder):
     line = fail(folder, [1, 2, 3, 4, 5], lane=0, rank=0)
     assert line == (
         "out of memory at step 12 on 5 clips, 10 s (rank 0): trying it in two halves after a restart; "
         "if this repeats, lower data.batch_seconds or run --find-batch"
     )
     records = Records.load(folder)
-    assert lists(records.apply(STEP, world_size=2)) == [[1, 2, 3], [6, 7], [8], [9, 10, 11], [4, 5], []]
-    assert lists(records.apply(STEP, world_size=1)) == [[1, 2, 3], [6, 7], [8], [9, 10, 11], [4, 5]]
-    assert lists(records.apply(STEP, world_size=4))[4:] == [[4, 5], [], [], []]
+    assert lists(records.apply(STEP)) == [[1, 2, 3], [6, 7], [8], [9, 10, 11], [4, 5]]
     assert records.report() == {"split": ["s1", "s2", "s3", "s4", "s5"], "left_out": []}
     assert records.warning().startswith("memory did not suffice before: 5 samples are tried in smaller micro-batches")
 
@@ -72,17 +71,19 @@ def test_several_splits_share_the_extra_lanes(folder):
     fail(folder, [1, 2, 3, 4, 5], lane=0)
     fail(folder, [6, 7], lane=1)
     fail(folder, [9, 10, 11], lane=3)
-    tried = lists(Records.load(folder).apply(STEP, world_size=2))
-    assert tried == [[1, 2, 3], [6], [8], [9, 10], [4, 5], [7], [11], []]
-    ranks = [tried[rank::2] for rank in (0, 1)]
-    assert len(ranks[0]) == len(ranks[1])
+    tried = Records.load(folder).apply(STEP)
+    assert lists(tried) == [[1, 2, 3], [6], [8], [9, 10], [4, 5], [7], [11]]
+    assert [lists(rows_of_rank(tried, rank, 2)) for rank in (0, 1)] == [
+        [[1, 2, 3], [8], [4, 5], [11]],
+        [[6], [9, 10], [7], []],
+    ], "equally many on every rank"
 
 
 def test_order_of_the_rows_matters_and_other_steps_are_left_alone(folder):
     fail(folder, [6, 7])
     records = Records.load(folder)
     other = lanes([7, 6], [6, 7, 8], [], [1])
-    assert lists(records.apply(other, world_size=4)) == lists(other)
+    assert lists(records.apply(other)) == lists(other)
 
 
 @pytest.mark.parametrize("again", [[1, 2, 3, 4, 5], [1, 2, 3], [4, 5]])
@@ -93,20 +94,20 @@ def test_twice_is_left_out_whole_and_named(folder, again):
     assert "it is left out" in line
     records = Records.load(folder)
     assert len(records.events) == 2
-    assert lists(records.apply(STEP, world_size=2)) == [[], [6, 7], [8], [9, 10, 11]]
+    assert lists(records.apply(STEP)) == [[], [6, 7], [8], [9, 10, 11]]
     assert records.report() == {"split": [], "left_out": ["s1", "s2", "s3", "s4", "s5"]}
 
 
 def test_a_single_sample_is_left_out_at_once(folder):
     assert "1 clip, 2 s (rank 0): it is left out after a restart" in fail(folder, [8])
     records = Records.load(folder)
-    assert lists(records.apply(STEP, world_size=2)) == [[1, 2, 3, 4, 5], [6, 7], [], [9, 10, 11]]
+    assert lists(records.apply(STEP)) == [[1, 2, 3, 4, 5], [6, 7], [], [9, 10, 11]]
     assert records.report() == {"split": [], "left_out": ["s8"]}
 
 
 def test_an_empty_micro_batch_is_never_split(folder):
     fail(folder, [])
-    assert lists(Records.load(folder).apply(lanes([], [1]), world_size=2)) == [[], [1]]
+    assert lists(Records.load(folder).apply(lanes([], [1]))) == [[], [1]]
 
 
 def test_each_event_has_a_file_of_its_own(folder):
