@@ -69,3 +69,18 @@ def records(run: str, kind: str) -> list[dict[str, Any]]:
 def exported_weights(run: str) -> dict[str, torch.Tensor]:
     """Return the weights a finished run exported."""
     return {n: w for file in sorted((Path(run) / "export").glob("*.safetensors")) for n, w in load_file(file).items()}
+
+
+def assert_same_run(result: dict[str, Any], expected: dict[str, Any]) -> None:
+    """No sample is lost or repeated, every step is in the metrics once with the same numbers, all weights are equal."""
+    assert result["steps"] == expected["steps"]
+    assert result["tasks"] == expected["tasks"]
+    assert result["samples"] == {"lost": 0, "repeated": 0} == expected["samples"]
+    samples, expected_samples = ((Path(run["run"]) / "samples.jsonl").read_text() for run in (result, expected))
+    assert samples == expected_samples
+    for name in ("step", "loss", "lm_loss", "routing_loss", "grad_norm"):
+        numbers, expected_numbers = ([r[name] for r in records(run["run"], "train")] for run in (result, expected))
+        assert numbers == expected_numbers, name
+    weights, expected_weights = exported_weights(result["run"]), exported_weights(expected["run"])
+    assert weights.keys() == expected_weights.keys()
+    assert [name for name in weights if not torch.equal(weights[name], expected_weights[name])] == []

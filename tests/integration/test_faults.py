@@ -13,13 +13,12 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-import torch
 
 from mowe_ray.distributed.trainer import train
 from mowe_ray.training.run_folder import RunFolder
 from tests.end_to_end import tone_samples
 from tests.faults import RunningCommand, ended
-from tests.tiny_runs import Corpus, exported_weights, records, tiny_config
+from tests.tiny_runs import Corpus, assert_same_run, records, tiny_config
 
 STEPS = 16
 SETTINGS = (
@@ -43,13 +42,6 @@ def undisturbed(ray_cluster: None, tiny_corpus: Corpus, storage: Path) -> dict[s
     return train(tiny_config(tiny_corpus, storage, "undisturbed", *SETTINGS), [].append)
 
 
-def assert_same_weights(result: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert result["samples"] == {"lost": 0, "repeated": 0}
-    weights, wanted = exported_weights(result["run"]), exported_weights(expected["run"])
-    assert weights.keys() == wanted.keys()
-    assert [name for name in weights if not torch.equal(weights[name], wanted[name])] == []
-
-
 def test_sigterm_saves_and_the_same_command_continues(
     tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]
 ) -> None:
@@ -68,7 +60,7 @@ def test_sigterm_saves_and_the_same_command_continues(
         finished = command.wait()
     assert finished.code == 0, finished.err
     assert f"continuing after step {step}" in finished.err
-    assert_same_weights(finished.result, undisturbed)
+    assert_same_run(finished.result, undisturbed)
 
 
 @pytest.mark.soak
@@ -83,7 +75,7 @@ def test_a_worker_told_to_go_saves_first(tiny_corpus: Corpus, storage: Path, und
     assert finished.code == 0, finished.err
     step = int(finished.err.partition("continuing after step ")[2].partition(",")[0])
     assert step >= 6, "without the signal there would have been no checkpoint"
-    assert_same_weights(finished.result, undisturbed)
+    assert_same_run(finished.result, undisturbed)
 
 
 @pytest.mark.soak
@@ -95,7 +87,7 @@ def test_a_killed_controller_is_replaced(tiny_corpus: Corpus, storage: Path, und
         finished = command.wait()
     assert finished.code == 0, finished.err
     assert "the training controller died" in finished.err
-    assert_same_weights(finished.result, undisturbed)
+    assert_same_run(finished.result, undisturbed)
 
 
 @pytest.mark.soak
@@ -109,7 +101,7 @@ def test_a_lost_head_is_survived(tiny_corpus: Corpus, storage: Path, undisturbed
         finished = command.wait()
     assert finished.code == 0, finished.err
     assert "the driver died" in finished.err
-    assert_same_weights(finished.result, undisturbed)
+    assert_same_run(finished.result, undisturbed)
 
 
 @pytest.mark.soak
@@ -126,7 +118,7 @@ def test_a_stopped_rank_is_told_and_replaced(tiny_corpus: Corpus, storage: Path,
     assert not frozen.is_running()
     (stacks,) = (command.run / "hangs").iterdir()
     assert "all_reduce" in stacks.read_text()
-    assert_same_weights(finished.result, undisturbed)
+    assert_same_run(finished.result, undisturbed)
 
 
 def test_a_read_that_never_ends_is_told_and_nothing_is_lost(tiny_corpus: Corpus, storage: Path) -> None:
@@ -187,7 +179,7 @@ def test_a_full_disk_costs_checkpoints_but_not_the_run(
         finished = command.wait()
     assert finished.code == 0, finished.err
     assert [r["step"] for r in records(finished.result["run"], "train")] == list(range(1, STEPS + 1))
-    assert_same_weights(finished.result, undisturbed)
+    assert_same_run(finished.result, undisturbed)
 
 
 @pytest.mark.soak
@@ -206,7 +198,7 @@ def test_a_disk_that_stays_full_ends_the_run_clearly_and_the_last_checkpoint_loa
         finished = command.wait()
     assert finished.code == 0, finished.err
     assert "continuing after step" in finished.err
-    assert_same_weights(finished.result, undisturbed)
+    assert_same_run(finished.result, undisturbed)
 
 
 def _fill(ballast: Path) -> None:
@@ -230,5 +222,5 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     result = train(tiny_config(tiny_corpus, storage, "damaged", *SETTINGS), said.append)
     assert any("step-00000008 is not used" in line for line in said)
     assert any("continuing after step 4" in line for line in said)
-    assert_same_weights(result, undisturbed)
+    assert_same_run(result, undisturbed)
     assert RunFolder(str(storage), "damaged").exists("result.json")

@@ -1,16 +1,13 @@
 """Runs whose workers and driver are killed end with the weights, metrics and samples of one that nobody disturbed."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from mowe_ray.distributed.trainer import train
 from tests.faults import RunningCommand, ended
-from tests.tiny_runs import Corpus, exported_weights, records, tiny_config
+from tests.tiny_runs import Corpus, assert_same_run, tiny_config
 
 STEPS = 40
 SETTINGS = (
@@ -27,25 +24,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
-
-
-def assert_same_run(result: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Every step stands in the metrics once with the same numbers, and every weight is the same to the bit."""
-    assert result["steps"] == expected["steps"]
-    assert result["tasks"] == expected["tasks"]
-    assert result["samples"] == {"lost": 0, "repeated": 0} == expected["samples"]
-    for name in ("step", "loss", "lm_loss", "routing_loss", "grad_norm"):
-        numbers, expected_numbers = ([r[name] for r in records(run["run"], "train")] for run in (result, expected))
-        assert numbers == expected_numbers, name
-    lines, expected_lines = (_steps_of(Path(run["run"])) for run in (result, expected))
-    assert lines == expected_lines
-    weights, expected_weights = exported_weights(result["run"]), exported_weights(expected["run"])
-    assert weights.keys() == expected_weights.keys()
-    assert [name for name in weights if not torch.equal(weights[name], expected_weights[name])] == []
-
-
-def _steps_of(run: Path) -> list[Any]:
-    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("stage", [pytest.param(n, marks=pytest.mark.soak) for n in (0, 1, 2)] + [3])

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from mowe_ray.distributed.trainer import train
-from tests.tiny_runs import Corpus, exported_weights, records, tiny_config
+from tests.tiny_runs import Corpus, assert_same_run, records, tiny_config
 
 STEPS = 6
 SETTINGS = ("compute.num_workers=2", "compute.zero_stage=2", "training.save_every=2", "training.log_samples=true")
@@ -34,21 +33,6 @@ def undisturbed(ray_cluster: None, tiny_corpus: Corpus, storage: Path) -> dict[s
     return _train(tiny_corpus, storage, "undisturbed", *SETTINGS, f"training.max_steps={STEPS}")[0]
 
 
-def _assert_same_run(result: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Every step stands in the metrics once with the same numbers, and every weight is the same to the bit."""
-    assert result["steps"] == expected["steps"]
-    assert result["tasks"] == expected["tasks"]
-    assert result["samples"] == {"lost": 0, "repeated": 0}
-    samples, expected_samples = ((Path(run["run"]) / "samples.jsonl").read_text() for run in (result, expected))
-    assert samples == expected_samples
-    for name in ("step", "loss", "lm_loss", "routing_loss", "grad_norm"):
-        numbers, expected_numbers = ([r[name] for r in records(run["run"], "train")] for run in (result, expected))
-        assert numbers == expected_numbers, name
-    weights, expected_weights = exported_weights(result["run"]), exported_weights(expected["run"])
-    assert weights.keys() == expected_weights.keys()
-    assert [name for name in weights if not torch.equal(weights[name], expected_weights[name])] == []
-
-
 def test_one_worker_has_the_loss_curve_of_two(undisturbed: dict[str, Any], tiny_corpus: Corpus, storage: Path) -> None:
     overrides = ("training.gradient_accumulation=2", "compute.zero_stage=1", f"training.max_steps={STEPS}")
     result, _ = _train(tiny_corpus, storage, "one_worker", *overrides)
@@ -70,7 +54,7 @@ def test_the_same_command_with_more_steps_continues(
     assert first["steps"] == 3
     result, said = _train(tiny_corpus, storage, "stopped", *SETTINGS, f"training.max_steps={STEPS}")
     assert [line.split()[1] for line in said if line.startswith("step")] == [f"{s}/{STEPS}" for s in (4, 5, 6)]
-    _assert_same_run(result, undisturbed)
+    assert_same_run(result, undisturbed)
 
 
 def test_other_batches_train_the_rest_of_the_epoch(tiny_corpus: Corpus, storage: Path) -> None:
