@@ -1,0 +1,166 @@
+"""What is known of a trial, and the file that keeps it: `TRIAL/trial.json`.
+
+A trial is one training run; trials of one point of the space differ in their seed only. The run itself writes its
+metrics, checkpoints and reports into the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from mowe_ray.training.run_folder import RunFolder
+
+Status = Literal["waiting", "running", "finished", "stopped", "failed"]
+TRIAL_FILE = "trial.json"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size and work of a model.
+
+    Attributes:
+        stored: Parameters.
+        active: Parameters that a clip uses, expected while the routers are undecided.
+        gflops: 1e9 operations of a forward pass over a clip of 30 s, expected likewise.
+    """
+
+    stored: float
+    active: float
+    gflops: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial.
+
+    Attributes:
+        number: Counted from 0 in the order of the study; its folder is `trial-NNNN`.
+        point: Trials with equal values share it.
+        values: By entry of the space; a pool is the list of its encoders' names.
+        status: `stopped` by the scheduler before its end, `failed` after all retries.
+        attempts: How often it was started.
+        step, percent: How far it is.
+        loss: Of the last validation, mean over sources.
+        tasks: `score`, `majority` and `samples` by task, of the last validation.
+        wall_s: Time it was running; `device_s` is that times its workers.
+    """
+
+    number: int
+    point: int
+    seed: int
+    values: dict[str, Any]
+    status: Status = "waiting"
+    error: str | None = None
+    attempts: int = 0
+    step: int = 0
+    percent: float = 0.0
+    loss: float | None = None
+    tasks: dict[str, dict[str, float]] = field(default_factory=dict)
+    cost: Cost | None = None
+    wall_s: float = 0.0
+    device_s: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Name of its run folder."""
+        return f"trial-{self.number:04d}"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.status in ("finished", "stopped", "failed")
+
+    def objective(self, metric: str) -> float | None:
+        """Return `score`, `score.TASK` or `loss` of the last validation; None before one, or without the task."""
+        return objective(metric, self.loss, self.tasks)
+
+
+def objective(metric: str, loss: float | None, tasks: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Return `score` (mean over tasks), `score.TASK` or `loss` of a validation; None if it has no such number."""
+    if metric == "loss":
+        return loss
+    _, _, task = metric.partition(".")
+    scores = [values["score"] for name, values in tasks.items() if task in ("", name)]
+    return sum(scores) / len(scores) if scores else None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One validation on the way of a trial: loss is the mean over sources, `tasks` as in `Trial`."""
+
+    step: int
+    loss: float
+    tasks: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class History:
+    """The course of a trial.
+
+    Attributes:
+        validations: In order.
+        train_loss: (step, next-token loss) in order.
+        routing: The run's router report; None without routers or before the end.
+    """
+
+    validations: list[Validation] = field(default_factory=list)
+    train_loss: list[tuple[int, float]] = field(default_factory=list)
+    routing: dict[str, Any] | None = None
+
+
+def run_folder(study: RunFolder, trial: Trial) -> RunFolder:
+    """Return the run folder of a trial of the study in the folder `study`."""
+    return RunFolder(study.url, trial.name)
+
+
+def save(study: RunFolder, trial: Trial) -> None:
+    """Write a trial's file."""
+    study.write_json(f"{trial.name}/{TRIAL_FILE}", asdict(trial))
+
+
+def load_all(study: RunFolder) -> list[Trial]:
+    """Return the trials of a study, by number."""
+    names = [name for name in study.names("") if name.startswith("trial-")]
+    files = [f"{name}/{TRIAL_FILE}" for name in names]
+    records = [json.loads(study.read_text(file)) for file in files if study.exists(file)]
+    trials = [Trial(**{**record, "cost": record["cost"] and Cost(**record["cost"])}) for record in records]
+    return sorted(trials, key=lambda trial: trial.number)
+
+
+def history(folder: RunFolder) -> History:
+    """Read the course of a trial from its run folder."""
+    lines = folder.read_text("metrics.jsonl").splitlines() if folder.exists("metrics.jsonl") else []
+    records = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be half written
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for record in records:
+        if record["kind"] == "validation":
+            by_step.setdefault(record["step"], []).append(record)
+    report = "router_report.json"
+    return History(
+        [joined(step, sources) for step, sources in sorted(by_step.items())],
+        [(r["step"], r["lm_loss"]) for r in records if r["kind"] == "train" and r["lm_loss"] is not None],
+        json.loads(folder.read_text(report)) if folder.exists(report) else None,
+    )
+
+
+def joined(step: int, sources: list[dict[str, Any]]) -> Validation:
+    """Join the validations of several sources: a task that several have stands under SOURCE/TASK."""
+    counts: dict[str, int] = {}
+    for source in sources:
+        for task in source["tasks"]:
+            counts[task] = counts.get(task, 0) + 1
+    tasks = {
+        task if counts[task] == 1 else f"{source['source']}/{task}": dict(values)
+        for source in sources
+        for task, values in source["tasks"].items()
+    }
+    losses = [source["loss"] for source in sources if source["loss"] is not None]
+    return Validation(step, sum(losses) / len(losses) if losses else float("nan"), tasks)
+
+
+def with_validation(trial: Trial, validation: Validation, percent: float) -> Trial:
+    """Return the trial after a validation."""
+    return replace(trial, step=validation.step, percent=percent, loss=validation.loss, tasks=validation.tasks)
