@@ -80,13 +80,13 @@ def _layers(source: str | Path | None) -> list[Tree]:
         return []
     if isinstance(source, str) and source in preset_names():
         file = resources.files("mowe_ray.config") / "presets" / f"{source}.yaml"
-        layer = _parse(file.read_text(encoding="utf-8"), source)
+        layer = parse_yaml(file.read_text(encoding="utf-8"), source)
     else:
         path = Path(source)
         if not path.is_file():
             presets = ", ".join(preset_names())
             raise ConfigError([f"config: {source} is neither a file nor a preset ({presets})"])
-        layer = _parse(path.read_text(encoding="utf-8"), str(source))
+        layer = parse_yaml(path.read_text(encoding="utf-8"), str(source))
     preset = layer.pop("preset", None)
     if preset is None:
         return [layer]
@@ -95,7 +95,8 @@ def _layers(source: str | Path | None) -> list[Tree]:
     return [*_layers(preset), layer]
 
 
-def _parse(text: str, where: str) -> Tree:
+def parse_yaml(text: str, where: str) -> Tree:
+    """Read a mapping from YAML 1.2 text; `where` names it in errors."""
     try:
         layer = yaml.load(text, _Yaml12Loader)
     except yaml.YAMLError as error:

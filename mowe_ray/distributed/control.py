@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -22,6 +23,7 @@ class Control:
     def __init__(self) -> None:
         """Start with nothing said and nobody wishing to stop."""
         self._lines: asyncio.Queue[str | None] = asyncio.Queue()
+        self._validations: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._stop = asyncio.Event()
         self._distress: dict[str, asyncio.Event] = {}
         self._last_step = time.monotonic()
@@ -35,6 +37,14 @@ class Control:
     async def next_line(self) -> str | None:
         """Wait for the next line."""
         return await self._lines.get()
+
+    async def validated(self, validation: dict[str, Any] | None) -> None:
+        """Hand a validation to `next_validation`; None says that there will be no more."""
+        await self._validations.put(validation)
+
+    async def next_validation(self) -> dict[str, Any] | None:
+        """Wait for the next validation."""
+        return await self._validations.get()
 
     async def stop(self) -> None:
         """Ask the workers to save and end."""

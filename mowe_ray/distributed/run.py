@@ -85,11 +85,15 @@ class Run:
         return finished
 
     def validate(self) -> dict[str, ValidationResult]:
-        """Validate on every source, by its name. Collective."""
-        results = {}
+        """Validate on every source, by its name, and tell of it. Collective."""
+        results: dict[str, ValidationResult] = {}
         for name, index in self.validation_indexes.items():
             batches = validation_batches(index, self.config, rank=self.engine.rank, world_size=self.engine.world_size)
             results[name] = validate(self.engine, self.processor, batches)
+        self.monitor.validation(self.order.step, results)
+        if self.engine.rank == 0:
+            told = [{"source": name, "loss": result.loss, "tasks": result.tasks} for name, result in results.items()]
+            self.control.validated.remote({"step": self.order.step, "share": self.order.share, "sources": told})
         return results
 
     def _steps(self, dog: Watchdog, rescue: Rescue) -> bool:
@@ -112,7 +116,7 @@ class Run:
                 return planned.last
             if every.eval_every and result.step % every.eval_every == 0:
                 dog.pause()
-                self.monitor.validation(result.step, self.validate())
+                self.validate()
             dog.begin(result.step + 1)
         return True  # there was nothing left to train
 

@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed import cluster
-from mowe_ray.distributed.control import relay, start_control
+from mowe_ray.distributed.control import Control, relay, start_control
 from mowe_ray.distributed.fitting import fit, in_thread, stop_on_signals
 from mowe_ray.distributed.pipeline import parallel_map
 from mowe_ray.distributed.worker import WorkerSetup
@@ -30,14 +31,15 @@ _FREE_TO_CHANGE = {
 }
 
 
-def train(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
+def train(config: RunConfig, say: Callable[[str], None], control: ActorHandle[Control] | None = None) -> dict[str, Any]:
     """Run the training to its end, or continue it; returns the result, which `result.json` keeps.
 
-    SIGTERM and SIGINT save and end the run; the result then has `stopped_at_step` and the `signal`.
+    SIGTERM, SIGINT and `control.stop` save and end the run; the result then has `stopped_at_step`, and the `signal`.
 
     Args:
         config: The run.
         say: Shows a line of progress to the person who waits.
+        control: Hears of validations and may stop the run; by default one of its own.
 
     Raises:
         ValueError: Something the user must change: the data, the resources, or a folder of another run.
@@ -50,7 +52,7 @@ def train(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
     if folder.exists("result.json") and _finished(result := json.loads(folder.read_text("result.json")), config):
         say(f"{folder.url} is finished; choose another name to train again")
         return dict(result)
-    control = start_control()
+    control = control or start_control()
     printer = relay(control, say)
     setup = WorkerSetup(
         config=config.model_dump_json(),
@@ -67,7 +69,7 @@ def train(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
     if "error" in result:
         raise ValueError(result["error"])
     if "stopped_at_step" in result:
-        return {**result, "signal": signals[0]}
+        return {**result, **({"signal": signals[0]} if signals else {})}
     if config.training.log_samples:
         weights = [source.weight for source in config.data.train]
         check = check_samples(

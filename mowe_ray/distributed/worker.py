@@ -82,7 +82,6 @@ def _train(setup: WorkerSetup) -> dict[str, Any]:
     if not run.train():
         return {"run": run.folder.url, "stopped_at_step": run.order.step}
     validation = run.validate()
-    run.monitor.validation(run.order.step, validation)
     _export(run)
     run.monitor.finish(validation)
     return {

@@ -46,6 +46,7 @@ class Trial:
         loss: Of the last validation, mean over sources.
         tasks: `score`, `majority` and `samples` by task, of the last validation.
         wall_s: Time it was running; `device_s` is that times its workers.
+        changed: Keys that population-based training has changed on the way, with their last values.
     """
 
     number: int
@@ -62,6 +63,7 @@ class Trial:
     cost: Cost | None = None
     wall_s: float = 0.0
     device_s: float = 0.0
+    changed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

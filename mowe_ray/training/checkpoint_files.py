@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,18 @@ def remove_step(folder: RunFolder, step: int) -> None:
     """Remove the folder of `step`; first what makes it a checkpoint, so that no half of one is left."""
     folder.remove(commit_file(step))
     folder.remove(step_folder(step))
+
+
+def adopt(folder: RunFolder, other: RunFolder, step: int) -> None:
+    """Replace the checkpoints of a run by the one of `step` of another."""
+    for own in saved_steps(folder):
+        remove_step(folder, own)
+    commit = commit_file(step)
+    files = [f"{step_folder(step)}/{name}" for name in other.names(step_folder(step))]
+    for file in [*(file for file in files if file != commit), commit]:
+        with tempfile.TemporaryDirectory(prefix="mowe_ray_checkpoint_") as scratch:
+            other.fetch(file, Path(scratch) / "file")
+            store(folder, file, partial(shutil.copyfile, Path(scratch) / "file"))
 
 
 def store(folder: RunFolder, file: str, write: Callable[[Path], Any]) -> dict[str, int]:

@@ -1,0 +1,131 @@
+"""Read a sweep file and `key=value` overrides: keys of the sweep, or of the configuration of every trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_origin
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from mowe_ray.config import ConfigError, preset_names
+from mowe_ray.config.fields import Section
+from mowe_ray.config.keys import is_known, members, nearest_key
+from mowe_ray.config.load import parse_yaml
+from mowe_ray.sweeping.schema import SweepConfig
+
+# Their keys are names of the user's own, dots included.
+_MAPPINGS = ("space", "set", "encoders")
+# Keys of a run that the sweep decides for every trial.
+_OURS = {"name": "name", "storage": "storage", "seed": "seeds"}
+
+
+def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Build a study.
+
+    Args:
+        file: YAML file with the keys of `SweepConfig`.
+        overrides: `key=value`, the value in YAML. `search.kind=random` is a key of the sweep,
+            `training.epochs=2` one of the configuration, which all trials then have.
+
+    Raises:
+        ConfigError: Names every bad key and the nearest known one.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError([f"sweep: {file} is not a file"])
+    tree = parse_yaml(path.read_text(encoding="utf-8"), str(file))
+    problems: list[str] = []
+    for_trials: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            problems.append(f"{override}: expected key=value")
+            continue
+        value = parse_yaml(f"value: {text}", key)["value"]
+        if key.partition(".")[0] in SweepConfig.model_fields:
+            _set(tree, key, value)
+        elif is_known(key):
+            for_trials[key] = value
+        else:
+            problems.append(_unknown(key))
+    base = _located(str(tree.get("base", "quickstart")), path.parent)
+    tree["base"] = base
+    if for_trials and isinstance(tree.setdefault("set_for", {}), dict):
+        tree["set_for"][base] = {**(tree["set_for"].get(base) or {}), **for_trials}
+    try:
+        sweep = SweepConfig.model_validate(tree)
+    except ValidationError as error:
+        problems += [line for details in error.errors() for line in _explain(details)]
+        raise ConfigError(list(dict.fromkeys(problems))) from error
+    problems += _unknown_keys(sweep)
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return sweep
+
+
+def _located(base: str, beside: Path) -> str:
+    """Return a preset's name, or the path of a file: as given, else beside the sweep file."""
+    if base in preset_names() or Path(base).is_file() or not (beside / base).is_file():
+        return base
+    return str(beside / base)
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    head, _, rest = dotted.partition(".")
+    parts = [head, rest] if head in _MAPPINGS and rest else dotted.split(".")
+    for part in parts[:-1]:
+        below = tree.get(part)
+        tree[part] = dict(below) if isinstance(below, dict) else {}
+        tree = tree[part]
+    tree[parts[-1]] = value
+
+
+def _unknown_keys(sweep: SweepConfig) -> list[str]:
+    """Check the dotted keys of the configuration that the sweep file names."""
+    named = [(f"set.{key}", key) for key in sweep.set]
+    named += [(f"set_for.{base}.{key}", key) for base, keys in sweep.set_for.items() for key in keys]
+    for name, entry in sweep.space.items():
+        settings = getattr(entry, "settings", None)
+        if settings is None:
+            named.append((f"space.{name}", name))
+        else:
+            named += [(f"space.{name}.{label}.{key}", key) for label, keys in settings.items() for key in keys]
+    problems = [f"{where}: {_unknown(key)}" for where, key in named if not is_known(key)]
+    return problems + [f"{where}: is decided by {_OURS[key]}" for where, key in named if key in _OURS]
+
+
+def _unknown(key: str) -> str:
+    head, dot, rest = key.partition(".")
+    ours = next(iter(get_close_matches(head, SweepConfig.model_fields, 1, cutoff=0.75)), None)
+    guess = f"{ours}{dot}{rest}" if ours else nearest_key(key)
+    return f"{key}: unknown key" + (f" (did you mean {guess}?)" if guess else "")
+
+
+def _explain(details: ErrorDetails) -> list[str]:
+    location = [str(part) for part in details["loc"] if not str(part).startswith("<")]
+    dotted = ".".join(location)
+    if details["type"] == "extra_forbidden":
+        guess = next(iter(get_close_matches(location[-1], _keys_beside(location), 1)), None)
+        return [f"{dotted}: unknown key" + (f" (did you mean {guess}?)" if guess else "")]
+    if details["type"] == "missing":
+        return [f"{dotted}: is required"]
+    message = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "value_error":
+        return [line if ": " in line and not dotted else f"{dotted}: {line}" for line in message.splitlines()]
+    return [f"{dotted}: {message.replace('Input should be', 'must be')}, got {details['input']!r}"]
+
+
+def _keys_beside(location: list[str]) -> list[str]:
+    """Return the known keys of the section a location is in."""
+    section: type[Section] = SweepConfig
+    for part in location[:-1]:
+        field = section.model_fields.get(part)
+        held = members(field.annotation) if field else []
+        opened = [m for m in held if isinstance(m, type) and get_origin(m) is not Literal and issubclass(m, Section)]
+        if not opened:
+            return ["choice", "grid", "uniform", "loguniform", "int", "subsets", "repeats", "pools", "settings"]
+        section = opened[0]
+    return list(section.model_fields)

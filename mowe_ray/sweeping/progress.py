@@ -1,0 +1,119 @@
+"""The table of a study that is under way: trials by state, the best so far, the time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from mowe_ray.sweeping.results import point_label
+from mowe_ray.sweeping.schema import ObjectiveSection
+from mowe_ray.sweeping.study import Study
+from mowe_ray.sweeping.trials import Status, Trial
+from mowe_ray.training.progress import duration
+
+_STATES: tuple[Status, ...] = ("running", "waiting", "finished", "stopped", "failed")
+# Where no table can be drawn again in its place, a line says as much, so often.
+_LINE_EVERY_S = 30.0
+
+
+class StudyProgress:
+    """Shows a study on stderr: a table that stays in its place on a terminal, lines elsewhere."""
+
+    def __init__(self, say: Callable[[str], None]):
+        """Show nothing yet; `say` prints a line where there is no terminal."""
+        self._say = say
+        self._console = Console(file=sys.stderr)
+        self._live: Live | None = None
+        self._began: tuple[float, float] | None = None
+        self._last_line, self._last_states = 0.0, Counter[str]()
+
+    def show(self, study: Study) -> None:
+        """Show the study as it is now."""
+        done, now = _share_done(study.trials.values()), time.monotonic()
+        self._began = self._began or (now, done)
+        left_s = time_left(study, done, now - self._began[0], done - self._began[1])
+        if self._console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self._console, auto_refresh=False, transient=False)
+                self._live.start()
+            self._live.update(table(study, left_s), refresh=True)
+            return
+        states = Counter[str](trial.status for trial in study.trials.values())
+        ended = {state: states[state] for state in ("finished", "stopped", "failed")}
+        if now - self._last_line > _LINE_EVERY_S or ended != self._last_states:
+            self._last_line, self._last_states = now, Counter(ended)
+            self._say(summary(study, left_s))
+
+    def close(self) -> None:
+        """Leave the last table where it is."""
+        if self._live is not None:
+            self._live.stop()
+
+
+def time_left(study: Study, done: float, elapsed_s: float, done_since: float) -> float | None:
+    """Return seconds to the end at the pace of this session, None before that can be told.
+
+    Args:
+        done: Trials done, parts of running ones included; `done_since` of them in the last `elapsed_s`.
+    """
+    total = study.expected_trials()
+    if total is None or done_since <= 0:
+        return None
+    return max(0.0, total - done) * elapsed_s / done_since
+
+
+def summary(study: Study, left_s: float | None) -> str:
+    """Return the state of the study in one line."""
+    states = Counter(trial.status for trial in study.trials.values())
+    counts = ", ".join(f"{states[state]} {state}" for state in _STATES if states[state])
+    total = study.expected_trials()
+    of = "" if total is None else f" of {total}"
+    best = best_trial(study.trials.values(), study.sweep.objective)
+    told = "" if best is None else f"  best {best.name} {_value(best, study)} ({point_label(best.values)})"
+    left = "" if left_s is None else f"  {duration(left_s)} left"
+    return f"{len(study.trials)}{of} trials: {counts}{told}{left}"
+
+
+def table(study: Study, left_s: float | None) -> Table:
+    """Return the running trials and the best five as a table under the summary."""
+    drawn = Table(title=summary(study, left_s), title_justify="left", box=None, pad_edge=False)
+    for heading in ("trial", "state", "done", study.sweep.objective.metric, "values"):
+        drawn.add_column(heading, overflow="ellipsis", no_wrap=True)
+    running = [trial for trial in study.trials.values() if trial.status == "running"]
+    ended = sorted(
+        (trial for trial in study.trials.values() if trial.over),
+        key=lambda trial: _rank(trial, study.sweep.objective),
+    )
+    for trial in [*running, *ended[:5]]:
+        drawn.add_row(
+            trial.name, trial.status, f"{trial.percent:.0f} %", _value(trial, study), point_label(trial.values)
+        )
+    return drawn
+
+
+def best_trial(trials: Iterable[Trial], objective: ObjectiveSection) -> Trial | None:
+    """Return the trial with the best last validation; None before the first."""
+    validated = [trial for trial in trials if trial.objective(objective.metric) is not None]
+    return min(validated, key=lambda trial: _rank(trial, objective), default=None)
+
+
+def _rank(trial: Trial, objective: ObjectiveSection) -> float:
+    value = trial.objective(objective.metric)
+    if value is None:
+        return float("inf")
+    return -value if objective.mode == "max" else value
+
+
+def _value(trial: Trial, study: Study) -> str:
+    value = trial.objective(study.sweep.objective.metric)
+    return "" if value is None else f"{value:.3f}"
+
+
+def _share_done(trials: Iterable[Trial]) -> float:
+    return sum(1.0 if trial.over else trial.percent / 100 for trial in trials)

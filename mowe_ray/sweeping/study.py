@@ -1,0 +1,183 @@
+"""The books of a study: which trials there are, which comes next, what each has come to.
+
+Everything is in the trials' files (`trials.py`), written at every change, so the same command goes on after any
+interruption: finished trials are not run again, others continue from their checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from mowe_ray.config import RunConfig
+from mowe_ray.sweeping.schema import SweepConfig
+from mowe_ray.sweeping.search import key, make_search
+from mowe_ray.sweeping.space import Point, Space
+from mowe_ray.sweeping.trials import Cost, Trial, Validation, load_all, run_folder, save, with_validation
+from mowe_ray.training.run_folder import RunFolder
+
+SWEEP_FILE = "sweep.json"
+# What may differ when a study goes on: it may grow, and share the cluster in another way.
+_FREE_TO_CHANGE = {"question", "budget", "resources", "seeds"}
+
+
+class Study:
+    """The trials of a study, in its folder.
+
+    Args:
+        cost: Returns what the model of a configuration costs; None if that is not known.
+
+    Raises:
+        ValueError: The folder holds another study.
+    """
+
+    def __init__(self, sweep: SweepConfig, cost: Callable[[RunConfig], Cost | None]):
+        self.sweep, self._cost = sweep, cost
+        self.folder = RunFolder(sweep.storage, sweep.name)
+        self.space = Space(sweep)
+        _claim(self.folder, sweep)
+        self.trials = {trial.number: trial for trial in load_all(self.folder)}
+        self._points: dict[str, int] = {key(trial.values): trial.point for trial in self.trials.values()}
+        self._waiting = [trial.number for trial in self.trials.values() if not trial.over]
+        for number in self._waiting:  # left over from a run that was interrupted
+            self._update(replace(self.trials[number], status="waiting"))
+        self._search = make_search(self.space, self.directions)
+        for point in sorted(set(self._points.values())):
+            self._tell(point)
+
+    @property
+    def directions(self) -> Sequence[Literal["min", "max"]]:
+        """Of the objective, and of the cost it is weighed against."""
+        objective = self.sweep.objective
+        return [objective.mode, "min"] if objective.against else [objective.mode]
+
+    def next_trial(self) -> Trial | None:
+        """Return the next trial to run, which then counts as running; None when there is none left."""
+        if not self._waiting:
+            self._waiting = self._replicas() or self._new_point()
+        if not self._waiting:
+            return None
+        trial = self.trials[self._waiting.pop(0)]
+        return self._update(replace(trial, status="running", attempts=trial.attempts + 1))
+
+    def config(self, trial: Trial) -> RunConfig:
+        """Return the configuration of a trial's run."""
+        given: dict[str, Any] = {"name": trial.name, "storage": self.folder.url, "seed": trial.seed, "resume": True}
+        base = self.space.base
+        if base.tracking.wandb.group is None:
+            given["tracking.wandb.group"] = self.sweep.name
+        if self.sweep.scheduler.kind in ("hyperband", "pbt"):
+            # Trials are paused, and copied, at validations; copies may be made of any of them.
+            given |= {"training.save_every": base.training.eval_every, "training.keep_checkpoints": 1000}
+        return self.space.config({**trial.values, **trial.changed}, **given)
+
+    def validated(
+        self, number: int, validation: Validation, *, percent: float, wall_s: float, changed: dict[str, Any]
+    ) -> None:
+        """Take in a validation of a running trial, `wall_s` seconds after the last time it was heard of.
+
+        Args:
+            percent: How much of the run is done.
+            changed: Values that the scheduler has given to keys on the way.
+        """
+        trial = with_validation(self.trials[number], validation, percent)
+        self._update(replace(self._spent(trial, wall_s), changed=changed))
+
+    def again(self, number: int) -> None:
+        """Count a retry of a trial that failed."""
+        trial = self.trials[number]
+        self._update(replace(trial, attempts=trial.attempts + 1))
+
+    def over(
+        self,
+        number: int,
+        status: Literal["finished", "stopped", "failed"],
+        *,
+        wall_s: float = 0.0,
+        error: str | None = None,
+    ) -> None:
+        """End a trial, `wall_s` seconds after the last time it was heard of."""
+        trial = self._spent(self.trials[number], wall_s)
+        self._tell(self._update(replace(trial, status=status, error=error)).point)
+
+    def interrupted(self) -> None:
+        """Let the running trials wait for the next time the study is started."""
+        for trial in list(self.trials.values()):
+            if trial.status == "running":
+                self._update(replace(trial, status="waiting"))
+
+    def expected_trials(self) -> int | None:
+        """Return how many trials the study will have; None if only the search will tell."""
+        points = self.sweep.budget.points
+        if self.sweep.search.kind == "grid":
+            total = sum(1 for _ in self.space.points())
+            points = total if points is None else min(points, total)
+        return None if points is None else points * len(self.sweep.seeds)
+
+    def _replicas(self) -> list[int]:
+        """Add the trials that known points lack, as after a seed was added; returns their numbers."""
+        seeds = {(trial.point, trial.seed) for trial in self.trials.values()}
+        values = {trial.point: trial.values for trial in self.trials.values()}
+        missing = [(point, seed) for point in sorted(values) for seed in self.sweep.seeds if (point, seed) not in seeds]
+        return [self._add(values[point], point, seed) for point, seed in missing]
+
+    def _new_point(self) -> list[int]:
+        """Ask the search for a point; returns the numbers of its trials."""
+        while self.sweep.budget.points is None or len(self._points) < self.sweep.budget.points:
+            values = self._search.next()
+            if values is None:
+                return []
+            if key(values) not in self._points:  # a listed search begins from its start again
+                point = self._points[key(values)] = max(self._points.values(), default=-1) + 1
+                return [self._add(values, point, seed) for seed in self.sweep.seeds]
+        return []
+
+    def _add(self, values: Point, point: int, seed: int) -> int:
+        trial = Trial(number=max(self.trials, default=-1) + 1, point=point, seed=seed, values=values)
+        config = self.config(trial)
+        self._update(replace(trial, cost=self._cost(config)))
+        run_folder(self.folder, trial).write_json("config.json", config.model_dump(mode="json"))
+        return trial.number
+
+    def _spent(self, trial: Trial, wall_s: float) -> Trial:
+        workers = self.space.base.compute.max_workers
+        return replace(trial, wall_s=trial.wall_s + wall_s, device_s=trial.device_s + wall_s * workers)
+
+    def _update(self, trial: Trial) -> Trial:
+        self.trials[trial.number] = trial
+        save(self.folder, trial)
+        return trial
+
+    def _tell(self, point: int) -> None:
+        """Tell the search of a point once all its trials are over."""
+        trials = [trial for trial in self.trials.values() if trial.point == point]
+        if len(trials) < len(self.sweep.seeds) or not all(trial.over for trial in trials):
+            return
+        found = [self._objectives(trial) for trial in trials if trial.status != "failed"]
+        complete = [values for values in found if None not in values]
+        means = [sum(column) / len(column) for column in zip(*complete, strict=True)]
+        self._search.tell(trials[0].values, means or None)
+
+    def _objectives(self, trial: Trial) -> list[float | None]:
+        objective = self.sweep.objective
+        values = [trial.objective(objective.metric)]
+        if objective.against:
+            cost = trial.cost
+            values.append(None if cost is None else cost.gflops if objective.against == "gflops" else cost.active)
+        return values
+
+
+def _claim(folder: RunFolder, sweep: SweepConfig) -> None:
+    """Take the study's folder, new or our own."""
+    new = sweep.model_dump(mode="json", by_alias=True)
+    if folder.exists(SWEEP_FILE):
+        old = json.loads(folder.read_text(SWEEP_FILE))
+        differing = [name for name in new if name not in _FREE_TO_CHANGE and old.get(name) != new[name]]
+        if differing:
+            raise ValueError(
+                f"{folder.url} holds a study with another {differing[0]}: choose another name (name=...), "
+                "or go back to its value"
+            )
+    folder.write_json(SWEEP_FILE, new)
