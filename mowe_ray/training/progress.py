@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from typing import TYPE_CHECKING
 
-from mowe_ray.training.loop import StepResult
+if TYPE_CHECKING:  # at run time it would bring torch to whoever only wants `duration`
+    from mowe_ray.training.loop import StepResult
 
 
 class Progress:
