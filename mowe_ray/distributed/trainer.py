@@ -13,10 +13,8 @@ from ray.actor import ActorHandle
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed import cluster
 from mowe_ray.distributed.control import Control, relay, start_control
-from mowe_ray.distributed.fitting import fit, in_thread, stop_on_signals
+from mowe_ray.distributed.fitting import WorkerSetup, fit, in_thread, stop_on_signals
 from mowe_ray.distributed.pipeline import parallel_map
-from mowe_ray.distributed.worker import WorkerSetup
-from mowe_ray.training.assemble import own_tokenizer
 from mowe_ray.training.checkpoint_files import committed_steps
 from mowe_ray.training.run_folder import RunFolder
 from mowe_ray.training.sample_log import SAMPLES_FILE, check_samples
@@ -56,7 +54,6 @@ def train(config: RunConfig, say: Callable[[str], None], control: ActorHandle[Co
     printer = relay(control, say)
     setup = WorkerSetup(
         config=config.model_dump_json(),
-        tokenizer=own_tokenizer(config.model, sources.train, folder),
         train_index=ray.put(sources.train),
         validation_indexes={name: ray.put(index) for name, index in sources.validation.items()},
         report=sources.report,
