@@ -256,7 +256,7 @@ def _trend(factor: Factor, having: Sequence[Point]) -> Trend:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Return Spearman's rank correlation of two (N,) arrays, 0 if one is constant; equal numbers share their mean rank."""
+    """Return Spearman's rank correlation of two (N,) arrays, ties sharing their mean rank; 0 if one is constant."""
     ranks = [np.array([(x < y).sum() + ((x == y).sum() - 1) / 2 for y in x]) for x in (a, b)]
     centred = [rank - rank.mean() for rank in ranks]
     scale = math.sqrt(float((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
