@@ -48,7 +48,8 @@ def _nothing_finished(config: SweepConfig, trials: Sequence[Trial]) -> str:
     sign = 1 if config.objective.mode == "max" else -1
     metric = config.objective.metric
     reached = [(sign * value, t) for t in trials if (value := finite(t.objective(metric))) is not None]
-    sentence = "No answer yet: no point has finished with all of its seeds."
+    yet = "" if trials and all(trial.over for trial in trials) else " yet"
+    sentence = f"No answer{yet}: no point has finished with all of its seeds."
     if reached:
         value, trial = max(reached, key=lambda pair: pair[0])
         sentence += (

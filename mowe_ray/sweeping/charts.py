@@ -18,6 +18,8 @@ _HEIGHT = 300
 _CURVE_HEIGHT = 230
 _ASSUMED_WIDTH = 760  # pixels, only to keep labels from each other
 _MOST_LABELS = 14
+_MOST_POINTS = 24  # with more, only the winner and the front have labels
+_PLACES = (("start", 8, -7), ("end", -8, -7), ("start", 8, 16), ("end", -8, 16), ("start", 12, 4), ("end", -12, 4))
 _MOST_STEPS = 200
 
 
@@ -34,7 +36,7 @@ def quality_against_cost(config: SweepConfig, found: Sequence[Point], colours: C
     corners = [corner for (a, b), (c, d) in pairwise(steps) for corner in ((a, b), (c, b), (c, d))]
     winner = best(config, found)
     marks = [_point(config, p, x.across(cost), mean, y, colours, p is winner) for p, cost, mean in shown]
-    labels = _labels([(p, x.at(cost), y.down(mean, _HEIGHT)) for p, cost, mean in shown], [winner, *front], x)
+    labels = _labels([(p, x.at(cost), y.down(mean, _HEIGHT)) for p, cost, mean in shown], [winner, *front])
     of = "GFLOPs of a 30 s clip" if config.objective.against == "gflops" else "active parameters"
     metric = metric_label(config.objective.metric)
     return plot(
@@ -66,25 +68,26 @@ def _point(config: SweepConfig, p: Point, x: str, mean: float, y: Axis, colours:
     )
 
 
-def _labels(places: Sequence[tuple[Point, float, float]], first: Sequence[Point | None], x: Axis) -> str:
+def _labels(places: Sequence[tuple[Point, float, float]], first: Sequence[Point | None]) -> str:
     """Label points where there is room: the winner and the front first, then the rest."""
     important = [point.number for point in first if point is not None]
     ordered = sorted(places, key=lambda place: (place[0].number not in important, important[:1] != [place[0].number]))
+    if len(places) > _MOST_POINTS:
+        ordered = [place for place in ordered if place[0].number in important]
     taken = [(at * _ASSUMED_WIDTH - 7, y - 7, at * _ASSUMED_WIDTH + 7, y + 7) for _, at, y in places]
     written: list[str] = []
     for point, at, y in ordered:
-        label = _short(point_label(point.values), 34)
+        label = _short(point_label(point.values), 44)
         width = 6.7 * len(label)
-        for anchor, dx, dy in (("start", 11, 4), ("end", -11, 4), ("mid", 0, -14), ("mid", 0, 24)):
-            left = at * _ASSUMED_WIDTH + dx - {"start": 0.0, "end": width, "mid": width / 2}[anchor]
+        for anchor, dx, dy in _PLACES:
+            left = at * _ASSUMED_WIDTH + dx - (width if anchor == "end" else 0)
             box = (left, y + dy - 11, left + width, y + dy + 3)
             if left < 0 or box[2] > _ASSUMED_WIDTH + 40 or box[1] < -12 or box[3] > _HEIGHT:
                 continue
             if len(written) < _MOST_LABELS and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                key = "key" if point.number in important else "minor"
-                text_ = text(label, f"{100 * at:.2f}%", y + dy, dx=dx, class_=f"label {anchor} {key}")
-                written.append(text_)
+                rank = "first" if [point.number] == important[:1] else "key" if point.number in important else "minor"
+                written.append(text(label, f"{100 * at:.2f}%", y + dy, dx=dx, class_=f"label {anchor} {rank}"))
                 break
     return "".join(written)
 
@@ -206,14 +209,7 @@ def _ends_named(curves: Sequence[Curve], y: Axis, colours: Colouring) -> str:
         return ""
     places = spread_out([sum(ends[colour]) / len(ends[colour]) for colour in named], 16)
     return "".join(
-        tag(
-            "text",
-            escape(_short(colours.labels[c], 19)),
-            x="100%",
-            y=place + 4,
-            dx=8,
-            class_="label",
-            style=f"fill:{c}",
-        )
+        tag("text", escape(_short(colours.labels[c], 19)), x="100%", y=place + 4, dx=8, class_="label",
+            style=f"fill:color-mix(in oklab, {c} 72%, var(--ink))")
         for c, place in zip(named, places, strict=True)
-    )
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +51,8 @@ class Colouring:
             return PLAIN
         value = self.factor.of(values)
         if self.factor.kind == "range":
-            return shade((value - self.low) / ((self.high - self.low) or 1))
+            low, high, at = (math.log(x) if self.factor.log else x for x in (self.low, self.high, value))
+            return shade((at - low) / (high - low))
         return self.by_value.get(json.dumps(value, sort_keys=True, default=str), PLAIN)
 
     def legend(self, narrow: bool = False) -> str:

@@ -34,8 +34,8 @@ def _effect(effect: Effect, axis: Axis, metric: str, better_is_more: bool) -> st
     title = f"{name} in the pool" if effect.factor.kind == "encoder" else name
     body = _scatter(effect, metric) if effect.trend else _rows(effect, axis, metric, better_is_more)
     share = f"explains {100 * effect.importance:.0f} % of the variance (chance: {100 * effect.chance:.0f} %)"
-    how = ", paired" if effect.paired else ""
-    return tag("figure", tag("h3", escape(title)), tag("p", escape(share + how), class_="note"), body, class_="effect")
+    note = ("each value at one point" if effect.chance == 1 else share) + (", paired" if effect.paired else "")
+    return tag("figure", tag("h3", escape(title)), tag("p", escape(note), class_="note"), body, class_="effect")
 
 
 def _rows(effect: Effect, axis: Axis, metric: str, better_is_more: bool) -> str:
@@ -96,11 +96,10 @@ def _scatter(effect: Effect, metric: str) -> str:
         for at, mean, point in dots
     ]  # fmt: skip
     drawn = tag("svg", stretched(_SCATTER, path(fitted, x, y, _SCATTER, class_="front")), width="100%", height=_SCATTER)
-    said = "a clear trend" if trend.clear else "no clear trend"
-    caption = (
-        f"{metric} over {factor.name}: {said}, rank correlation {trend.correlation:+.2f} over {trend.points} points"
-    )
+    said = "A clear trend" if trend.clear else "No clear trend"
     thirds = "; ".join(f"{level.label}: {number(level.mean)}" for level in effect.levels)
-    return plot(_SCATTER, frame(x, y, _SCATTER, factor.name), drawn, *marks, label=caption) + tag(
-        "p", escape(f"{caption}. Means of thirds: {thirds}."), class_="note"
+    caption = (
+        f"{said}: rank correlation {trend.correlation:+.2f} over {trend.points} points. Means of thirds: {thirds}."
     )
+    chart = plot(_SCATTER, frame(x, y, _SCATTER, factor.name), drawn, *marks, label=f"{metric} over {factor.name}")
+    return chart + tag("p", escape(caption), class_="note")

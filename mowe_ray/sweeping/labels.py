@@ -23,7 +23,7 @@ def entry_label(value: Any) -> str:
     if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
         return pool_label(value)
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.3g}"
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 

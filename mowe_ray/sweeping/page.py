@@ -8,13 +8,15 @@ from mowe_ray.sweeping.svg import escape, tag
 STYLE = """
 :root {
   color-scheme: light dark; --paper: #ffffff; --ink: #1c2126; --soft: #59636e; --muted: #8a949e; --rule: #e3e7ea;
-  --wash: #f5f7f8; --accent: #0072b2; --pale: #b9d9ec; --strong: #00395c; --bad: #b3261e; --c0: #0072b2;
+  --wash: #f5f7f8; --accent: #0072b2; --pale: #9cc9e6; --strong: #00395c; --bad: #b3261e;
+  --on: #fff; --edge: rgb(0 0 0 / .38); --c0: #0072b2;
   --c1: #e69f00; --c2: #009e73; --c3: #cc79a7; --c4: #d55e00; --c5: #56b4e9; --c6: #a89b00;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14181c; --ink: #e6eaed; --soft: #a3adb6; --muted: #77828c; --rule: #2b3238; --wash: #1b2026;
-    --accent: #4fb0ea; --pale: #24435a; --strong: #a8dcff; --bad: #ff8a80; --c0: #4fb0ea; --c1: #f0b429;
+    --accent: #4fb0ea; --pale: #24435a; --strong: #a8dcff; --bad: #ff8a80;
+    --on: #10151a; --edge: none; --c0: #4fb0ea; --c1: #f0b429;
     --c2: #2cc295; --c3: #de94bb; --c4: #f5813f; --c5: #9bd4f7; --c6: #ddd04a;
   }
 }
@@ -40,10 +42,11 @@ summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
 }
 .answer {
   font-size: 26px; line-height: 1.32; font-weight: 600; letter-spacing: -.015em; margin: 0 0 16px; max-width: 40em;
+  text-wrap: pretty;
 }
 .more { margin: 0; padding: 0 0 0 18px; max-width: 84ch; }
 .more li { margin: 0 0 4px; }
-.note { font-size: 13px; color: var(--soft); margin: 2px 0 8px; }
+.note { font-size: 13px; color: var(--soft); margin: 2px 0 8px; max-width: 100ch; }
 .tiles {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 1px; margin: 30px 0 0;
   background: var(--rule); border: 1px solid var(--rule); border-radius: 8px; overflow: hidden;
@@ -56,7 +59,7 @@ summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
   margin-top: 16px;
 }
 .plot { display: block; overflow: visible; width: 100%; }
-.plot.framed { width: calc(100% - 64px); margin: 18px 16px 46px 48px; }
+.plot.framed { width: calc(100% - 64px); margin: 18px 16px 60px 48px; }
 .plot.labelled { width: calc(100% - 176px); margin-right: 128px; }
 .plot text { font-size: 12px; fill: var(--soft); }
 .plot .mid { text-anchor: middle; }
@@ -65,12 +68,12 @@ summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
   fill: var(--ink); paint-order: stroke; stroke: var(--paper); stroke-width: 4px; stroke-linejoin: round;
 }
 .plot .label.minor { fill: var(--soft); font-size: 11.5px; }
-.plot .label.key { font-weight: 600; }
+.plot .label.key, .plot .label.first { font-weight: 600; }
 .grid { stroke: var(--rule); }
 .axis { stroke: var(--muted); }
 .stretched { overflow: visible; }
 .stretched path { fill: none; vector-effect: non-scaling-stroke; stroke-linejoin: round; }
-.front { stroke: var(--muted); stroke-width: 1.5px; stroke-dasharray: 5 4; }
+.front { stroke: var(--muted); stroke-width: 1.5px; stroke-dasharray: 5 4; opacity: .7; }
 .dot { fill: var(--k); stroke: var(--paper); stroke-width: 1px; }
 .dot.open { fill: var(--paper); stroke: var(--k); stroke-width: 2px; }
 .halo { fill: none; stroke: var(--ink); stroke-width: 1.5px; }
@@ -83,10 +86,10 @@ summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
 .curve.winner { stroke-width: 3px; opacity: 1; }
 .stop { stroke: var(--k); stroke-width: 2.5px; }
 .plot .cross { fill: var(--bad); font-size: 16px; font-weight: 700; }
-.effect { break-inside: avoid; }
+.effect { break-inside: avoid; max-width: 620px; }
 .effect h3 { margin-top: 8px; }
 .rows {
-  display: grid; grid-template-columns: fit-content(46%) 1fr max-content; column-gap: 14px; align-items: center;
+  display: grid; grid-template-columns: 38% 1fr 92px; column-gap: 14px; align-items: center;
 }
 .name { font-size: 13px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .best { font-weight: 650; color: var(--accent); }
@@ -95,14 +98,14 @@ summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
 .chips.narrow { display: none; }
 .chips i { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 6px; }
 .loads {
-  display: grid; grid-template-columns: minmax(110px, 300px) 2fr 1fr; gap: 5px 16px; align-items: center;
+  display: grid; grid-template-columns: minmax(110px, 36%) 2fr 1fr; gap: 5px 16px; align-items: center;
   margin-top: 12px;
 }
 .loads .head { font-size: 12px; color: var(--soft); }
 .loads .note { margin: 0; }
 .segment { stroke: var(--paper); stroke-width: 1.5px; }
 .plot .inside {
-  fill: #fff; font-size: 11px; font-weight: 600; paint-order: stroke; stroke: rgb(0 0 0 / .38); stroke-width: 2px;
+  fill: var(--on); font-size: 11px; font-weight: 600; paint-order: stroke; stroke: var(--edge); stroke-width: 2px;
 }
 .plot.bar, .plot.bar svg { overflow: hidden; }
 .wide { overflow-x: auto; margin: 12px 0 0; }
@@ -119,7 +122,6 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
 .heat td { text-align: center; padding: 7px 14px; min-width: 82px; border: 2px solid var(--paper); }
 .heat th { padding: 7px 14px 7px 0; }
 .heat thead th { text-align: center; border: 0; padding: 4px 14px; }
-.heat .strong { color: var(--paper); }
 .failed { color: var(--bad); }
 .stopped { color: var(--soft); }
 #tip {
@@ -131,13 +133,14 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
 @media (max-width: 640px) {
   main { padding: 26px 16px 60px; }
   .answer { font-size: 21px; }
-  .label.minor { display: none; }
+  .tiles b { font-size: 18px; }
+  .label.minor, .label.key { display: none; }
   .plot.labelled { width: calc(100% - 64px); margin-right: 16px; }
   .plot.labelled .label { display: none; }
   .chips.narrow { display: flex; }
   .loads { grid-template-columns: minmax(80px, 34%) 1fr; }
   .loads > :nth-child(3n) { display: none; }
-  .rows { grid-template-columns: fit-content(34%) 1fr max-content; column-gap: 10px; }
+  .rows { grid-template-columns: 32% 1fr 92px; column-gap: 10px; }
 }
 @media print {
   :root { color-scheme: light; }

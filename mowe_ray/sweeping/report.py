@@ -69,8 +69,12 @@ def _section(title: str, body: str, note: str = "") -> str:
     return tag("section", tag("h2", title), tag("p", note, class_="note") if note else "", body) if body else ""
 
 
+def _unbroken(text: str) -> str:
+    return text.replace(" ± ", "\u00a0±\u00a0")
+
+
 def _answer(config: SweepConfig, trials: Sequence[Trial], winner: Point | None, elapsed_s: float | None) -> str:
-    first, *rest = re.split(r"(?<=\.) (?=\S)", answer(config, trials))
+    first, *rest = re.split(r"(?<=\.) (?=\S)", _unbroken(answer(config, trials)))
     more = tag("ul", *(tag("li", escape(sentence)) for sentence in rest), class_="more") if rest else ""
     return tag(
         "header",
@@ -91,7 +95,7 @@ def _tiles(config: SweepConfig, trials: Sequence[Trial], winner: Point | None, e
         f"{number(majority)} by the most frequent answer" if majority and config.objective.metric == "score" else ""
     )
     tiles = [
-        (plus_minus(winner.mean, winner.error) if winner else "–", f"best {metric}", chance),
+        (_unbroken(plus_minus(winner.mean, winner.error)) if winner else "–", f"best {metric}", chance),
         (str(len(trials)), f"trials of {len({t.point for t in trials})} points", counts(by_status(trials))),
         (duration(wall_s), "of training, all trials added up", f"{duration(elapsed_s)} elapsed" if elapsed_s else ""),
         (duration(device_s), "of device time", f"{duration(device_s / len(trials))} a trial" if trials else ""),

@@ -33,7 +33,7 @@ def _row(config: SweepConfig, trial: Trial, tasks: Sequence[str]) -> dict[str, A
         "point": trial.point,
         "seed": trial.seed,
         "status": trial.status,
-        **{name: entry_label(trial.values[name]) if name in trial.values else None for name in config.space},
+        **{name: _exact(trial.values.get(name)) for name in config.space},
         "objective": finite(trial.objective(config.objective.metric)),
         "loss": finite(trial.loss),
         **{f"score.{task}": finite(trial.tasks.get(task, {}).get("score")) for task in tasks},
@@ -48,6 +48,10 @@ def _row(config: SweepConfig, trial: Trial, tasks: Sequence[str]) -> dict[str, A
         "device_s": round(trial.device_s, 1),
         "error": " ".join(trial.error.split()) if trial.error else None,
     }
+
+
+def _exact(value: Any) -> Any:
+    return value if value is None or isinstance(value, float) else entry_label(value)
 
 
 def table(config: SweepConfig, trials: Sequence[Trial], width: int = 120) -> str:

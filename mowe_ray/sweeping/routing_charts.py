@@ -100,6 +100,6 @@ def heat_map(routings: Sequence[Routing]) -> str:
 
 
 def _cell(share: float) -> str:
-    strength = min(1.0, max(0.0, share))
-    style = f"background:color-mix(in oklab, var(--accent) {90 * strength:.0f}%, var(--paper))"
-    return tag("td", f"{100 * share:.0f} %", style=style, class_="strong" if strength > 0.55 else None)
+    strength = 60 * min(1.0, max(0.0, share))  # no stronger, so that the text stays readable on it
+    style = f"background:color-mix(in oklab, var(--accent) {strength:.0f}%, var(--paper))"
+    return tag("td", f"{100 * share:.0f} %", style=style)

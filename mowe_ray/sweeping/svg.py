@@ -51,7 +51,7 @@ class Axis:
         low, high = low - room, high + room
         if log and (decades := _decades(low, high)):
             return cls(low, high, decades, True)
-        step = _round_step((high - low) / count)
+        step = _round_step((high - low) / (count + 1))
         first, last = math.ceil(low / step), math.floor(high / step)
         ticks = [round(i * step, 12) for i in range(first, last + 1)]
         return cls(low, high, tuple(10**tick if log else tick for tick in ticks), log)
@@ -70,6 +70,7 @@ class Axis:
 
 
 def _round_step(least: float) -> float:
+    """Return the smallest of 1, 2 and 5 times a power of ten that is not below `least`."""
     power: float = 10.0 ** math.floor(math.log10(least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * 0.999)
 
