@@ -71,10 +71,11 @@ def points(config: SweepConfig, trials: Sequence[Trial], metric: str | None = No
 
 
 def _measured(number: int, trials: list[Trial], metric: str, seeds: Sequence[int]) -> Point:
-    values = {t.seed: finite(t.objective(metric)) for t in trials if t.status == "finished"}
-    objectives = tuple(value for value in values.values() if value is not None)
+    finished = [(t.seed, finite(t.objective(metric))) for t in trials if t.status == "finished"]
+    values = {seed: value for seed, value in finished if value is not None}
+    objectives = tuple(values.values())
     mean = sum(objectives) / len(objectives) if objectives else None
-    complete = len(objectives) == len(trials) and set(seeds) <= set(values)
+    complete = set(seeds) <= set(values)
     costs = [trial.cost for trial in trials if trial.cost]
     return Point(
         number, trials[0].values, tuple(trials), objectives, mean, pooled_spread([objectives]), None, None,

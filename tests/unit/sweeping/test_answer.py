@@ -85,6 +85,13 @@ def test_encoder_that_matters_for_one_task_only_is_named_with_the_task() -> None
     assert text.split(", whisper matters")[0].endswith(("On asr", "On aqa"))
 
 
+def test_encoder_with_the_larger_effect_is_named() -> None:
+    config = sweep(POOLS, seeds=[0, 1])
+    bonus = {"hubert": 0.05, "wavlm": -0.2, "whisper": 0.1}
+    made = trials(config, grid(pool=subsets()), lambda values: 0.5 + sum(bonus[name] for name in values[POOL_KEY]))
+    assert "wavlm matters most in a pool: 0.375 ± 0.005 with it, 0.575 ± 0.005 without" in answer(config, made)
+
+
 def test_pools_without_any_effect_name_no_encoder() -> None:
     config = sweep(POOLS, seeds=[0, 1])
     text = answer(config, trials(config, grid(pool=subsets()), lambda _: 0.5))

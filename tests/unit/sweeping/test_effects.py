@@ -64,6 +64,19 @@ def test_settings_that_not_every_value_has_are_left_out_of_pairs() -> None:
     assert [level.mean for level in effect.levels] == pytest.approx(table[:, 1:].mean(1))
 
 
+def test_few_complete_settings_among_many_are_no_pairs() -> None:
+    entries = {"model.router.top_k": {"choice": [1, 2]}, "training.weight_decay": {"choice": list(range(9))}}
+    config = sweep(entries, search={"kind": "random"}, budget={"points": 11})
+    pairs = [(1, 0), (2, 0), (1, 1), (2, 1), *((1 + i % 2, i) for i in range(2, 9))]
+    made = [
+        trial(i, i, 0, {"model.router.top_k": k, "training.weight_decay": decay}, 0.3 + 0.02 * i)
+        for i, (k, decay) in enumerate(pairs)
+    ]
+    effect = named(config, made, "router.top_k")
+    assert not effect.paired
+    assert sum(len(level.points) for level in effect.levels) == 11
+
+
 def test_random_design_is_not_paired_and_errs_by_the_spread_within_values() -> None:
     draw = np.random.default_rng(3)
     groups = {1: draw.uniform(0.3, 0.5, 4), 2: draw.uniform(0.4, 0.9, 6)}
@@ -166,8 +179,8 @@ def test_spearman_is_the_correlation_of_ranks() -> None:
     a, b = draw.permutation(20).astype(float), draw.permutation(20).astype(float)
     assert spearman(a, b) == pytest.approx(1 - 6 * ((a - b) ** 2).sum() / (20 * (400 - 1)))  # without ties
     assert spearman(np.exp(a), b**3) == pytest.approx(spearman(a, b))
-    # With ties: mean ranks 1.5, 1.5, 3.5, 3.5 against 1, 2, 3, 4.
-    assert spearman(np.array([1.0, 1, 2, 2]), np.array([1.0, 2, 3, 4])) == pytest.approx(4 / math.sqrt(4 * 5))
+    tied = np.corrcoef([2, 2, 2, 4, 5], [1, 2, 3, 4, 5])[0, 1]  # the first three share the mean of their ranks
+    assert spearman(np.array([7.0, 7, 7, 8, 9]), np.array([1.0, 2, 3, 4, 5])) == pytest.approx(tied)
     assert spearman(np.ones(4), np.arange(4.0)) == 0.0
 
 

@@ -90,6 +90,7 @@ def test_table_lists_points_by_mean_and_fits_the_terminal() -> None:
     config, made = planted_study()
     header, *lines = table(config, made).splitlines()
     assert header.split() == ["point", "pool", "router.top_k", "score", "spread", "active", "trials"]
+    assert lines[0].startswith("   15  hubert + whisper + wavlm  2 ")  # numbers to the right, texts to the left
     assert " ".join(lines[0].split()) == "15 hubert + whisper + wavlm 2 0.667 ± 0.012 0.017 1.42 M 2 finished"
     means = [float(line.split(" ± ")[0].rsplit(" ", 1)[1]) for line in lines]
     assert means[:13] == sorted(means[:13], reverse=True)
