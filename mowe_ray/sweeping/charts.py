@@ -16,7 +16,7 @@ from mowe_ray.sweeping.trials import History, Trial, objective
 
 _HEIGHT = 300
 _CURVE_HEIGHT = 230
-_ASSUMED_WIDTH = 760  # pixels, only to keep labels from each other
+_ASSUMED_WIDTH = 700  # pixels, only to keep labels from each other
 _MOST_LABELS = 14
 _MOST_POINTS = 24  # with more, only the winner and the front have labels
 _PLACES = (("start", 8, -7), ("end", -8, -7), ("start", 8, 16), ("end", -8, 16), ("start", 12, 4), ("end", -12, 4))

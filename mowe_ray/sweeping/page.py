@@ -52,7 +52,7 @@ summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
   background: var(--rule); border: 1px solid var(--rule); border-radius: 8px; overflow: hidden;
 }
 .tiles > div { background: var(--paper); padding: 13px 16px; }
-.tiles b { display: block; font-size: 22px; font-weight: 600; letter-spacing: -.01em; line-height: 1.3; }
+.tiles b { display: block; font-size: 20px; font-weight: 600; letter-spacing: -.01em; line-height: 1.3; }
 .tiles small { font-size: 12.5px; color: var(--soft); display: block; line-height: 1.45; }
 .two {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 34px 44px;
@@ -130,11 +130,12 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
   line-height: 1.4;
 }
 [data-tip] { cursor: default; }
+@media (max-width: 860px), print { .plot .label.minor { display: none; } }
 @media (max-width: 640px) {
   main { padding: 26px 16px 60px; }
   .answer { font-size: 21px; }
   .tiles b { font-size: 18px; }
-  .label.minor, .label.key { display: none; }
+  .plot .label.key { display: none; }
   .plot.labelled { width: calc(100% - 64px); margin-right: 16px; }
   .plot.labelled .label { display: none; }
   .chips.narrow { display: flex; }
