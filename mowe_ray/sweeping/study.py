@@ -108,6 +108,11 @@ class Study:
             if trial.status == "running":
                 self._update(replace(trial, status="waiting"))
 
+    def best_config(self, best: Trial) -> RunConfig:
+        """Return the configuration that trains the point of a trial again, as a run of its own beside the study."""
+        given = {"name": f"{self.sweep.name}-best", "storage": self.sweep.storage, "seed": best.seed}
+        return self.space.config({**best.values, **best.changed}, **given)
+
     def expected_trials(self) -> int | None:
         """Return how many trials the study will have; None if only the search will tell."""
         points = self.sweep.budget.points

@@ -2,6 +2,7 @@
 
 import statistics
 from itertools import islice
+from math import log10
 from typing import Any
 
 import pytest
@@ -54,17 +55,19 @@ def test_grid_entries_go_with_every_draw() -> None:
     ]
 
 
-def objective(point: Point) -> float:
-    """A known optimum: hubert and wav2vec2, two of them, a weight of 0.1."""
-    from math import log10
+WIDE = MIXED | {"training.learning_rate": {"loguniform": [1e-6, 1.0]}}
 
-    pool = 1.0 if point[POOL] == ["hubert", "wav2vec2"] else 0.3 * ("hubert" in point[POOL])
-    return pool + 0.5 * (point["model.router.top_k"] == 2) - abs(log10(point["training.mowe_loss.weight"]) + 1) / 3
+
+def objective(point: Point) -> float:
+    """Known optimum, of 1: hubert and wav2vec2, both at a time, a weight of 0.1, a learning rate of 0.001."""
+    pool = 0.5 * (point[POOL] == ["hubert", "wav2vec2"]) + 0.2 * ("hubert" in point[POOL])
+    rate = abs(log10(point.get("training.learning_rate", 1e-3)) + 3)
+    return pool + 0.3 * (point["model.router.top_k"] == 2) - abs(log10(point["training.mowe_loss.weight"]) + 1) - rate
 
 
 def best(kind: str, seed: int, points: int = 40) -> float:
     search = {"kind": kind, "seed": seed, "startup_points": 8}
-    study = space(MIXED, search=search, constraints=["model.router.top_k <= pool_size"])
+    study = space(WIDE, search=search, constraints=["model.router.top_k <= pool_size"])
     searching, found = make_search(study, ["max"]), []
     for _ in range(points):
         point = searching.next()
@@ -78,8 +81,8 @@ def best(kind: str, seed: int, points: int = 40) -> float:
 def test_optuna_improves_on_random_search() -> None:
     seeds = range(5)
     tpe, random = ([best(kind, seed) for seed in seeds] for kind in ("optuna", "random"))
-    assert statistics.mean(tpe) > statistics.mean(random) + 0.1
-    assert statistics.mean(tpe) > 1.35  # of 1.5
+    assert statistics.mean(tpe) > statistics.mean(random) + 0.3
+    assert statistics.mean(tpe) > 0.8
 
 
 def test_optuna_goes_on_from_points_it_is_told_of() -> None:

@@ -97,7 +97,7 @@ def test_constraints_hold_no_code(text: str) -> None:
 def test_a_constraint_sees_defaults_settings_and_entries(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text(
-        "{name: s, question: Why?, space: {routers: {settings: {both: {}, one: {model.router.data_dependent: false}}},"
+        "{name: s, question: Why, space: {routers: {settings: {both: {}, one: {model.router.data_dependent: false}}},"
         " training.clip_norm: {choice: [1.0, 2.0]}},"
         " constraints: ['routers == \"both\" or training.clip_norm == model.router.temperature']}"
     )
