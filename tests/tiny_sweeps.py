@@ -1,17 +1,13 @@
-"""Small studies: a sweep file around the tiny run, and what is left of one in its folder."""
+"""Small studies: a sweep file around the tiny run, run here on the tests' Ray, and what is left in its folder."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mowe_ray.sweeping.load import load_sweep
+from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Trial, load_all
 from mowe_ray.training.run_folder import RunFolder
 from tests.tiny_runs import TINY, Corpus
@@ -27,58 +23,25 @@ def write_sweep(folder: Path, corpus: Corpus, **keys: Any) -> Path:
         "data.validation": [{"path": str(corpus.validation), "name": "held_out"}],
     }
     tree = {"name": "study", "question": "Which is best?", "storage": str(folder / "runs"), "base": "quickstart"}
-    tree |= keys | {"set": tiny | keys.get("set", {})}
     path = folder / "sweep.yaml"
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(yaml.safe_dump(tree | keys | {"set": tiny | keys.get("set", {})}))
     return path
 
 
-def start(sweep: Path, *overrides: str, log: Path) -> subprocess.Popen[str]:
-    """Start the command as a user would, in a process group of its own."""
-    with log.open("a") as stderr:
-        return subprocess.Popen(
-            [sys.executable, "-m", "mowe_ray.sweep", str(sweep), *overrides],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            start_new_session=True,
-        )
+def run_here(sweep: Path, *overrides: str, show: Callable[[Study], None] = lambda study: None) -> Study:
+    """Run a study on the Ray of this process, to its end."""
+    from mowe_ray.distributed.tuner import run_study
+
+    study = Study(load_sweep(sweep, overrides), cost=lambda config: None)
+    assert run_study(study, say=print, show=show) is False
+    return study
 
 
-def run(sweep: Path, *overrides: str, log: Path, timeout_s: float = 800) -> tuple[int, dict[str, Any]]:
-    """Run the command to its end; returns its exit code and the result in the last line."""
-    process = start(sweep, *overrides, log=log)
-    try:
-        out, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        end(process)
-        raise AssertionError(f"no end within {timeout_s:g} s:\n{log.read_text()[-4000:]}") from None
-    assert out, log.read_text()[-4000:]
-    return process.returncode, json.loads(out.splitlines()[-1])
+def trials_in(study: Path) -> list[Trial]:
+    """Return the trials in a study's folder, by number."""
+    return load_all(RunFolder(str(study.parent), study.name))
 
 
-def end(process: subprocess.Popen[str]) -> None:
-    """Kill the command, with its supervisor, and wait until its Ray is gone too."""
-    for child in children(process.pid):
-        os.kill(child, signal.SIGKILL)
-    process.kill()
-    process.wait()
-
-
-def children(pid: int) -> list[int]:
-    """Return the direct children of a process."""
-    listed = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
-    return [int(line) for line in listed.split()]
-
-
-def trials(storage: Path, name: str = "study") -> list[Trial]:
-    """Return the trials in the study's folder."""
-    return load_all(RunFolder(str(storage), name))
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 400) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.3)
+def log_of(study: Path, trial: Trial) -> str:
+    """Return what the run of a trial has said."""
+    return (study / trial.name / "log.txt").read_text()
