@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from mowe_ray.config import ConfigError, RunConfig
+from mowe_ray.sweeping.help import render_sweep_help
 from mowe_ray.sweeping.load import load_sweep
 from mowe_ray.sweeping.progress import StudyProgress
 from mowe_ray.sweeping.results import table
@@ -135,7 +136,10 @@ def _say(line: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m mowe_ray.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m mowe_ray.sweep",
+        description=__doc__,
+        epilog=render_sweep_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sweep", metavar="SWEEP.yaml", help="the study")
     parser.add_argument("--dry-run", action="store_true", help="print trials, resources and costs; start nothing")

@@ -137,7 +137,7 @@ def test_a_killed_study_goes_on_where_it_was(tiny_corpus: Corpus, tmp_path: Path
             assert trial.attempts == 2
     resumed = [trial for trial in trials if "continuing after step" in log_of(folder, trial)]
     assert resumed, "nothing was resumed from a checkpoint"
-    assert finished.result["trials"] == {"finished": 4}
+    assert finished.result["trials"]["finished"] == 4
 
 
 def test_faults_stay_with_their_trial_and_are_told(tiny_corpus: Corpus, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_faults_stay_with_their_trial_and_are_told(tiny_corpus: Corpus, tmp_path
         "hangs": "failed",
         "bad_data": "failed",
     }
-    assert finished.result["trials"] == {"finished": 1, "failed": 3}
+    assert finished.result["trials"] == {"running": 0, "waiting": 0, "finished": 1, "stopped": 0, "failed": 3}
     assert finished.result["best"]["values"] == {"case": "good"}
     assert [trials[case].attempts for case in ("good", "fails", "hangs", "bad_data")] == [1, 2, 2, 2]
     for case, told in (("fails", "steps in a row were skipped"), ("hangs", "20 s"), ("bad_data", "unusable")):
