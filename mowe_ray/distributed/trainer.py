@@ -12,6 +12,7 @@ import ray
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed import cluster
 from mowe_ray.distributed.control import relay, start_control
+from mowe_ray.distributed.features import fill_cache
 from mowe_ray.distributed.fitting import fit, in_thread, stop_on_signals
 from mowe_ray.distributed.pipeline import parallel_map
 from mowe_ray.distributed.worker import WorkerSetup
@@ -26,7 +27,8 @@ _FREE_TO_CHANGE = {
     "training": {"max_steps", "epochs", "gradient_accumulation"}
     | {"eval_every", "save_every", "log_every", "keep_checkpoints", "max_skipped_steps", "step_timeout_s"},
     "compute": {"num_workers", "accelerator_type", "max_failures", "resize_interval_s", "cpus_per_worker"},
-    "data": {"batch_seconds", "max_batch_size", "shuffle_buffer", "decode_cpus", "max_bad_fraction", "validation"},
+    "data": {"batch_seconds", "max_batch_size", "shuffle_buffer", "decode_cpus", "max_bad_fraction", "validation"}
+    | {"feature_cache"},
 }
 
 
@@ -50,6 +52,7 @@ def train(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
     if folder.exists("result.json") and _finished(result := json.loads(folder.read_text("result.json")), config):
         say(f"{folder.url} is finished; choose another name to train again")
         return dict(result)
+    cache = fill_cache(config, sources, say)
     control = start_control()
     printer = relay(control, say)
     setup = WorkerSetup(
@@ -57,6 +60,7 @@ def train(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
         tokenizer=own_tokenizer(config.model, sources.train, folder),
         train_index=ray.put(sources.train),
         validation_indexes={name: ray.put(index) for name, index in sources.validation.items()},
+        feature_cache=None if cache is None else ray.put(cache),
         report=sources.report,
         control=control,
     )
