@@ -32,6 +32,7 @@ from mowe_ray.data.feature_cache import (
     write_features,
 )
 from mowe_ray.training.frozen_encoders import (
+    FrozenEncoder,
     describe,
     encode_clips,
     frozen_encoders,
@@ -62,12 +63,10 @@ def fill_cache(config: RunConfig, sources: Sources, say: Callable[[str], None]) 
         for shard, keyed in shard_rows(index, config.data.min_duration_s, config.data.max_duration_s).items():
             if shards.setdefault(shard, keyed)[0] != keyed[0]:
                 raise ValueError(f"data: {shard} changed while it was indexed; run the same command again")
-    try:
-        encoders, others = ray.get(_describe_all.remote(config, folder))
-    except ray.exceptions.RayTaskError as error:
-        raise ValueError(f"data.feature_cache: {error.cause}") from error
+    frozen, others = frozen_encoders(config.model)
     for line in others:
         say(line)
+    encoders = _described(frozen, config, folder)
     cache = FeatureCache(folder, {shard: key for shard, (key, _) in shards.items()}, encoders)
     missing = {shard: lacking for shard in shards if (lacking := cache.missing(shard)) is not None}
     what = ", ".join(["decoded audio", *(f"features of {encoder.label}" for encoder in encoders)])
@@ -168,24 +167,32 @@ class _Encode:
         return shards
 
 
-@ray.remote(num_cpus=1)
-def _describe_all(config: RunConfig, folder: str) -> tuple[list[CachedEncoder], list[str]]:
+def _described(frozen: list[FrozenEncoder], config: RunConfig, folder: str) -> list[CachedEncoder]:
     """Find the keys of the frozen encoders; weights that were hashed before are not loaded for it."""
-    frozen, others = frozen_encoders(config.model)
     gpu = config.compute.gpus_per_worker > 0
-    notes = {
-        one.place: Path(folder, "encoders", f"{origin_key(config.model, one, seed=config.seed, gpu=gpu)}.json")
-        for one in frozen
-    }
-    unknown = [one for one in frozen if not notes[one.place].exists()]
-    loaded = load_frozen(config.model, unknown, seed=config.seed, gpu=gpu)
-    for one in unknown:
-        note = notes[one.place]
+    notes = [
+        Path(folder, "encoders", f"{origin_key(config.model, one, seed=config.seed, gpu=gpu)}.json") for one in frozen
+    ]
+    unknown = [(one, note) for one, note in zip(frozen, notes, strict=True) if not note.exists()]
+    if unknown:
+        try:
+            ray.get(_describe.remote(unknown, config))
+        except ray.exceptions.RayTaskError as error:
+            raise ValueError(f"data.feature_cache: {error.cause}") from error
+    return [CachedEncoder(**json.loads(note.read_text())) for note in notes]
+
+
+@ray.remote(num_cpus=1)
+def _describe(encoders: list[tuple[FrozenEncoder, Path]], config: RunConfig) -> None:
+    """Load encoders and write a note about each; in a task, for the driver's machine may be small."""
+    loaded = load_frozen(
+        config.model, [one for one, _ in encoders], seed=config.seed, gpu=config.compute.gpus_per_worker > 0
+    )
+    for one, note in encoders:
         note.parent.mkdir(parents=True, exist_ok=True)
         part = note.with_name(f"{note.name}.{uuid.uuid4().hex}.part")
         part.write_text(json.dumps(asdict(describe(loaded[one.place], one, config.model.pad_audio))))
         part.replace(note)
-    return [CachedEncoder(**json.loads(notes[one.place].read_text())) for one in frozen], others
 
 
 class _Progress:

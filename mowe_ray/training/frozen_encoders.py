@@ -19,7 +19,6 @@ from mowe_ray.config.fields import InlineConfig
 from mowe_ray.config.model_section import ModelSection
 from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.data.feature_cache import CachedAudio, CachedEncoder
-from mowe_ray.model import MoweConfig
 from mowe_ray.model.encoders import AudioEncoder, PadAudio, load_encoder, read_config
 from mowe_ray.model.exported import load_tower
 from mowe_ray.model.pool import chosen_layers, hop_samples
@@ -71,7 +70,8 @@ def _encoders(model: ModelSection) -> Iterator[tuple[str, str | dict[str, Any], 
         return
     train = {weak.name: weak.train for weak in model.weak_encoders}
     yield "base_encoder", model.init_from, model.train_base, "last"
-    for spec in MoweConfig.from_pretrained(model.init_from).weak_encoders or []:  # an export keeps its own pool
+    config = read_config(model.init_from)  # an export keeps its own pool
+    for spec in getattr(config, "weak_encoders", None) or []:
         yield spec.name, model.init_from, train.get(spec.name, "frozen"), spec.features
 
 
