@@ -213,4 +213,4 @@ class _Progress:
             self._said, rate = now, self._done_s / (now - self._began)
             minutes, left = divmod(round((self._total_s - self._done_s) / max(rate, 1e-9)), 60)
             time_left = f", {minutes}m{left:02d}s left" if self._shards < self._total else ""
-            yield (f"{self._what}: {self._shards}/{self._total} shards, {rate:.0f} audio-s/s{time_left}")
+            yield (f"{self._what}: {self._shards}/{self._total} shards, {rate:,.1f} audio-s/s{time_left}")
