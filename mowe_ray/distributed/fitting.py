@@ -33,6 +33,7 @@ class WorkerSetup:
     Attributes:
         config: The run, as JSON.
         train_index: Index table of the training data, in the object store; validation_indexes by source name.
+        feature_cache: What need not be computed, likewise; None without such a cache.
         report: What scanning the shards found.
         control: The line to the driver.
     """
@@ -40,6 +41,7 @@ class WorkerSetup:
     config: str
     train_index: ray.ObjectRef
     validation_indexes: dict[str, ray.ObjectRef]
+    feature_cache: ray.ObjectRef | None
     report: DataReport
     control: ActorHandle[Control]
 

@@ -13,6 +13,7 @@ import ray.train
 import torch
 
 from mowe_ray.config import RunConfig
+from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.data.report import DataReport
 from mowe_ray.distributed.assembly import build_engine
 from mowe_ray.distributed.engine import DeepSpeedEngine
@@ -24,6 +25,7 @@ from mowe_ray.training.checkpoint_writer import CheckpointWriter
 from mowe_ray.training.checkpoints import newest_checkpoint
 from mowe_ray.training.data_order import TrainingOrder
 from mowe_ray.training.errors import RunError
+from mowe_ray.training.frozen_encoders import encoder_key
 from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.out_of_memory import Records
 from mowe_ray.training.run_folder import RunFolder
@@ -80,6 +82,8 @@ def _start(setup: WorkerSetup, say: Callable[[str], object]) -> Run:
     index = ray.get(setup.train_index)
     tokenizer = tokenizer_of(config.model, own_tokenizer(config.model, index, folder))
     processor, engine = build_engine(config, tokenizer, whereabouts, say)
+    if setup.feature_cache is not None and not engine.sharded:
+        _check_cache(ray.get(setup.feature_cache), engine)
     ranks: dict[str, Any] = {"rank": engine.rank, "world_size": engine.world_size, "gather": engine.gather, "say": say}
     checkpoint = newest_checkpoint(folder, **ranks)
     if checkpoint is not None:
@@ -104,6 +108,7 @@ def _start(setup: WorkerSetup, say: Callable[[str], object]) -> Run:
         folder=folder,
         train_index=setup.train_index,
         validation_indexes=setup.validation_indexes,
+        feature_cache=setup.feature_cache,
         processor=processor,
         engine=engine,
         order=order,
@@ -114,6 +119,28 @@ def _start(setup: WorkerSetup, say: Callable[[str], object]) -> Run:
         control=setup.control,
         whereabouts=whereabouts,
     )
+
+
+def _check_cache(cache: FeatureCache, engine: DeepSpeedEngine) -> None:
+    """Make sure that the cached features are those of the encoders in the model. Collective.
+
+    They can differ only if a checkpoint changes between the driver's look at it and ours, or on one node. Shards of
+    ZeRO-3 have no hash; they come from the same checkpoints.
+    """
+    config, changed = engine.model.config, []
+    if engine.rank == 0:
+        encoders = engine.model.audio_tower.encoders()
+        features = ["last", *(spec.features for spec in config.weak_encoders or [])]
+        changed = [
+            kept.label
+            for kept in cache.encoders
+            if kept.key != encoder_key(encoders[kept.place], features[kept.place], config.pad_audio)
+        ]
+    if changed := engine.gather(changed)[0]:
+        raise RunError(
+            f"data.feature_cache holds features of other weights than those loaded now for {', '.join(changed)}: "
+            f"did a checkpoint change? Remove {cache.folder}/encoders and run the same command again"
+        )
 
 
 def _workers(number: int) -> str:

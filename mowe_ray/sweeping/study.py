@@ -68,6 +68,8 @@ class Study:
         base = self.space.base
         if base.tracking.wandb.group is None:
             given["tracking.wandb.group"] = self.sweep.name
+        if self.sweep.resources.share_features and base.data.feature_cache is None and "://" not in self.folder.url:
+            given["data.feature_cache"] = f"{self.folder.storage}/features"
         if self.sweep.scheduler.kind in ("hyperband", "pbt"):
             # Trials are paused, and copied, at validations; copies may be made of any of them.
             given |= {"training.save_every": base.training.eval_every, "training.keep_checkpoints": 1000}

@@ -12,7 +12,6 @@ import ray
 from mowe_ray.config import load_config
 from mowe_ray.data.corpus.builtin import builtin_samples
 from mowe_ray.sweeping.study import Study
-from mowe_ray.training.sources import index_sources
 from tests.faults import RunningSweep, ended
 from tests.tiny_runs import Corpus, records
 from tests.tiny_sweeps import log_of, run_here, trials_in, write_sweep
@@ -150,6 +149,8 @@ def test_faults_stay_with_their_trial_and_are_told(tiny_corpus: Corpus, tmp_path
     )
     folder = tmp_path / "runs/study"
     with ended(RunningSweep(sweep, folder)) as command:
+        command.until(lambda: tokenizer_of(folder, "hangs").exists(), "tokenizer of the trial that is to hang")
+        hang(tmp_path / "hanging")
         finished = command.wait(1000)
     trials = {trial.values["case"]: trial for trial in trials_in(folder)}
     print({case: (trial.status, trial.attempts, trial.error) for case, trial in trials.items()})
@@ -175,19 +176,23 @@ def cases(corpus: Corpus, folder: Path) -> dict[str, dict[str, Any]]:
     return {
         "good": {},
         "fails": {"training.learning_rate": 1e30, "training.max_skipped_steps": 1},
-        "hangs": {"data.train": [{"path": str(hanging_corpus(folder / "hanging"))}]},
+        "hangs": {"data.train": [{"path": str(write_clips(folder / "hanging"))}]},
         "bad_data": {"data.train": [{"path": str(corpus.train)}, {"path": str(broken_corpus(folder / "broken"))}]},
     }
 
 
-def hanging_corpus(folder: Path) -> Path:
-    """Write a manifest of clips, one of which becomes a pipe after it was scanned: opening it waits for ever."""
-    manifest = write_clips(folder)
-    index_sources(load_config("quickstart", [f"data.train=[{{path: {manifest}}}]"]).data)
-    clip = next(iter(sorted(folder.glob("*.flac"))))
-    clip.unlink()
-    os.mkfifo(clip)
-    return manifest
+def tokenizer_of(study: Path, case: str) -> Path:
+    """What a run writes when its clips have been scanned and their texts read, seconds before its first step."""
+    trials = trials_in(study) if study.exists() else []
+    name = next((trial.name for trial in trials if trial.values["case"] == case), "none")
+    return study / name / "tokenizer.json"
+
+
+def hang(folder: Path) -> None:
+    """Make pipes of all clips: opening one waits for ever, as a file server does that has stopped to answer."""
+    for clip in folder.glob("*.flac"):
+        clip.unlink()
+        os.mkfifo(clip)
 
 
 def broken_corpus(folder: Path) -> Path:
