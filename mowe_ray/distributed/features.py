@@ -44,18 +44,19 @@ from mowe_ray.training.sources import Sources
 _SAY_EVERY_S = 10.0
 
 
-def fill_cache(config: RunConfig, path: str, sources: Sources, say: Callable[[str], None]) -> FeatureCache:
-    """Compute what the cache in the folder `path` lacks for a run, and return where the run finds it.
+def fill_cache(config: RunConfig, sources: Sources, say: Callable[[str], None]) -> FeatureCache:
+    """Compute what the cache lacks for a run, and return where the run finds it.
 
     Args:
-        config: The run.
+        config: The run, with a `data.feature_cache`.
         sources: Its samples.
         say: Shows a line of progress to the person who waits.
 
     Raises:
         ValueError: The folder cannot be written, or an encoder cannot be loaded.
     """
-    folder = str(Path(path).absolute())
+    assert config.data.feature_cache is not None
+    folder = str(Path(config.data.feature_cache).absolute())
     shards: dict[str, tuple[str, pa.Table]] = {}
     for index in (sources.train, *sources.validation.values()):
         for shard, keyed in shard_rows(index, config.data.min_duration_s, config.data.max_duration_s).items():

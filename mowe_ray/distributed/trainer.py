@@ -87,7 +87,7 @@ def _fill_cache(config: RunConfig, sources: Sources, say: Callable[[str], None])
         return None
     from mowe_ray.distributed.features import fill_cache  # imports the model, which a driver else does without
 
-    return fill_cache(config, config.data.feature_cache, sources, say)
+    return fill_cache(config, sources, say)
 
 
 def cpus_of(config: RunConfig, workers: int) -> int:
