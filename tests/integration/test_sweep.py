@@ -145,7 +145,7 @@ def test_faults_stay_with_their_trial_and_are_told(tiny_corpus: Corpus, tmp_path
         tiny_corpus,
         space={"case": {"settings": cases(tiny_corpus, tmp_path)}},
         set={"compute.max_failures": 0, "training.step_timeout_s": 20, "training.max_steps": 4},
-        resources={"concurrent": 2, "retries": 1},
+        resources={"concurrent": 2, "retries": 1, "share_features": False},  # or clips would be read from there
     )
     folder = tmp_path / "runs/study"
     with ended(RunningSweep(sweep, folder)) as command:
