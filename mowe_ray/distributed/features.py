@@ -86,7 +86,7 @@ def _cause(error: ray.exceptions.RayTaskError) -> str:
     return str(error).split("\n\nThe above exception")[0].strip().splitlines()[-1]
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")  # not on what a Tune trial has reserved
 def _compute(missing: list[pa.Table], cache: FeatureCache, config: RunConfig) -> Iterator[str]:
     """Decode the shards of these rows, and run the encoders of `cache` on them; yields lines of progress.
 
@@ -181,7 +181,7 @@ def _described(frozen: list[FrozenEncoder], config: RunConfig, folder: str) -> l
     return [CachedEncoder(**json.loads(note.read_text())) for note in notes]
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")
 def _describe(encoders: list[tuple[FrozenEncoder, Path]], config: RunConfig) -> None:
     """Load encoders and write a note about each; in a task, for the driver's machine may be small."""
     loaded = load_frozen(

@@ -39,18 +39,17 @@ _BLOCK_BYTES = 16 << 20
 def parallel_map(function: Callable[[T], R], items: Iterable[T], in_flight: int = 64) -> Iterator[R]:
     """Apply `function` to `items` in Ray tasks of one CPU, yielding results in order."""
     shared = ray.put(function)
-    # Anywhere in the cluster: inside a Tune trial, tasks would by default run on what the trial has reserved.
-    apply = _apply.options(scheduling_strategy="DEFAULT")
     pending: deque[ray.ObjectRef] = deque()
     for item in items:
-        pending.append(apply.remote(shared, item))
+        pending.append(_apply.remote(shared, item))
         if len(pending) >= in_flight:
             yield ray.get(pending.popleft())
     while pending:
         yield ray.get(pending.popleft())
 
 
-@ray.remote(num_cpus=1)
+# Anywhere in the cluster: inside a Tune trial, tasks would by default run on what the trial has reserved, its driver's.
+@ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")
 def _apply(function: Callable[[T], R], item: T) -> R:
     return function(item)
 

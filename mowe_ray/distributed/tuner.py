@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import ray
@@ -53,6 +55,7 @@ def run_study(study: Study, say: Callable[[str], None], show: Callable[[Study], 
     say(f"{study.folder.url}: {concurrent} trial{'s' if concurrent > 1 else ''} at a time")
     # Tune's own files and tables are switched off: they tell nothing that ours do not.
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of a failed trial it prints the stacks, we the cause
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000"  # the limit is ours, in `_Trials`
     study.folder.remove(_TUNE_FOLDER)
     objective = sweep.objective
@@ -215,7 +218,8 @@ def _number(trial: TuneTrial) -> int:
 
 def _cause(trial: TuneTrial) -> str:
     """Return the message of a trial's error, without the stack."""
-    text = str(trial.get_error() or "its process died").strip()
+    file = Path(trial.error_file) if trial.error_file else None
+    text = file.read_text().strip() if file is not None and file.exists() else "its process died"
     _, found, message = text.rpartition("RuntimeError: ")
     return message.strip() if found else text.splitlines()[-1]
 
