@@ -14,17 +14,21 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
 from mowe_ray.config import ConfigError, RunConfig
 from mowe_ray.sweeping.dry_run import dry_run
+from mowe_ray.sweeping.help import render_sweep_help
 from mowe_ray.sweeping.load import load_sweep
 from mowe_ray.sweeping.progress import StudyProgress
+from mowe_ray.sweeping.results import table
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.space import Space
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Cost, load_all
+from mowe_ray.sweeping.writing import write_results
 from mowe_ray.training.run_folder import RunFolder
 from mowe_ray.training.supervisor import answer, end_with_parent, supervise, supervised
 
@@ -89,12 +93,30 @@ def supervised_main() -> int:
 def _run(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
     from mowe_ray.distributed.tuner import run_study  # imports torch and ray
 
-    study, progress = Study(sweep, _cost), StudyProgress(_say)
+    began, progress = time.monotonic(), StudyProgress(_say)
+    study = Study(sweep, _cost)
+    written = 0
+
+    def show(study: Study) -> None:
+        nonlocal written
+        progress.show(study)
+        ended = sum(trial.over for trial in study.trials.values())
+        if ended > written:  # the report is there, and grows, before the study ends
+            written = ended
+            write_results(study)
+
     try:
-        interrupted = run_study(study, _say, progress.show)
+        interrupted = run_study(study, _say, show)
     finally:
         progress.close()
-    return {"sweep": study.folder.url}, 130 if interrupted else 0
+    result = write_results(study, elapsed_s=time.monotonic() - began)
+    trials = list(study.trials.values())
+    _say(f"{table(sweep, trials)}\n\n{result['answer']}\n\nreport: {result['report']}")
+    if interrupted:
+        return result, 130
+    if result["best"] is None:
+        return result, 1
+    return result, 3 if result["trials"].get("failed") else 0
 
 
 def _cost(config: RunConfig) -> Cost | None:
@@ -115,7 +137,10 @@ def _say(line: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m mowe_ray.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m mowe_ray.sweep",
+        description=__doc__,
+        epilog=render_sweep_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sweep", metavar="SWEEP.yaml", help="the study")
     parser.add_argument("--dry-run", action="store_true", help="print trials, resources and costs; start nothing")

@@ -34,10 +34,13 @@ class RunningCommand:
 
     def __init__(self, corpus: Corpus, storage: Path, name: str, *overrides: str, **environment: str):
         """Start it; `environment` comes on top of this process's own."""
-        self.run = storage / name
+        self._start("mowe_ray.train", [*tiny_arguments(corpus, storage, name), *overrides], storage / name, environment)
+
+    def _start(self, module: str, arguments: list[str], run: Path, environment: dict[str, str]) -> None:
+        self.run, self._module = run, module
         self.scratch = Path(tempfile.mkdtemp(prefix="mowe_ray_command_"))  # not in the storage, whose disk may be full
         self._streams = [self.scratch / name for name in ("out", "err")]
-        command = [sys.executable, "-m", "mowe_ray.train", *tiny_arguments(corpus, storage, name), *overrides]
+        command = [sys.executable, "-m", module, *arguments]
         kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         with self._streams[0].open("w") as out, self._streams[1].open("w") as err:
             self.process = subprocess.Popen(command, cwd=ROOT, env={**kept, **environment}, stdout=out, stderr=err)
@@ -85,7 +88,7 @@ class RunningCommand:
 
         def find() -> psutil.Process | None:
             below = psutil.Process(self.process.pid).children()
-            return next((p for p in below if "mowe_ray.train" in " ".join(_cmdline(p))), None)
+            return next((p for p in below if self._module in " ".join(_cmdline(p))), None)
 
         return self.until(find, "driver")
 
@@ -99,6 +102,14 @@ class RunningCommand:
         return self.until(
             lambda: found if len(found := self.actors("RayTrainWorker", below)) >= count else None, f"{count} workers"
         )
+
+
+class RunningSweep(RunningCommand):
+    """`python -m mowe_ray.sweep`, running; `run` is the study's folder."""
+
+    def __init__(self, sweep: Path, study: Path, *overrides: str, **environment: str):
+        """Start it; `environment` comes on top of this process's own."""
+        self._start("mowe_ray.sweep", [str(sweep), *overrides], study, environment)
 
 
 @contextmanager

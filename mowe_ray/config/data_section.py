@@ -64,6 +64,8 @@ class DataSection(Section):
     """The run stops when a larger share of the samples is unusable."""
     decode_cpus: PositiveInt = 1
     """CPUs that read and decode audio, per worker."""
+    feature_cache: str | None = None
+    """Folder that all nodes see, where decoded audio and the features of frozen encoders are kept for the next run."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> DataSection:
@@ -76,6 +78,10 @@ class DataSection(Section):
             f"data.batch_seconds: {self.batch_seconds:g} cannot hold one clip of "
             f"data.max_duration_s ({self.max_duration_s:g})"
             if self.batch_seconds < self.max_duration_s
+            else None,
+            f"data.feature_cache: {self.feature_cache!r} must be a folder that is mounted on all nodes: "
+            "its files are mapped into memory, which no URL can be"
+            if self.feature_cache and "://" in self.feature_cache
             else None,
         )
         return self

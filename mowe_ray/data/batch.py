@@ -1,7 +1,7 @@
 """Decoded micro-batches and the flat form in which they travel."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,25 @@ import pyarrow.compute as pc
 from mowe_ray.data.decode import SAMPLE_RATE, decode_audio, to_int16
 from mowe_ray.data.sample import BadAudio, BadSample
 from mowe_ray.data.shards import read_samples
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one encoder makes of the clips of a micro-batch, computed before.
+
+    Attributes:
+        place: of the encoder in the model: 0 is the base, then comes the pool.
+        layers: L, how many of the encoder's layers there are.
+        width: E.
+        frames: of each clip, in row order; text-only rows have no entry.
+        values: bfloat16 as uint16, the clips one after the other, each (L, its frames, E).
+    """
+
+    place: int
+    layers: int
+    width: int
+    frames: list[int]
+    values: npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
@@ -25,6 +44,7 @@ class MicroBatch:
         scales: R factors from int16 to float in -1..1.
         ids: R strings, like `instructions`, `answers`, `tasks` and `sources`.
         bad: samples of the plan that could not be read or decoded; they are in no other field.
+        features: of the encoders that need not run.
     """
 
     audio: npt.NDArray[np.int16]
@@ -36,27 +56,47 @@ class MicroBatch:
     tasks: list[str]
     sources: list[str]
     bad: list[BadSample]
+    features: list[Features] = field(default_factory=list)
 
     def to_row(self) -> pa.Table:
-        """Return a table of one row that shares the memory of `audio`."""
-        offsets = pa.array([0, self.audio.nbytes], pa.int64()).buffers()[1]
-        audio = pa.Array.from_buffers(
-            pa.large_binary(), 1, [None, offsets, pa.py_buffer(np.ascontiguousarray(self.audio))]
-        )
-        fields = {name: value for name, value in vars(self).items() if name not in ("audio", "bad")}
+        """Return a table of one row that shares the memory of `audio` and `features`."""
+        fields = {name: value for name, value in vars(self).items() if name != "audio"}
         fields["bad"] = [asdict(bad) for bad in self.bad]
-        return pa.table({"audio": audio, "fields": [json.dumps(fields)]})
+        fields["features"] = [
+            {name: value for name, value in vars(features).items() if name != "values"} for features in self.features
+        ]
+        arrays = {"audio": self.audio} | {_column(features.place): features.values for features in self.features}
+        cells = {name: _cell(array) for name, array in arrays.items()}
+        return pa.table({**cells, "fields": [json.dumps(fields)]})
 
     @classmethod
     def from_row(cls, table: pa.Table, row: int = 0) -> "MicroBatch":
-        """Rebuild the micro-batch of a row; its audio is a read-only view of the table."""
+        """Rebuild the micro-batch of a row; its audio and features are read-only views of the table."""
         fields = json.loads(table["fields"][row].as_py())
         fields["bad"] = [BadSample(**bad) for bad in fields["bad"]]
-        column = table["audio"].slice(row, 1).chunk(0)  # a scalar of it would be a copy
-        _, offsets, content = column.buffers()
-        start, end = np.frombuffer(offsets, np.int64)[column.offset : column.offset + 2].tolist()
-        audio = np.frombuffer(content, np.int16)[start // 2 : end // 2] if end else np.zeros(0, np.int16)
-        return cls(audio=audio, **fields)
+        fields["features"] = [
+            Features(**values, values=read_cell(table[_column(values["place"])], row).view(np.uint16))
+            for values in fields["features"]
+        ]
+        return cls(audio=read_cell(table["audio"], row).view(np.int16), **fields)
+
+
+def _column(place: int) -> str:
+    return f"features{place}"
+
+
+def _cell(values: npt.NDArray[np.generic]) -> pa.Array:
+    """Return a binary array of one cell, which shares the memory of `values`."""
+    offsets = pa.array([0, values.nbytes], pa.int64()).buffers()[1]
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def read_cell(column: pa.ChunkedArray, row: int) -> npt.NDArray[np.uint8]:
+    """Return the bytes of a row of a large binary column as a view, where a scalar of it would be a copy."""
+    cell = column.slice(row, 1).chunk(0)
+    _, offsets, content = cell.buffers()
+    start, end = np.frombuffer(offsets, np.int64)[cell.offset : cell.offset + 2].tolist()
+    return np.frombuffer(content, np.uint8)[start:end] if end > start else np.zeros(0, np.uint8)
 
 
 def load_micro_batch(rows: pa.Table, min_s: float, max_s: float) -> MicroBatch:

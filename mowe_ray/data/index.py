@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -49,16 +49,18 @@ class Index:
     """All usable samples of a mixture, in an order that depends on the shards only.
 
     Attributes:
-        table: one row per sample: id, duration_s (0: text only), task, source, shard, and the place
-            within the shard. Any `table.take(rows)` can be read by `read_samples` on any machine
-            that sees the shards.
+        table: one row per sample: id, duration_s (0: text only), task, source, shard, the place
+            within the shard, and the row among the usable samples of the shard. Any
+            `table.take(rows)` can be read by `read_samples` on any machine that sees the shards.
         source_names: by source number.
         bad: samples that the scan found unusable, or whose length is outside the limits.
+        fingerprints: size and time of each shard, by shard number, when it was scanned.
     """
 
     table: pa.Table
     source_names: list[str]
     bad: list[BadSample]
+    fingerprints: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -117,22 +119,33 @@ def build_index(
     tables: list[pa.Table] = []
     bad: list[BadSample] = []
     shard_names: list[str] = []
+    fingerprints: list[str] = []
     for source_number, source in enumerate(sources):
         shards = list_shards(source.path)
-        rows = _cached_scan(source, shards, Path(cache_dir), run_map)
+        prints = [fingerprint(shard) for shard in shards]
+        rows = _cached_scan(source, shards, prints, Path(cache_dir), run_map)
         usable, unusable = _split(rows, min_s, max_s)
         bad += [BadSample(source=source.name, **fields) for fields in unusable.to_pylist()]
         shard = np.asarray(usable["shard_number"].to_numpy()) + len(shard_names)
         shard_names += shards
+        fingerprints += prints
         tables.append(
             usable.select(_TABLE_COLUMNS)
             .append_column("source_number", pa.array(np.full(len(usable), source_number, np.int32)))
             .append_column(_SHARD_FIELD, pa.array(shard.astype(np.int32)))
+            .append_column("row", pa.array(_rows_within(shard)))
         )
     table = pa.concat_tables(tables)
     for column, values in (("source", names), ("shard", shard_names)):
         table = table.append_column(column, _labelled(table[f"{column}_number"], values))
-    return Index(table.drop_columns(["source_number", "shard_number"]), names, bad)
+    return Index(table.drop_columns(["source_number", "shard_number"]), names, bad, fingerprints)
+
+
+def _rows_within(shards: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+    """Number the samples of each shard, which are neighbours, from 0."""
+    starts = np.flatnonzero(np.concatenate([[True], shards[1:] != shards[:-1]])) if len(shards) else shards[:0]
+    sizes = np.diff(np.append(starts, len(shards)))
+    return (np.arange(len(shards)) - np.repeat(starts, sizes)).astype(np.int32)
 
 
 def _labelled(codes: pa.ChunkedArray, values: list[str]) -> pa.ChunkedArray:
@@ -168,9 +181,11 @@ def _split(rows: pa.Table, min_s: float, max_s: float) -> tuple[pa.Table, pa.Tab
     return rows.filter(good), unusable.filter(pc.invert(good))
 
 
-def _cached_scan(source: SourceSpec, shards: list[str], cache_dir: Path, run_map: ParallelMap) -> pa.Table:
+def _cached_scan(
+    source: SourceSpec, shards: list[str], prints: list[str], cache_dir: Path, run_map: ParallelMap
+) -> pa.Table:
     """Rows of all shards of a source, memory-mapped."""
-    state = json.dumps([_VERSION, source.task, [[shard, fingerprint(shard)] for shard in shards]])
+    state = json.dumps([_VERSION, source.task, list(map(list, zip(shards, prints, strict=True)))])
     key = hashlib.sha256(json.dumps([source.path, source.task]).encode()).hexdigest()[:16]
     path = cache_dir / f"index-{key}.arrow"
     if path.exists():

@@ -19,6 +19,8 @@ def join(cpus: float) -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
         return
+    # Most of a run's processes only wait, and share a core; Ray would warn of their number every few seconds.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(os.cpu_count() or 1, 16)))
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),

@@ -26,6 +26,7 @@ def training_batches(
     processor: MoweProcessor,
     order: TrainingOrder,
     *,
+    cache: ray.ObjectRef | None,
     change: Callable[[list[Rows]], list[Rows]],
     rank: int,
     world_size: int,
@@ -33,24 +34,30 @@ def training_batches(
     """Yield the steps to come with this rank's micro-batches, prepared ahead in a thread.
 
     Args:
+        cache: The `FeatureCache` in the object store, if the run has one.
         change: Returns the micro-batches that are really run for the planned ones of a step; the same on every rank.
     """
 
     def load(rows: Iterator[Rows]) -> Iterator[Batch]:
-        decoded = _decoded(index, rows, config)
+        decoded = _decoded(index, rows, config, cache)
         return prefetch((collate(micro_batch, processor) for micro_batch in decoded), _COLLATED_AHEAD)
 
     return with_batches(order, load, change=change, rank=rank, world_size=world_size)
 
 
-def validation_batches(index: ray.ObjectRef, config: RunConfig, *, rank: int, world_size: int) -> Iterator[MicroBatch]:
+def validation_batches(
+    index: ray.ObjectRef, config: RunConfig, *, cache: ray.ObjectRef | None, rank: int, world_size: int
+) -> Iterator[MicroBatch]:
     """Yield this rank's micro-batches of a validation source, equally many on every rank."""
     # One lane, dealt out: who shares a micro-batch, and so its padding, does not depend on the number of ranks.
     plan = [lanes[0] for lanes in validation_plan(ray.get(index), config.data, lanes=1)]
-    return prefetch(_decoded(index, iter(rows_of_rank(plan, rank, world_size)), config), _COLLATED_AHEAD)
+    rows = iter(rows_of_rank(plan, rank, world_size))
+    return prefetch(_decoded(index, rows, config, cache), _COLLATED_AHEAD)
 
 
-def _decoded(index: ray.ObjectRef, rows: Iterator[Rows], config: RunConfig) -> Iterator[MicroBatch]:
+def _decoded(
+    index: ray.ObjectRef, rows: Iterator[Rows], config: RunConfig, cache: ray.ObjectRef | None
+) -> Iterator[MicroBatch]:
     return decode_stream(
         index,
         rows,
@@ -58,4 +65,5 @@ def _decoded(index: ray.ObjectRef, rows: Iterator[Rows], config: RunConfig) -> I
         max_duration_s=config.data.max_duration_s,
         decode_cpus=config.data.decode_cpus,
         cpus_per_task=0 if config.compute.reserves_decoding else 1,
+        cache=cache,
     )

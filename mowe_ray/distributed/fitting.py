@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -18,11 +19,31 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import remove_placement_group
 
 from mowe_ray.config import RunConfig
+from mowe_ray.data.report import DataReport
 from mowe_ray.distributed.control import Control
 from mowe_ray.distributed.rescue import RESCUE_S, SaveOnSigterm
-from mowe_ray.distributed.worker import WorkerSetup, train_worker
 from mowe_ray.training.checkpoint_files import committed_steps
 from mowe_ray.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What the driver hands to every training process.
+
+    Attributes:
+        config: The run, as JSON.
+        train_index: Index table of the training data, in the object store; validation_indexes by source name.
+        feature_cache: What need not be computed, likewise; None without such a cache.
+        report: What scanning the shards found.
+        control: The line to the driver.
+    """
+
+    config: str
+    train_index: ray.ObjectRef
+    validation_indexes: dict[str, ray.ObjectRef]
+    feature_cache: ray.ObjectRef | None
+    report: DataReport
+    control: ActorHandle[Control]
 
 
 def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, say: Callable[[str], None]) -> dict[str, Any]:
@@ -58,7 +79,7 @@ def _trainer(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> TorchT
     compute = config.compute
     cpus = compute.cpus_per_worker + (config.data.decode_cpus if compute.reserves_decoding else 0)
     return TorchTrainer(
-        train_worker,
+        _train_worker,
         train_loop_config={"setup": setup},
         torch_config=TorchConfig(
             backend="nccl" if compute.gpus_per_worker else "gloo",
@@ -79,6 +100,13 @@ def _trainer(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> TorchT
             callbacks=[_TellFailures(setup.control), _HoldResources(setup.control), SaveOnSigterm()],
         ),
     )
+
+
+def _train_worker(settings: dict[str, WorkerSetup]) -> dict[str, Any]:
+    # Here, because drivers and Ray's controller, many of them in a study, need neither the model nor DeepSpeed.
+    from mowe_ray.distributed.worker import train_worker
+
+    return train_worker(settings["setup"])
 
 
 class _TellFailures(UserCallback):

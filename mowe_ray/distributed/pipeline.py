@@ -20,6 +20,7 @@ import ray
 from ray.data import TaskPoolStrategy
 
 from mowe_ray.data.batch import MicroBatch, load_micro_batch
+from mowe_ray.data.decode import SAMPLE_RATE
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,6 +28,7 @@ R = TypeVar("R")
 # Micro-batches a Ray Data execution runs. Starting one costs about a second of decoding; up to two are held at a
 # time, so this bounds memory: at 120 s a micro-batch, 2 x 2 GB a rank.
 _PER_EXECUTION = 512
+_AUDIO_BYTES_PER_S = 2 * SAMPLE_RATE
 # Micro-batches a task decodes: a task costs some 10 ms of scheduling, and the output of a whole task
 # may have to wait for the one before it.
 _PER_TASK = 16
@@ -62,6 +64,7 @@ def decode_stream(
     decode_cpus: int,
     cpus_per_task: float = 1,
     per_execution: int = _PER_EXECUTION,
+    cache: ray.ObjectRef | None = None,
 ) -> Iterator[MicroBatch]:
     """Yield the decoded micro-batch of each array of index rows, in order.
 
@@ -71,8 +74,12 @@ def decode_stream(
         decode_cpus: Tasks of an execution that run at a time, one CPU each.
         cpus_per_task: What a task asks Ray for: 0 if the CPUs are reserved for the reader already.
         per_execution: Micro-batches a Ray Data execution runs.
+        cache: The `FeatureCache` in the object store, to read from it instead of decoding.
     """
-    settings = {"index": index, "min_duration_s": min_duration_s, "max_duration_s": max_duration_s}
+    settings = {"index": index, "cache": cache, "min_duration_s": min_duration_s, "max_duration_s": max_duration_s}
+    if cache is not None:  # features are larger than audio: as many bytes, not as many micro-batches
+        added = sum(encoder.bytes_per_s for encoder in ray.get(cache).encoders)
+        per_execution = max(_PER_TASK, round(per_execution * _AUDIO_BYTES_PER_S / (_AUDIO_BYTES_PER_S + added)))
     rows_left = iter(row_lists)
     running: deque[Iterator[MicroBatch]] = deque()
     while chunk := list(itertools.islice(rows_left, per_execution)):
@@ -110,12 +117,20 @@ def _execute(
 
 
 def _decode(
-    numbers: pa.Table, index: ray.ObjectRef, row_lists: ray.ObjectRef, min_duration_s: float, max_duration_s: float
+    numbers: pa.Table,
+    index: ray.ObjectRef,
+    row_lists: ray.ObjectRef,
+    cache: ray.ObjectRef | None,
+    min_duration_s: float,
+    max_duration_s: float,
 ) -> Iterator[pa.Table]:
     """Yield the micro-batches of these `numbers`."""
     table, rows = ray.get(index).table, ray.get(row_lists)
+    kept = None if cache is None else ray.get(cache)
     for number in numbers["id"].to_pylist():
-        yield load_micro_batch(table.take(rows[number]), min_duration_s, max_duration_s).to_row()
+        taken = table.take(rows[number])
+        batch = load_micro_batch(taken, min_duration_s, max_duration_s) if kept is None else kept.load(taken)
+        yield batch.to_row()
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:

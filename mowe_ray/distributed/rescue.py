@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import ray
 import torch
@@ -16,9 +17,11 @@ from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
 from mowe_ray.distributed.control import Control, when
-from mowe_ray.distributed.engine import DeepSpeedEngine
 from mowe_ray.training.run_folder import RunFolder
 from mowe_ray.training.watchdog import Hang
+
+if TYPE_CHECKING:  # Ray's controller imports this too, and needs no model
+    from mowe_ray.distributed.engine import DeepSpeedEngine
 
 # How long a checkpoint may take when a rank is in trouble, or about to be.
 RESCUE_S = 60.0

@@ -39,6 +39,7 @@ class Run:
 
     Attributes:
         train_index: Index of the training data, in the object store; validation_indexes by source name.
+        feature_cache: What need not be computed, likewise; None without such a cache.
         records: Micro-batches that did not fit into memory before.
         log: Where the ids of all samples go, if that was asked for.
     """
@@ -47,6 +48,7 @@ class Run:
     folder: RunFolder
     train_index: ray.ObjectRef
     validation_indexes: dict[str, ray.ObjectRef]
+    feature_cache: ray.ObjectRef | None
     processor: MoweProcessor
     engine: DeepSpeedEngine
     order: TrainingOrder
@@ -88,7 +90,8 @@ class Run:
         """Validate on every source, by its name, and tell of it. Collective."""
         results: dict[str, ValidationResult] = {}
         for name, index in self.validation_indexes.items():
-            batches = validation_batches(index, self.config, rank=self.engine.rank, world_size=self.engine.world_size)
+            ranks = {"rank": self.engine.rank, "world_size": self.engine.world_size}
+            batches = validation_batches(index, self.config, cache=self.feature_cache, **ranks)
             results[name] = validate(self.engine, self.processor, batches)
         self.monitor.validation(self.order.step, results)
         if self.engine.rank == 0:
@@ -126,6 +129,7 @@ class Run:
             self.config,
             self.processor,
             self.order,
+            cache=self.feature_cache,
             change=self.records.apply,
             rank=self.engine.rank,
             world_size=self.engine.world_size,

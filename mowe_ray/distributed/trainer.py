@@ -11,23 +11,23 @@ import ray
 from ray.actor import ActorHandle
 
 from mowe_ray.config import RunConfig
+from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.distributed import cluster
 from mowe_ray.distributed.control import Control, relay, start_control
-from mowe_ray.distributed.fitting import fit, in_thread, stop_on_signals
+from mowe_ray.distributed.fitting import WorkerSetup, fit, in_thread, stop_on_signals
 from mowe_ray.distributed.pipeline import parallel_map
-from mowe_ray.distributed.worker import WorkerSetup
-from mowe_ray.training.assemble import own_tokenizer
 from mowe_ray.training.checkpoint_files import committed_steps
 from mowe_ray.training.run_folder import RunFolder
 from mowe_ray.training.sample_log import SAMPLES_FILE, check_samples
-from mowe_ray.training.sources import index_sources
+from mowe_ray.training.sources import Sources, index_sources
 
 # What may change between two runs of the same command without making it another experiment.
 _FREE_TO_CHANGE = {
     "training": {"max_steps", "epochs", "gradient_accumulation"}
     | {"eval_every", "save_every", "log_every", "keep_checkpoints", "max_skipped_steps", "step_timeout_s"},
     "compute": {"num_workers", "accelerator_type", "max_failures", "resize_interval_s", "cpus_per_worker"},
-    "data": {"batch_seconds", "max_batch_size", "shuffle_buffer", "decode_cpus", "max_bad_fraction", "validation"},
+    "data": {"batch_seconds", "max_batch_size", "shuffle_buffer", "decode_cpus", "max_bad_fraction", "validation"}
+    | {"feature_cache"},
 }
 
 
@@ -52,13 +52,14 @@ def train(config: RunConfig, say: Callable[[str], None], control: ActorHandle[Co
     if folder.exists("result.json") and _finished(result := json.loads(folder.read_text("result.json")), config):
         say(f"{folder.url} is finished; choose another name to train again")
         return dict(result)
+    cache = _fill_cache(config, sources, say)
     control = control or start_control()
     printer = relay(control, say)
     setup = WorkerSetup(
         config=config.model_dump_json(),
-        tokenizer=own_tokenizer(config.model, sources.train, folder),
         train_index=ray.put(sources.train),
         validation_indexes={name: ray.put(index) for name, index in sources.validation.items()},
+        feature_cache=None if cache is None else ray.put(cache),
         report=sources.report,
         control=control,
     )
@@ -79,6 +80,14 @@ def train(config: RunConfig, say: Callable[[str], None], control: ActorHandle[Co
         result["samples"] = {"lost": check.lost, "repeated": check.repeated}
     folder.write_json("result.json", result)
     return result
+
+
+def _fill_cache(config: RunConfig, sources: Sources, say: Callable[[str], None]) -> FeatureCache | None:
+    if config.data.feature_cache is None:
+        return None
+    from mowe_ray.distributed.features import fill_cache  # imports the model, which a driver else does without
+
+    return fill_cache(config, sources, say)
 
 
 def cpus_of(config: RunConfig, workers: int) -> int:

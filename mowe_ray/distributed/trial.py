@@ -59,6 +59,7 @@ class TrialRun(ray.tune.Trainable):
         self._control = start_control()
         self._thread: threading.Thread | None = None
         self._result: dict[str, Any] | Exception | None = None
+        self._alarms: list[str] = []
         self._began = time.monotonic()
 
     def step(self) -> dict[str, Any]:
@@ -74,7 +75,7 @@ class TrialRun(ray.tune.Trainable):
         if told is None or told["share"] >= 1:
             self._thread.join()
             if isinstance(self._result, Exception):
-                raise RuntimeError(str(self._result)) from self._result
+                raise RuntimeError("\n  ".join([str(self._result), *self._alarms[-1:]])) from self._result
             if told is None:  # the run had ended before: its files tell
                 last = history(self._folder).validations[-1:]
                 return self._report(last[0] if last else None, percent=100.0, done=True)
@@ -152,6 +153,8 @@ class TrialRun(ray.tune.Trainable):
         }
 
     def _say(self, line: str) -> None:
+        if line.startswith("error:"):  # a hang ends a worker, and only here it is said where it hung
+            self._alarms.append(line)
         self._folder.append_text(LOG_FILE, f"{time.strftime('%H:%M:%S')} {line}\n")
 
 

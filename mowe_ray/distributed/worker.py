@@ -6,26 +6,26 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-from ray.actor import ActorHandle
 
 from mowe_ray.config import RunConfig
+from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.data.report import DataReport
 from mowe_ray.distributed.assembly import build_engine
-from mowe_ray.distributed.control import Control
 from mowe_ray.distributed.engine import DeepSpeedEngine
+from mowe_ray.distributed.fitting import WorkerSetup
 from mowe_ray.distributed.run import Run
 from mowe_ray.model.exporting import export
-from mowe_ray.training.assemble import tokenizer_of
+from mowe_ray.training.assemble import own_tokenizer, tokenizer_of
 from mowe_ray.training.checkpoint_writer import CheckpointWriter
 from mowe_ray.training.checkpoints import newest_checkpoint
 from mowe_ray.training.data_order import TrainingOrder
 from mowe_ray.training.errors import RunError
+from mowe_ray.training.frozen_encoders import encoder_key
 from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.out_of_memory import Records
 from mowe_ray.training.run_folder import RunFolder
@@ -35,27 +35,7 @@ from mowe_ray.training.validation import ValidationResult
 from mowe_ray.training.watchdog import Whereabouts
 
 
-@dataclass(frozen=True)
-class WorkerSetup:
-    """What the driver hands to every training process.
-
-    Attributes:
-        config: The run, as JSON.
-        tokenizer: Content of tokenizer.json for a language model without one of its own.
-        train_index: Index table of the training data, in the object store; validation_indexes by source name.
-        report: What scanning the shards found.
-        control: The line to the driver.
-    """
-
-    config: str
-    tokenizer: str | None
-    train_index: ray.ObjectRef
-    validation_indexes: dict[str, ray.ObjectRef]
-    report: DataReport
-    control: ActorHandle[Control]
-
-
-def train_worker(settings: dict[str, WorkerSetup]) -> dict[str, Any]:
+def train_worker(setup: WorkerSetup) -> dict[str, Any]:
     """Train on this rank.
 
     Returns:
@@ -63,7 +43,7 @@ def train_worker(settings: dict[str, WorkerSetup]) -> dict[str, Any]:
         the user can mend it.
     """
     try:
-        return _train(settings["setup"])
+        return _train(setup)
     except RunError as error:  # raised by all ranks together: returning spares the pointless restarts
         return {"error": str(error)}
     except Exception as error:
@@ -99,14 +79,18 @@ def _start(setup: WorkerSetup, say: Callable[[str], object]) -> Run:
     folder, whereabouts = RunFolder(config.storage, config.name), Whereabouts()
     if config.compute.gpus_per_worker == 0:
         torch.set_num_threads(config.compute.cpus_per_worker)
-    processor, engine = build_engine(config, tokenizer_of(config.model, setup.tokenizer), whereabouts, say)
+    index = ray.get(setup.train_index)
+    tokenizer = tokenizer_of(config.model, own_tokenizer(config.model, index, folder))
+    processor, engine = build_engine(config, tokenizer, whereabouts, say)
+    if setup.feature_cache is not None and not engine.sharded:
+        _check_cache(ray.get(setup.feature_cache), engine)
     ranks: dict[str, Any] = {"rank": engine.rank, "world_size": engine.world_size, "gather": engine.gather, "say": say}
     checkpoint = newest_checkpoint(folder, **ranks)
     if checkpoint is not None:
         engine.restore(checkpoint)
         say(f"continuing after step {checkpoint.step}, on {_workers(engine.world_size)}")
     order = TrainingOrder(
-        ray.get(setup.train_index),
+        index,
         config.data,
         seed=config.seed,
         lanes=config.lanes,
@@ -124,6 +108,7 @@ def _start(setup: WorkerSetup, say: Callable[[str], object]) -> Run:
         folder=folder,
         train_index=setup.train_index,
         validation_indexes=setup.validation_indexes,
+        feature_cache=setup.feature_cache,
         processor=processor,
         engine=engine,
         order=order,
@@ -134,6 +119,28 @@ def _start(setup: WorkerSetup, say: Callable[[str], object]) -> Run:
         control=setup.control,
         whereabouts=whereabouts,
     )
+
+
+def _check_cache(cache: FeatureCache, engine: DeepSpeedEngine) -> None:
+    """Make sure that the cached features are those of the encoders in the model. Collective.
+
+    They can differ only if a checkpoint changes between the driver's look at it and ours, or on one node. Shards of
+    ZeRO-3 have no hash; they come from the same checkpoints.
+    """
+    config, changed = engine.model.config, []
+    if engine.rank == 0:
+        encoders = engine.model.audio_tower.encoders()
+        features = ["last", *(spec.features for spec in config.weak_encoders or [])]
+        changed = [
+            kept.label
+            for kept in cache.encoders
+            if kept.key != encoder_key(encoders[kept.place], features[kept.place], config.pad_audio)
+        ]
+    if changed := engine.gather(changed)[0]:
+        raise RunError(
+            f"data.feature_cache holds features of other weights than those loaded now for {', '.join(changed)}: "
+            f"did a checkpoint change? Remove {cache.folder}/encoders and run the same command again"
+        )
 
 
 def _workers(number: int) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .configuration_mowe import MoweConfig
+from .lora import merge_lora
 from .modeling_mowe import MoweForConditionalGeneration
 from .tower import AudioTower
 
@@ -48,6 +49,17 @@ def load_exported(
     model.generation_config = language_model.generation_config
     model.eval()
     return model
+
+
+def load_tower(folder: str, dtype: torch.dtype) -> AudioTower:
+    """Load the audio side of a `save_pretrained` folder or hub id, as `load_model` gives it to the model."""
+    config = MoweConfig.from_pretrained(folder)
+    if config.lora:
+        whole = load_exported(folder, config, dtype, None)
+        merge_lora(whole)
+        return whole.audio_tower
+    tower: AudioTower = _TowerAlone.from_pretrained(folder, config=config, dtype=dtype).audio_tower
+    return tower
 
 
 class _TowerAlone(PreTrainedModel):

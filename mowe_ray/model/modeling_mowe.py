@@ -1,13 +1,13 @@
 """`MoweForConditionalGeneration`: an AudioLLM that hears by a base encoder and a routed pool.
 
 Legend: B batch rows, N tokens of a row, C clips of the batch in row order, S samples at 16 kHz,
-V vocabulary.
+V vocabulary; L layers, T frames and E width of an audio encoder.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -137,7 +137,12 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         head: nn.Module | None = self.language_model.get_output_embeddings()
         return head
 
-    def prepare_audio(self, input_values: Tensor | None, input_lengths: Tensor | None) -> PreparedAudio:
+    def prepare_audio(
+        self,
+        input_values: Tensor | None,
+        input_lengths: Tensor | None,
+        encoder_states: Mapping[int, Tensor] | None = None,
+    ) -> PreparedAudio:
         """Run base encoder and routers without a graph, to learn `totals` before the loss.
 
         Add up the totals of all micro-batches on all ranks, and pass the sum as `routing_totals` to
@@ -147,8 +152,9 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_values: (C, S) waveforms; None without audio.
             input_lengths: (C,) valid samples.
+            encoder_states: As in `forward`.
         """
-        return self.audio_tower.prepare(input_values, input_lengths)
+        return self.audio_tower.prepare(input_values, input_lengths, encoder_states)
 
     def forward(
         self,
@@ -161,6 +167,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         routing_totals: RoutingTotals | None = None,
         prepared_audio: PreparedAudio | None = None,
         prepare_only: bool = False,
+        encoder_states: Mapping[int, Tensor] | None = None,
         **kwargs: Any,
     ) -> MoweOutput | PreparedAudio:
         """Predict the answers' tokens.
@@ -177,18 +184,21 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_lengths: (C,) valid samples.
             num_items_in_batch: Answer tokens of the global batch.
             routing_totals: Routing sums of the global batch.
-            prepared_audio: What `prepare_audio` returned for this batch's audio.
+            prepared_audio: What `prepare_audio` returned for this batch's audio, which is then not needed.
             prepare_only: Return `prepare_audio`'s result: a way in for engines that wrap forward
                 alone.
+            encoder_states: What frozen encoders make of the clips, (C, L, T, E) by their place in
+                `audio_tower.encoders()`, padded with zeros: these encoders do not run. L is 1, or
+                all layers of a member whose features are `weighted_sum`. C may be 0.
             **kwargs: For the language model.
 
         Raises:
             ValueError: if audio tokens and clips do not match.
         """
         if prepare_only:
-            return self.prepare_audio(input_values, input_lengths)
+            return self.prepare_audio(input_values, input_lengths, encoder_states)
         assert input_ids is not None
-        embeds, record = self._embed(input_ids, input_values, input_lengths, prepared_audio)
+        embeds, record = self._embed(input_ids, input_values, input_lengths, prepared_audio, encoder_states)
         if labels is None:
             output = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
             return MoweOutput(logits=output.logits, routing=record, past_key_values=output.past_key_values)
@@ -199,12 +209,8 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         lm_loss = F.cross_entropy(answers.float(), targets, reduction="sum") / count
         loss, mowe = lm_loss, None
         if record is not None:
-            mowe = routing_loss(
-                record,
-                kind=self.config.mowe_loss,
-                z_weight=self.config.mowe_z_weight,
-                totals=routing_totals,
-            ).to(lm_loss.device)
+            kind, z_weight = self.config.mowe_loss, self.config.mowe_z_weight
+            mowe = routing_loss(record, kind=kind, z_weight=z_weight, totals=routing_totals).to(lm_loss.device)
             loss = lm_loss + self.config.mowe_loss_weight * mowe
         return MoweOutput(loss=loss, logits=logits, lm_loss=lm_loss, routing_loss=mowe, routing=record)
 
@@ -214,6 +220,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_values: Tensor | None,
         input_lengths: Tensor | None,
         prepared: PreparedAudio | None,
+        states: Mapping[int, Tensor] | None,
     ) -> tuple[Tensor, RoutingRecord | None]:
         """Return the rows' embeddings (B, N, W) with the audio in its places, and the routing."""
         is_audio = input_ids == self.config.audio_token_id
@@ -224,9 +231,9 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self._check_counts(int(is_audio.sum()), 0)
             if not (self.training or self.enter_idle_encoders):
                 return embeds, None
-            audio = self.audio_tower(None, None, prepared)
+            audio = self.audio_tower(None, None, prepared, states)
             return embeds + (audio.tokens.sum() * 0).to(embeds.dtype), audio.record
-        audio = self.audio_tower(input_values, input_lengths, prepared)
+        audio = self.audio_tower(input_values, input_lengths, prepared, states)
         tokens = audio.tokens[valid_mask(audio.valid, audio.tokens.shape[1])]
         self._check_counts(int(is_audio.sum()), len(tokens))
         return embeds.masked_scatter(is_audio[..., None], tokens.to(embeds.dtype)), audio.record
@@ -264,22 +271,24 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         input_values: Tensor | None = None,
         input_lengths: Tensor | None = None,
+        encoder_states: Mapping[int, Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Continue prompts that are padded on the left.
 
         Args:
-            input_ids: (B, N), as in `forward`, like the next three.
+            input_ids: (B, N), as in `forward`, like the next four.
             attention_mask: (B, N).
             input_values: (C, S).
             input_lengths: (C,).
+            encoder_states: (C, L, T, E) by place.
             **kwargs: For the language model's `generate`: `max_new_tokens`, `num_beams`,
                 `synced_gpus`...
 
         Returns:
             The new tokens only, (B, new tokens).
         """
-        embeds, _ = self._embed(input_ids, input_values, input_lengths, None)
+        embeds, _ = self._embed(input_ids, input_values, input_lengths, None, encoder_states)
         self.language_model.generation_config = kwargs.pop("generation_config", None) or self.generation_config
         return self.language_model.generate(  # type: ignore[operator]
             inputs_embeds=embeds, attention_mask=attention_mask, **kwargs

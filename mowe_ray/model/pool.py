@@ -1,7 +1,8 @@
 """The pool of weak encoders: run chosen members on the clips that chose them, and mix their frames.
 
 Legend: C clips, S samples, T base frames, M members, K mixtures (fusion blocks), R clips of one
-member, D common width (the base encoder's).
+member, D common width (the base encoder's), L layers that a choice of features needs, N frames and
+E width of one encoder.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ class Clips:
         lengths: (C,) valid samples.
         pad_audio: How far encoders with a choice pad: `bucket` or `full30`.
         features: By front-end and padded length, which rows (R,) it was computed for, and (R, ...).
+        states: (C, L, N, E) of encoders that do not have to run, by place: 0 the base, 1, 2... the pool.
     """
 
     wave: Tensor
     lengths: Tensor
     pad_audio: PadAudio = "bucket"
     features: dict[FeatureKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    states: dict[int, Tensor] = field(default_factory=dict)
 
     def key(self, encoder: AudioEncoder) -> FeatureKey:
         """Name the features `encoder` wants of this batch."""
@@ -61,6 +64,28 @@ class Clips:
 def hop_samples(encoder: AudioEncoder) -> int:
     """Samples between two frames of an encoder."""
     return prod(stride for _, stride, _ in encoder.frame_layers)
+
+
+def chosen_layers(encoder: AudioEncoder, choice: str, features: Tensor, lengths: Tensor | None) -> list[Tensor]:
+    """Run an encoder, and return the layers that a choice of features needs: one, or all for `weighted_sum`.
+
+    Args:
+        encoder: What to run.
+        choice: `last`, `layer:N` or `weighted_sum`.
+        features: (R, ...) from its front-end.
+        lengths: (R,) valid samples; None if nothing is padded.
+
+    Returns:
+        L tensors (R, N, E).
+
+    Raises:
+        ValueError: if `choice` is none of these, or N is beyond the encoder's layers.
+    """
+    layer = _parse_layer(choice, encoder.num_layers)
+    if choice == "last":
+        return [encoder(features, lengths=lengths)]
+    layers = encoder(features, all_layers=True, lengths=lengths)
+    return list(layers) if layer is None else [layers[layer]]
 
 
 def align_frames(states: Tensor, valid: Tensor, ratio: float, frames: int) -> Tensor:
@@ -109,7 +134,8 @@ class PoolMember(nn.Module):
     def __init__(self, encoder: AudioEncoder, width: int, features: str):
         super().__init__()
         self.encoder = encoder
-        self.layer = _parse_layer(features, encoder.num_layers)
+        self.choice = features
+        _parse_layer(features, encoder.num_layers)
         # Logits of a learned sum over the hidden states, as in SUPERB (arXiv 2105.01051).
         self.layer_weights = nn.Parameter(torch.zeros(encoder.num_layers + 1)) if features == "weighted_sum" else None
         self.projection = nn.Sequential(nn.Linear(encoder.width, width), nn.LayerNorm(width))
@@ -119,7 +145,9 @@ class PoolMember(nn.Module):
         if self.layer_weights is not None:
             nn.init.zeros_(self.layer_weights)
 
-    def forward(self, features: Tensor, lengths: Tensor, hop: int, frames: int) -> Tensor:
+    def forward(
+        self, features: Tensor | None, lengths: Tensor, hop: int, frames: int, states: Tensor | None = None
+    ) -> Tensor:
         """Encode clips.
 
         Args:
@@ -127,17 +155,19 @@ class PoolMember(nn.Module):
             lengths: (R,) valid samples.
             hop: Samples per frame of the result.
             frames: T, frames of the result.
+            states: (R, L, N, E), what the encoder would make of the clips: it then does not run.
 
         Returns:
             (R, T, D).
         """
-        if self.layer is None and self.layer_weights is None:
-            states = self.encoder(features, lengths=lengths)
+        if states is None:
+            assert features is not None
+            layers = chosen_layers(self.encoder, self.choice, features, lengths)
         else:
-            layers = self.encoder(features, all_layers=True, lengths=lengths)
-            states = layers[self.layer] if self.layer is not None else self._weighted(layers)
+            layers = list(states.unbind(1))
+        mixed = layers[0] if self.layer_weights is None else self._weighted(layers)
         valid = self.encoder.num_frames(lengths)
-        return align_frames(self.projection(states), valid, hop / hop_samples(self.encoder), frames)
+        return align_frames(self.projection(mixed), valid, hop / hop_samples(self.encoder), frames)
 
     def _weighted(self, layers: Sequence[Tensor]) -> Tensor:
         assert self.layer_weights is not None
@@ -208,16 +238,23 @@ class WeakEncoderPool(nn.Module):
         if self.execution == "dense":
             needed = torch.ones_like(needed)
         rows = [needed[:, member].nonzero().flatten() for member in range(len(self.members))]
-        keys = [clips.key(member.encoder) for member in self]
-        clips.compute(zip(keys, rows, strict=True))
+        keys = {i: clips.key(member.encoder) for i, member in enumerate(self) if i + 1 not in clips.states}
+        clips.compute((key, rows[index]) for index, key in keys.items())
         mixtures: list[Tensor | None] = [None] * len(weights)
         idle: list[Tensor] = []
         for index, member in enumerate(self):
             if not len(rows[index]):
                 if enter_idle or self.training:
-                    idle.append(self._enter(member, clips, hop).sum() * 0)
+                    idle.append(self._enter(member, clips, hop, clips.states.get(index + 1)).sum() * 0)
                 continue
-            states = member(clips.take(keys[index], rows[index]), clips.lengths[rows[index]], hop, frames)
+            known = clips.states.get(index + 1)
+            states = member(
+                clips.take(keys[index], rows[index]) if known is None else None,
+                clips.lengths[rows[index]],
+                hop,
+                frames,
+                None if known is None else known[rows[index]],
+            )
             for mixture, (weight, used) in enumerate(zip(weights, chosen, strict=True)):
                 if self.execution == "dense" or bool(used[:, index].any()):
                     scaled = states * weight[rows[index], index, None, None].to(states.dtype)
@@ -228,10 +265,13 @@ class WeakEncoderPool(nn.Module):
             mixed[0] = mixed[0] + silent
         return mixed
 
-    def _enter(self, member: PoolMember, clips: Clips, hop: int) -> Tensor:
+    def _enter(self, member: PoolMember, clips: Clips, hop: int, known: Tensor | None) -> Tensor:
         encoder = member.encoder
         # The shortest clip the encoder takes, not a bucket of it: its result is thrown away.
         lengths = clips.lengths.new_full((1,), encoder.min_samples)
+        if known is not None:
+            silent: Tensor = member(None, lengths, hop, 1, known.new_zeros(1, known.shape[1], 1, known.shape[3]))
+            return silent
         features = encoder.front_end(clips.wave.new_zeros(1, encoder.min_samples), lengths, encoder.min_samples)
         states: Tensor = member(features, lengths, hop, 1)
         return states

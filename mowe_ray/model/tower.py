@@ -1,12 +1,12 @@
 """The audio side of the model: from waveforms to audio tokens as wide as the language model.
 
 Legend: C clips, S samples, T base frames, D base width, M pool members, K fusion blocks, W width
-of the language model.
+of the language model; L layers, N frames and E width of an encoder that does not have to run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
@@ -56,7 +56,7 @@ class PreparedAudio:
     """A first pass over a micro-batch, without a graph, for the totals of the routing loss.
 
     Attributes:
-        clips: The waveforms; one silent clip if the batch has none.
+        clips: The waveforms, and the states that are known; one silent clip if the batch has none.
         is_dummy: Whether `clips` is that silent clip.
         features: (C, T, D) base features; None if the base is trained, and so has to run again.
         rng: Random state in which the base ran.
@@ -120,10 +120,12 @@ class AudioTower(nn.Module):
         hidden = cast(int, config.get_text_config().hidden_size)
         self.adapter = build_adapter(config.adapter, width * config.num_blocks, width, hidden, config.downsample)
 
-    def prepare(self, wave: Tensor | None, lengths: Tensor | None) -> PreparedAudio:
+    def prepare(
+        self, wave: Tensor | None, lengths: Tensor | None, states: Mapping[int, Tensor] | None = None
+    ) -> PreparedAudio:
         """Run base encoder and routers without a graph; None or no clips: a batch without audio."""
         with torch.no_grad():
-            clips, is_dummy = self._clips(wave, lengths)
+            clips, is_dummy = self._clips(wave, lengths, states or {})
             rng = RngState.capture(clips.wave.device)
             features, valid = self.encode_base(clips)
             noise = self._draw_noise(clips)
@@ -135,15 +137,19 @@ class AudioTower(nn.Module):
         return PreparedAudio(clips, is_dummy, kept, rng, noise, record, totals)
 
     def forward(
-        self, wave: Tensor | None, lengths: Tensor | None, prepared: PreparedAudio | None = None
+        self,
+        wave: Tensor | None,
+        lengths: Tensor | None,
+        prepared: PreparedAudio | None = None,
+        states: Mapping[int, Tensor] | None = None,
     ) -> AudioTokens:
         """Turn waves (C, S) of `lengths` (C,) samples, or what `prepare` made of them, into tokens.
 
         A batch without audio runs on one silent clip: its tokens do not count, its record has no
-        clips.
+        clips. Encoders whose `states` (C, L, N, E) are given, by place in `encoders`, do not run.
         """
         if prepared is None:
-            clips, is_dummy = self._clips(wave, lengths)
+            clips, is_dummy = self._clips(wave, lengths, states or {})
             features, valid = self.encode_base(clips)
             record = self._route(features, valid, self._draw_noise(clips), None)
         else:
@@ -165,6 +171,10 @@ class AudioTower(nn.Module):
     def encode_base(self, clips: Clips) -> tuple[Tensor, Tensor]:
         """Return base features (C, T, D), cropped to the longest clip, and their counts (C,)."""
         base = self.base_encoder
+        if 0 in clips.states:
+            assert not (self.config.spec_augment and self.training), "what is masked has to run"
+            valid = base.num_frames(clips.lengths)
+            return clips.states[0][:, 0, : int(valid.max())], valid
         key = clips.key(base)
         everyone = torch.arange(len(clips.lengths), device=clips.lengths.device)
         clips.compute([(key, everyone)])
@@ -182,17 +192,26 @@ class AudioTower(nn.Module):
         assert isinstance(states, Tensor)
         return states[:, : int(valid.max())], valid
 
-    def _clips(self, wave: Tensor | None, lengths: Tensor | None) -> tuple[Clips, bool]:
-        """Return the batch, or one silent clip all encoders can take, and whether it is that."""
-        pad_audio = cast(PadAudio, self.config.pad_audio)
+    def _clips(self, wave: Tensor | None, lengths: Tensor | None, states: Mapping[int, Tensor]) -> tuple[Clips, bool]:
+        """Return the batch, or one silent clip all encoders can take, and whether it is that.
+
+        With zeros for its states: who need not run on clips does not run on silence either, on any rank.
+        """
+        pad_audio, encoders = cast(PadAudio, self.config.pad_audio), self.encoders()
+        states = {place: known.to(encoders[place].dtype) for place, known in states.items()}
         if wave is not None and lengths is not None and len(lengths):
-            return Clips(wave, lengths, pad_audio), False
+            return Clips(wave, lengths, pad_audio, states=states), False
         device = next(self.parameters()).device
-        shortest = max(encoder.min_samples for encoder in self.encoders())
+        shortest = max(encoder.min_samples for encoder in encoders)
+        silent = {
+            place: known.new_zeros(1, known.shape[1], encoders[place].num_frames(shortest), known.shape[3])
+            for place, known in states.items()
+        }
         return Clips(
             torch.zeros(1, shortest, device=device),
             torch.tensor([shortest], device=device),
             pad_audio,
+            states=silent,
         ), True
 
     def encoders(self) -> list[AudioEncoder]:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from mowe_ray.config import RunConfig
 from mowe_ray.sweeping.dry_run_text import write_plan
-from mowe_ray.sweeping.results import point_label
+from mowe_ray.sweeping.labels import point_label
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search import random_points
 from mowe_ray.sweeping.space import Factor, Space

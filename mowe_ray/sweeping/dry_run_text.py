@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from mowe_ray.sweeping.labels import amount
 from mowe_ray.sweeping.work import CLIP_S
 from mowe_ray.training.progress import duration
 
@@ -62,8 +63,8 @@ def _trials(planned: Sequence[dict[str, Any]]) -> list[list[str]]:
         [
             trial["name"],
             str(trial["seed"]),
-            _amount(trial["stored"]),
-            _amount(trial["active"]),
+            amount(trial["stored"]),
+            amount(trial["active"]),
             _number(trial["gflops"]),
             _operations(trial["pflop"]),
             "" if trial["status"] == "waiting" else trial["status"],
@@ -103,15 +104,6 @@ def _costs(facts: dict[str, Any]) -> list[list[str]]:
 
 def _unless_unknown(value: float | None, told: str) -> str:
     return "unknown" if value is None else told
-
-
-def _amount(number: float | None) -> str:
-    if number is None:
-        return "unknown"
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.2f} {unit}"
-    return f"{number:.0f}"
 
 
 def _number(value: float | None) -> str:

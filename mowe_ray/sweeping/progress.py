@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from mowe_ray.sweeping.results import point_label
+from mowe_ray.sweeping.labels import point_label
 from mowe_ray.sweeping.schema import ObjectiveSection
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Status, Trial

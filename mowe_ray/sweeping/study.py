@@ -68,6 +68,8 @@ class Study:
         base = self.space.base
         if base.tracking.wandb.group is None:
             given["tracking.wandb.group"] = self.sweep.name
+        if self.sweep.resources.share_features and base.data.feature_cache is None and "://" not in self.folder.url:
+            given["data.feature_cache"] = f"{self.folder.storage}/features"
         if self.sweep.scheduler.kind in ("hyperband", "pbt"):
             # Trials are paused, and copied, at validations; copies may be made of any of them.
             given |= {"training.save_every": base.training.eval_every, "training.keep_checkpoints": 1000}
@@ -107,6 +109,11 @@ class Study:
         for trial in list(self.trials.values()):
             if trial.status == "running":
                 self._update(replace(trial, status="waiting"))
+
+    def best_config(self, best: Trial) -> RunConfig:
+        """Return the configuration that trains the point of a trial again, as a run of its own beside the study."""
+        given = {"name": f"{self.sweep.name}-best", "storage": self.sweep.storage, "seed": best.seed}
+        return self.space.config({**best.values, **best.changed}, **given)
 
     def expected_trials(self) -> int | None:
         """Return how many trials the study will have; None if only the search will tell."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from mowe_ray.data.batch import MicroBatch
+from mowe_ray.data.batch import Features, MicroBatch
 from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.data.sample import BadSample
 from mowe_ray.model import MoweProcessor
@@ -26,6 +26,7 @@ class Batch:
         audio_s: Seconds of real audio; `padded_s` counts the padding up to the longest clip too.
         ids, sources, tasks, answers: One string a row; has_audio tells which rows have a clip.
         bad: Samples of this micro-batch that could not be used.
+        encoder_states: The argument of that name, of the encoders that need not run.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -39,10 +40,29 @@ class Batch:
     answers: list[str]
     has_audio: list[bool]
     bad: list[BadSample]
+    encoder_states: dict[int, torch.Tensor] = field(default_factory=dict)
 
-    def to(self, device: torch.device | str) -> dict[str, torch.Tensor]:
-        """Return `inputs` on `device`."""
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+    def to(self, device: torch.device | str) -> dict[str, Any]:
+        """Return all that the model's forward takes, on `device`."""
+        return self.text_to(device) | self.audio_to(device)
+
+    def text_to(self, device: torch.device | str) -> dict[str, Any]:
+        """Return what forward takes beside the audio, on `device`."""
+        return {name: _moved(tensor, device) for name, tensor in self.inputs.items() if name not in _AUDIO}
+
+    def audio_to(self, device: torch.device | str) -> dict[str, Any]:
+        """Return the arguments of the model's `prepare_audio`, on `device`."""
+        audio: dict[str, Any] = {name: _moved(tensor, device) for name, tensor in self.inputs.items() if name in _AUDIO}
+        if self.encoder_states:
+            audio["encoder_states"] = {place: _moved(known, device) for place, known in self.encoder_states.items()}
+        return audio
+
+
+_AUDIO = ("input_values", "input_lengths")
+
+
+def _moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    return tensor.to(device, non_blocking=True)
 
 
 def waveforms(micro_batch: MicroBatch) -> list[list[np.ndarray]]:
@@ -88,4 +108,17 @@ def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool
         answers=answers,
         has_audio=[length > 0 for length in micro_batch.lengths],
         bad=micro_batch.bad,
+        encoder_states={features.place: padded(features) for features in micro_batch.features},
     )
+
+
+def padded(features: Features) -> torch.Tensor:
+    """Return an encoder's features as one bfloat16 tensor (C, L, T, E), with zeros behind each clip's own frames."""
+    layers, width = features.layers, features.width
+    shape = (len(features.frames), layers, max(features.frames, default=1), width)
+    states, start = np.zeros(shape, np.uint16), 0
+    for clip, frames in zip(states, features.frames, strict=True):
+        end = start + layers * frames * width
+        clip[:, :frames] = features.values[start:end].reshape(layers, frames, width)
+        start = end
+    return torch.from_numpy(states).view(torch.bfloat16)

@@ -139,7 +139,8 @@ def _accumulate(
         torch.manual_seed(seeds[i])
         with naming(step, lanes[i], batch):
             output = engine.forward(
-                **batch.to(engine.device),
+                # Audio that is prepared is on the device already.
+                **(batch.to(engine.device) if prepared[i] is None else batch.text_to(engine.device)),
                 num_items_in_batch=answer_tokens,
                 routing_totals=totals,
                 prepared_audio=prepared[i],
@@ -188,8 +189,7 @@ def _share_routing(
     for batch, lane, seed in zip(batches, lanes, seeds, strict=True):
         torch.manual_seed(seed)
         with naming(step, lane, batch):
-            audio = {k: v for k, v in batch.to(engine.device).items() if k in ("input_values", "input_lengths")}
-            audio_state = engine.forward(**audio, prepare_only=True)
+            audio_state = engine.forward(**batch.audio_to(engine.device), prepare_only=True)
         prepared.append(audio_state)
         vectors.append(audio_state.totals.to_vector())
     return prepared, RoutingTotals.from_vector(engine.all_reduce(torch.stack(vectors).sum(0)))

@@ -7,11 +7,14 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mowe_ray.data.index import Index
-from mowe_ray.training.batch import Batch
 from mowe_ray.training.ranks import Ranks
 from mowe_ray.training.run_folder import RunFolder
+
+if TYPE_CHECKING:  # drivers only check the log, and need no torch for it
+    from mowe_ray.training.batch import Batch
 
 SAMPLES_FILE = "samples.jsonl"
 _BUFFER_CHARACTERS = 1 << 20

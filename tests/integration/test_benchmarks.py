@@ -13,6 +13,7 @@ TINY = {
     "padding": "--clips 1 --seconds 1 --rounds 1 --width 64 --layers 1",
     "safety": "--clips 2 --seconds 0.5 --steps 2 --rounds 1 --width 32 --layers 1 --skip-recovery",
     "sparse": "--clips 8 --seconds 0.5 --rounds 1 --width 64 --layers 1",
+    "sweep": "--trials 1 --clips 8 --epochs 1 --width 32 --layers 1",
     "step": "--clips 2 --seconds 0.5 --steps 2 --width 32 --layers 1",
 }
 

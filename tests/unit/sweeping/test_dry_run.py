@@ -79,7 +79,7 @@ def test_everything_is_told_to_people(file: Path) -> None:
         "at a time  3",
         "model.router.top_k  1, 2, 3",
         "only where          model.router.top_k <= pool_size",
-        "trial-0005  7     1.00 M  300.00 k  30",
+        "trial-0005  7     1 M     300 k   30",
         "data.train     8 clips",
         "12 GFLOP/s a core",
     ):

@@ -70,7 +70,7 @@ def test_an_amount_in_use_is_the_extreme_over_all_choices(running):
         {"fusion": "average", "adapter": {"kind": "qformer"}},
         {"lora": {"r": 2}, "train_base": "lora", "router": {"data_dependent": False}},
         {"weak_encoders": []},
-        # Training an AST was impossible to estimate: its filter bank was read while tensors were shapes only.
+        # AST and Data2Vec, trained, could not be estimated: filter bank and mask were read, which shapes cannot be.
         *(
             {"weak_encoders": [{"name": family, "checkpoint": {"config": make()}, "train": "full"}]}
             for family, make in ENCODER_CONFIGS.items()

@@ -1,0 +1,289 @@
+"""Decoded audio and features of frozen encoders, kept in a folder for all runs that read the same shards.
+
+    FOLDER/audio-VERSION/SHARD KEY.arrow  a row for each usable sample of the shard, in the order of the index
+    FOLDER/ENCODER KEY/SHARD KEY.arrow    a row for each clip, in any order
+
+A file appears whole or not at all, and never changes: what it holds is in its name. Readers map it into memory.
+"""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mowe_ray.data.batch import Features, MicroBatch, load_micro_batch, read_cell
+from mowe_ray.data.index import Index
+from mowe_ray.data.sample import BadSample
+from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS
+
+_VERSION = 1  # raise it when the same samples would be decoded to something else
+_CHUNK_ROWS = 64  # samples that are decoded, and lie in memory, together
+_PLACE = ("audio_at", "audio_size", "meta_at", "meta_size")
+_AUDIO_SCHEMA = pa.schema(
+    [
+        ("samples", pa.large_binary()),  # int16; empty for text alone and for bad samples
+        ("length", pa.int32()),
+        ("scale", pa.float64()),
+        ("instruction", pa.string()),
+        ("answer", pa.string()),
+        ("cause", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+_FEATURES_SCHEMA = pa.schema([("row", pa.int32()), ("frames", pa.int32()), ("values", pa.large_binary())])
+
+
+@dataclass(frozen=True)
+class CachedEncoder:
+    """An encoder whose features are kept.
+
+    Attributes:
+        key: Hash of all that decides on its features.
+        label: What people call it.
+        place: In the model: 0 is the base, then comes the pool.
+        layers: Layers kept of it, each `width` wide.
+        bytes_per_s: Of features, for a second of audio.
+    """
+
+    key: str
+    label: str
+    place: int
+    layers: int
+    width: int
+    bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Where a run finds what it need not compute.
+
+    Attributes:
+        folder: Of the cache; every node sees it.
+        shards: The key of each shard of the run, by its path.
+        encoders: Whose features are kept.
+    """
+
+    folder: str
+    shards: dict[str, str]
+    encoders: list[CachedEncoder]
+
+    def audio_path(self, shard: str) -> Path:
+        """Return the file with the decoded audio of a shard."""
+        return Path(self.folder, f"audio-{_VERSION}", f"{self.shards[shard]}.arrow")
+
+    def features_path(self, encoder: CachedEncoder, shard: str) -> Path:
+        """Return the file with an encoder's features of a shard."""
+        return Path(self.folder, encoder.key, f"{self.shards[shard]}.arrow")
+
+    def missing(self, shard: str) -> list[CachedEncoder] | None:
+        """Return the encoders whose features of a shard are not there yet; None if nothing at all is missing."""
+        encoders = [one for one in self.encoders if not is_whole(self.features_path(one, shard))]
+        return encoders if encoders or not is_whole(self.audio_path(shard)) else None
+
+    def load(self, rows: pa.Table) -> MicroBatch:
+        """Return what `load_micro_batch` makes of rows of `Index.table`, and the features of its clips."""
+        shards, numbers = rows["shard"].to_pylist(), rows["row"].to_pylist()
+        names = zip(*(rows[name].to_pylist() for name in ("id", "task", "source")), strict=True)
+        batch = MicroBatch(np.zeros(0, np.int16), [], [], [], [], [], [], [], [])
+        clips: list[npt.NDArray[np.int16]] = []
+        heard: list[tuple[str, int]] = []
+        for shard, number, (sample_id, task, source) in zip(shards, numbers, names, strict=True):
+            audio = _audio(str(self.audio_path(shard)))
+            if cause := audio.table["cause"][number].as_py():
+                batch.bad.append(BadSample(sample_id, source, cause, audio.table["detail"][number].as_py()))
+                continue
+            clips.append(audio.samples(number))
+            if len(clips[-1]):
+                heard.append((shard, number))
+            batch.lengths.append(len(clips[-1]))
+            batch.scales.append(audio.table["scale"][number].as_py())
+            batch.ids.append(sample_id)
+            # As `make_sample` does it: the file does not know the task, of which a shard may have several.
+            instruction = audio.table["instruction"][number].as_py() or DEFAULT_INSTRUCTIONS.get(task, "")
+            batch.instructions.append(instruction)
+            batch.answers.append(audio.table["answer"][number].as_py())
+            batch.tasks.append(task)
+            batch.sources.append(source)
+        features = [self._features(encoder, heard) for encoder in self.encoders]
+        return MicroBatch(**{**vars(batch), "audio": np.concatenate([batch.audio, *clips]), "features": features})
+
+    def _features(self, encoder: CachedEncoder, clips: list[tuple[str, int]]) -> Features:
+        files = [_features(str(self.features_path(encoder, shard))) for shard, _ in clips]
+        places = [int(file.place[number]) for file, (_, number) in zip(files, clips, strict=True)]
+        found = [read_cell(file.table["values"], place) for file, place in zip(files, places, strict=True)]
+        frames = [file.table["frames"][place].as_py() for file, place in zip(files, places, strict=True)]
+        values = np.concatenate([np.zeros(0, np.uint8), *found]).view(np.uint16)
+        return Features(encoder.place, encoder.layers, encoder.width, frames, values)
+
+
+def shard_rows(index: Index, min_s: float, max_s: float) -> dict[str, tuple[str, pa.Table]]:
+    """Return the key and the rows of each shard of `index`, by its path.
+
+    The key tells which samples of which version of the shard are decoded within which limits, whatever task, source
+    or id the run gives them; the rows have none of these either.
+    """
+    table, shards = index.table, index.shards
+    starts = np.searchsorted(shards, np.arange(len(index.shard_names) + 1))
+    found = {}
+    for number, shard in enumerate(index.shard_names):
+        rows = table.slice(starts[number], starts[number + 1] - starts[number])
+        if not len(rows):
+            continue
+        digest = hashlib.blake2b(repr((shard, index.fingerprints[number], min_s, max_s)).encode(), digest_size=16)
+        places = [rows[name].combine_chunks() for name in _PLACE]
+        for place in places:
+            digest.update(np.ascontiguousarray(place.to_numpy(zero_copy_only=False)).astype(np.int64).tobytes())
+        blank = pa.array([""] * len(rows))
+        columns = {"id": rows["row"].cast(pa.string()), "source": blank, "task": blank, "shard": [shard] * len(rows)}
+        columns |= {"duration_s": rows["duration_s"], **dict(zip(_PLACE, places, strict=True))}
+        found[shard] = digest.hexdigest(), pa.table(columns)
+    return found
+
+
+def write_audio(path: Path, rows: pa.Table, min_s: float, max_s: float) -> None:
+    """Decode a shard's rows, as `shard_rows` returns them, into a file."""
+    with _whole_file(path, _AUDIO_SCHEMA) as writer:
+        for start in range(0, len(rows), _CHUNK_ROWS):
+            chunk = rows.slice(start, _CHUNK_ROWS)
+            writer.write_table(_audio_table(load_micro_batch(chunk, min_s, max_s), chunk["id"].to_pylist()))
+
+
+def _audio_table(batch: MicroBatch, ids: list[str]) -> pa.Table:
+    good, bad = {name: i for i, name in enumerate(batch.ids)}, {sample.id: sample for sample in batch.bad}
+    lengths = [batch.lengths[good[name]] if name in good else 0 for name in ids]
+    offsets = np.concatenate([[0], 2 * np.cumsum(lengths)]).astype(np.int64)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(batch.audio))]
+
+    def column(values: list[float] | list[str]) -> list[float | str | None]:
+        return [values[good[name]] if name in good else None for name in ids]
+
+    return pa.table(
+        {
+            "samples": pa.Array.from_buffers(pa.large_binary(), len(ids), buffers),
+            "length": lengths,
+            "scale": column(batch.scales),
+            "instruction": column(batch.instructions),
+            "answer": column(batch.answers),
+            "cause": [bad[name].cause if name in bad else None for name in ids],
+            "detail": [bad[name].detail if name in bad else None for name in ids],
+        },
+        schema=_AUDIO_SCHEMA,
+    )
+
+
+def write_features(path: Path, batches: Iterable[tuple[list[int], list[npt.NDArray[np.uint16]]]]) -> None:
+    """Write an encoder's features of a shard: rows of its audio file, and (L, frames, E) of each."""
+    with _whole_file(path, _FEATURES_SCHEMA) as writer:
+        for rows, features in batches:
+            sizes = [0, *(values.nbytes for values in features)]
+            buffers = [
+                None,
+                pa.py_buffer(np.cumsum(sizes).astype(np.int64)),
+                pa.py_buffer(np.concatenate([values.ravel() for values in features])),
+            ]
+            cells = pa.Array.from_buffers(pa.large_binary(), len(rows), buffers)
+            frames = [values.shape[1] for values in features]
+            columns = {"row": rows, "frames": frames, "values": cells}
+            writer.write_table(pa.table(columns, schema=_FEATURES_SCHEMA))
+
+
+@contextmanager
+def _whole_file(path: Path, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchFileWriter]:
+    """Write under a name of our own first: nobody sees half a file, and two writers do not meet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            yield writer
+        with part.open("rb") as written:
+            os.fsync(written.fileno())  # a machine that goes down must not leave the name without the content
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether `path` is there and complete."""
+    try:
+        _open(path)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
+
+
+def _open(path: str | Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+@dataclass(frozen=True)
+class CachedAudio:
+    """The decoded clips of a shard, mapped into memory."""
+
+    table: pa.Table
+
+    def samples(self, row: int) -> npt.NDArray[np.int16]:
+        """Return (S,) samples of a row; none for text alone and for bad samples."""
+        return read_cell(self.table["samples"], row).view(np.int16)
+
+    def wave(self, row: int) -> npt.NDArray[np.float32]:
+        """Return (S,) samples in -1..1."""
+        return self.samples(row).astype(np.float32) * np.float32(self.table["scale"][row].as_py())
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """(R,) samples of each row."""
+        return self.table["length"].to_numpy()  # type: ignore[no-any-return]
+
+    @property
+    def seconds(self) -> float:
+        """Length of all clips together."""
+        return float(pc.sum(self.table["length"]).as_py() or 0) / 16_000
+
+
+@dataclass(frozen=True)
+class _CachedFeatures:
+    table: pa.Table
+
+    @cached_property
+    def place(self) -> npt.NDArray[np.int32]:
+        """Where in the table a row of the audio file is."""
+        rows = self.table["row"].to_numpy()
+        place = np.zeros(int(rows.max(initial=-1)) + 1, np.int32)
+        place[rows] = np.arange(len(rows))
+        return place
+
+
+def open_audio(path: Path) -> CachedAudio:
+    """Map the decoded audio of a shard into memory.
+
+    Raises:
+        FileNotFoundError: It is not there any more.
+    """
+    return _audio(str(path))
+
+
+@lru_cache(maxsize=4096)  # a process may map 65,530 files
+def _audio(path: str) -> CachedAudio:
+    return CachedAudio(_reopen(path))
+
+
+@lru_cache(maxsize=16_384)
+def _features(path: str) -> _CachedFeatures:
+    return _CachedFeatures(_reopen(path))
+
+
+def _reopen(path: str) -> pa.Table:
+    try:
+        return _open(path)
+    except FileNotFoundError as error:
+        message = f"data.feature_cache: {path} is not there any more; run the same command again to compute it"
+        raise FileNotFoundError(message) from error

@@ -1,0 +1,137 @@
+"""A report in a real browser: no message on the console, nothing asked of the network, charts and script at work."""
+
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from mowe_ray.sweeping.report import report
+from tests.made_study import histories, planted_study
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH to open the report with")
+
+# No name resolves but that of the page's own server: nothing leaves this machine, whoever asks.
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-default-apps", "--disable-extensions",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--enable-logging=stderr", "--v=0",
+    "--virtual-time-budget=2000", "--window-size=1200,2400",
+]  # fmt: skip
+
+
+@dataclass
+class Opened:
+    """What a browser did with a page: its lines on the console, what the page asked for, and the final document."""
+
+    console: list[str]
+    requests: list[str]
+    dom: str
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
+    """Serves the test's folder on this machine only."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def opened(html: str, server: ThreadingHTTPServer, folder: Path) -> Opened:
+    """Open a page as http://127.0.0.1:PORT/report.html."""
+    (folder / "report.html").write_text(html, encoding="utf-8")
+    origin = f"http://127.0.0.1:{server.server_port}"
+    log = folder / "net.json"
+    assert CHROMIUM is not None
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}"]
+    result = subprocess.run(
+        [*command, "--dump-dom", f"{origin}/report.html"], capture_output=True, text=True, timeout=120, check=True
+    )
+    record = json.loads(log.read_text())
+    begins = record["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
+    begun = [
+        event["params"] for event in record["events"] if event["type"] == begins and "url" in event.get("params", {})
+    ]
+    # The browser asks for things of its own; what a page asks for has the page's origin as its initiator.
+    asked = [event["url"] for event in begun if event["initiator"] == origin or event["url"].startswith(origin)]
+    return Opened([line for line in result.stderr.splitlines() if "CONSOLE" in line], asked, result.stdout)
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    """The report of a made-up study."""
+    config, made = planted_study()
+    return report(config, made, histories(made), "model:\n  router:\n    top_k: 2\n", elapsed_s=5400.0)
+
+
+def test_report_asks_for_nothing_and_complains_of_nothing(
+    html: str, server: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    page = opened(html, server, tmp_path)
+    assert page.console == []
+    assert page.requests == [f"http://127.0.0.1:{server.server_port}/report.html"]
+    assert page.dom.count('role="img"') > 20
+    assert page.dom.count('class="curve') == 31 + 32  # the failed trial has no validation
+    assert "matters most in a pool" in page.dom
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    [
+        '<script src="http://example.invalid/x.js"></script>',
+        '<img src="https://example.invalid/x.png">',
+        "<style>@font-face { font-family: x; src: url(//example.invalid/x.woff) } body { font-family: x }</style>",
+        '<link rel="stylesheet" href="beside.css">',
+    ],
+)
+def test_a_page_that_asks_is_noticed(flaw: str, html: str, server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    assert len(opened(html.replace("</body>", f"{flaw}</body>"), server, tmp_path).requests) > 1
+
+
+@pytest.mark.parametrize("flaw", ["nowhere.at.all();", "console.warn('hm')", "throw new Error('oh')"])
+def test_a_page_that_complains_is_noticed(flaw: str, html: str, server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    page = opened(html.replace("</body>", f"<script>{flaw}</script></body>"), server, tmp_path)
+    assert len(page.console) == 1
+
+
+def test_headings_sort_and_marks_explain_themselves(html: str, server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    act = """<script>
+      const heads = [...document.querySelectorAll("th button")];
+      const score = heads.find(head => head.textContent === "score");
+      score.click();
+      const column = () => [...document.querySelectorAll("tbody tr")].filter(row => row.cells.length > 5)
+        .map(row => row.cells[score.parentElement.cellIndex].dataset.v);
+      const up = column().join(" ");
+      score.click();
+      const mark = document.querySelector("[data-tip]");
+      mark.dispatchEvent(new PointerEvent("pointermove", {bubbles: true, clientX: 9, clientY: 9}));
+      document.body.dataset.up = up;
+      document.body.dataset.down = column().join(" ");
+      document.body.dataset.shown = document.getElementById("tip").textContent === mark.dataset.tip;
+    </script></body>"""
+    page = opened(html.replace("</body>", act), server, tmp_path)
+    assert page.console == []
+    attributes = dict(part.split("=", 1) for part in page.dom.split("<body ")[1].split(">")[0].split('" '))
+    up, down = ([float(v) for v in attributes[f"data-{way}"].strip('"').split()] for way in ("up", "down"))
+    assert len(up) == 31  # one has no score; it stays at the end
+    assert up == sorted(up)
+    assert down == sorted(down, reverse=True)
+    assert attributes["data-shown"].strip('"') == "true"

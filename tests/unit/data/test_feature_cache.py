@@ -1,0 +1,179 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mowe_ray.data.batch import MicroBatch, load_micro_batch
+from mowe_ray.data.feature_cache import (
+    CachedEncoder,
+    FeatureCache,
+    open_audio,
+    shard_rows,
+    write_audio,
+    write_features,
+)
+from mowe_ray.data.index import Index, SourceSpec, build_index
+from mowe_ray.data.sample import Sample
+from mowe_ray.data.write import write_webdataset
+
+SHORTEST_S, LONGEST_S = 0.1, 30.0
+ENCODERS = [CachedEncoder("one", "base_encoder", 0, 1, 4, 400.0), CachedEncoder("all", "member", 2, 3, 2, 600.0)]
+
+
+@pytest.fixture
+def corpus(tmp_path, make_samples, encode):
+    """Several shards: good clips, one text, one truncated, one silent, one without an instruction."""
+    cut = encode("flac", seconds=2.0)
+    silent = encode("wav", np.zeros(16_000, np.float32))
+    samples = [
+        *make_samples(30),
+        Sample("text", None, "Say hi", "hi", "chat", "x"),
+        Sample("cut", cut[: len(cut) // 2], "i", "a", "asr", "x", "flac", 2.0),
+        *make_samples(40, prefix="b", step_s=0.02),
+        Sample("silent", silent, "i", "a", "asr", "x", "wav"),
+        Sample("plain", encode("wav"), "", "a", "ac", "x", "wav"),
+    ]
+    write_webdataset(samples, str(tmp_path / "w"), shard_bytes=500_000)
+    return tmp_path / "w"
+
+
+def index_of(corpus: Path, task: str | None = None, max_s: float = LONGEST_S) -> Index:
+    spec = SourceSpec("made", str(corpus), task)
+    return build_index([spec], corpus.parent / "index", min_s=SHORTEST_S, max_s=max_s)
+
+
+def features_of(encoder: CachedEncoder, row: int, length: int) -> np.ndarray:
+    """Made-up features (L, frames, E) of a clip that tell whose they are."""
+    frames = 1 + length // 320
+    random = np.random.default_rng([encoder.place, row, length])
+    return random.integers(0, 1 << 16, (encoder.layers, frames, encoder.width)).astype(np.uint16)
+
+
+def filled(index: Index, folder: Path) -> FeatureCache:
+    shards = shard_rows(index, SHORTEST_S, LONGEST_S)
+    cache = FeatureCache(str(folder), {shard: key for shard, (key, _) in shards.items()}, ENCODERS)
+    for shard, (_, rows) in shards.items():
+        write_audio(cache.audio_path(shard), rows, SHORTEST_S, LONGEST_S)
+        lengths = open_audio(cache.audio_path(shard)).lengths
+        clips = np.flatnonzero(lengths)[::-1].tolist()  # any order
+        for encoder in ENCODERS:
+            pairs = [(row, features_of(encoder, row, int(lengths[row]))) for row in clips]
+            batches = [pairs[start : start + 3] for start in range(0, len(pairs), 3)]
+            write_features(
+                cache.features_path(encoder, shard), (tuple(map(list, zip(*part, strict=True))) for part in batches)
+            )
+    return cache
+
+
+def test_cached_micro_batches_are_those_that_are_decoded(corpus, tmp_path):
+    index = index_of(corpus)
+    assert len(index.shard_names) > 2
+    cache = filled(index, tmp_path / "cache")
+    assert {cache.missing(shard) for shard in index.shard_names} == {None}
+    random = np.random.default_rng(0)
+    for size in (0, 1, 5, 40, len(index)):
+        rows = index.table.take(pa.array(random.permutation(len(index))[:size]))
+        found, expected = cache.load(rows), load_micro_batch(rows, SHORTEST_S, LONGEST_S)
+        assert np.array_equal(found.audio, expected.audio)
+        assert found.audio.dtype == np.int16
+        plain = {name: value for name, value in vars(expected).items() if name not in ("audio", "features")}
+        assert {name: getattr(found, name) for name in plain} == plain
+        lengths = dict(zip(expected.ids, expected.lengths, strict=True))
+        clips = [row for row in rows.to_pylist() if lengths.get(row["id"])]
+        for encoder, features in zip(ENCODERS, found.features, strict=True):
+            wanted = [features_of(encoder, row["row"], lengths[row["id"]]) for row in clips]
+            assert features.frames == [values.shape[1] for values in wanted]
+            assert np.array_equal(features.values, np.concatenate([*map(np.ravel, wanted), np.zeros(0, np.uint16)]))
+            assert (features.place, features.layers, features.width) == (encoder.place, encoder.layers, encoder.width)
+    assert {bad.cause for bad in found.bad} == {"truncated", "silent"}
+
+
+def test_features_travel_as_views(corpus, tmp_path):
+    index = index_of(corpus)
+    cache = filled(index, tmp_path / "cache")
+    batches = [cache.load(index.table.slice(start, size)) for start, size in ((0, 3), (30, 1), (5, 0), (8, 4))]
+    for batch in batches:
+        row = batch.to_row()
+        assert all(
+            np.shares_memory(one.values, other.values) or not len(one.values)
+            for one, other in zip(MicroBatch.from_row(row).features, batch.features, strict=True)
+        )
+    table = pa.concat_tables([batch.to_row() for batch in batches]).combine_chunks()
+    for number, batch in enumerate(batches):
+        found = MicroBatch.from_row(table, number)
+        assert np.array_equal(found.audio, batch.audio)
+        assert [f.frames for f in found.features] == [f.frames for f in batch.features]
+        assert all(np.array_equal(f.values, g.values) for f, g in zip(found.features, batch.features, strict=True))
+
+
+def test_one_file_serves_every_task(corpus, tmp_path):
+    """A shard without tasks of its own may be read with another default: its audio is the same."""
+    cache = filled(index_of(corpus), tmp_path / "cache")
+    other = index_of(corpus, task="er")
+    assert {shard: key for shard, (key, _) in shard_rows(other, SHORTEST_S, LONGEST_S).items()} == cache.shards
+    rows = other.table.filter(pa.compute.equal(other.table["id"], "plain"))
+    renamed = rows.set_column(rows.schema.get_field_index("task"), "task", pa.array(["er"]))
+    assert cache.load(renamed).instructions == load_micro_batch(renamed, SHORTEST_S, LONGEST_S).instructions
+    assert cache.load(rows).instructions == ["Describe the audio."]
+
+
+def test_a_changed_shard_has_another_key(corpus):
+    index = index_of(corpus)
+    before = shard_rows(index, SHORTEST_S, LONGEST_S)
+    changed = index.shard_names[1]
+    os.utime(changed, ns=(1, 1))
+    after = shard_rows(index_of(corpus), SHORTEST_S, LONGEST_S)
+    assert {shard for shard in before if before[shard][0] != after[shard][0]} == {changed}
+    Path(changed).write_bytes(Path(changed).read_bytes() + b"\0" * 512)
+    os.utime(changed, ns=(1, 1))
+    assert shard_rows(index_of(corpus), SHORTEST_S, LONGEST_S)[changed][0] != after[changed][0]
+    limited = shard_rows(index, SHORTEST_S, 1.0)
+    assert not {key for key, _ in limited.values()} & {key for key, _ in before.values()}
+
+
+def test_other_limits_of_the_index_give_other_keys(corpus):
+    """Rows are numbered within the usable samples, so the key has to tell which these were."""
+    full = shard_rows(index_of(corpus), SHORTEST_S, LONGEST_S)
+    fewer = shard_rows(index_of(corpus, max_s=2.0), SHORTEST_S, LONGEST_S)
+    assert (
+        {shard for shard in fewer if len(fewer[shard][1]) < len(full[shard][1])}
+        == {shard for shard in fewer if fewer[shard][0] != full[shard][0]}
+        != set()
+    )
+
+
+def test_half_a_file_is_no_file(corpus, tmp_path):
+    index = index_of(corpus)
+    cache = filled(index, tmp_path / "cache")
+    shard = index.shard_names[0]
+    path = cache.features_path(ENCODERS[1], shard)
+    content = path.read_bytes()
+    path.rename(path.with_suffix(".arrow.0.part"))  # as a killed writer leaves it
+    assert cache.missing(shard) == [ENCODERS[1]]
+    path.write_bytes(content[:-100])  # as a broken disk leaves it
+    assert cache.missing(shard) == [ENCODERS[1]]
+    path.write_bytes(content)
+    assert cache.missing(shard) is None
+    cache.audio_path(shard).unlink()
+    assert cache.missing(shard) == []
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path):
+    def batches():
+        yield [0], [np.zeros((1, 2, 3), np.uint16)]
+        raise OSError("the disk is full")
+
+    path = tmp_path / "key" / "shard.arrow"
+    with pytest.raises(OSError, match="full"):
+        write_features(path, batches())
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_file_that_has_gone_is_told_with_the_key_to_look_at(corpus, tmp_path):
+    index = index_of(corpus)
+    cache = filled(index, tmp_path / "cache")
+    other = FeatureCache(str(tmp_path / "elsewhere"), cache.shards, cache.encoders)
+    with pytest.raises(FileNotFoundError, match=r"data\.feature_cache.*run the same command again"):
+        other.load(index.table.slice(0, 1))
