@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from mowe_ray.config import ConfigError, RunConfig
+from mowe_ray.sweeping.dry_run import dry_run
 from mowe_ray.sweeping.help import render_sweep_help
 from mowe_ray.sweeping.load import load_sweep
 from mowe_ray.sweeping.progress import StudyProgress
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
         0 when all trials ended well, 1 when the study has no answer, 2 when the request was wrong, 3 when it has one
         but trials failed, 130 when it was interrupted.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     out = out or sys.stdout
     try:
         sweep = load_sweep(arguments.sweep, arguments.overrides)
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     try:
-        result, code = _run(sweep)
+        result, code = (dry_run(sweep, _cost, sys.stderr), 0) if arguments.dry_run else _run(sweep)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         result, code = {"sweep": sweep.name, "error": str(error)}, 1
@@ -73,7 +74,7 @@ def supervised_main() -> int:
         # Ray's own threads print to stdout until the process ends, and the result is to be the last line there.
         out, sys.stdout = sys.stdout, sys.stderr
         return answer(main(out=out))
-    arguments = _parser().parse_args()
+    arguments = _parser().parse_intermixed_args()
     try:
         sweep = load_sweep(arguments.sweep, arguments.overrides)
     except ConfigError:

@@ -38,7 +38,7 @@ from .encoders import AudioEncoder, EncoderExtras, load_encoder, same_weights
 from .exported import load_exported
 from .lora import inject_lora, merge_lora
 from .modeling_mowe import MoweForConditionalGeneration
-from .pool import PoolMember
+from .pool import PoolMember, chosen_layers
 from .processing_mowe import AUDIO_TOKEN, MoweProcessor
 
 Source = str | Mapping[str, Any]
@@ -340,9 +340,10 @@ def _freeze_unreached(model: MoweForConditionalGeneration) -> None:
         samples = encoder.min_samples
         lengths = torch.tensor([samples], device=device)
         features = encoder.front_end(torch.zeros(1, samples, device=device), lengths, samples)
-        states = encoder(features, lengths=lengths) if member is None else member(features, lengths, 320, 1)
-        assert isinstance(states, torch.Tensor)
-        states.sum().backward()
+        choice = "last" if member is None else member.choice
+        # Without lengths, for nothing is padded: of a mask, transformers wants the values, and on meta there are none.
+        layers = chosen_layers(encoder, choice, features, None)
+        torch.stack([layer.sum() for layer in layers]).sum().backward()
         for parameter in encoder.parameters():
             parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
     model.zero_grad(set_to_none=True)

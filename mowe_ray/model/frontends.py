@@ -10,7 +10,7 @@ Shapes: C clips, S samples, F feature frames, B mel bins.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -203,9 +203,11 @@ def _kaldi_filters(n_mels: int, n_fft: int, device: torch.device) -> Tensor:
     def mel(hertz: Tensor) -> Tensor:
         return 1127.0 * torch.log1p(hertz / 700.0)
 
-    bins = mel(torch.linspace(0, SAMPLE_RATE / 2, 1 + n_fft // 2, dtype=torch.float64))[:, None]
-    lowest, highest = mel(torch.tensor([20.0, SAMPLE_RATE / 2], dtype=torch.float64)).tolist()
-    edges = torch.linspace(lowest, highest, n_mels + 2, dtype=torch.float64)
+    # On the CPU whatever the default device is: `estimate` builds models where it is "meta".
+    spaced = partial(torch.linspace, dtype=torch.float64, device="cpu")
+    bins = mel(spaced(0, SAMPLE_RATE / 2, 1 + n_fft // 2))[:, None]
+    lowest, highest = mel(torch.tensor([20.0, SAMPLE_RATE / 2], dtype=torch.float64, device="cpu")).tolist()
+    edges = spaced(lowest, highest, n_mels + 2)
     low, centre, high = edges[:-2], edges[1:-1], edges[2:]
     rise, fall = (bins - low) / (centre - low), (high - bins) / (high - centre)
     return torch.minimum(rise, fall).clamp(min=0).to(device, torch.float32)

@@ -66,14 +66,14 @@ def hop_samples(encoder: AudioEncoder) -> int:
     return prod(stride for _, stride, _ in encoder.frame_layers)
 
 
-def chosen_layers(encoder: AudioEncoder, choice: str, features: Tensor, lengths: Tensor) -> list[Tensor]:
+def chosen_layers(encoder: AudioEncoder, choice: str, features: Tensor, lengths: Tensor | None) -> list[Tensor]:
     """Run an encoder, and return the layers that a choice of features needs: one, or all for `weighted_sum`.
 
     Args:
         encoder: What to run.
         choice: `last`, `layer:N` or `weighted_sum`.
         features: (R, ...) from its front-end.
-        lengths: (R,) valid samples.
+        lengths: (R,) valid samples; None if nothing is padded.
 
     Returns:
         L tensors (R, N, E).

@@ -176,15 +176,19 @@ class Study:
         return values
 
 
-def _claim(folder: RunFolder, sweep: SweepConfig) -> None:
-    """Take the study's folder, new or our own."""
-    new = sweep.model_dump(mode="json", by_alias=True)
+def refuse_another(folder: RunFolder, sweep: SweepConfig) -> None:
+    """Raise ValueError if the folder holds a study that `sweep` cannot go on with."""
     if folder.exists(SWEEP_FILE):
-        old = json.loads(folder.read_text(SWEEP_FILE))
+        old, new = json.loads(folder.read_text(SWEEP_FILE)), sweep.model_dump(mode="json", by_alias=True)
         differing = [name for name in new if name not in _FREE_TO_CHANGE and old.get(name) != new[name]]
         if differing:
             raise ValueError(
                 f"{folder.url} holds a study with another {differing[0]}: choose another name (name=...), "
                 "or go back to its value"
             )
-    folder.write_json(SWEEP_FILE, new)
+
+
+def _claim(folder: RunFolder, sweep: SweepConfig) -> None:
+    """Take the study's folder, new or our own."""
+    refuse_another(folder, sweep)
+    folder.write_json(SWEEP_FILE, sweep.model_dump(mode="json", by_alias=True))

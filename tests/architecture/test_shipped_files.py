@@ -7,9 +7,13 @@ import pytest
 import yaml
 
 from mowe_ray.config import load_config
+from mowe_ray.sweeping.load import load_sweep
+from mowe_ray.sweeping.search import make_search
+from mowe_ray.sweeping.space import Space
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "mowe_ray" / "config" / "presets").iterdir())
+SWEEPS = sorted((ROOT / "sweeps").iterdir())
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.name)
@@ -17,6 +21,44 @@ def test_every_preset_loads_by_name_and_by_path(path: Path) -> None:
     assert path.suffix == ".yaml"
     assert load_config(path.stem) == load_config(path)
     yaml.safe_load(path.read_text())  # also for readers that are not ours
+
+
+def test_the_shipped_studies_are_these() -> None:
+    assert [path.name for path in SWEEPS] == [
+        "aux_loss_weight.yaml",
+        "joint.yaml",
+        "pool_composition.yaml",
+        "pool_size.yaml",
+        "routers.yaml",
+        "top_k.yaml",
+    ]
+
+
+@pytest.mark.parametrize("base", ["quickstart", "paper"])
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_study_asks_a_question_and_has_points_to_answer_it(path: Path, base: str) -> None:
+    sweep = load_sweep(path, [f"base={base}"])
+    assert sweep.name == path.stem
+    assert sweep.question.endswith("?")
+    space = Space(sweep)
+    search = make_search(space, ["max"])  # `sweep.objective.against` changes how points are compared, not which exist
+    points = []
+    while (point := search.next()) is not None and len(points) != sweep.budget.points:
+        points.append(point)
+    assert len(points) >= 2
+    configs = [space.config(point) for point in points]  # a point that cannot be trained raises
+    assert len({config.to_yaml() for config in configs}) == len(points)
+    if sweep.scheduler.kind != "none":
+        assert all(config.training.eval_every > 0 for config in configs)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_study_says_how_to_run_it_with_either_base(path: Path) -> None:
+    opening = path.read_text().partition("name:")[0]
+    assert opening.startswith("# ")
+    assert opening.splitlines()[0].endswith("?")
+    for line in ("", " --dry-run ", " base=paper"):
+        assert f"python -m mowe_ray.sweep sweeps/{path.name}{line}" in opening
 
 
 def test_presets_and_type_marker_are_package_data() -> None:
