@@ -10,7 +10,7 @@ import pytest
 from tests.end_to_end import run_command
 from tests.planted_corpus import TASK, write_planted_corpus
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(2400)]
 
 
 def test_pool_composition_finds_the_encoder_that_the_task_needs(tmp_path: Path) -> None:
@@ -35,8 +35,7 @@ def test_pool_composition_finds_the_encoder_that_the_task_needs(tmp_path: Path) 
     deaf = {pool: score for pool, score in scores.items() if "hubert" not in pool}
     assert set(deaf) == {("ast", "ast"), ("ast", "whisper"), ("whisper", "whisper")}
     assert max(deaf.values()) < 0.65
-    # AFTER THE MERGE OF THE RESULTS (branch h2): the command says so itself.
-    assert "hubert" in done.result["answer"]
+    assert "hubert matters most in a pool" in done.result["answer"]
     assert "hubert" in done.result["best"]["values"]["model.weak_encoders"]
 
 

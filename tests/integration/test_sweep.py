@@ -12,8 +12,10 @@ import ray
 from mowe_ray.config import load_config
 from mowe_ray.data.corpus.builtin import builtin_samples
 from mowe_ray.sweeping.study import Study
+from mowe_ray.sweeping.writing import write_results
+from tests.end_to_end import ROOT
 from tests.faults import RunningSweep, ended
-from tests.tiny_runs import Corpus, records
+from tests.tiny_runs import Corpus, records, tiny_arguments
 from tests.tiny_sweeps import log_of, run_here, trials_in, write_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -61,6 +63,7 @@ def test_early_stopping_gives_the_workers_back_at_once(ray_cluster: None, tiny_c
     assert [trial.attempts for trial in again.trials.values()] == [1, 1, 1]
 
 
+@pytest.mark.soak
 def test_a_population_copies_the_better_and_changes_a_little(
     ray_cluster: None, tiny_corpus: Corpus, tmp_path: Path
 ) -> None:
@@ -90,6 +93,32 @@ def test_a_population_copies_the_better_and_changes_a_little(
         steps = [record["step"] for record in records(str(folder / trial.name), "train")]
         assert steps[-1] == 12
         assert len(set(steps)) == len(steps)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "joint",
+        *(
+            pytest.param(name, marks=pytest.mark.soak)
+            for name in ("aux_loss_weight", "pool_composition", "pool_size", "routers", "top_k")
+        ),
+    ],
+)
+def test_shipped_studies_run(name: str, ray_cluster: None, tiny_corpus: Corpus, tmp_path: Path) -> None:
+    study = run_here(
+        ROOT / "sweeps" / f"{name}.yaml",
+        *tiny_arguments(tiny_corpus, tmp_path, name),
+        *("training.max_steps=4", "training.eval_every=2", "seeds=[0]", "budget.points=2"),
+    )
+    result = write_results(study)
+    assert {trial.status for trial in study.trials.values()} <= {"finished", "stopped"}
+    assert len(study.trials) == 2
+    assert result["best"] is not None
+    assert result["answer"]
+    assert study.sweep.question in (tmp_path / name / "report.html").read_text()
+    best = load_config(tmp_path / name / "best.yaml")
+    assert (best.name, best.data.train[0].path) == (f"{name}-best", str(tiny_corpus.train))
 
 
 def test_a_killed_study_goes_on_where_it_was(tiny_corpus: Corpus, tmp_path: Path) -> None:
