@@ -52,9 +52,9 @@ def train(config: RunConfig, say: Callable[[str], None], control: ActorHandle[Co
     if folder.exists("result.json") and _finished(result := json.loads(folder.read_text("result.json")), config):
         say(f"{folder.url} is finished; choose another name to train again")
         return dict(result)
-    cache = _fill_cache(config, sources, say)
     control = control or start_control()
     printer = relay(control, say)
+    cache = _filled_cache(config, sources, control)
     setup = WorkerSetup(
         config=config.model_dump_json(),
         train_index=ray.put(sources.train),
@@ -82,12 +82,23 @@ def train(config: RunConfig, say: Callable[[str], None], control: ActorHandle[Co
     return result
 
 
-def _fill_cache(config: RunConfig, sources: Sources, say: Callable[[str], None]) -> FeatureCache | None:
+def _filled_cache(config: RunConfig, sources: Sources, control: ActorHandle[Control]) -> FeatureCache | None:
+    """Return where the run finds its decoded audio and frozen features, computed if need be; None without a cache."""
     if config.data.feature_cache is None:
         return None
-    from mowe_ray.distributed.features import fill_cache  # imports the model, which a driver else does without
+    try:
+        cache: FeatureCache = ray.get(_fill_cache.remote(config, sources, control))
+    except ray.exceptions.RayTaskError as error:
+        raise ValueError(str(error.cause)) from error
+    return cache
 
-    return fill_cache(config, sources, say)
+
+# In a process of its own, which trials of a study share one after the other: it imports the model, a driver need not.
+@ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")
+def _fill_cache(config: RunConfig, sources: Sources, control: ActorHandle[Control]) -> FeatureCache:
+    from mowe_ray.distributed.features import fill_cache
+
+    return fill_cache(config, sources, lambda line: ray.get(control.say.remote(line)))
 
 
 def cpus_of(config: RunConfig, workers: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mowe_ray.training.checkpoint_files import commit_file, committed_steps, load_json, saved_steps, store_json
+from mowe_ray.training.checkpoint_files import adopt, commit_file, committed_steps, load_json, saved_steps, store_json
 from mowe_ray.training.checkpoint_writer import CheckpointWriter
 from mowe_ray.training.checkpoints import Checkpoint, Fragment, newest_checkpoint
 from mowe_ray.training.run_folder import RunFolder
@@ -469,3 +469,22 @@ def test_a_storage_that_is_gone_does_not_end_training(disk: RunFolder) -> None:
     checkpoints.with_name("moved").rename(checkpoints)
     assert group.save(30, make_tensors())
     assert_holds(load(disk)[0], 30, make_tensors())
+
+
+# ---- copies -----------------------------------------------------------------------------------
+
+
+def test_a_run_adopts_the_checkpoint_of_another_in_place_of_its_own(tmp_path: Path):
+    donor, own = RunFolder(str(tmp_path), "donor"), RunFolder(str(tmp_path), "own")
+    tensors, others = make_tensors(1), make_tensors(2)
+    for step in (4, 8):
+        assert Group(donor, 3).save(step, tensors)
+    for step in (4, 12):
+        assert Group(own, 2).save(step, others)
+    adopt(own, donor, 8)
+    assert committed_steps(own) == [8]
+    assert committed_steps(donor) == [4, 8]
+    checkpoint, said = load(own)
+    assert checkpoint is not None
+    assert (checkpoint.step, checkpoint.state["position"]) == (8, 800)
+    assert not [line for line in said if "damaged" in line]
