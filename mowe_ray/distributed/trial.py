@@ -47,7 +47,7 @@ def driver_resources(concurrent: int | None) -> PlacementGroupFactory:
 class TrialRun(ray.tune.Trainable):
     """Runs the configuration in the trial's folder; Tune's trial id is the folder's name.
 
-    Its `config` holds `study`, the URL of the study's folder, `objective`, the metric to report, `deadline_s`, the
+    Its `config` holds `study`, the URL of the study's folder, `objective`, the metric to report, `limit_s`, the
     most seconds it may take, and dotted keys that a scheduler changes on the way.
     """
 
