@@ -120,10 +120,13 @@ def _run(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
 
 
 def _cost(config: RunConfig) -> Cost | None:
-    """Return what a model costs; None where files of its checkpoints would have to be loaded to tell."""
+    """Return what a model costs; None where that cannot be told without its checkpoints, or at all."""
     from mowe_ray.training.estimate import estimate  # imports torch
 
-    costs = estimate(config.model)
+    try:
+        costs = estimate(config.model)
+    except ValueError:  # its trial will fail, and say why; the others need not
+        return None
     total = costs.total
     if costs.unknown or total.weights is None or total.gflops is None:
         return None

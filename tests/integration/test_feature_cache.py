@@ -177,6 +177,7 @@ def test_the_next_run_computes_nothing_and_repeats_the_first(first: Any, tiny_co
     assert f": {shards} of {shards} shards found in " in line
 
 
+@pytest.mark.soak
 def test_one_worker_recomputes_what_is_missing_and_equals_two(first: Any, tiny_corpus: Corpus, storage: Path) -> None:
     """A killed pass leaves some files out, and half a file under another name."""
     expected, _, files = first
@@ -213,6 +214,7 @@ def test_shards_of_weights_read_the_same_features(first: Any, tiny_corpus: Corpu
     assert result["tasks"] == expected["tasks"]
 
 
+@pytest.mark.soak
 def test_weights_that_changed_in_secret_stop_the_run(tiny_corpus: Corpus, tmp_path: Path) -> None:
     """Size and time of the checkpoint's files stay, as where a file is copied over and its old time is set again."""
     folder = tmp_path / "whisper"

@@ -95,16 +95,8 @@ def test_a_population_copies_the_better_and_changes_a_little(
         assert len(set(steps)) == len(steps)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "joint",
-        *(
-            pytest.param(name, marks=pytest.mark.soak)
-            for name in ("aux_loss_weight", "pool_composition", "pool_size", "routers", "top_k")
-        ),
-    ],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml")))
 def test_shipped_studies_run(name: str, ray_cluster: None, tiny_corpus: Corpus, tmp_path: Path) -> None:
     study = run_here(
         ROOT / "sweeps" / f"{name}.yaml",
