@@ -33,7 +33,7 @@ from tests.ranks import (
 pytestmark = pytest.mark.slow
 
 STAGES = (0, 1, 2, 3)
-WORLD_SIZES = (2, 3)
+WORLD_SIZES = (2, pytest.param(3, marks=pytest.mark.soak))
 
 # Per step the rows of the micro-batches of ranks 0, 1, 0, 1; or of ranks 0, 1, 2, 0, where ranks 1 and 2 get an empty
 # one besides. A number is the kind of clip, which is also the pool member it chooses; members 1 and 2 have equal
