@@ -51,7 +51,7 @@ class Tracker:
                 project=wandb_project,
                 group=wandb_group,
                 name=name,
-                id=name.replace("/", "-"),
+                id=name if wandb_group is None else f"{wandb_group}-{name}",  # trials of two studies share names
                 resume="allow",
                 dir=str(self._scratch),
                 config=dict(config),

@@ -94,3 +94,23 @@ def test_a_full_disk_keeps_records_until_there_is_room(small_disk):
     ballast.unlink()
     tracker.log(record(60))
     assert [r["step"] for r in tracker.records()] == list(range(1, 61))
+
+
+@pytest.mark.slow
+def test_trials_of_two_studies_are_two_runs_in_wandb(tmp_path):
+    for study in ("first", "second"):
+        folder = RunFolder(str(tmp_path / study), "trial-0000")
+        tracker = Tracker(
+            folder,
+            name="trial-0000",
+            config={"seed": 1},
+            resume_step=0,
+            wandb_mode="offline",
+            wandb_project="p",
+            wandb_group=study,
+            tensorboard=False,
+        )
+        tracker.log(record(1))
+        tracker.close()
+        (written,) = (tmp_path / study / "trial-0000" / "wandb").glob("offline-run-*")
+        assert written.name.endswith(f"-{study}-trial-0000")
