@@ -96,6 +96,31 @@ def test_a_population_copies_the_better_and_changes_a_little(
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("kind", ["hyperband", "median"])
+def test_every_other_scheduler_comes_to_an_end(
+    kind: str, ray_cluster: None, tiny_corpus: Corpus, tmp_path: Path
+) -> None:
+    whole = free_cpus()
+    sweep = write_sweep(
+        tmp_path,
+        tiny_corpus,
+        space={"training.learning_rate": {"choice": [1e-8, 1e-7, 3e-3, 1e-3]}},
+        objective={"metric": "loss"},
+        scheduler={"kind": kind, "grace_percent": 30},
+        resources={"concurrent": 2},
+    )
+    trials = run_here(sweep).trials
+    assert {trial.status for trial in trials.values()} <= {"finished", "stopped"}
+    assert any(trial.status == "finished" for trial in trials.values())
+    # A trial that was paused has gone on from its own checkpoint: no step is missing, none is there twice.
+    for trial in trials.values():
+        steps = [record["step"] for record in records(str(tmp_path / "runs/study" / trial.name), "train")]
+        assert steps == list(range(1, len(steps) + 1))
+    time.sleep(5)
+    assert free_cpus() == whole
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml")))
 def test_shipped_studies_run(name: str, ray_cluster: None, tiny_corpus: Corpus, tmp_path: Path) -> None:
     study = run_here(
