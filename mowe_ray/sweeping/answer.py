@@ -158,12 +158,12 @@ def _encoder(config: SweepConfig, trials: Sequence[Trial], found: Sequence[Effec
     if clear:
         most = max(clear, key=lambda effect: abs(_with_without(effect)[0]))
         same = {task: e for task, all_of in by_task.items() for e in all_of if e.factor.name == most.factor.name}
-        yield f"{most.factor.name} matters most in a pool: {_in_numbers(most)}{_where(config, same)}."
+        yield f"{most.factor.name} {_verdict(config, most)}: {_in_numbers(most)}{_where(config, same)}."
         return
     searched = [(task, e) for task, all_of in by_task.items() for e in all_of if _certain(e)]
     if len(tasks) > 1 and searched:
         task, most = max(searched, key=lambda pair: abs(_with_without(pair[1])[0]))
-        yield f"On {task}, {most.factor.name} matters most in a pool: {_in_numbers(most)}."
+        yield f"On {task}, {most.factor.name} {_verdict(config, most, task)}: {_in_numbers(most)}."
     elif present:
         yield "No encoder's presence makes a difference beyond the error."
 
@@ -171,6 +171,12 @@ def _encoder(config: SweepConfig, trials: Sequence[Trial], found: Sequence[Effec
 def _with_without(effect: Effect) -> tuple[float, float | None]:
     levels = {level.label.split(" ", 1)[0]: level for level in effect.levels}
     return gap(levels["with"], levels["without"])
+
+
+def _verdict(config: SweepConfig, effect: Effect, task: str | None = None) -> str:
+    difference, _ = _with_without(effect)
+    helps = difference > 0 if task or config.objective.mode == "max" else difference < 0
+    return "matters most in a pool" if helps else "is best left out of a pool"
 
 
 def _certain(effect: Effect) -> bool:
