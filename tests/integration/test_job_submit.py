@@ -28,7 +28,7 @@ _AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex
 # Written at import: which process took the code from which file.
 _WITNESS = """
 import os as _os, pathlib as _pathlib
-_pathlib.Path({folder!r}, str(_os.getpid())).write_text(__file__)
+_pathlib.Path({folder!r}, f"{{_os.getpid()}}-{{__name__}}").write_text(__file__)
 """
 
 
@@ -87,13 +87,14 @@ def _wait_for(port, process, log):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of what a checkout uploads, whose training floor leaves a witness, and the witnesses' folder."""
+    """A copy of what a checkout uploads, whose driver and worker leave a witness each, and the witnesses' folder."""
     copy, witnesses = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("witnesses")
     shutil.copytree(ROOT / "mowe_ray", copy / "mowe_ray", ignore=shutil.ignore_patterns("__pycache__"))
     for name in (".gitignore", ".rayignore", "pyproject.toml"):
         shutil.copy(ROOT / name, copy)
-    with (copy / "mowe_ray" / "distributed" / "worker.py").open("a") as file:
-        file.write(_WITNESS.format(folder=str(witnesses)))
+    for module in ("trainer.py", "worker.py"):
+        with (copy / "mowe_ray" / "distributed" / module).open("a") as file:
+            file.write(_WITNESS.format(folder=str(witnesses)))
     return copy, witnesses
 
 
@@ -140,7 +141,8 @@ def test_a_submitted_job_trains_with_the_uploaded_code(dashboard, checkout, tmp_
     ):
         assert (run / name).stat().st_size > 0, name
     sources = [file.read_text() for file in witnesses.iterdir()]
-    assert len(sources) >= 2, "the driver and a training worker import it"
+    assert len({file.name.partition("-")[0] for file in witnesses.iterdir()}) >= 2, "the driver and a training worker"
+    assert {Path(source).name for source in sources} == {"trainer.py", "worker.py"}
     assert all("working_dir_files" in source for source in sources), sources
 
 
