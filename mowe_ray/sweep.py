@@ -30,7 +30,7 @@ from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Cost, load_all
 from mowe_ray.sweeping.writing import write_results
 from mowe_ray.training.run_folder import RunFolder
-from mowe_ray.training.supervisor import answer, end_with_parent, supervise, supervised
+from mowe_ray.training.supervisor import run_child, supervise, supervised
 
 # Deaths of the driver without a validation in between after which the supervisor gives up.
 _MAX_FAILURES = 3
@@ -68,12 +68,9 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
 def supervised_main() -> int:
     """Run the command in a child process, which is started again when it dies without an answer."""
     if supervised():
-        end_with_parent()
         # Tune saves and ends on SIGINT alone.
         signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-        # Ray's own threads print to stdout until the process ends, and the result is to be the last line there.
-        out, sys.stdout = sys.stdout, sys.stderr
-        return answer(main(out=out))
+        return run_child(lambda out: main(out=out))
     arguments = _parser().parse_intermixed_args()
     try:
         sweep = load_sweep(arguments.sweep, arguments.overrides)
@@ -130,8 +127,8 @@ def _cost(config: RunConfig) -> Cost | None:
     total = costs.total
     if costs.unknown or total.weights is None or total.gflops is None:
         return None
-    active, gflops = (part.always + costs.expected_share * sum(part.members) for part in (total.weights, total.gflops))
-    return Cost(total.weights.total, active, gflops)
+    share = costs.expected_share
+    return Cost(total.weights.total, total.weights.expected(share), total.gflops.expected(share))
 
 
 def _say(line: str) -> None:

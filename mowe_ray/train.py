@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from mowe_ray.config import ConfigError, RunConfig, load_config, render_help
 from mowe_ray.training.checkpoint_files import committed_steps
 from mowe_ray.training.run_folder import RunFolder
-from mowe_ray.training.supervisor import answer, end_with_parent, supervise, supervised
+from mowe_ray.training.supervisor import run_child, supervise, supervised
 
 
 def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
@@ -59,10 +59,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
 def supervised_main() -> int:
     """Run the command in a child process, which is started again when it dies without an answer."""
     if supervised():
-        end_with_parent()
-        # Ray's own threads print to stdout until the process ends, and the result is to be the last line there.
-        out, sys.stdout = sys.stdout, sys.stderr
-        return answer(main(out=out))
+        return run_child(lambda out: main(out=out))
     arguments = _parser().parse_args()
     try:
         config = load_config(arguments.config, arguments.overrides)

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mowe_ray.data.batch import Features, MicroBatch, load_micro_batch, read_cell
 from mowe_ray.data.index import Index
@@ -242,11 +241,6 @@ class CachedAudio:
     def lengths(self) -> npt.NDArray[np.int32]:
         """(R,) samples of each row."""
         return self.table["length"].to_numpy()  # type: ignore[no-any-return]
-
-    @property
-    def seconds(self) -> float:
-        """Length of all clips together."""
-        return float(pc.sum(self.table["length"]).as_py() or 0) / 16_000
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from mowe_ray.training.frozen_encoders import (
     load_frozen,
     origin_key,
 )
+from mowe_ray.training.progress import duration
 from mowe_ray.training.sources import Sources
 
 _SAY_EVERY_S = 10.0
@@ -210,6 +211,6 @@ class _Progress:
         now = time.monotonic()
         if self._shards == self._total or now - self._said >= _SAY_EVERY_S:
             self._said, rate = now, self._done_s / (now - self._began)
-            minutes, left = divmod(round((self._total_s - self._done_s) / max(rate, 1e-9)), 60)
-            time_left = f", {minutes}m{left:02d}s left" if self._shards < self._total else ""
-            yield (f"{self._what}: {self._shards}/{self._total} shards, {rate:,.1f} audio-s/s{time_left}")
+            left = duration((self._total_s - self._done_s) / max(rate, 1e-9))
+            time_left = f", {left} left" if self._shards < self._total else ""
+            yield f"{self._what}: {self._shards}/{self._total} shards, {rate:,.1f} audio-s/s{time_left}"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import ray
 import ray.tune
 from ray.tune.experiment import Experiment
 from ray.tune.experiment import Trial as TuneTrial
+
+# Private, but what Ray's own search algorithms make trials with; a trial needs a name of ours (Ray 2.60 is pinned).
 from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
@@ -31,7 +34,7 @@ from mowe_ray.distributed.trainer import cpus_of
 from mowe_ray.distributed.trial import TrialRun, changes_of, driver_resources
 from mowe_ray.sweeping.schema import LogUniform, SchedulerSection, SweepConfig, Uniform
 from mowe_ray.sweeping.study import Study
-from mowe_ray.sweeping.trials import Trial, Validation, history, run_folder
+from mowe_ray.sweeping.trials import Validation, history, objective, run_folder
 
 _TIME = "percent"
 _PAUSING = ("hyperband", "pbt")
@@ -58,18 +61,14 @@ def run_study(study: Study, say: Callable[[str], None], show: Callable[[Study], 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of a failed trial it prints the stacks, we the cause
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000"  # the limit is ours, in `_Trials`
     study.folder.remove(_TUNE_FOLDER)
-    objective = sweep.objective
-    scheduler = _scheduler(sweep)
-    scheduler.set_search_properties("objective", objective.mode)
-    _replay(scheduler, study)
     books = _Books(study, say, show)
     limit_s = 3600.0 * (sweep.budget.trial_hours or 24.0 * 365)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(TrialRun, driver_resources(concurrent if sweep.scheduler.kind in _PAUSING else None)),
-        param_space={"study": study.folder.url, "objective": objective.metric, "limit_s": limit_s},
+        param_space={"study": study.folder.url, "objective": sweep.objective.metric, "limit_s": limit_s},
         tune_config=ray.tune.TuneConfig(
             search_alg=cast(Any, _Trials(study, concurrent)),
-            scheduler=scheduler,
+            scheduler=scheduler_of(study),
             num_samples=1,
             time_budget_s=None if sweep.budget.hours is None else 3600.0 * sweep.budget.hours,
         ),
@@ -133,7 +132,8 @@ class _Trials(SearchAlgorithm):
             self.set_finished()
             return None
         spec = self._experiment.spec
-        mutable = {name: _value(self._study, trial, name) for name in self._mutable()}
+        now = {**trial.values, **trial.changed}
+        mutable = {name: now[name] for name in self._mutable()}
         given = _create_trial_from_spec(
             {**spec, "config": {**spec["config"], **mutable}}, self._parser, trial_id=trial.name
         )
@@ -143,10 +143,6 @@ class _Trials(SearchAlgorithm):
     def _mutable(self) -> list[str]:
         sweep = self._study.sweep
         return sweep.mutable if sweep.scheduler.kind == "pbt" else []
-
-
-def _value(study: Study, trial: Trial, name: str) -> Any:
-    return {**trial.values, **trial.changed}[name]
 
 
 class _Books(ray.tune.Callback):
@@ -224,6 +220,14 @@ def _cause(trial: TuneTrial) -> str:
     return message.strip() if found else text.splitlines()[-1]
 
 
+def scheduler_of(study: Study) -> TrialScheduler:
+    """Return the scheduler of a study; it knows what earlier trials gave."""
+    scheduler = _scheduler(study.sweep)
+    scheduler.set_search_properties("objective", study.sweep.objective.mode)
+    _replay(scheduler, study)
+    return scheduler
+
+
 def _scheduler(sweep: SweepConfig) -> TrialScheduler:
     scheduler = sweep.scheduler
     match scheduler.kind:
@@ -239,7 +243,12 @@ def _scheduler(sweep: SweepConfig) -> TrialScheduler:
         case "hyperband":
             return HyperBandScheduler(time_attr=_TIME, max_t=100, reduction_factor=scheduler.reduction_factor)
         case "median":
-            return MedianStoppingRule(time_attr=_TIME, grace_period=scheduler.grace_percent, min_samples_required=3)
+            return MedianStoppingRule(
+                time_attr=_TIME,
+                grace_period=scheduler.grace_percent,
+                min_samples_required=3,
+                min_time_slice=math.inf,  # or it pauses trials to let others begin; they have slots of their own
+            )
         case "pbt":
             random.seed(sweep.search.seed)  # Ray's PBT draws from the global generator
             return _population(sweep, scheduler)
@@ -267,20 +276,15 @@ def _domain(entry: object) -> Any:
 
 def _replay(scheduler: TrialScheduler, study: Study) -> None:
     """Tell a scheduler that compares trials with earlier ones what the earlier ones gave."""
-    kind: Literal["none", "asha", "hyperband", "median", "pbt"] = study.sweep.scheduler.kind
-    if kind not in ("asha", "median"):
+    if study.sweep.scheduler.kind not in ("asha", "median"):
         return
+    metric = study.sweep.objective.metric
     for trial in study.trials.values():
         if trial.status not in ("finished", "stopped"):
             continue
         stub = TuneTrial("replayed", stub=True, trial_id=trial.name)
         scheduler.on_trial_add(None, stub)
-        course = history(run_folder(study.folder, trial)).validations
-        for validation in course:
-            value = Trial(0, 0, 0, {}, loss=validation.loss, tasks=validation.tasks).objective(
-                study.sweep.objective.metric
-            )
+        for validation in history(run_folder(study.folder, trial)).validations:
+            value = objective(metric, validation.loss, validation.tasks)
             percent = trial.percent * validation.step / max(1, trial.step)
-            scheduler.on_trial_result(
-                None, stub, {_TIME: percent, "objective": value, "training_iteration": 1, "time_total_s": percent}
-            )
+            scheduler.on_trial_result(None, stub, {_TIME: percent, "objective": value})

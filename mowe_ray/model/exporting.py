@@ -35,7 +35,7 @@ def export(
 
     Where `mowe_ray.model` is imported, `AutoModel.from_pretrained(folder)` uses it; elsewhere
     `trust_remote_code=True` runs the copy of its code in the folder, with nothing but torch and
-    transformers.
+    transformers. That is the reader's own consent: nothing of ours passes it.
 
     Args:
         model: What to write; stays as it is.

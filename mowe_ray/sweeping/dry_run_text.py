@@ -8,6 +8,7 @@ from typing import Any, TextIO
 from mowe_ray.sweeping.labels import amount
 from mowe_ray.sweeping.work import CLIP_S
 from mowe_ray.training.progress import duration
+from mowe_ray.training.tables import write_table
 
 # Of more trials, the first and the last ones are shown.
 _SHOWN = 40
@@ -16,15 +17,15 @@ _SHOWN = 40
 def write_plan(facts: dict[str, Any], out: TextIO) -> None:
     """Write the facts that `dry_run` returns."""
     out.write(f"{facts['question']}\n")
-    _write(out, _setting(facts))
+    write_table(out, _setting(facts))
     out.write("\nspace\n")
     constraints = [["only where", " and ".join(facts["constraints"])]] if facts["constraints"] else []
-    _write(out, [[name, _entry(values)] for name, values in facts["space"].items()] + constraints)
+    write_table(out, [[name, _entry(values)] for name, values in facts["space"].items()] + constraints)
     if facts["planned"]:
         out.write(f"\n{facts['trials']} trials: parameters, GFLOPs of a forward pass over {CLIP_S:g} s, training\n")
-        _write(out, [["", "seed", "stored", "active", "GFLOPs", "training", "", ""], *_trials(facts["planned"])])
+        write_table(out, [["", "seed", "stored", "active", "GFLOPs", "training", "", ""], *_trials(facts["planned"])])
     out.write("\ncost\n")
-    _write(out, _costs(facts))
+    write_table(out, _costs(facts))
     out.write(
         "  training counts as 3 forward passes; text, validation and start-up come on top, frozen parts need less\n"
     )
@@ -118,11 +119,3 @@ def _operations(pflop: float | None) -> str:
         ((u, s) for u, s in (("EFLOP", 1e3), ("PFLOP", 1.0), ("TFLOP", 1e-3)) if pflop >= s), ("GFLOP", 1e-6)
     )
     return f"{pflop / size:.3g} {unit}"
-
-
-def _write(out: TextIO, rows: Sequence[Sequence[str]]) -> None:
-    """Write a table, its columns as wide as their widest cell; a row's last cell may be longer."""
-    columns = max(map(len, rows))
-    widths = [max((len(row[i]) for row in rows if len(row) == columns), default=0) for i in range(columns)]
-    for row in rows:
-        out.write(f"  {'  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()}\n")

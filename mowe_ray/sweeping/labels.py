@@ -67,14 +67,6 @@ def amount(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def duration(seconds: float) -> str:
-    """Write a time: 42 s, 12 min, 3.4 h, 2.5 days."""
-    for unit, size in (("days", 172_800.0), ("h", 5400.0), ("min", 100.0)):
-        if seconds >= size:
-            return f"{seconds / {'days': 86_400, 'h': 3600, 'min': 60}[unit]:.3g} {unit}"
-    return f"{seconds:.3g} s"
-
-
 def counts(numbers: Mapping[str, int]) -> str:
     """Write how many trials are in which state: "9 finished, 2 stopped early, 1 failed"."""
     words = {"stopped": "stopped early"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 
 from rich.console import Console
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from mowe_ray.sweeping.labels import point_label
 from mowe_ray.sweeping.schema import ObjectiveSection
+from mowe_ray.sweeping.statistics import by_status
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Status, Trial
 from mowe_ray.training.progress import duration
@@ -31,7 +31,7 @@ class StudyProgress:
         self._console = Console(file=sys.stderr)
         self._live: Live | None = None
         self._began: tuple[float, float] | None = None
-        self._last_line, self._last_states = 0.0, Counter[str]()
+        self._last_line, self._last_ended = 0.0, 0
 
     def show(self, study: Study) -> None:
         """Show the study as it is now."""
@@ -44,10 +44,9 @@ class StudyProgress:
                 self._live.start()
             self._live.update(table(study, left_s), refresh=True)
             return
-        states = Counter[str](trial.status for trial in study.trials.values())
-        ended = {state: states[state] for state in ("finished", "stopped", "failed")}
-        if now - self._last_line > _LINE_EVERY_S or ended != self._last_states:
-            self._last_line, self._last_states = now, Counter(ended)
+        ended = sum(trial.over for trial in study.trials.values())
+        if now - self._last_line > _LINE_EVERY_S or ended != self._last_ended:
+            self._last_line, self._last_ended = now, ended
             self._say(summary(study, left_s))
 
     def close(self) -> None:
@@ -62,7 +61,7 @@ def time_left(study: Study, done: float, elapsed_s: float, done_since: float) ->
     Args:
         done: Trials done, parts of running ones included; `done_since` of them in the last `elapsed_s`.
     """
-    total = study.expected_trials()
+    total = study.expected_trials
     if total is None or done_since <= 0:
         return None
     return max(0.0, total - done) * elapsed_s / done_since
@@ -70,9 +69,9 @@ def time_left(study: Study, done: float, elapsed_s: float, done_since: float) ->
 
 def summary(study: Study, left_s: float | None) -> str:
     """Return the state of the study in one line."""
-    states = Counter(trial.status for trial in study.trials.values())
+    states = by_status(study.trials.values())
     counts = ", ".join(f"{states[state]} {state}" for state in _STATES if states[state])
-    total = study.expected_trials()
+    total = study.expected_trials
     of = "" if total is None else f" of {total}"
     best = best_trial(study.trials.values(), study.sweep.objective)
     told = "" if best is None else f"  best {best.name} {_value(best, study)} ({point_label(best.values)})"

@@ -150,7 +150,7 @@ class SchedulerSection(Section):
     kind: Literal["none", "asha", "hyperband", "median", "pbt"] = "none"
     """All run to the end; early stopping; or population-based training."""
     grace_percent: Annotated[float, Field(gt=0, le=100)] = 25.0
-    """Part of a run before which none is stopped (asha, hyperband, median)."""
+    """Part of a run before which none is stopped (asha, median)."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """Of so many trials one goes on at each rung (asha, hyperband)."""
     interval_percent: Annotated[float, Field(gt=0, le=100)] = 20.0

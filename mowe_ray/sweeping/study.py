@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 from mowe_ray.config import RunConfig
@@ -115,8 +116,9 @@ class Study:
         given = {"name": f"{self.sweep.name}-best", "storage": self.sweep.storage, "seed": best.seed}
         return self.space.config({**best.values, **best.changed}, **given)
 
+    @cached_property
     def expected_trials(self) -> int | None:
-        """Return how many trials the study will have; None if only the search will tell."""
+        """How many trials the study will have; None if only the search will tell."""
         points = self.sweep.budget.points
         if self.sweep.search.kind == "grid":
             total = sum(1 for _ in self.space.points())

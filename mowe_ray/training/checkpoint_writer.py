@@ -226,8 +226,8 @@ class CheckpointWriter:
     def _load(self, file: str) -> dict[str, Any] | None:
         try:
             return load_json(self._folder, file)
-        except Exception:  # noqa: BLE001 - what cannot be read now is not there; the one who waits asks again
-            return None
+        except Exception:  # noqa: BLE001 - every storage has errors of its own, and this thread must answer its rank:
+            return None  # what cannot be read now is not there yet; who waits asks again, until its timeout
 
     def _prune(self, step: int) -> None:
         """Remove what the checkpoint of `step` makes superfluous: old checkpoints, and older attempts that failed."""

@@ -14,8 +14,9 @@ from mowe_ray.data.plan import count_samples
 from mowe_ray.model.cost import zero_memory_bytes
 from mowe_ray.training.assemble import model_dtype
 from mowe_ray.training.data_order import TrainingOrder
-from mowe_ray.training.estimate import CLIP_S, Amount, Estimate, Part, estimate
+from mowe_ray.training.estimate import CLIP_S, Estimate, Part, estimate
 from mowe_ray.training.sources import Sources, scan_sources
+from mowe_ray.training.tables import write_table
 
 
 def dry_run(config: RunConfig, out: TextIO) -> dict[str, Any]:
@@ -63,16 +64,11 @@ def _model_facts(costs: Estimate) -> dict[str, Any]:
     return {
         "parts": [facts(part) for part in costs.parts],
         "total": facts(total),
-        "active_expected": round(_expected(total.weights, costs.expected_share)),
-        "gflops_expected": _expected(total.gflops, costs.expected_share),
+        "active_expected": round(total.weights.expected(costs.expected_share)),
+        "gflops_expected": total.gflops.expected(costs.expected_share),
         "audio_tokens": costs.audio_tokens,
         "left_out": [f"{part.name} ({', '.join(part.needs)})" for part in costs.parts if part.needs] + costs.notes,
     }
-
-
-def _expected(amount: Amount, share: float) -> float:
-    """Mean over clips while the routers are undecided, each member running for `share` of them."""
-    return amount.always + share * sum(amount.members)
 
 
 def _model_table(costs: Estimate) -> list[list[str]]:
@@ -106,8 +102,8 @@ def _model_notes(costs: Estimate) -> list[str]:
         number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         notes.append(
             f"{number} of {members} weak encoders run per clip; expected while the routers are undecided: "
-            f"{_count(_expected(total.weights, costs.expected_share))} weights, "
-            f"{_gflops(_expected(total.gflops, costs.expected_share))} GFLOPs"
+            f"{_count(total.weights.expected(costs.expected_share))} weights, "
+            f"{_gflops(total.gflops.expected(costs.expected_share))} GFLOPs"
         )
     if any(part.name == "lora" for part in costs.parts):
         notes.append("lora: its GFLOPs count with the modules it is in")
@@ -195,13 +191,8 @@ def _step_facts(config: RunConfig, train: Index | None) -> dict[str, Any]:
 
 
 def _write(out: TextIO, title: str, rows: Sequence[Sequence[str]]) -> None:
-    """Write a table, its columns as wide as their widest cell; a row's last cell may be longer."""
-    columns = max(map(len, rows))
-    widths = [max((len(row[i]) for row in rows if len(row) == columns), default=0) for i in range(columns)]
     out.write(f"\n{title}\n")
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        out.write(f"  {'  '.join(cells).rstrip()}\n")
+    write_table(out, rows)
 
 
 def _write_lines(out: TextIO, lines: Sequence[str]) -> None:

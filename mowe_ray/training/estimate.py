@@ -50,6 +50,10 @@ class Amount:
         fewest, most = running
         return self.always + sum(ascending[:fewest]), self.always + sum(ascending[len(ascending) - most :])
 
+    def expected(self, share: float) -> float:
+        """Return its mean over clips while the routers are undecided, each member running for `share` of them."""
+        return self.always + share * sum(self.members)
+
     def __add__(self, other: Amount) -> Amount:
         """Add part by part."""
         return Amount(

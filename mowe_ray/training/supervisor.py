@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 # Set for the child: the file it makes when it ends by itself, whatever its exit code.
 _ANSWER = "MOWE_RAY_ANSWER_FILE"
@@ -79,6 +80,18 @@ def _run(command: Sequence[str]) -> tuple[int, bool, bool]:
             for number, handler in before.items():
                 signal.signal(number, handler)
         return code, answer.exists(), stopped
+
+
+def run_child(main: Callable[[TextIO], int]) -> int:
+    """Run `main` as the supervised child; returns its exit code.
+
+    Args:
+        main: Gets the stream for its result. What others print to stdout goes to stderr: Ray's own threads print until
+            the process ends, and the result is to be the last line on stdout.
+    """
+    end_with_parent()
+    out, sys.stdout = sys.stdout, sys.stderr
+    return answer(main(out))
 
 
 def answer(code: int) -> int:

@@ -16,6 +16,7 @@ from mowe_ray.sweeping.report import report
 from tests.made_study import histories, planted_study
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# A browser is no dependency of ours: who only trains has none. .ci/run installs one.
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH to open the report with")
 
 # No name resolves but that of the page's own server: nothing leaves this machine, whoever asks.

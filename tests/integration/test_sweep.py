@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 import ray
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import TrialScheduler
 
 from mowe_ray.config import load_config
 from mowe_ray.data.corpus.builtin import builtin_samples
+from mowe_ray.distributed.tuner import scheduler_of
+from mowe_ray.sweeping.load import load_sweep
 from mowe_ray.sweeping.study import Study
+from mowe_ray.sweeping.trials import Validation, run_folder
 from mowe_ray.sweeping.writing import write_results
 from tests.end_to_end import ROOT
 from tests.faults import RunningSweep, ended
@@ -61,6 +66,29 @@ def test_early_stopping_gives_the_workers_back_at_once(ray_cluster: None, tiny_c
     assert list((tmp_path / "runs/study/trial-0001/checkpoints").glob("step-*/checkpoint.json"))
     again = run_here(sweep)
     assert [trial.attempts for trial in again.trials.values()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_a_study_that_goes_on_compares_with_the_trials_before(kind: str, tiny_corpus: Corpus, tmp_path: Path) -> None:
+    sweep = write_sweep(
+        tmp_path,
+        tiny_corpus,
+        space={"training.learning_rate": {"choice": [0.1, 0.2, 0.3, 0.4]}},
+        scheduler={"kind": kind, "grace_percent": 20, "reduction_factor": 2},
+    )
+    books = Study(load_sweep(sweep), cost=lambda config: None)
+    for number, score in enumerate((0.9, 0.8, 0.7)):
+        books.next_trial()
+        tasks = {"er": {"score": score, "majority": 0.1, "samples": 9}}
+        line = {"kind": "validation", "source": "held_out", "step": 5, "loss": 1.0, "tasks": tasks}
+        run_folder(books.folder, books.trials[number]).append_text("metrics.jsonl", json.dumps(line) + "\n")
+        books.validated(number, Validation(5, 1.0, tasks), percent=50.0, wall_s=1.0, changed={})
+        books.over(number, "finished")
+    for score, decision in ((0.1, TrialScheduler.STOP), (0.95, TrialScheduler.CONTINUE)):
+        scheduler = scheduler_of(books)
+        trial = TuneTrial("new", stub=True, trial_id="trial-0003")
+        scheduler.on_trial_add(None, trial)
+        assert scheduler.on_trial_result(None, trial, {"percent": 50.0, "objective": score}) == decision
 
 
 @pytest.mark.soak

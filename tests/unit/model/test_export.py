@@ -146,6 +146,7 @@ sys.modules["mowe_ray"] = None  # as where it is not installed: importing it fai
 import numpy as np, torch
 from transformers import AutoModel, AutoProcessor
 folder, out = sys.argv[1:]
+# Trusted because this test has just written the code in the folder; that it runs is what is tested.
 model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 wave = np.load(folder + "/wave.npy")

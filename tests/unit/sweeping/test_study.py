@@ -45,7 +45,7 @@ def test_every_point_with_every_seed_then_nothing(tmp_path: Path) -> None:
         (4, 2, 4, 3),
         (5, 2, 5, 3),
     ]
-    assert books.expected_trials() == 6
+    assert books.expected_trials == 6
     assert [t.cost.stored for t in trials if t.cost] == [10, 10, 20, 20, 30, 30]
 
 
