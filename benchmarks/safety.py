@@ -29,9 +29,9 @@ from measuring import Check, conclude, interleave, ratio, wall_seconds
 from step import build, configure, make_batches, one_rank, worker_engine, worker_loop
 
 from mowe_ray.distributed.engine import DeepSpeedEngine
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint_writer import CheckpointWriter
 from mowe_ray.training.loop import StepResult
-from mowe_ray.training.run_folder import RunFolder
 
 _PATIENCE_S = 300.0
 _KILLED_AFTER = 6  # steps of the run, the first of which have a checkpoint

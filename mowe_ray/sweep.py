@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from mowe_ray.config import ConfigError, RunConfig
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.dry_run import dry_run
 from mowe_ray.sweeping.help import render_sweep_help
 from mowe_ray.sweeping.load import load_sweep
@@ -29,7 +30,6 @@ from mowe_ray.sweeping.space import Space
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Cost, load_all
 from mowe_ray.sweeping.writing import write_results
-from mowe_ray.training.run_folder import RunFolder
 from mowe_ray.training.supervisor import run_child, supervise, supervised
 
 # Deaths of the driver without a validation in between after which the supervisor gives up.

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from mowe_ray.config import ConfigError, RunConfig, load_config, render_help
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint_files import committed_steps
-from mowe_ray.training.run_folder import RunFolder
 from mowe_ray.training.supervisor import run_child, supervise, supervised
 
 

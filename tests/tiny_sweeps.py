@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.load import load_sweep
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Trial, load_all
-from mowe_ray.training.run_folder import RunFolder
 from tests.tiny_runs import TINY, Corpus
 
 

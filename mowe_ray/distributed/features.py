@@ -31,6 +31,7 @@ from mowe_ray.data.feature_cache import (
     write_audio,
     write_features,
 )
+from mowe_ray.output.text import duration
 from mowe_ray.training.frozen_encoders import (
     FrozenEncoder,
     describe,
@@ -39,7 +40,6 @@ from mowe_ray.training.frozen_encoders import (
     load_frozen,
     origin_key,
 )
-from mowe_ray.training.progress import duration
 from mowe_ray.training.sources import Sources
 
 _SAY_EVERY_S = 10.0

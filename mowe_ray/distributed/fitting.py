@@ -22,8 +22,8 @@ from mowe_ray.config import RunConfig
 from mowe_ray.data.report import DataReport
 from mowe_ray.distributed.control import Control
 from mowe_ray.distributed.rescue import RESCUE_S, SaveOnSigterm
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint_files import committed_steps
-from mowe_ray.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

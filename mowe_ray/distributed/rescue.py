@@ -17,7 +17,7 @@ from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
 from mowe_ray.distributed.control import Control, when
-from mowe_ray.training.run_folder import RunFolder
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.watchdog import Hang
 
 if TYPE_CHECKING:  # Ray's controller imports this too, and needs no model

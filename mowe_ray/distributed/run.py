@@ -15,6 +15,7 @@ from mowe_ray.distributed.engine import DeepSpeedEngine
 from mowe_ray.distributed.feed import training_batches, validation_batches
 from mowe_ray.distributed.rescue import RESCUE_S, Rescue, Wishes, leave_if_terminated
 from mowe_ray.model import MoweProcessor
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.batch import Batch
 from mowe_ray.training.checkpoint_writer import CheckpointWriter
 from mowe_ray.training.data_order import PlannedStep, TrainingOrder
@@ -23,7 +24,6 @@ from mowe_ray.training.lanes import rows_of_rank
 from mowe_ray.training.loop import StepResult, training_steps
 from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.out_of_memory import MicroBatchOutOfMemory, Records, record, release
-from mowe_ray.training.run_folder import RunFolder
 from mowe_ray.training.sample_log import SampleLog
 from mowe_ray.training.schedule import learning_rate_factor
 from mowe_ray.training.validation import ValidationResult, validate

@@ -16,8 +16,8 @@ from mowe_ray.distributed import cluster
 from mowe_ray.distributed.control import Control, relay, start_control
 from mowe_ray.distributed.fitting import WorkerSetup, fit, in_thread, stop_on_signals
 from mowe_ray.distributed.pipeline import parallel_map
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint_files import committed_steps
-from mowe_ray.training.run_folder import RunFolder
 from mowe_ray.training.sample_log import SAMPLES_FILE, check_samples
 from mowe_ray.training.sources import Sources, index_sources
 

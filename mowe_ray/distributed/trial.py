@@ -21,9 +21,9 @@ from ray.util.placement_group import remove_placement_group
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed.control import start_control
 from mowe_ray.distributed.trainer import train
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.trials import Validation, history, joined, objective
 from mowe_ray.training.checkpoint_files import adopt, committed_steps
-from mowe_ray.training.run_folder import RunFolder
 
 LOG_FILE = "log.txt"
 _POINTER = "pointer.json"

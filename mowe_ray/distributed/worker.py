@@ -20,6 +20,7 @@ from mowe_ray.distributed.engine import DeepSpeedEngine
 from mowe_ray.distributed.fitting import WorkerSetup
 from mowe_ray.distributed.run import Run
 from mowe_ray.model.exporting import export
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.assemble import own_tokenizer, tokenizer_of
 from mowe_ray.training.checkpoint_writer import CheckpointWriter
 from mowe_ray.training.checkpoints import newest_checkpoint
@@ -28,7 +29,6 @@ from mowe_ray.training.errors import RunError
 from mowe_ray.training.frozen_encoders import encoder_key
 from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.out_of_memory import Records
-from mowe_ray.training.run_folder import RunFolder
 from mowe_ray.training.sample_log import SampleLog
 from mowe_ray.training.tracking import Tracker
 from mowe_ray.training.validation import ValidationResult

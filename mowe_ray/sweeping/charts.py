@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from mowe_ray.output.svg import Axis, escape, frame, line, path, plot, spread_out, stretched, tag, text
 from mowe_ray.sweeping.colours import Colouring
 from mowe_ray.sweeping.labels import amount, metric_label, number, plus_minus, point_label
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.statistics import Point, best, cost_of, finite, pareto_front
-from mowe_ray.sweeping.svg import Axis, escape, frame, line, path, plot, spread_out, stretched, tag, text
 from mowe_ray.sweeping.trials import History, Trial, objective
 
 _HEIGHT = 300

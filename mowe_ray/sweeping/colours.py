@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mowe_ray.output.colours import MOST_COLOURS, PLAIN, chips, colour, shade
 from mowe_ray.sweeping.effects import Effect, Factor
 from mowe_ray.sweeping.labels import entry_label
-from mowe_ray.sweeping.svg import escape, tag
-
-MOST_COLOURS = 7
-PLAIN = "var(--muted)"
-
-
-def colour(i: int) -> str:
-    """Return the i-th of the colours that all readers can tell apart; grey after the last."""
-    return f"var(--c{i})" if i < MOST_COLOURS else PLAIN
-
-
-def shade(share: float) -> str:
-    """Return a colour between the pale and the strong end of a scale, for a share of 0 to 1."""
-    return f"color-mix(in oklab, var(--strong) {100 * share:.0f}%, var(--pale))"
 
 
 @dataclass(frozen=True)
@@ -58,12 +45,6 @@ class Colouring:
     def legend(self, narrow: bool = False) -> str:
         """Say which colour is what; with `narrow` only where the page is too narrow for labels at curves."""
         return chips(self.labels.items(), "chips narrow" if narrow and self.by_value else "chips")
-
-
-def chips(labels: Iterable[tuple[str, str]], kind: str = "chips") -> str:
-    """Write a legend of (colour, label)."""
-    marks = [tag("span", tag("i", style=f"background:{c}"), escape(label)) for c, label in labels]
-    return tag("p", *marks, class_=kind) if marks else ""
 
 
 def colouring(effects: Sequence[Effect], better_is_more: bool) -> Colouring:

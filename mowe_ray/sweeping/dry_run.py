@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any, TextIO
 
 from mowe_ray.config import RunConfig
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.dry_run_text import write_plan
 from mowe_ray.sweeping.labels import point_label
 from mowe_ray.sweeping.schema import SweepConfig
@@ -19,7 +20,6 @@ from mowe_ray.sweeping.space import Factor, Space
 from mowe_ray.sweeping.study import Study, refuse_another
 from mowe_ray.sweeping.trials import Cost, Trial, load_all, save
 from mowe_ray.sweeping.work import Work, device
-from mowe_ray.training.run_folder import RunFolder
 
 # Points whose mean cost stands for a search that has not chosen yet.
 _SAMPLED = 16

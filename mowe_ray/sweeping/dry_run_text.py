@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from mowe_ray.output.text import duration, write_table
 from mowe_ray.sweeping.labels import amount
 from mowe_ray.sweeping.work import CLIP_S
-from mowe_ray.training.progress import duration
-from mowe_ray.training.tables import write_table
 
 # Of more trials, the first and the last ones are shown.
 _SHOWN = 40

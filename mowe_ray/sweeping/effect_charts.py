@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mowe_ray.output.svg import Axis, escape, frame, line, path, plot, stretched, tag, text, tick_label
 from mowe_ray.sweeping.effects import Effect, Level, gap
 from mowe_ray.sweeping.labels import entry_label, number, plus_minus, point_label
 from mowe_ray.sweeping.statistics import Point, is_clear
-from mowe_ray.sweeping.svg import Axis, escape, frame, line, path, plot, stretched, tag, text, tick_label
 
 _ROW = 26
 _SCATTER = 190

@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from mowe_ray.output.page import page
+from mowe_ray.output.svg import escape, tag
+from mowe_ray.output.text import duration
 from mowe_ray.sweeping.answer import answer
 from mowe_ray.sweeping.charts import learning_curves, quality_against_cost
 from mowe_ray.sweeping.colours import colouring
 from mowe_ray.sweeping.effect_charts import effect_charts
 from mowe_ray.sweeping.effects import distinct, effects
 from mowe_ray.sweeping.labels import counts, metric_label, number, plus_minus, point_label
-from mowe_ray.sweeping.page import page
 from mowe_ray.sweeping.routing_charts import heat_map, load_bars
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.statistics import Point, best, by_status, points, ranked, sampling_error
-from mowe_ray.sweeping.svg import escape, tag
 from mowe_ray.sweeping.trial_table import trial_table
 from mowe_ray.sweeping.trials import History, Trial
-from mowe_ray.training.progress import duration
 
 _ERRORS = {
     "seeds": "± is one standard error of the mean over seeds: the standard deviation between seeds, pooled over all "

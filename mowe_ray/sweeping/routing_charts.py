@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mowe_ray.sweeping.colours import chips, colour
+from mowe_ray.output.colours import chips, colour
+from mowe_ray.output.svg import escape, tag, text
 from mowe_ray.sweeping.labels import point_label
 from mowe_ray.sweeping.schema import POOL_KEY
-from mowe_ray.sweeping.svg import escape, tag, text
 from mowe_ray.sweeping.trials import Trial
 
 _BAR = 18

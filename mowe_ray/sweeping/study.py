@@ -13,11 +13,11 @@ from functools import cached_property
 from typing import Any, Literal
 
 from mowe_ray.config import RunConfig
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search import key, make_search
 from mowe_ray.sweeping.space import Point, Space
 from mowe_ray.sweeping.trials import Cost, Trial, Validation, load_all, run_folder, save, with_validation
-from mowe_ray.training.run_folder import RunFolder
 
 SWEEP_FILE = "sweep.json"
 # What may differ when a study goes on: it may grow, and share the cluster in another way.

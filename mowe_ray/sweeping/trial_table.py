@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mowe_ray.output.svg import escape, tag
+from mowe_ray.output.text import duration
 from mowe_ray.sweeping.labels import amount, entry_label, entry_name, metric_label, number
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.statistics import Point, finite
-from mowe_ray.sweeping.svg import escape, tag
 from mowe_ray.sweeping.trials import Trial
-from mowe_ray.training.progress import duration
 
 
 def trial_table(config: SweepConfig, trials: Sequence[Trial], winner: Point | None) -> str:

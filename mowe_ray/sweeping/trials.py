@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from mowe_ray.training.run_folder import RunFolder
+from mowe_ray.output.run_folder import RunFolder
 
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 TRIAL_FILE = "trial.json"

@@ -26,7 +26,7 @@ from mowe_ray.model.building import (
     parameter_parts,
 )
 from mowe_ray.model.tokenizing import tokenizer_from_json, train_tokenizer
-from mowe_ray.training.run_folder import RunFolder
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.schedule import parameter_groups
 from mowe_ray.training.sources import sample_rows
 

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mowe_ray.training.run_folder import RunFolder
+from mowe_ray.output.run_folder import RunFolder
 
 FORMAT = 1
 CHECKPOINTS = "checkpoints"

@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint_files import (
     FORMAT,
     commit_file,
@@ -25,7 +26,6 @@ from mowe_ray.training.checkpoint_files import (
     store_json,
 )
 from mowe_ray.training.checkpoints import Fragment
-from mowe_ray.training.run_folder import RunFolder
 
 _POLL_S = 0.1
 

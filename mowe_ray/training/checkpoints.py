@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint_files import (
     FORMAT,
     commit_file,
@@ -27,7 +28,6 @@ from mowe_ray.training.checkpoint_files import (
     saved_steps,
     step_folder,
 )
-from mowe_ray.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from mowe_ray.evaluation.routing_sums import RoutingSums
 from mowe_ray.model import PreparedAudio, RoutingTotals
 from mowe_ray.training.batch import Batch
 from mowe_ray.training.out_of_memory import naming
-from mowe_ray.training.routing_sums import RoutingSums
 
 
 class Engine(Protocol):

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 
 from mowe_ray.data.report import DataReport
 from mowe_ray.data.sample import BadSample
+from mowe_ray.evaluation.router_report import draw, router_report
+from mowe_ray.evaluation.routing_sums import RoutingSums
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.errors import RunError
 from mowe_ray.training.loop import StepResult
 from mowe_ray.training.progress import Progress, progress_line
 from mowe_ray.training.ranks import Ranks
-from mowe_ray.training.router_report import draw, router_report
-from mowe_ray.training.routing_sums import RoutingSums
-from mowe_ray.training.run_folder import RunFolder
 from mowe_ray.training.spikes import SpikeDetector
 from mowe_ray.training.tracking import Tracker
 from mowe_ray.training.validation import ValidationResult

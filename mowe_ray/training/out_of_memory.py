@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.batch import Batch
-from mowe_ray.training.run_folder import RunFolder
 
 Rows = npt.NDArray[np.int64]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # at run time it would bring torch to whoever only wants `duration`
-    from mowe_ray.training.loop import StepResult
+from mowe_ray.output.text import duration
+from mowe_ray.training.loop import StepResult
 
 
 class Progress:
@@ -58,13 +57,3 @@ def progress_line(step: int, max_steps: int | None, share: float, averages: dict
         f"routing {a['routing_loss']:.3f})  {a['audio_s_per_s']:.0f} audio-s/s  "
         f"data wait {a['data_wait_share']:.0%}  padding {a['padding_share']:.0%}  {duration(a['left_s'])} left"
     )
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as `42s`, `3m05s` or `2h10m`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mowe_ray.data.index import Index
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.ranks import Ranks
-from mowe_ray.training.run_folder import RunFolder
 
 if TYPE_CHECKING:  # drivers only check the log, and need no torch for it
     from mowe_ray.training.batch import Batch

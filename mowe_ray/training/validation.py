@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import torch
 
 from mowe_ray.data.batch import MicroBatch
+from mowe_ray.evaluation.routing_sums import RoutingSums
+from mowe_ray.evaluation.scoring import majority_score, score
 from mowe_ray.model import MoweForConditionalGeneration, MoweOutput, MoweProcessor
 from mowe_ray.training.batch import Batch, collate
-from mowe_ray.training.routing_sums import RoutingSums
-from mowe_ray.training.scoring import majority_score, score
 
 # Room for an answer to be wrong by being longer than the longest reference of its batch.
 _EXTRA_TOKENS = 8

@@ -12,10 +12,10 @@ from transformers import AutoModel
 
 from mowe_ray.distributed.deep_speed import deepspeed
 from mowe_ray.model.exporting import export
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.batch import collate
 from mowe_ray.training.checkpoint_writer import CheckpointWriter
 from mowe_ray.training.checkpoints import newest_checkpoint
-from mowe_ray.training.run_folder import RunFolder
 from tests.ranks import (
     Row,
     curve,

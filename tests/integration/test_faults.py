@@ -15,7 +15,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from mowe_ray.distributed.trainer import train
-from mowe_ray.training.run_folder import RunFolder
+from mowe_ray.output.run_folder import RunFolder
 from tests.end_to_end import tone_samples
 from tests.faults import RunningCommand, ended
 from tests.tiny_runs import Corpus, assert_same_run, records, tiny_config

@@ -7,14 +7,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from mowe_ray.output.page import SCRIPT
+from mowe_ray.output.svg import Axis, spread_out
 from mowe_ray.sweeping.charts import quality_against_cost
 from mowe_ray.sweeping.colours import Colouring
-from mowe_ray.sweeping.page import SCRIPT
 from mowe_ray.sweeping.report import report
 from mowe_ray.sweeping.routing_charts import heat_map, mean_load
 from mowe_ray.sweeping.schema import POOL_KEY, SweepConfig
 from mowe_ray.sweeping.statistics import points
-from mowe_ray.sweeping.svg import Axis, spread_out
 from mowe_ray.sweeping.trials import History, Trial, Validation
 from tests.made_study import failed, grid, histories, history, planted, planted_study, stopped, subsets, sweep, trials
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.progress import best_trial, summary, table, time_left
 from mowe_ray.sweeping.schema import ObjectiveSection, SweepConfig
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Cost, Trial, history, joined, load_all, objective, save
 from mowe_ray.sweeping.writing import write_results
-from mowe_ray.training.run_folder import RunFolder
 
 TASKS = {"asr": {"score": 0.2, "majority": 0.1, "samples": 5}, "er": {"score": 0.6, "majority": 0.3, "samples": 5}}
 

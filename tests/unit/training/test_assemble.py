@@ -9,9 +9,9 @@ from mowe_ray.config.model_section import ModelSection
 from mowe_ray.config.training_section import MoweLossSection, TrainingSection
 from mowe_ray.data.index import SourceSpec, build_index
 from mowe_ray.model.exporting import export
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.assemble import assemble, model_dtype, optimizer_groups, own_tokenizer, tokenizer_of
 from mowe_ray.training.estimate import estimate
-from mowe_ray.training.run_folder import RunFolder
 from tests.tiny_models import save_language_model, tiny_hubert_config, tiny_language_model_config, tiny_whisper_config
 from tests.unit.training.test_sources import write
 

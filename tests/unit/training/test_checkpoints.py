@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint_files import adopt, commit_file, committed_steps, load_json, saved_steps, store_json
 from mowe_ray.training.checkpoint_writer import CheckpointWriter
 from mowe_ray.training.checkpoints import Checkpoint, Fragment, newest_checkpoint
-from mowe_ray.training.run_folder import RunFolder
 
 Gather = Callable[[Any], list[Any]]
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)

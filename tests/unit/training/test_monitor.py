@@ -6,10 +6,10 @@ from typing import Any
 
 from mowe_ray.data.report import DataReport
 from mowe_ray.data.sample import BadSample
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.batch import Batch
 from mowe_ray.training.errors import RunError
 from mowe_ray.training.monitor import Monitor
-from mowe_ray.training.run_folder import RunFolder
 from mowe_ray.training.tracking import Tracker
 from mowe_ray.training.validation import Answer, ValidationResult
 from tests.unit.training.test_progress import result

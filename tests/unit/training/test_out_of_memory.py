@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mowe_ray.data.report import DataReport
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.batch import Batch
 from mowe_ray.training.lanes import rows_of_rank
 from mowe_ray.training.out_of_memory import (
@@ -16,7 +17,6 @@ from mowe_ray.training.out_of_memory import (
     naming,
     record,
 )
-from mowe_ray.training.run_folder import RunFolder
 
 
 def batch(rows) -> Batch:

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from mowe_ray.training.loop import StepResult
-from mowe_ray.training.progress import Progress, duration, progress_line
+from mowe_ray.training.progress import Progress, progress_line
 
 
 def result(step: int, **changes) -> StepResult:
@@ -60,13 +60,6 @@ def test_text_only_steps_have_no_padding():
     progress = Progress(start_share=0.0)
     progress.add(result(1, audio_s=0.0, padded_s=0.0))
     assert progress.take(0.5)["padding_share"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "0s"), (59.4, "59s"), (59.6, "1m00s"), (185, "3m05s"), (7810, "2h10m")]
-)
-def test_durations_are_told_in_two_units_at_most(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_skipped_steps_leave_the_averages_alone():

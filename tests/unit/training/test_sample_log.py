@@ -4,8 +4,8 @@ from collections.abc import Callable
 import pytest
 
 from mowe_ray.data.sample import BadSample
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.batch import Batch
-from mowe_ray.training.run_folder import RunFolder
 from mowe_ray.training.sample_log import SampleLog, check_samples
 from tests.made_index import made_index
 from tests.unit.training.test_monitor import Board, ThreadRank, on_two_ranks

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mowe_ray.training.run_folder import RunFolder
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.tracking import Tracker, flatten
 
 

@@ -13,7 +13,7 @@ matplotlib.use("Agg")  # workers have no screen
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from mowe_ray.training.routing_sums import RoutingSums
+from mowe_ray.evaluation.routing_sums import RoutingSums
 
 
 def router_report(

@@ -1,4 +1,4 @@
-"""Tables of text, for the terminal."""
+"""Text for the terminal: tables and durations."""
 
 from __future__ import annotations
 
@@ -13,3 +13,13 @@ def write_table(out: TextIO, rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         out.write(f"  {'  '.join(cells).rstrip()}\n")
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as `42s`, `3m05s` or `2h10m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

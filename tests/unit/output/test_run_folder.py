@@ -2,7 +2,7 @@ from uuid import uuid4
 
 import pytest
 
-from mowe_ray.training.run_folder import RunFolder
+from mowe_ray.output.run_folder import RunFolder
 
 
 @pytest.fixture(params=["local", "memory"])

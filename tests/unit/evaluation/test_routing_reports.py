@@ -8,9 +8,9 @@ import pytest
 import torch
 from matplotlib import image
 
+from mowe_ray.evaluation.router_report import draw, router_report
+from mowe_ray.evaluation.routing_sums import RoutingSums
 from mowe_ray.model import Routing, RoutingRecord
-from mowe_ray.training.router_report import draw, router_report
-from mowe_ray.training.routing_sums import RoutingSums
 
 MEMBERS = ["a", "b", "c"]
 

@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from mowe_ray.training.scoring import exact_match, majority_score, normalise, score, word_accuracy, word_f1
+from mowe_ray.evaluation.scoring import exact_match, majority_score, normalise, score, word_accuracy, word_f1
 
 WORDS = ["zero", "one", "two", "three"]
 

@@ -1,0 +1,1 @@
+"""From a model's answers to scores and reports; no ray."""

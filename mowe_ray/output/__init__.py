@@ -1,0 +1,1 @@
+"""What people and later runs read: run folders, tables, pages and charts; imports nothing of ours."""
