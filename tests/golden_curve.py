@@ -54,6 +54,7 @@ def _tones(lane: int) -> MicroBatch:
         ids=["low", "high"],
         instructions=["What is it?"] * 2,
         answers=["low", "high"],
+        references=[["low"], ["high"]],
         tasks=["aqa"] * 2,
         sources=["made"] * 2,
         bad=[],

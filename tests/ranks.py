@@ -58,6 +58,7 @@ def micro_batch(rows: Sequence[Row], *, seed: int = 0) -> MicroBatch:
         ids=[f"{seed}-{i}" for i in range(len(rows))],
         instructions=[f"Describe {'the sound' if kind is not None else 'nothing'} {i}." for i, kind in enumerate(rows)],
         answers=[f"{name}, number {seed % 7}" for name in names],
+        references=[[f"{name}, number {seed % 7}"] for name in names],
         tasks=["text" if kind is None else "sound" for kind in rows],
         sources=["test"] * len(rows),
         bad=[],
@@ -75,7 +76,7 @@ def merged(micro_batches: Sequence[MicroBatch]) -> MicroBatch:
     """Put the rows of several micro-batches into one."""
     lists = {
         field: [item for batch in micro_batches for item in getattr(batch, field)]
-        for field in ("lengths", "scales", "ids", "instructions", "answers", "tasks", "sources", "bad")
+        for field in ("lengths", "scales", "ids", "instructions", "answers", "references", "tasks", "sources", "bad")
     }
     return MicroBatch(audio=np.concatenate([batch.audio for batch in micro_batches]), **lists)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
 
@@ -41,13 +41,15 @@ class ValidationSource(Section):
     """Name in metrics, unique among validation sources."""
     task: str | None = None
     """Task of samples that name none."""
+    metrics: list[str] | None = None
+    """Names of its metrics, the main one first; null takes those of each sample's task."""
+    labels: list[str] | None = None
+    """The answers that exist, for metrics that need a closed list; null takes those of its samples."""
 
 
-class DataSection(Section):
-    """What is trained on, and in which portions."""
+class EvaluatedData(Section):
+    """Samples that are answered and scored, and in which portions."""
 
-    train: list[Source] = []
-    """Sources that are mixed for training."""
     validation: list[ValidationSource] = []
     """Sources that are scored, each under its own name."""
     min_duration_s: PositiveFloat = 0.1
@@ -58,23 +60,36 @@ class DataSection(Section):
     """Audio per micro-batch and worker, padding included, in seconds."""
     max_batch_size: PositiveInt = 32
     """Most samples in a micro-batch, however short they are."""
-    shuffle_buffer: PositiveInt = 10_000
-    """Samples mixed at a time: larger mixes tasks better, smaller reads shards in order."""
     max_bad_fraction: Probability = 0.05
     """The run stops when a larger share of the samples is unusable."""
     decode_cpus: PositiveInt = 1
     """CPUs that read and decode audio, per worker."""
-    feature_cache: str | None = None
-    """Folder that all nodes see, where decoded audio and the features of frozen encoders are kept for the next run."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> DataSection:
+    def _fits_together(self) -> Self:
         repeated = repeated_names([source.name for source in self.validation])
         refuse(
             f"data.validation: names must be unique, repeated: {', '.join(repeated)}" if repeated else None,
             f"data.min_duration_s: {self.min_duration_s:g} must be below data.max_duration_s ({self.max_duration_s:g})"
             if self.min_duration_s >= self.max_duration_s
             else None,
+        )
+        return self
+
+
+class DataSection(EvaluatedData):
+    """What is trained on, and in which portions."""
+
+    train: list[Source] = []
+    """Sources that are mixed for training."""
+    shuffle_buffer: PositiveInt = 10_000
+    """Samples mixed at a time: larger mixes tasks better, smaller reads shards in order."""
+    feature_cache: str | None = None
+    """Folder that all nodes see, where decoded audio and the features of frozen encoders are kept for the next run."""
+
+    @model_validator(mode="after")
+    def _trains(self) -> Self:
+        refuse(
             f"data.batch_seconds: {self.batch_seconds:g} cannot hold one clip of "
             f"data.max_duration_s ({self.max_duration_s:g})"
             if self.batch_seconds < self.max_duration_s

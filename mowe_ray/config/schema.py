@@ -18,17 +18,32 @@ from mowe_ray.config.model_section import ModelSection
 from mowe_ray.config.training_section import TrainingSection
 
 
-class ComputeSection(Section):
+class WorkersSection(Section):
     """Where it runs."""
 
     num_workers: WorkerCount = 1
-    """Training processes, one per GPU if GPUs are used; [least, most] shrinks and grows with the cluster."""
+    """Processes that hold the model, one per GPU if GPUs are used; [least, most] shrinks and grows with the cluster."""
     cpus_per_worker: PositiveInt = 1
-    """CPUs reserved for each training process."""
+    """CPUs reserved for each of them."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
-    """GPUs of each training process: 0 trains on the CPU."""
+    """GPUs of each of them: 0 runs on the CPU."""
     accelerator_type: str | None = None
     """Ray's name of the GPU type to run on, such as H100; null takes any."""
+
+    @property
+    def min_workers(self) -> int:
+        """Workers without which nothing starts."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """Workers of the whole group; in training the global batch is theirs, however many are alive."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+
+class ComputeSection(WorkersSection):
+    """Where it runs."""
+
     resize_interval_s: PositiveFloat = 60.0
     """Time between two looks at the cluster for growing an elastic group, in seconds; a resize is a restart."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
@@ -52,16 +67,6 @@ class ComputeSection(Section):
             else None,
         )
         return self
-
-    @property
-    def min_workers(self) -> int:
-        """Workers without which training does not start."""
-        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
-
-    @property
-    def max_workers(self) -> int:
-        """Workers of the whole group; the global batch is theirs, however many are alive."""
-        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     @property
     def elastic(self) -> bool:

@@ -43,6 +43,7 @@ class MicroBatch:
         lengths: R numbers of samples, summing to S; 0 for a text-only row.
         scales: R factors from int16 to float in -1..1.
         ids: R strings, like `instructions`, `answers`, `tasks` and `sources`.
+        references: R lists of the answers that count as right.
         bad: samples of the plan that could not be read or decoded; they are in no other field.
         features: of the encoders that need not run.
     """
@@ -53,6 +54,7 @@ class MicroBatch:
     ids: list[str]
     instructions: list[str]
     answers: list[str]
+    references: list[list[str]]
     tasks: list[str]
     sources: list[str]
     bad: list[BadSample]
@@ -107,7 +109,7 @@ def load_micro_batch(rows: pa.Table, min_s: float, max_s: float) -> MicroBatch:
         min_s: shorter clips are bad.
         max_s: longer clips are bad.
     """
-    batch = MicroBatch(_room(rows), [], [], [], [], [], [], [], [])
+    batch = MicroBatch(_room(rows), [], [], [], [], [], [], [], [], [])
     audio, end = batch.audio, 0
     for sample in read_samples(rows):
         if isinstance(sample, BadSample):
@@ -132,6 +134,7 @@ def load_micro_batch(rows: pa.Table, min_s: float, max_s: float) -> MicroBatch:
         batch.answers.append(sample.answer)
         batch.tasks.append(sample.task)
         batch.sources.append(sample.source)
+        batch.references.append(list(sample.references) or [sample.answer])
     return replace(batch, audio=audio[:end])
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from mowe_ray.data.index import Index
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS
 
-_VERSION = 1  # raise it when the same samples would be decoded to something else
+_VERSION = 2  # raise it when the same samples would be decoded to something else
 _CHUNK_ROWS = 64  # samples that are decoded, and lie in memory, together
 _PLACE = ("audio_at", "audio_size", "meta_at", "meta_size")
 _AUDIO_SCHEMA = pa.schema(
@@ -34,6 +35,7 @@ _AUDIO_SCHEMA = pa.schema(
         ("scale", pa.float64()),
         ("instruction", pa.string()),
         ("answer", pa.string()),
+        ("references", pa.list_(pa.string())),
         ("cause", pa.string()),
         ("detail", pa.string()),
     ]
@@ -92,7 +94,7 @@ class FeatureCache:
         """Return what `load_micro_batch` makes of rows of `Index.table`, and the features of its clips."""
         shards, numbers = rows["shard"].to_pylist(), rows["row"].to_pylist()
         names = zip(*(rows[name].to_pylist() for name in ("id", "task", "source")), strict=True)
-        batch = MicroBatch(np.zeros(0, np.int16), [], [], [], [], [], [], [], [])
+        batch = MicroBatch(np.zeros(0, np.int16), [], [], [], [], [], [], [], [], [])
         clips: list[npt.NDArray[np.int16]] = []
         heard: list[tuple[str, int]] = []
         for shard, number, (sample_id, task, source) in zip(shards, numbers, names, strict=True):
@@ -110,6 +112,7 @@ class FeatureCache:
             instruction = audio.table["instruction"][number].as_py() or DEFAULT_INSTRUCTIONS.get(task, "")
             batch.instructions.append(instruction)
             batch.answers.append(audio.table["answer"][number].as_py())
+            batch.references.append(audio.table["references"][number].as_py())
             batch.tasks.append(task)
             batch.sources.append(source)
         features = [self._features(encoder, heard) for encoder in self.encoders]
@@ -162,7 +165,7 @@ def _audio_table(batch: MicroBatch, ids: list[str]) -> pa.Table:
     offsets = np.concatenate([[0], 2 * np.cumsum(lengths)]).astype(np.int64)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(batch.audio))]
 
-    def column(values: list[float] | list[str]) -> list[float | str | None]:
+    def column(values: list[Any]) -> list[Any]:
         return [values[good[name]] if name in good else None for name in ids]
 
     return pa.table(
@@ -172,6 +175,7 @@ def _audio_table(batch: MicroBatch, ids: list[str]) -> pa.Table:
             "scale": column(batch.scales),
             "instruction": column(batch.instructions),
             "answer": column(batch.answers),
+            "references": column(batch.references),
             "cause": [bad[name].cause if name in bad else None for name in ids],
             "detail": [bad[name].detail if name in bad else None for name in ids],
         },

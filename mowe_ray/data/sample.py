@@ -49,6 +49,7 @@ class Sample:
         suffix: file suffix without the dot, for writers; decoding trusts the bytes only.
         duration_s: declared length; when set, the decoded length must agree with it.
         offset_s: start of the clip within `audio`; None means that `audio` is the clip.
+        references: all answers that count as right, where there are several; the first is `answer`.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Sample:
     suffix: str = ""
     duration_s: float | None = None
     offset_s: float | None = None
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ _PARQUET_SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("task", pa.string()),
         ("duration", pa.float64()),
+        ("references", pa.list_(pa.string())),
     ]
 )
 
@@ -115,6 +116,8 @@ def _fields(sample: Sample) -> dict[str, Any]:
         "answer": sample.answer,
         "task": sample.task,
     }
+    if sample.references:
+        fields["references"] = list(sample.references)
     if sample.audio is not None:
         with suppress(BadAudio):
             fields["duration"] = round(sample.duration_s or header_duration_s(sample.audio), 4)
@@ -128,7 +131,7 @@ def _parquet_row(sample: Sample, number: int) -> dict[str, Any]:
     audio = None
     if sample.audio is not None:
         audio = {"bytes": sample.audio, "path": f"{number:09d}.{_suffix(sample)}"}
-    return {**fields, "audio": audio, "duration": fields.get("duration")}
+    return {"references": None, **fields, "audio": audio, "duration": fields.get("duration")}
 
 
 def _suffix(sample: Sample) -> str:

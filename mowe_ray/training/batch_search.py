@@ -57,13 +57,15 @@ def synthetic_batch(clips: int, seconds: float) -> MicroBatch:
     """Return noise of the given length with texts as long as speech of that length can have."""
     samples = round(seconds * SAMPLE_RATE)
     random = np.random.default_rng(clips)
+    answer = _text(max(_LEAST_WORDS, round(_WORDS_PER_S * seconds)))
     return MicroBatch(
         audio=random.integers(-8000, 8000, clips * samples, dtype=np.int16),
         lengths=[samples] * clips,
         scales=[2.0**-15] * clips,
         ids=[f"clip {n}" for n in range(clips)],
         instructions=[_text(_INSTRUCTION_WORDS)] * clips,
-        answers=[_text(max(_LEAST_WORDS, round(_WORDS_PER_S * seconds)))] * clips,
+        answers=[answer] * clips,
+        references=[[answer]] * clips,
         tasks=["asr"] * clips,
         sources=["synthetic"] * clips,
         bad=[],

@@ -16,10 +16,11 @@ AUDIO_KEYS = ("audio", "audio_filepath", "audio_path", "context")
 ID_KEYS = ("id", "utt_id", "uid")
 INSTRUCTION_KEYS = ("instruction", "question", "prompt")
 ANSWER_KEYS = ("answer", "text", "sentence", "transcription", "transcript", "caption")
+REFERENCES_KEYS = ("references",)
 TASK_KEYS = ("task",)
 DURATION_KEYS = ("duration", "duration_s")
 OFFSET_KEYS = ("offset",)
-TEXT_KEYS = (*ID_KEYS, *INSTRUCTION_KEYS, *ANSWER_KEYS, *TASK_KEYS, *DURATION_KEYS, *OFFSET_KEYS)
+TEXT_KEYS = (*ID_KEYS, *INSTRUCTION_KEYS, *ANSWER_KEYS, *REFERENCES_KEYS, *TASK_KEYS, *DURATION_KEYS, *OFFSET_KEYS)
 
 # Asked when a corpus has no instructions, as speech recognition manifests do not.
 DEFAULT_INSTRUCTIONS = {
@@ -41,19 +42,32 @@ class Record:
     task: str | None
     duration_s: float | None
     offset_s: float | None
+    references: tuple[str, ...] = ()
 
 
 def parse_record(fields: Mapping[str, Any]) -> Record:
     """Pick the understood fields out of a JSON object or table row."""
+    references = _references(fields)
     return Record(
         id=_text(fields, ID_KEYS) or None,
         audio=_audio(fields),
         instruction=_text(fields, INSTRUCTION_KEYS),
-        answer=_text(fields, ANSWER_KEYS),
+        answer=_text(fields, ANSWER_KEYS) or (references[0] if references else ""),
         task=_text(fields, TASK_KEYS) or None,
         duration_s=_seconds(fields, DURATION_KEYS) or None,
         offset_s=_seconds(fields, OFFSET_KEYS),
+        references=references,
     )
+
+
+def _references(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return all right answers where there are several: a list under `references`, or instead of the answer."""
+    for key in (*REFERENCES_KEYS, *ANSWER_KEYS):
+        value = fields.get(key)
+        if isinstance(value, list):
+            texts = [str(text).strip() for text in value if isinstance(text, str | int | float)]
+            return tuple(dict.fromkeys(text for text in texts if text))
+    return ()
 
 
 def _text(fields: Mapping[str, Any], keys: tuple[str, ...]) -> str:
@@ -178,6 +192,7 @@ def make_sample(place: Place, record: Record, audio: bytes | None) -> Sample:
         suffix=(suffix_of(audio) or "") if audio else "",
         duration_s=record.duration_s,
         offset_s=record.offset_s,
+        references=record.references,
     )
 
 

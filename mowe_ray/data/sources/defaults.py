@@ -68,6 +68,7 @@ class Defaults:
             suffix=suffix,
             duration_s=record.duration_s,
             offset_s=record.offset_s,
+            references=record.references,
         )
 
     def file(self, path: Path, id: str, answer: str) -> Sample | BadSample:

@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mowe_ray.data.batch import load_micro_batch
 from mowe_ray.data.index import SourceSpec, build_index
 from mowe_ray.data.sample import BadSample, Sample
 from mowe_ray.data.shards import list_shards, read_samples, scan_shard
+from mowe_ray.data.shards.record import parse_record
 from mowe_ray.data.write import write_parquet, write_webdataset
 
 
@@ -269,3 +271,20 @@ def test_remote_shards_read_like_local_ones(make_samples, load, write):
         assert [(s.id, s.audio) for s in good] == [(s.id, s.audio) for s in samples]
     finally:
         fsspec.filesystem("memory").rm(out.removeprefix("memory:/"), recursive=True)
+
+
+@pytest.mark.parametrize("write", [write_webdataset, write_parquet])
+def test_several_right_answers_come_back_and_the_first_is_the_one_to_learn(tmp_path, write):
+    one = Sample("a", None, "What is it?", "a dog", "aqa", "made", references=("a dog", "dog"))
+    other = Sample("b", None, "And this?", "rain", "aqa", "made")
+    [shard] = write([one, other], str(tmp_path)).shards
+    index = build_index([SourceSpec("made", shard)], tmp_path / "cache", min_s=0.1, max_s=30)
+    batch = load_micro_batch(index.table, 0.1, 30)
+    assert batch.answers == ["a dog", "rain"]
+    assert batch.references == [["a dog", "dog"], ["rain"]]
+
+
+def test_a_list_of_answers_is_a_list_of_references():
+    record = parse_record({"answer": ["yes", "yeah", "yes"], "audio": "a.wav"})
+    assert (record.answer, record.references) == ("yes", ("yes", "yeah"))
+    assert parse_record({"references": [" red ", ""], "audio": "a.wav"}).answer == "red"

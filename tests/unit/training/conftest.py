@@ -74,6 +74,7 @@ def make_micro_batch() -> Callable[..., MicroBatch]:
             ids=[f"s{n}" for n in numbers],
             instructions=[f"What is {n}?" for n in numbers],
             answers=[f"sound {n}, high" for n in numbers],
+            references=[[f"sound {n}, high"] for n in numbers],
             tasks=[tasks] * len(seconds),
             sources=["made"] * len(seconds),
             bad=list(bad),

@@ -1,0 +1,72 @@
+"""Every key of an evaluation: `EvaluationConfig` and its sections."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from mowe_ray.config.data_section import EvaluatedData
+from mowe_ray.config.fields import Section, refuse
+from mowe_ray.config.schema import WorkersSection
+
+
+class EvaluationData(EvaluatedData):
+    """What is answered, and in which portions."""
+
+    max_duration_s: PositiveFloat = 3600.0
+    """Longer clips are skipped and counted, in seconds."""
+
+
+class GenerationSection(Section):
+    """How answers are generated."""
+
+    max_new_tokens: PositiveInt = 200
+    """Longest answer, in tokens."""
+    num_beams: PositiveInt = 1
+    """Beams of the search; 1 is greedy."""
+    max_audio_s: PositiveFloat = 30.0
+    """Longer clips of chunked tasks are answered in pieces of this length and joined, others are cut, in seconds."""
+    chunked_tasks: list[str] = ["asr"]
+    """Tasks whose long clips are answered in pieces."""
+    instruction: Literal["sample", "task"] = "sample"
+    """Ask what each sample asks, or draw one of the task's usual phrasings, by the seed."""
+
+
+class JudgeSection(Section):
+    """A language model that scores answers, behind any OpenAI-compatible endpoint."""
+
+    base_url: str | None = None
+    """Address of the endpoint, such as http://localhost:8000/v1; null asks nobody."""
+    model: str | None = None
+    """Name of the model there."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; keys themselves never stand in a configuration."""
+    concurrency: PositiveInt = 8
+    """Questions on their way at a time."""
+    timeout_s: PositiveFloat = 60.0
+    """How long a reply may take, in seconds."""
+    max_retries: NonNegativeInt = 5
+    """Tries after the first, with growing pauses, when the endpoint fails."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> JudgeSection:
+        refuse("judge.model: is needed with judge.base_url" if self.base_url and not self.model else None)
+        return self
+
+
+class EvaluationConfig(Section):
+    """Everything that decides what an evaluation does."""
+
+    seed: NonNegativeInt = 0
+    """Seed of drawn instructions and of the bootstrap."""
+    out: str | None = None
+    """Folder or URL for all results; null writes each model's into MODEL/evaluation, the report into the first's."""
+    baseline: str | None = None
+    """Name of the model that the others are compared with; null takes the one without a pool, else the first."""
+    ablation_samples: NonNegativeInt = 300
+    """Samples of each dataset that are answered again without each pool member in turn; 0 leaves that out."""
+    data: EvaluationData = EvaluationData()
+    generation: GenerationSection = GenerationSection()
+    judge: JudgeSection = JudgeSection()
+    compute: WorkersSection = WorkersSection()

@@ -1,0 +1,47 @@
+"""What a metric is: numbers of each answer whose sum over a set gives the value of the set.
+
+Any subset, and any resample of a bootstrap, is then one sum away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mowe_ray.evaluation.answers import Answer
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of a set of answers.
+
+    N answers, S numbers of each.
+
+    Attributes:
+        name: As in `data.validation.N.metrics` and scores.json.
+        title: As in tables, with its unit.
+        better: Which way is good.
+        statistics: Takes N answers, returns (N, S).
+        value: Takes sums (..., S) of rows of the statistics, returns (...): percent, or points of 100.
+    """
+
+    name: str
+    title: str
+    better: Literal["lower", "higher"]
+    statistics: Callable[[Sequence[Answer]], Array]
+    value: Callable[[Array], Array]
+
+    def of(self, answers: Sequence[Answer]) -> float:
+        """Return the value of a set of answers."""
+        return float(self.value(self.statistics(answers).sum(0)))
+
+
+def mean_percent(sums: Array) -> Array:
+    """Return 100 * sum / number: the `value` of metrics whose statistics are (score of 0..1, 1)."""
+    return 100 * sums[..., 0] / sums[..., 1]

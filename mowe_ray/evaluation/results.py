@@ -1,0 +1,118 @@
+"""What an evaluation found: the content of scores.json, and all that its report shows.
+
+Legend: M pool members. Scores are in percent, or points of 100.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its 95 % bootstrap interval over samples."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """The scores of one task of a dataset; the task's first metric is its main one.
+
+    Attributes:
+        titles: Of the metrics in tables, with their unit, by name.
+        better: `lower` or `higher`, by name.
+        majority: What always giving the most frequent answer would score.
+        unavailable: Why a metric that was asked for could not be computed.
+    """
+
+    dataset: str
+    task: str
+    samples: int
+    scores: dict[str, Interval]
+    titles: dict[str, str]
+    better: dict[str, str]
+    majority: dict[str, float] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def main(self) -> str:
+        """Name of the main metric."""
+        return next(iter(self.scores))
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What one pool member is worth for a task: the main metric when the routers cannot choose it.
+
+    Attributes:
+        change: Of the metric, without the member less with it, on the same samples.
+        samples: How many those are.
+    """
+
+    member: str
+    dataset: str
+    task: str
+    metric: str
+    score: float
+    change: Interval
+    samples: int
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """One model, what it costs, and how it did.
+
+    Attributes:
+        name: Unique in the evaluation.
+        folder: Path or URL of the export.
+        members: Names of the M pool members.
+        stored, active: Weights, all and those that run for a clip on average.
+        gflops: Work per clip of 30 s; None where it cannot be counted.
+        real_time_factor: Seconds one worker needs for a second of audio.
+        scores: By dataset and task.
+        bad: Samples that could not be used, by dataset and cause.
+        router_report: What `router_report` returns; None without routers.
+    """
+
+    name: str
+    folder: str
+    members: list[str]
+    stored: float
+    active: float
+    gflops: float | None
+    real_time_factor: float | None
+    scores: list[TaskScores]
+    bad: dict[str, dict[str, int]] = field(default_factory=dict)
+    ablation: list[Ablation] = field(default_factory=list)
+    router_report: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a model differs from the baseline on the samples both answered, by paired bootstrap."""
+
+    model: str
+    dataset: str
+    task: str
+    metric: str
+    difference: Interval
+    samples: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All models, side by side.
+
+    Attributes:
+        baseline: Name of the model that the others are compared with.
+        device: What it ran on, in words.
+    """
+
+    models: list[EvaluatedModel]
+    baseline: str
+    differences: list[Difference]
+    device: str
