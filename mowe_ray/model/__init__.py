@@ -7,9 +7,10 @@ from .modeling_mowe import MoweForConditionalGeneration, MoweOutput
 from .processing_mowe import MoweProcessor
 from .routing import Routing, RoutingRecord
 from .routing_loss import RoutingTotals
-from .tower import PreparedAudio
+from .tower import AudioTokens, PreparedAudio
 
 __all__ = [
+    "AudioTokens",
     "MoweConfig",
     "MoweForConditionalGeneration",
     "MoweOutput",

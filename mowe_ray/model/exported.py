@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -49,6 +51,39 @@ def load_exported(
     model.generation_config = language_model.generation_config
     model.eval()
     return model
+
+
+def open_exported(folder: str) -> MoweForConditionalGeneration:
+    """Return the model of an export without its weights, on the meta device, once it is sure that they are there.
+
+    Raises:
+        ValueError: It is no export, or weights of a part are missing; transformers would make them up.
+    """
+    try:
+        config = MoweConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read an export from {folder!r}: {error}") from error
+    with torch.device("meta"):
+        model = MoweForConditionalGeneration(config)
+    files = sorted(Path(folder).glob("*.safetensors"))
+    stored = {name for file in files for name in safe_open(file, "pt").keys()}  # noqa: SIM118 - it is no dict
+    missing = model.state_dict().keys() - stored - model.all_tied_weights_keys.keys()
+    if missing:
+        names = [spec.name for spec in config.weak_encoders or []]
+        parts = {_part(name, names) for name in missing}
+        raise ValueError(
+            f"{folder} lacks {len(missing)} weights, of {', '.join(sorted(parts))} (such as {min(missing)}): "
+            "export the model again, or copy the missing files"
+        )
+    return model
+
+
+def _part(weight: str, members: list[str]) -> str:
+    """Name the part of the model a weight belongs to."""
+    path = weight.split(".")
+    if path[:3] == ["audio_tower", "pool", "members"]:
+        return f"the weak encoder {members[int(path[3])]}"
+    return path[1] if path[0] == "audio_tower" else path[0]
 
 
 def load_tower(folder: str, dtype: torch.dtype) -> AudioTower:

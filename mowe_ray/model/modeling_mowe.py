@@ -23,7 +23,7 @@ from .encoders import AudioEncoder
 from .lora import inject_lora
 from .routing import RoutingRecord
 from .routing_loss import RoutingTotals, routing_loss
-from .tower import AudioTower, PreparedAudio
+from .tower import AudioTokens, AudioTower, PreparedAudio
 
 
 @dataclass
@@ -156,6 +156,35 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         return self.audio_tower.prepare(input_values, input_lengths, encoder_states)
 
+    def encode_audio(
+        self,
+        input_values: Tensor | None,
+        input_lengths: Tensor | None,
+        encoder_states: Mapping[int, Tensor] | None = None,
+        prepared_audio: PreparedAudio | None = None,
+    ) -> AudioTokens | None:
+        """Run encoders, routers and adapter: what forward and generate both begin with, for whoever needs both.
+
+        Args:
+            input_values: (C, S) waveforms; None or empty for text alone.
+            input_lengths: (C,) valid samples.
+            encoder_states: As in `forward`.
+            prepared_audio: As in `forward`.
+
+        Returns:
+            None for text alone, unless idle encoders are entered: then tokens that do not count.
+        """
+        silent = not len(input_lengths) if input_lengths is not None else True
+        if prepared_audio is not None:
+            silent = prepared_audio.is_dummy
+        if not silent:
+            encoded: AudioTokens = self.audio_tower(input_values, input_lengths, prepared_audio, encoder_states)
+            return encoded
+        if not (self.training or self.enter_idle_encoders):
+            return None
+        entered: AudioTokens = self.audio_tower(None, None, prepared_audio, encoder_states)
+        return entered
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -168,6 +197,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         prepared_audio: PreparedAudio | None = None,
         prepare_only: bool = False,
         encoder_states: Mapping[int, Tensor] | None = None,
+        audio: AudioTokens | None = None,
         **kwargs: Any,
     ) -> MoweOutput | PreparedAudio:
         """Predict the answers' tokens.
@@ -190,6 +220,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             encoder_states: What frozen encoders make of the clips, (C, L, T, E) by their place in
                 `audio_tower.encoders()`, padded with zeros: these encoders do not run. L is 1, or
                 all layers of a member whose features are `weighted_sum`. C may be 0.
+            audio: What `encode_audio` returned for this batch, in place of the other audio arguments.
             **kwargs: For the language model.
 
         Raises:
@@ -198,7 +229,9 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if prepare_only:
             return self.prepare_audio(input_values, input_lengths, encoder_states)
         assert input_ids is not None
-        embeds, record = self._embed(input_ids, input_values, input_lengths, prepared_audio, encoder_states)
+        if audio is None:
+            audio = self.encode_audio(input_values, input_lengths, encoder_states, prepared_audio)
+        embeds, record = self._embed(input_ids, audio), None if audio is None else audio.record
         if labels is None:
             output = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
             return MoweOutput(logits=output.logits, routing=record, past_key_values=output.past_key_values)
@@ -214,29 +247,19 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             loss = lm_loss + self.config.mowe_loss_weight * mowe
         return MoweOutput(loss=loss, logits=logits, lm_loss=lm_loss, routing_loss=mowe, routing=record)
 
-    def _embed(
-        self,
-        input_ids: Tensor,
-        input_values: Tensor | None,
-        input_lengths: Tensor | None,
-        prepared: PreparedAudio | None,
-        states: Mapping[int, Tensor] | None,
-    ) -> tuple[Tensor, RoutingRecord | None]:
-        """Return the rows' embeddings (B, N, W) with the audio in its places, and the routing."""
+    def _embed(self, input_ids: Tensor, audio: AudioTokens | None) -> Tensor:
+        """Return the rows' embeddings (B, N, W) with the audio in its places."""
         is_audio = input_ids == self.config.audio_token_id
         # After the embedding module, which in some models scales; the audio's own scale is learned.
-        embeds = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
-        silent = prepared.is_dummy if prepared is not None else input_lengths is None or not len(input_lengths)
-        if silent:
+        embeds: Tensor = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
+        if audio is None:
             self._check_counts(int(is_audio.sum()), 0)
-            if not (self.training or self.enter_idle_encoders):
-                return embeds, None
-            audio = self.audio_tower(None, None, prepared, states)
-            return embeds + (audio.tokens.sum() * 0).to(embeds.dtype), audio.record
-        audio = self.audio_tower(input_values, input_lengths, prepared, states)
+            return embeds
         tokens = audio.tokens[valid_mask(audio.valid, audio.tokens.shape[1])]
         self._check_counts(int(is_audio.sum()), len(tokens))
-        return embeds.masked_scatter(is_audio[..., None], tokens.to(embeds.dtype)), audio.record
+        if not len(tokens):
+            return embeds + (audio.tokens.sum() * 0).to(embeds.dtype)
+        return embeds.masked_scatter(is_audio[..., None], tokens.to(embeds.dtype))
 
     def _check_counts(self, placeholders: int, tokens: int) -> None:
         if placeholders != tokens:
@@ -272,23 +295,27 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_values: Tensor | None = None,
         input_lengths: Tensor | None = None,
         encoder_states: Mapping[int, Tensor] | None = None,
+        audio: AudioTokens | None = None,
         **kwargs: Any,
     ) -> Any:
         """Continue prompts that are padded on the left.
 
         Args:
-            input_ids: (B, N), as in `forward`, like the next four.
+            input_ids: (B, N), as in `forward`, like the next five.
             attention_mask: (B, N).
             input_values: (C, S).
             input_lengths: (C,).
             encoder_states: (C, L, T, E) by place.
+            audio: What `encode_audio` returned for this batch, in place of the last three.
             **kwargs: For the language model's `generate`: `max_new_tokens`, `num_beams`,
                 `synced_gpus`...
 
         Returns:
             The new tokens only, (B, new tokens).
         """
-        embeds, _ = self._embed(input_ids, input_values, input_lengths, None, encoder_states)
+        if audio is None:
+            audio = self.encode_audio(input_values, input_lengths, encoder_states)
+        embeds = self._embed(input_ids, audio)
         self.language_model.generation_config = kwargs.pop("generation_config", None) or self.generation_config
         return self.language_model.generate(  # type: ignore[operator]
             inputs_embeds=embeds, attention_mask=attention_mask, **kwargs

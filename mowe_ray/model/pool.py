@@ -259,11 +259,16 @@ class WeakEncoderPool(nn.Module):
                 if self.execution == "dense" or bool(used[:, index].any()):
                     scaled = states * weight[rows[index], index, None, None].to(states.dtype)
                     mixtures[mixture] = _scatter(mixtures[mixture], scaled, rows[index], len(clips.lengths))
-        mixed = [mixture for mixture in mixtures if mixture is not None]
-        assert len(mixed) == len(mixtures), "every mixture needs a member for some clip"
+        mixed = [self._nothing(len(clips.lengths), frames) if mixture is None else mixture for mixture in mixtures]
         for silent in idle:
             mixed[0] = mixed[0] + silent
         return mixed
+
+    def _nothing(self, clips: int, frames: int) -> Tensor:
+        """Return a mixture all of whose members are left out."""
+        projection = next(iter(self)).projection[0]
+        assert isinstance(projection, nn.Linear)
+        return projection.weight.new_zeros(clips, frames, projection.out_features)
 
     def _enter(self, member: PoolMember, clips: Clips, hop: int, known: Tensor | None) -> Tensor:
         encoder = member.encoder

@@ -8,6 +8,7 @@ The K most probable members are run, each weighted by its probability.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,6 +121,7 @@ def route(
     temperature: float,
     noise: Tensor | None,
     chosen: Tensor | None = None,
+    left_out: Sequence[int] = (),
 ) -> Routing:
     """Turn logits (..., M) into a decision.
 
@@ -129,9 +131,17 @@ def route(
         temperature: Divides the logits; above 1 flattens the distribution.
         noise: Added to the scaled logits, for exploration in training.
         chosen: An earlier decision for the same clips to keep, (..., M) bool.
+        left_out: Members that are not there: the others share their probability.
     """
     scaled = logits / temperature
     if noise is not None:
         scaled = scaled + noise
-    probabilities = scaled.softmax(-1)
-    return Routing(logits, probabilities, top_k_mask(probabilities, k) if chosen is None else chosen)
+    if not left_out:
+        probabilities = scaled.softmax(-1)
+        return Routing(logits, probabilities, top_k_mask(probabilities, k) if chosen is None else chosen)
+    assert chosen is None
+    absent = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    absent[list(left_out)] = True
+    # Where nobody is left, the softmax is NaN.
+    probabilities = scaled.masked_fill(absent, -torch.inf).softmax(-1).nan_to_num(0.0)
+    return Routing(logits, probabilities, top_k_mask(probabilities, k) & ~absent)

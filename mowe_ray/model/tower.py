@@ -90,6 +90,10 @@ class AudioTower(nn.Module):
         config: The model's configuration.
         base: The base encoder with its weights; None builds it with random ones.
         weak: The pool's encoders likewise.
+
+    Attributes:
+        enter_idle_encoders: See `MoweForConditionalGeneration`.
+        left_out: Numbers of pool members that are treated as not there, to see what they are worth.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class AudioTower(nn.Module):
         specs: list[EncoderSpec] = config.weak_encoders or []
         self.config = config
         self.enter_idle_encoders = False
+        self.left_out: tuple[int, ...] = ()
         self.base_encoder = base or new_encoder(cast(EncoderSpec, config.base_encoder))
         width, members = self.base_encoder.width, len(specs)
         self.independent_router: DataIndependentRouter | None = None
@@ -242,11 +247,14 @@ class AudioTower(nn.Module):
                 temperature=temperature,
                 noise=noise[0],
                 chosen=chosen,
+                left_out=self.left_out,
             )
         if self.dependent_router is not None:
             chosen = decided.dependent.chosen if decided and decided.dependent else None
             logits = self.dependent_router(features, valid)
-            dependent = route(logits, k=k, temperature=temperature, noise=noise[1], chosen=chosen)
+            dependent = route(
+                logits, k=k, temperature=temperature, noise=noise[1], chosen=chosen, left_out=self.left_out
+            )
         return RoutingRecord(independent, dependent, len(valid))
 
     def _mix(self, clips: Clips, record: RoutingRecord, features: Tensor) -> list[Tensor]:
@@ -275,9 +283,10 @@ class AudioTower(nn.Module):
             weights = torch.stack([routing.weights.expand(clips, -1) for routing in routings])
             return weights, torch.stack([routing.chosen.expand(clips, -1) for routing in routings])
         if self.config.fusion == "concat":
-            weights = torch.eye(members, device=device)[:, None].expand(-1, clips, -1)
+            weights = torch.eye(members, device=device)[:, None].repeat(1, clips, 1)
         else:
-            weights = torch.full((1, clips, members), 1 / members, device=device)
+            weights = torch.full((1, clips, members), 1 / max(members - len(self.left_out), 1), device=device)
+        weights[..., list(self.left_out)] = 0
         return weights, weights > 0
 
     def _totals(self, record: RoutingRecord, clips: Clips) -> RoutingTotals:
