@@ -5,8 +5,9 @@ from __future__ import annotations
 import textwrap
 from typing import Literal, get_args, get_origin
 
-from mowe_ray.config.fields import InlineConfig
+from mowe_ray.config.fields import InlineConfig, Section
 from mowe_ray.config.keys import Key, known_keys, members
+from mowe_ray.config.schema import RunConfig
 
 WIDTH = 96
 _TYPE_NAMES = {
@@ -19,9 +20,9 @@ _TYPE_NAMES = {
 }
 
 
-def render_help() -> str:
-    """List every key under its section; no line is wider than 96 columns."""
-    keys = known_keys().values()
+def render_help(root: type[Section] = RunConfig) -> str:
+    """List every key of a schema under its section; no line is wider than 96 columns."""
+    keys = known_keys(root).values()
     headings = {"": "at the top level:"} | {key.path: _heading(key) for key in keys if key.section is not None}
     lines = []
     for path, heading in headings.items():

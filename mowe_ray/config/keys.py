@@ -60,27 +60,27 @@ def _is_section(part: object) -> TypeGuard[type[Section]]:
 
 
 @cache
-def known_keys() -> dict[str, Key]:
-    """Every key and section by its dotted path, in the order of the schema."""
-    return {key.path: key for key in _walk(RunConfig, "")}
+def known_keys(root: type[Section] = RunConfig) -> dict[str, Key]:
+    """Every key and section of a schema by its dotted path, in the order of the schema."""
+    return {key.path: key for key in _walk(root, "")}
 
 
-def find_key(dotted: str) -> Key | None:
+def find_key(dotted: str, root: type[Section] = RunConfig) -> Key | None:
     """Find a key; `data.train.0.path` is `data.train.*.path`."""
-    return known_keys().get(_with_stars(dotted))
+    return known_keys(root).get(_with_stars(dotted))
 
 
-def is_known(dotted: str) -> bool:
+def is_known(dotted: str, root: type[Section] = RunConfig) -> bool:
     """Whether a value may be given here: a key, a list element, or inside an inline config."""
-    element_of = find_key(dotted.rpartition(".")[0])
-    if find_key(dotted) or (element_of and element_of.is_list and dotted[-1].isdigit()):
+    element_of = find_key(dotted.rpartition(".")[0], root)
+    if find_key(dotted, root) or (element_of and element_of.is_list and dotted[-1].isdigit()):
         return True
     opener, _, rest = dotted.partition(".config")
-    key = find_key(opener)
+    key = find_key(opener, root)
     return key is not None and InlineConfig in members(key.field.annotation) and (not rest or rest.startswith("."))
 
 
-def nearest_key(dotted: str) -> str | None:
+def nearest_key(dotted: str, root: type[Section] = RunConfig) -> str | None:
     """The known key most like an unknown one, also when only its section is wrong or missing."""
     path = _with_stars(dotted)
 
@@ -90,7 +90,7 @@ def nearest_key(dotted: str) -> str | None:
         # Of keys with the same last part, the one in the section most like the user's wins.
         return max(whole, 0.95 * last), whole
 
-    best = max(known_keys(), key=likeness)
+    best = max(known_keys(root), key=likeness)
     if likeness(best)[0] < 0.7:
         return None
     positions = iter(part for part in dotted.split(".") if part.isdigit())

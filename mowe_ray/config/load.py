@@ -9,15 +9,18 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from mowe_ray.config.data_section import EvaluatedData
 from mowe_ray.config.errors import ConfigError
+from mowe_ray.config.evaluation import EvaluationConfig
+from mowe_ray.config.fields import Section
 from mowe_ray.config.keys import find_key, is_known, members, nearest_key
-from mowe_ray.config.schema import RunConfig
+from mowe_ray.config.schema import RunConfig, WorkersSection
 
 Tree = dict[str, Any]
 
@@ -64,11 +67,41 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     for layer in _layers(source):
         tree = _merged(tree, layer)
         _let_new_length_win(tree, layer.get("training"))
-    problems = _apply_overrides(tree, overrides)
+    return _validated(RunConfig, tree, overrides)
+
+
+def load_evaluation(run: Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> EvaluationConfig:
+    """Build the configuration of an evaluation.
+
+    Args:
+        run: Configuration of the run that is evaluated, whose data and resources are the defaults.
+        overrides: As for `load_config`.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    tree: Tree = {"data": {}, "compute": {}}
+    for section, names in _SHARED.items():
+        given = (run or {}).get(section, {})
+        tree[section] = {name: given[name] for name in names if name in given}
+    return _validated(EvaluationConfig, tree, overrides)
+
+
+# What an evaluation takes from its run: not max_duration_s, since it answers long clips in pieces.
+_SHARED = {
+    "data": EvaluatedData.model_fields.keys() - {"max_duration_s"},
+    "compute": WorkersSection.model_fields.keys(),
+}
+_Config = TypeVar("_Config", RunConfig, EvaluationConfig)
+
+
+def _validated(root: type[_Config], tree: Tree, overrides: Sequence[str]) -> _Config:
+    """Lay the overrides over `tree`, and check it."""
+    problems = _apply_overrides(tree, overrides, root)
     try:
-        config = RunConfig.model_validate(tree)
+        config = root.model_validate(tree)
     except ValidationError as error:
-        problems += [line for details in error.errors() for line in _explain(details)]
+        problems += [line for details in error.errors() for line in _explain(details, root)]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return config
@@ -130,7 +163,7 @@ def _let_new_length_win(tree: Tree, given: object) -> None:
             tree["training"].pop(rival, None)
 
 
-def _apply_overrides(tree: Tree, overrides: Sequence[str]) -> list[str]:
+def _apply_overrides(tree: Tree, overrides: Sequence[str], root: type[Section]) -> list[str]:
     """Write each `key=value` into the tree; return the problems found."""
     problems: list[str] = []
     training: Tree = {}
@@ -138,27 +171,28 @@ def _apply_overrides(tree: Tree, overrides: Sequence[str]) -> list[str]:
         dotted, equals, text = override.partition("=")
         if not equals:
             problems.append(f"{override}: expected section.key=value")
-        elif not is_known(dotted):
-            problems.append(_unknown(dotted))
+        elif not is_known(dotted, root):
+            problems.append(_unknown(dotted, root))
         else:
             try:
-                value = _parse_value(dotted, text)
+                value = _parse_value(dotted, text, root)
                 _set(tree, dotted, value)
             except ConfigError as error:
                 problems += error.problems
             else:
                 section, _, name = dotted.partition(".")
                 training |= {name: value} if section == "training" else {}
-    _let_new_length_win(tree, training)
+    if training:
+        _let_new_length_win(tree, training)
     return problems
 
 
-def _parse_value(dotted: str, text: str) -> Any:
+def _parse_value(dotted: str, text: str, root: type[Section]) -> Any:
     try:
         value = yaml.load(text, _Yaml12Loader)
     except yaml.YAMLError as error:
         raise ConfigError([f"{dotted}: {text!r} is not valid YAML"]) from error
-    key = find_key(dotted)
+    key = find_key(dotted, root)
     if key and str in members(key.field.annotation) and isinstance(value, bool | int | float):
         return text  # a name such as 42 or 12e5 stays as it was typed
     return value
@@ -197,23 +231,25 @@ def _put(node: Any, part: str, value: Any) -> None:
         node.append(value)
 
 
-def _unknown(dotted: str) -> str:
-    guess = nearest_key(dotted)
+def _unknown(dotted: str, root: type[Section]) -> str:
+    guess = nearest_key(dotted, root)
     return f"{dotted}: unknown key" + (f" (did you mean {guess}?)" if guess else "")
 
 
-def _explain(details: ErrorDetails) -> list[str]:
+def _explain(details: ErrorDetails, root: type[Section]) -> list[str]:
     """Turn one pydantic error into `key: what is wrong` lines."""
     # Tags of unions are in angle brackets: they are not part of the user's key.
     dotted = ".".join(str(part) for part in details["loc"] if not str(part).startswith("<"))
     if details["type"] == "extra_forbidden":
-        return [_unknown(dotted)]
+        return [_unknown(dotted, root)]
     if details["type"] == "missing":
         return [f"{dotted}: is required, there is no default (start from a preset or a file)"]
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "value_error":
         # A check over several keys names them itself, one line each.
-        return [line if is_known(line.partition(": ")[0]) else f"{dotted}: {line}" for line in message.splitlines()]
+        return [
+            line if is_known(line.partition(": ")[0], root) else f"{dotted}: {line}" for line in message.splitlines()
+        ]
     if details["type"] in ("model_type", "model_attributes_type"):
         message = "must be a mapping of keys"
     message = message.replace("Input should be", "must be")

@@ -60,6 +60,16 @@ class MicroBatch:
     bad: list[BadSample]
     features: list[Features] = field(default_factory=list)
 
+    def waveforms(self) -> list[npt.NDArray[np.float32] | None]:
+        """Return each row's clip in -1..1; None for a row of text alone."""
+        clips: list[npt.NDArray[np.float32] | None] = []
+        start = 0
+        for length, scale in zip(self.lengths, self.scales, strict=True):
+            clip = self.audio[start : start + length].astype(np.float32) * np.float32(scale)
+            clips.append(clip if length else None)
+            start += length
+        return clips
+
     def to_row(self) -> pa.Table:
         """Return a table of one row that shares the memory of `audio` and `features`."""
         fields = {name: value for name, value in vars(self).items() if name != "audio"}

@@ -50,7 +50,7 @@ def validation_batches(
 ) -> Iterator[MicroBatch]:
     """Yield this rank's micro-batches of a validation source, equally many on every rank."""
     # One lane, dealt out: who shares a micro-batch, and so its padding, does not depend on the number of ranks.
-    plan = [lanes[0] for lanes in validation_plan(ray.get(index), config.data, lanes=1)]
+    plan = [lanes[0] for lanes in validation_plan(ray.get(index), config.data)]
     rows = iter(rows_of_rank(plan, rank, world_size))
     return prefetch(_decoded(index, rows, config, cache), _COLLATED_AHEAD)
 

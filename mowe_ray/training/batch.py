@@ -65,16 +65,6 @@ def _moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def waveforms(micro_batch: MicroBatch) -> list[list[np.ndarray]]:
-    """Return each row's clips as float32 waveforms in -1..1; a text-only row has none."""
-    rows, start = [], 0
-    for length, scale in zip(micro_batch.lengths, micro_batch.scales, strict=True):
-        clip = micro_batch.audio[start : start + length].astype(np.float32) * np.float32(scale)
-        rows.append([clip] if length else [])
-        start += length
-    return rows
-
-
 def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool = False) -> Batch:
     """Turn decoded samples into model inputs.
 
@@ -84,7 +74,8 @@ def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool
     Args:
         generate: Build prompts without answers, padded on the left, instead of training rows.
     """
-    instructions, answers, audio = micro_batch.instructions, micro_batch.answers, waveforms(micro_batch)
+    instructions, answers = micro_batch.instructions, micro_batch.answers
+    audio = [[] if clip is None else [clip] for clip in micro_batch.waveforms()]
     empty = not instructions
     features: Mapping[str, Any] = processor(
         instructions=["-"] if empty else instructions,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from mowe_ray.model.building import Lora, add_audio_token, make_trainable, param
 from mowe_ray.model.configuration_mowe import EncoderSpec, MoweConfig
 from mowe_ray.model.cost import encoder_cost, encoder_on_meta, language_model_cost, language_model_on_meta
 from mowe_ray.model.encoders import AudioEncoder
+from mowe_ray.model.exported import open_exported
 from mowe_ray.training.assemble import DEFAULT_VOCABULARY
 
 CLIP_S = 30.0
@@ -52,7 +53,11 @@ class Amount:
 
     def expected(self, share: float) -> float:
         """Return its mean over clips while the routers are undecided, each member running for `share` of them."""
-        return self.always + share * sum(self.members)
+        return self.at([share] * len(self.members))
+
+    def at(self, loads: Sequence[float]) -> float:
+        """Return its mean over clips when each member runs for its share of them."""
+        return self.always + sum(load * member for load, member in zip(loads, self.members, strict=True))
 
     def __add__(self, other: Amount) -> Amount:
         """Add part by part."""
@@ -135,9 +140,46 @@ def estimate(section: ModelSection) -> Estimate:
     else:
         running = k, min(members, k * routers)
         share = 1.0 - (1.0 - k / members) ** routers if members else 0.0
-    tokens = -(-model.audio_tower.base_encoder.num_frames(round(CLIP_S * SAMPLE_RATE)) // config.downsample)
+    tokens = _audio_tokens(model)
     parts = _parts(model, missing, tokens)
     return Estimate(parts, running, share, None if "base_encoder" in missing else tokens, notes)
+
+
+@dataclass(frozen=True)
+class ExportCost:
+    """What an exported model costs.
+
+    Attributes:
+        members: Names of the M pool members.
+        routed: Whether routers choose among them; else all run for every clip.
+        weights: All its weights.
+        gflops: Of one forward pass over a clip of `CLIP_S`.
+    """
+
+    members: list[str]
+    routed: bool
+    weights: Amount
+    gflops: Amount
+
+
+def estimate_export(folder: str) -> ExportCost:
+    """Count an export, once it is sure that all its weights are there.
+
+    Raises:
+        ValueError: They are not, or it is no export.
+    """
+    model = open_exported(folder)
+    total = Estimate(_parts(model, {}, _audio_tokens(model)), (0, 0), 0.0, None, []).total
+    assert total.weights is not None
+    assert total.gflops is not None
+    members = [spec.name for spec in model.config.weak_encoders or []]
+    return ExportCost(members, model.config.routed, total.weights, total.gflops)
+
+
+def _audio_tokens(model: MoweForConditionalGeneration) -> int:
+    """Return the tokens of the language model that a clip of `CLIP_S` becomes."""
+    frames = model.audio_tower.base_encoder.num_frames(round(CLIP_S * SAMPLE_RATE))
+    return int(-(-frames // model.config.downsample))
 
 
 def _assembled(section: ModelSection) -> tuple[MoweForConditionalGeneration, dict[str, str], list[str]]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from mowe_ray.config.data_section import DataSection, Source, ValidationSource
+from mowe_ray.config.data_section import DataSection, EvaluatedData, Source, ValidationSource
 from mowe_ray.data.corpus import builtin_corpus
 from mowe_ray.data.index import Index, ParallelMap, SourceSpec, build_index
 from mowe_ray.data.plan import count_samples, plan_epoch
 from mowe_ray.data.report import DataReport
 
 _BUILTIN = "builtin:"
+# Validation samples among which those of equal length are sought.
+_MIXED = 10_000
 
 
 @dataclass(frozen=True)
@@ -59,23 +60,31 @@ def scan_sources(data: DataSection, run_map: ParallelMap = map) -> Sources:
     Raises:
         ValueError: A path holds no shards.
     """
-    build = partial(
-        build_index,
-        cache_dir=cache_folder(),
-        min_s=data.min_duration_s,
-        max_s=data.max_duration_s,
-        run_map=run_map,
-    )
-    train = build([_spec(source, f"train{i}:{source.path}") for i, source in enumerate(data.train)])
-    validation = {source.name: build([_spec(source, source.name)]) for source in data.validation}
-    indexes = [train, *validation.values()]
+    train = _build(data, [_spec(source, f"train{i}:{source.path}") for i, source in enumerate(data.train)], run_map)
+    validation = scan_validation(data, run_map)
+    return Sources(train, validation, data_report([train, *validation.values()]))
+
+
+def scan_validation(data: EvaluatedData, run_map: ParallelMap = map) -> dict[str, Index]:
+    """Find the samples of each validation source, by its name; as `scan_sources`."""
+    return {source.name: _build(data, [_spec(source, source.name)], run_map) for source in data.validation}
+
+
+def data_report(indexes: Iterable[Index]) -> DataReport:
+    """Return a report that knows what is in these indexes, good and bad."""
+    indexes = list(indexes)
     report = DataReport({name: n for index in indexes for name, n in index.samples_per_source.items()})
     for index in indexes:
         report.add_unindexed(index.bad)
-    return Sources(train, validation, report)
+    return report
 
 
-def validation_plan(index: Index, data: DataSection, *, lanes: int) -> Iterator[list[np.ndarray]]:
+def _build(data: EvaluatedData, specs: list[SourceSpec], run_map: ParallelMap) -> Index:
+    limits = {"min_s": data.min_duration_s, "max_s": data.max_duration_s}
+    return build_index(specs, cache_folder(), run_map=run_map, **limits)
+
+
+def validation_plan(index: Index, data: EvaluatedData, *, lanes: int = 1) -> Iterator[list[np.ndarray]]:
     """Return the steps of one pass over a validation source, the same in every validation."""
     return plan_epoch(
         index.durations,
@@ -87,7 +96,7 @@ def validation_plan(index: Index, data: DataSection, *, lanes: int) -> Iterator[
         lanes=lanes,
         batch_seconds=data.batch_seconds,
         max_batch_size=data.max_batch_size,
-        shuffle_buffer=data.shuffle_buffer,
+        shuffle_buffer=_MIXED,
     )
 
 

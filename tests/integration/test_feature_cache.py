@@ -16,7 +16,7 @@ from mowe_ray.distributed.features import fill_cache
 from mowe_ray.distributed.trainer import train
 from mowe_ray.model.pool import chosen_layers
 from mowe_ray.training.assemble import assemble, tokenizer_of
-from mowe_ray.training.batch import padded, waveforms
+from mowe_ray.training.batch import padded
 from mowe_ray.training.frozen_encoders import frozen_encoders, load_frozen
 from mowe_ray.training.sources import index_sources
 from tests.tiny_models import save_encoder_checkpoint, tiny_whisper_config
@@ -111,7 +111,7 @@ def test_two_passes_at_once_fill_it_with_each_clips_own_features(tiny_corpus: Co
         order = torch.randperm(len(index)).numpy()
         found, expected = one.load(index.table.take(order)), load_micro_batch(index.table.take(order), *limits)
         assert (found.ids, found.audio.tolist()) == (expected.ids, expected.audio.tolist())
-        clips = [torch.from_numpy(clip) for row in waveforms(expected) for clip in row]
+        clips = [torch.from_numpy(clip) for clip in expected.waveforms() if clip is not None]
         for features in found.features:
             encoder, states = loaded[features.place], padded(features)
             for wave, known in zip(clips, states, strict=True):

@@ -3,18 +3,18 @@ import pytest
 import torch
 
 from mowe_ray.data.sample import BadSample
-from mowe_ray.training.batch import collate, waveforms
+from mowe_ray.training.batch import collate
 
 
 def test_waveforms_come_back_clip_by_clip(make_micro_batch):
     micro_batch = make_micro_batch([0.5, 0, 0.3])
-    first, text, third = waveforms(micro_batch)
-    assert text == []
-    assert [len(clips[0]) for clips in (first, third)] == [8000, 4800]
-    restored = np.concatenate([first[0] / micro_batch.scales[0], third[0] / micro_batch.scales[2]])
+    first, text, third = micro_batch.waveforms()
+    assert text is None
+    assert [len(clip) for clip in (first, third)] == [8000, 4800]
+    restored = np.concatenate([first / micro_batch.scales[0], third / micro_batch.scales[2]])
     np.testing.assert_allclose(restored, micro_batch.audio, atol=0.01)
-    assert first[0].dtype == np.float32
-    assert 0.2 < np.abs(first[0]).max() <= 1
+    assert first.dtype == np.float32
+    assert 0.2 < np.abs(first).max() <= 1
 
 
 def test_a_batch_mixes_clips_and_text_only_rows(processor, make_micro_batch):

@@ -1,0 +1,181 @@
+"""Answer decoded samples: cut long clips or take them in pieces, ask, generate, and note what the routers chose.
+
+Legend: M pool members, C clips of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mowe_ray.data.batch import MicroBatch
+from mowe_ray.data.decode import SAMPLE_RATE
+from mowe_ray.evaluation.answers import Answer, Choice
+from mowe_ray.model import AudioTokens, MoweForConditionalGeneration, MoweProcessor, Routing
+
+Wave = npt.NDArray[np.float32]
+
+# Shorter pieces are filled up with silence, as the paper's authors do with short clips [paper, artefact].
+_SHORTEST_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Of a row's clip: all of it, or one of its chunks; None for a row of text alone."""
+
+    row: int
+    wave: Wave | None
+
+
+def answer_micro_batch(
+    model: MoweForConditionalGeneration,
+    processor: MoweProcessor,
+    micro_batch: MicroBatch,
+    *,
+    max_new_tokens: int,
+    num_beams: int,
+    max_audio_s: float,
+    chunked_tasks: Collection[str],
+    batch_seconds: float,
+    max_batch_size: int,
+    instruct: Callable[[str, str], str | None] = lambda task, sample_id: None,
+) -> list[Answer]:
+    """Return the model's answers, in row order.
+
+    Args:
+        model: In evaluation mode, on its device.
+        processor: Makes its inputs.
+        micro_batch: What is asked.
+        max_new_tokens: Longest answer, in tokens.
+        num_beams: 1 is greedy.
+        max_audio_s: Longer clips of `chunked_tasks` are answered in pieces whose answers are joined; others are cut.
+        chunked_tasks: Names of tasks.
+        batch_seconds: Audio that goes through the model together, padding included, in seconds.
+        max_batch_size: Pieces that do.
+        instruct: Takes task and id, and returns what to ask instead of the sample's own instruction, or None.
+    """
+    asked = [
+        instruct(task, sample_id) or own
+        for task, sample_id, own in zip(micro_batch.tasks, micro_batch.ids, micro_batch.instructions, strict=True)
+    ]
+    waves = micro_batch.waveforms()
+    pieces = [
+        _Piece(row, wave)
+        for row, clip in enumerate(waves)
+        for wave in _cut(clip, round(max_audio_s * SAMPLE_RATE), micro_batch.tasks[row] in chunked_tasks)
+    ]
+    texts: list[list[str]] = [[] for _ in waves]
+    heard: list[list[tuple[Choice | None, Choice | None]]] = [[] for _ in waves]
+    for group in _groups(pieces, batch_seconds, max_batch_size):
+        inputs = processor(
+            instructions=[asked[piece.row] for piece in group],
+            audio=[[] if piece.wave is None else [piece.wave] for piece in group],
+        )
+        moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+        audio = model.encode_audio(moved.pop("input_values", None), moved.pop("input_lengths", None))
+        found = generate_texts(model, processor, moved, audio, max_new_tokens=max_new_tokens, num_beams=num_beams)
+        clips = iter(choices(audio))
+        for piece, text in zip(group, found, strict=True):
+            texts[piece.row].append(text)
+            if piece.wave is not None:
+                heard[piece.row].append(next(clips))
+    return [
+        Answer(
+            id=micro_batch.ids[row],
+            task=micro_batch.tasks[row],
+            instruction=asked[row],
+            answer=" ".join(text for text in texts[row] if text),
+            references=micro_batch.references[row],
+            duration_s=round(micro_batch.lengths[row] / SAMPLE_RATE, 3),
+            independent=_mean([one for one, _ in heard[row]]),
+            dependent=_mean([one for _, one in heard[row]]),
+        )
+        for row in range(len(waves))
+    ]
+
+
+def generate_texts(
+    model: MoweForConditionalGeneration,
+    processor: MoweProcessor,
+    prompts: dict[str, Any],
+    audio: AudioTokens | None,
+    **options: Any,
+) -> list[str]:
+    """Return one answer a prompt, without sampling.
+
+    Args:
+        model: In evaluation mode.
+        processor: Made the prompts.
+        prompts: `input_ids` and `attention_mask`, (R, N) each, padded on the left.
+        audio: What the model's `encode_audio` returned for their clips.
+        **options: For `generate`: `max_new_tokens`, `num_beams`, `synced_gpus`.
+    """
+    tokens = model.generate(**prompts, audio=audio, do_sample=False, **options)
+    return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def choices(audio: AudioTokens | None) -> list[tuple[Choice | None, Choice | None]]:
+    """Return what the data-independent and the data-dependent router chose for each of the C clips."""
+    if audio is None:
+        return []
+    record, clips = audio.record, int((audio.valid > 0).sum())
+    independent = None if record.independent is None else _choice(record.independent)
+    dependent = (
+        [None] * clips
+        if record.dependent is None
+        else [
+            _choice(Routing(record.dependent.logits[i], record.dependent.probabilities[i], record.dependent.chosen[i]))
+            for i in range(clips)
+        ]
+    )
+    return [(independent, one) for one in dependent]
+
+
+def _choice(routing: Routing) -> Choice:
+    return Choice(
+        load=[float(chosen) for chosen in routing.chosen.tolist()],
+        probabilities=[round(p, 5) for p in routing.probabilities.float().tolist()],
+    )
+
+
+def _mean(pieces: Sequence[Choice | None]) -> Choice | None:
+    """Join the choices for the pieces of a clip."""
+    known = [piece for piece in pieces if piece is not None]
+    if len(known) <= 1:
+        return known[0] if known else None
+    load, probabilities = (
+        [round(float(mean), 5) for mean in np.mean([getattr(piece, name) for piece in known], axis=0)]
+        for name in ("load", "probabilities")
+    )
+    return Choice(load, probabilities)
+
+
+def _cut(clip: Wave | None, samples: int, in_pieces: bool) -> list[Wave | None]:
+    """Return a clip in pieces of at most `samples`, or only the first of them."""
+    if clip is None or len(clip) <= samples:
+        return [clip]
+    if not in_pieces:
+        return [clip[:samples]]
+    *whole, last = (clip[start : start + samples] for start in range(0, len(clip), samples))
+    missing = max(0, min(samples, round(_SHORTEST_S * SAMPLE_RATE)) - len(last))
+    return [*whole, np.pad(last, (0, missing))]
+
+
+def _groups(pieces: Sequence[_Piece], batch_seconds: float, max_batch_size: int) -> Iterator[list[_Piece]]:
+    """Cut a row of pieces into batches within the limits; one piece that is longer stays alone."""
+    group: list[_Piece] = []
+    longest = 0
+    for piece in pieces:
+        longest_with = max(longest, 0 if piece.wave is None else len(piece.wave))
+        padded_s = (len(group) + 1) * longest_with / SAMPLE_RATE
+        if group and (len(group) == max_batch_size or padded_s > batch_seconds):
+            yield group
+            group, longest_with = [], 0 if piece.wave is None else len(piece.wave)
+        group.append(piece)
+        longest = longest_with
+    if group:
+        yield group

@@ -1,0 +1,84 @@
+"""Which model is meant by RUN_OR_EXPORT, and where its evaluation goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mowe_ray.output.run_folder import RunFolder
+
+FOLDER = "evaluation"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to evaluate.
+
+    Attributes:
+        name: Of the run, or of the export's folder; unique among those of one evaluation.
+        home: Folder or URL of the run, or of an export that is in none.
+        export: Folder or URL of the export.
+        config: The run's configuration; None without a run.
+        history: Its training records with `step` and `routing`, oldest first.
+    """
+
+    name: str
+    home: str
+    export: str
+    config: dict[str, Any] | None
+    history: list[dict[str, Any]]
+
+
+def find_models(paths: Sequence[str]) -> list[Target]:
+    """Find the models, and give those of equal name a number.
+
+    Raises:
+        ValueError: A path is neither a run with an export, nor an export.
+    """
+    targets: list[Target] = []
+    for path in paths:
+        target = _find(path.rstrip("/"))
+        same = sum(other.name.split("#")[0] == target.name for other in targets)
+        targets.append(replace(target, name=f"{target.name}#{same + 1}") if same else target)
+    return targets
+
+
+def evaluation_folder(target: Target, out: str | None) -> RunFolder:
+    """Return where a model's results go: below `out` if that is given, else beside the model."""
+    return folder_at(f"{out.rstrip('/')}/{target.name}" if out is not None else f"{target.home}/{FOLDER}")
+
+
+def folder_at(path: str) -> RunFolder:
+    """Return a folder by its whole path or URL."""
+    path = path.rstrip("/")
+    if "://" not in path:
+        path = str(Path(path).absolute())
+    storage, _, name = path.rpartition("/")
+    return RunFolder(storage, name)
+
+
+def _find(path: str) -> Target:
+    folder = folder_at(path)
+    if folder.url.endswith("/export") and folder_at(folder.storage).exists("metrics.jsonl"):
+        folder = folder_at(folder.storage)
+    name = folder.url.rpartition("/")[2]
+    if folder.exists("export/config.json"):
+        config = json.loads(folder.read_text("config.json")) if folder.exists("config.json") else None
+        return Target(name, folder.url, folder.path("export"), config, _history(folder))
+    if folder.exists("config.json") and json.loads(folder.read_text("config.json")).get("model_type") == "mowe":
+        return Target(name, folder.url, folder.url, None, [])
+    if folder.exists("config.json"):
+        raise ValueError(f"{path} holds a run without an export: it has not finished; run its command again")
+    raise ValueError(f"{path} is neither a run nor an export: it has no config.json")
+
+
+def _history(folder: RunFolder) -> list[dict[str, Any]]:
+    if not folder.exists("metrics.jsonl"):
+        return []
+    records = [
+        json.loads(line) for line in folder.read_text("metrics.jsonl").splitlines(keepends=True) if line[-1:] == "\n"
+    ]
+    return [{"step": r["step"], "routing": r["routing"]} for r in records if r["kind"] == "train" and "routing" in r]

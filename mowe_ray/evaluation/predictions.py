@@ -1,0 +1,121 @@
+"""The answers to a dataset on storage: written as they come, found again by the next run.
+
+    predictions/DATASET.jsonl        one line an answer (`Answer`), in the order of the plan
+    predictions/DATASET.steps.jsonl  what was asked and how, then one line a micro-batch that is finished
+
+An evaluation that was killed goes on after the last finished micro-batch; lines of an unfinished one are dropped.
+Because the plan does not change, the files are those of an evaluation that nothing happened to.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mowe_ray.data.sample import BadSample
+from mowe_ray.evaluation.answers import Answer
+from mowe_ray.output.run_folder import RunFolder
+
+# Object stores cannot append: every write there is the whole file again.
+_REMOTE_FLUSH_S = 30.0
+
+
+class Predictions:
+    """The answers to one dataset, given in one way."""
+
+    def __init__(self, folder: RunFolder, name: str, settings: Mapping[str, Any]):
+        """Find what an earlier run with equal settings has finished; answers given in another way are dropped.
+
+        Args:
+            folder: Of the evaluation.
+            name: Of the file, below the folder, without suffix.
+            settings: JSON values that decide on the answers.
+
+        Attributes:
+            finished: Micro-batches of the plan that need not run again.
+            replaced: The settings that are others than those of the answers that were there; empty if there were none.
+        """
+        self._folder, self._file, self._steps = folder, f"{name}.jsonl", f"{name}.steps.jsonl"
+        self._answers: list[str] = []
+        self._records: list[dict[str, Any]] = []
+        self._unwritten: list[tuple[str, str]] = []
+        self._flushed = time.monotonic()
+        # Once to JSON and back, so that equal settings are equal.
+        wanted = json.loads(json.dumps({"settings": settings}))
+        self._wanted = wanted
+        self.replaced: list[str] = []
+        lines = self._whole_lines(self._steps)
+        if lines and lines[0] == wanted:
+            self._resume(lines[1:])
+        elif lines:
+            before, after = lines[0]["settings"], wanted["settings"]
+            self.replaced = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+        self.finished = len(self._records)
+
+    def _resume(self, records: list[dict[str, Any]]) -> None:
+        lines = self._folder.read_text(self._file).splitlines(keepends=True) if self._folder.exists(self._file) else []
+        whole = [line for line in lines if line.endswith("\n")]
+        for record in records:
+            end = len(self._answers) + record["answers"]
+            if end > len(whole):
+                break
+            self._answers += whole[len(self._answers) : end]
+            self._records.append(record)
+
+    def begin(self) -> None:
+        """Make the files hold exactly what is finished; before the first `add`."""
+        self._folder.write_text(self._file, "".join(self._answers))
+        self._folder.write_text(self._steps, "".join(json.dumps(r) + "\n" for r in [self._wanted, *self._records]))
+
+    def add(self, answers: Sequence[Answer], bad: Sequence[BadSample], *, audio_s: float, seconds: float) -> None:
+        """Take in the next micro-batch of the plan.
+
+        Args:
+            answers: To its samples.
+            bad: Samples that could not be used.
+            audio_s: Seconds of audio.
+            seconds: That the model took.
+        """
+        causes = [[sample.id, sample.cause, sample.detail] for sample in bad]
+        record = {"answers": len(answers), "audio_s": audio_s, "seconds": seconds, "bad": causes}
+        lines = [answer.to_line() for answer in answers]
+        self._answers += lines
+        self._records.append(record)
+        self._unwritten.append(("".join(lines), json.dumps(record) + "\n"))
+        if self._folder.local_path("") is not None or time.monotonic() - self._flushed > _REMOTE_FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not written yet."""
+        if self._unwritten:
+            # The answers first: a micro-batch is finished once its own line is there.
+            self._folder.append_text(self._file, "".join(lines for lines, _ in self._unwritten))
+            self._folder.append_text(self._steps, "".join(record for _, record in self._unwritten))
+        self._unwritten, self._flushed = [], time.monotonic()
+
+    def answers(self) -> list[Answer]:
+        """Return all answers so far."""
+        return [Answer.from_line(line) for line in self._answers]
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio answered so far."""
+        return sum(float(record["audio_s"]) for record in self._records)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds the model took for it, of all workers together."""
+        return sum(float(record["seconds"]) for record in self._records)
+
+    @property
+    def bad(self) -> dict[str, int]:
+        """Samples that could not be used, by cause."""
+        return dict(Counter(cause for record in self._records for _, cause, _ in record["bad"]).most_common())
+
+    def _whole_lines(self, file: str) -> list[dict[str, Any]]:
+        if not self._folder.exists(file):
+            return []
+        return [json.loads(line) for line in self._folder.read_text(file).splitlines(keepends=True) if line[-1] == "\n"]
