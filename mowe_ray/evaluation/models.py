@@ -76,9 +76,5 @@ def _find(path: str) -> Target:
 
 
 def _history(folder: RunFolder) -> list[dict[str, Any]]:
-    if not folder.exists("metrics.jsonl"):
-        return []
-    records = [
-        json.loads(line) for line in folder.read_text("metrics.jsonl").splitlines(keepends=True) if line[-1:] == "\n"
-    ]
+    records = [json.loads(line) for line in folder.read_lines("metrics.jsonl")]
     return [{"step": r["step"], "routing": r["routing"]} for r in records if r["kind"] == "train" and "routing" in r]

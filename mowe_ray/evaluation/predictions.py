@@ -47,7 +47,7 @@ class Predictions:
         wanted = json.loads(json.dumps({"settings": settings}))
         self._wanted = wanted
         self.replaced: list[str] = []
-        lines = self._whole_lines(self._steps)
+        lines = [json.loads(line) for line in folder.read_lines(self._steps)]
         if lines and lines[0] == wanted:
             self._resume(lines[1:])
         elif lines:
@@ -56,8 +56,7 @@ class Predictions:
         self.finished = len(self._records)
 
     def _resume(self, records: list[dict[str, Any]]) -> None:
-        lines = self._folder.read_text(self._file).splitlines(keepends=True) if self._folder.exists(self._file) else []
-        whole = [line for line in lines if line.endswith("\n")]
+        whole = self._folder.read_lines(self._file)
         for record in records:
             end = len(self._answers) + record["answers"]
             if end > len(whole):
@@ -114,8 +113,3 @@ class Predictions:
     def bad(self) -> dict[str, int]:
         """Samples that could not be used, by cause."""
         return dict(Counter(cause for record in self._records for _, cause, _ in record["bad"]).most_common())
-
-    def _whole_lines(self, file: str) -> list[dict[str, Any]]:
-        if not self._folder.exists(file):
-            return []
-        return [json.loads(line) for line in self._folder.read_text(file).splitlines(keepends=True) if line[-1] == "\n"]

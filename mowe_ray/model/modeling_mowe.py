@@ -158,8 +158,8 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def encode_audio(
         self,
-        input_values: Tensor | None,
-        input_lengths: Tensor | None,
+        input_values: Tensor | None = None,
+        input_lengths: Tensor | None = None,
         encoder_states: Mapping[int, Tensor] | None = None,
         prepared_audio: PreparedAudio | None = None,
     ) -> AudioTokens | None:

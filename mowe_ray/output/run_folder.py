@@ -52,6 +52,16 @@ class RunFolder:
         with self._now.open(f"{self._root}/{file}", "rb") as f:
             return bytes(f.read()).decode()
 
+    def read_lines(self, file: str) -> list[str]:
+        """Return the whole lines of `file`, with their ends; none if it is not there. A half-written last one is left out.
+
+        Only a line feed ends a line: JSON strings may hold U+2028 and others that `splitlines` cuts at.
+        """
+        if not self.exists(file):
+            return []
+        *whole, _ = self.read_text(file).split("\n")
+        return [f"{line}\n" for line in whole]
+
     def write_text(self, file: str, text: str) -> None:
         """Write `text` as UTF-8; see `write_bytes`."""
         self.write_bytes(file, text.encode())

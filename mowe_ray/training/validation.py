@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,9 +10,11 @@ from typing import Any, Protocol
 import torch
 
 from mowe_ray.data.batch import MicroBatch
+from mowe_ray.evaluation.answers import Answer, by_task
+from mowe_ray.evaluation.generation import generate_texts
 from mowe_ray.evaluation.routing_sums import RoutingSums
 from mowe_ray.evaluation.scoring import majority_score, score
-from mowe_ray.model import MoweForConditionalGeneration, MoweOutput, MoweProcessor
+from mowe_ray.model import AudioTokens, MoweForConditionalGeneration, MoweOutput, MoweProcessor
 from mowe_ray.training.batch import Batch, collate
 
 # Room for an answer to be wrong by being longer than the longest reference of its batch.
@@ -40,16 +41,6 @@ class EvaluationEngine(Protocol):
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answered validation sample."""
-
-    id: str
-    task: str
-    answer: str
-    reference: str
 
 
 @dataclass(frozen=True)
@@ -89,30 +80,37 @@ def validate(
     loss_sum, tokens = 0.0, 0
     for micro_batch in micro_batches:
         batch = collate(micro_batch, processor)
-        output = engine.forward(**batch.to(engine.device), num_items_in_batch=1)
+        audio = model.encode_audio(**batch.audio_to(engine.device))  # once, for the loss and for the answers
+        output = engine.forward(**batch.text_to(engine.device), audio=audio, num_items_in_batch=1)
         assert output.lm_loss is not None  # there were labels
         loss_sum, tokens = loss_sum + float(output.lm_loss), tokens + batch.answer_tokens
         _add_routing(routing, output, batch)
-        answers += _generate(engine, processor, micro_batch, batch)
+        answers += _answer(engine, processor, micro_batch, batch, audio)
         bad += batch.bad
     model.train(was_training)
     return _join(engine.gather((loss_sum, tokens, answers, routing, bad)))
 
 
-def _generate(
-    engine: EvaluationEngine, processor: MoweProcessor, micro_batch: MicroBatch, labelled: Batch
+def _answer(
+    engine: EvaluationEngine,
+    processor: MoweProcessor,
+    micro_batch: MicroBatch,
+    labelled: Batch,
+    audio: AudioTokens | None,
 ) -> list[Answer]:
     prompts = collate(micro_batch, processor, generate=True)
     longest = int((labelled.inputs["labels"] != -100).sum(1).max())
-    tokens = engine.model.generate(
-        **prompts.to(engine.device),
+    texts = generate_texts(
+        engine.model,
+        processor,
+        prompts.text_to(engine.device),
+        audio,
         max_new_tokens=longest + _EXTRA_TOKENS,
-        do_sample=False,
         synced_gpus=engine.sharded,
     )
-    texts = processor.batch_decode(tokens, skip_special_tokens=True)
-    rows = zip(labelled.ids, labelled.tasks, texts, labelled.answers, strict=False)  # an empty batch has one dummy row
-    return [Answer(id=i, task=task, answer=text.strip(), reference=reference) for i, task, text, reference in rows]
+    fields = (micro_batch.ids, micro_batch.tasks, micro_batch.instructions, texts, micro_batch.references)
+    # An empty batch has one dummy row.
+    return [Answer(*values) for values in zip(*fields, strict=False)]
 
 
 def _add_routing(routing: dict[str, RoutingSums], output: MoweOutput, batch: Batch) -> None:
@@ -129,15 +127,12 @@ def _add_routing(routing: dict[str, RoutingSums], output: MoweOutput, batch: Bat
 def _join(ranks: list[tuple[float, int, list[Answer], dict[str, RoutingSums], list[Any]]]) -> ValidationResult:
     answers = sorted((a for r in ranks for a in r[2]), key=lambda a: (a.task, a.id))
     routing: dict[str, RoutingSums] = {}
-    for _, _, _, by_task, _ in ranks:
-        for task, sums in by_task.items():
+    for _, _, _, routed, _ in ranks:
+        for task, sums in routed.items():
             routing[task] = routing[task] + sums if task in routing else sums
-    by_task_answers = defaultdict(list)
-    for answer in answers:
-        by_task_answers[answer.task].append(answer)
     tasks = {}
-    for task, rows in sorted(by_task_answers.items()):
-        references = [row.reference for row in rows]
+    for task, rows in by_task(answers).items():
+        references = [row.references[0] for row in rows]
         tasks[task] = {
             "score": score(task, [row.answer for row in rows], references),
             "majority": majority_score(task, references),

@@ -6,12 +6,13 @@ from typing import Any
 
 from mowe_ray.data.report import DataReport
 from mowe_ray.data.sample import BadSample
+from mowe_ray.evaluation.answers import Answer
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.batch import Batch
 from mowe_ray.training.errors import RunError
 from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.tracking import Tracker
-from mowe_ray.training.validation import Answer, ValidationResult
+from mowe_ray.training.validation import ValidationResult
 from tests.unit.training.test_progress import result
 
 
@@ -123,7 +124,7 @@ def test_a_validation_is_logged_by_source_and_told(tmp_path):
     monitor = make_monitor(ThreadRank(0, Board(1)), folder, lines)
     tasks = {"asr": {"score": 0.75, "majority": 0.5, "samples": 4}}
     bad = [BadSample("v", "held", "nan")]
-    monitor.validation(2, {"held": ValidationResult(1.25, tasks, [Answer("i", "asr", "x", "y")], {}, bad)})
+    monitor.validation(2, {"held": ValidationResult(1.25, tasks, [Answer("i", "asr", "say it", "x", ["y"])], {}, bad)})
     monitor.finish({})
     (record,) = [json.loads(line) for line in folder.read_text("metrics.jsonl").splitlines()]
     assert record == {"kind": "validation", "source": "held", "step": 2, "loss": 1.25, "tasks": tasks}

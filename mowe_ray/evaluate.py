@@ -1,0 +1,93 @@
+"""Score trained models: answers to every dataset, metrics as the field computes them, and what the routers learned.
+
+python -m mowe_ray.evaluate RUN_OR_EXPORT [MORE ...] [section.key=value ...]
+
+Data and resources are those of the (first) run unless given. Several models are compared on the same samples. Joins
+the Ray cluster it was submitted to, else starts a local one. Run the same command again to go on after any
+interruption: what is answered is not asked again. The last line on stdout is the result as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from mowe_ray.config import ConfigError, EvaluationConfig, load_evaluation, render_help
+from mowe_ray.evaluation.models import Target, find_models
+
+
+def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Its arguments, by default the process's.
+        out: Where the result goes, by default stdout.
+
+    Returns:
+        0 on success, 1 when the evaluation failed, 2 when the request was wrong, 130 when it was interrupted.
+    """
+    arguments = _parser().parse_intermixed_args(argv)
+    models = [text for text in arguments.arguments if "=" not in text]
+    overrides = [text for text in arguments.arguments if "=" in text]
+    out = out or sys.stdout
+    try:
+        targets = find_models(models)
+        if not targets:
+            raise ConfigError(["RUN_OR_EXPORT: name at least one run or export"])
+        config = load_evaluation(targets[0].config, overrides)
+        if not config.data.validation:
+            raise ConfigError(["data.validation: nothing to evaluate on; add data.validation.0.path=FOLDER"])
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        result, code = _evaluate(targets, config), 0
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        result, code = {"models": [target.home for target in targets], "error": str(error)}, 1
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        result, code = {"models": [target.home for target in targets], "interrupted": True}, 130
+    print(json.dumps(result), file=out, flush=True)
+    return code
+
+
+def _evaluate(targets: Sequence[Target], config: EvaluationConfig) -> dict[str, Any]:
+    from mowe_ray.distributed.evaluator import answer_datasets  # imports torch and ray
+    from mowe_ray.evaluation.outcome import compare
+    from mowe_ray.evaluation.terminal import table
+    from mowe_ray.evaluation.writing import report_folder, write_results
+
+    folder = report_folder(targets, config.out)
+    metrics = Scorer(config, folder, _say)
+    answered = answer_datasets(targets, config, _say)
+    evaluation = compare(answered, metrics=metrics, baseline=config.baseline, seed=config.seed, device="")
+    result = write_results(evaluation, targets, config.out)
+    _say(table(evaluation))
+    return result
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mowe_ray.evaluate",
+        description=__doc__,
+        epilog=render_help(EvaluationConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("arguments", nargs="+", metavar="RUN_OR_EXPORT | section.key=value", help="models, then keys")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.stdout, stdout = sys.stderr, sys.stdout  # Ray's own threads print too, and the result is to be the last line
+    sys.exit(main(out=stdout))
