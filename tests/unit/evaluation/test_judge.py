@@ -344,6 +344,19 @@ def test_a_second_run_asks_nothing(judge, folder):
     assert judge(server, folder).scores(answers[::-1], "graded") == first[::-1]
 
 
+def test_every_judgement_is_saved_at_once_where_files_can_grow(judge, folder):
+    seen = []
+
+    def script(_number: int, _request: Request) -> Reply:
+        seen.append(len(folder.read_text(FILE).splitlines()) if folder.exists(FILE) else 0)
+        return Reply()
+
+    with chat_server(script) as server:
+        judge(server, folder, concurrency=1).scores([answer(i) for i in range(4)], "graded")
+    assert seen == ([0, 1, 2, 3] if folder.local_path(FILE) else [0, 0, 0, 0])
+    assert len(folder.read_text(FILE).splitlines()) == 4
+
+
 def test_a_half_written_line_is_dropped_and_asked_again(judge, folder):
     answers = [answer(i) for i in range(4)]
     with chat_server() as server:
@@ -379,11 +392,13 @@ def test_one_failure_gives_up_what_is_on_its_way(judge):
 
 
 KILLED = """
+import signal
 import sys
 from mowe_ray.evaluation.answers import Answer
 from mowe_ray.evaluation.chat import ChatEndpoint
 from mowe_ray.evaluation.judge import Judge
 from mowe_ray.output.run_folder import RunFolder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
 answers = [Answer(f"s{i}", "aqa", f"What barks in clip {i}?", f"a dog {i}", ["a dog"]) for i in range(12)]
 endpoint = ChatEndpoint(sys.argv[1], "judge-8b", concurrency=2)
 Judge(endpoint, RunFolder(sys.argv[2], "evaluation"), "clips", print).scores(answers, "graded")
@@ -419,13 +434,16 @@ def test_a_killed_run_goes_on_where_it_was(judge, local, by):
 
 
 def test_progress_has_a_rate_and_the_time_left(judge, said):
+    pattern = r"clips: judged (\d) of 8 answers, \d+\.\d/s, \d+s left"
+    answers = [answer(i) for i in range(8)]
     with chat_server(lambda _n, _r: Reply(delay_s=0.05)) as server:
-        judge(server, concurrency=1, say_every_s=0.12).scores([answer(i) for i in range(8)], "graded")
-        assert 2 <= len(said) <= 4
-        pattern = r"clips: judged (\d) of 8 answers, \d+\.\d/s, \d+s left"
+        judge(server, concurrency=1, say_every_s=0.12).scores(answers, "graded")
         places = [int(re.fullmatch(pattern, line)[1]) for line in said]
+        assert 2 <= len(places) <= 4
         assert places == sorted(places)
-        assert places[-1] == 8
         said.clear()
-        judge(server).scores([answer(i) for i in range(8)], "graded")
+        judge(server).scores(answers, "graded")
         assert said == [], "nothing was asked"
+        judge(server, say_every_s=60).scores(answers, "binary")
+        assert [re.fullmatch(pattern, line)[1] for line in said] == ["8"], "the end is always said"
+        assert said[0].endswith(" 0s left")
