@@ -27,6 +27,7 @@ class TaskScores:
         better: `lower` or `higher`, by name.
         majority: What always giving the most frequent answer would score.
         unavailable: Why a metric that was asked for could not be computed.
+        notes: What a reader of a score should know, by metric: who judged, and how many verdicts could not be read.
     """
 
     dataset: str
@@ -37,6 +38,7 @@ class TaskScores:
     better: dict[str, str]
     majority: dict[str, float] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def main(self) -> str:

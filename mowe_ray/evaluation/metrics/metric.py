@@ -29,6 +29,7 @@ class Metric:
         better: Which way is good.
         statistics: Takes N answers, returns (N, S).
         value: Takes sums (..., S) of rows of the statistics, returns (...): percent, or points of 100.
+        note: Takes the N answers, returns what a reader of the value should know; None says nothing.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Metric:
     better: Literal["lower", "higher"]
     statistics: Callable[[Sequence[Answer]], Array]
     value: Callable[[Array], Array]
+    note: Callable[[Sequence[Answer]], str | None] = lambda _: None
 
     def of(self, answers: Sequence[Answer]) -> float:
         """Return the value of a set of answers."""

@@ -1,0 +1,136 @@
+"""Ask a language model behind an OpenAI-compatible endpoint many questions, some at a time, at temperature 0."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    import openai
+
+# Enough for a model that thinks before it writes its two lines, and an end for one that never stops.
+_MAX_TOKENS = 1024
+_NO_KEY = "no-key"  # the library insists on one
+
+
+class JudgeError(ValueError):
+    """The judge cannot be asked, or gave no reply; the message names the key to change."""
+
+
+@dataclass(frozen=True)
+class ChatEndpoint:
+    """Where the model answers.
+
+    Attributes:
+        base_url: Such as http://localhost:8000/v1.
+        api_key_env: Environment variable with the key. It may be missing: local servers want none.
+        concurrency: Most questions on their way at a time.
+        timeout_s: Longest wait for a reply.
+        max_retries: Tries after the first.
+    """
+
+    base_url: str
+    model: str
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    timeout_s: float = 60.0
+    max_retries: int = 5
+
+    def __post_init__(self) -> None:
+        address = urlsplit(self.base_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise JudgeError(f"judge.base_url: must be like http://localhost:8000/v1, got {self.base_url!r}")
+
+    def ask(self, questions: Mapping[str, str], heard: Callable[[str, str], None]) -> None:
+        """Ask every question once.
+
+        429, 5xx, silence and broken connections are tried again with growing pauses, or those the server asks for.
+
+        Args:
+            questions: Texts by name.
+            heard: Gets name and reply of each, in the order of arrival.
+
+        Raises:
+            JudgeError: A question got no reply; what is on its way is given up.
+        """
+        try:
+            asyncio.run(self._ask_all(questions, heard))
+        except BaseExceptionGroup as failures:  # one for each worker that failed: usually the same
+            raise failures.exceptions[0] from None
+
+    async def _ask_all(self, questions: Mapping[str, str], heard: Callable[[str, str], None]) -> None:
+        import openai  # half a second, and most evaluations have no judge
+
+        waiting = iter(questions.items())  # shared: each question goes to the first worker that is free
+        async with openai.AsyncOpenAI(
+            base_url=self.base_url, api_key=self._api_key(), timeout=self.timeout_s, max_retries=self.max_retries
+        ) as client:
+
+            async def work() -> None:
+                for name, question in waiting:
+                    try:
+                        reply = await self._ask(client, question)
+                    except (openai.APIStatusError, openai.APIConnectionError) as error:
+                        # Not from the error: what it holds may show the key.
+                        raise JudgeError(self._problem(error, client.api_key)) from None
+                    heard(name, reply)
+
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(min(self.concurrency, len(questions))):
+                    workers.create_task(work())
+
+    async def _ask(self, client: openai.AsyncOpenAI, question: str) -> str:
+        for attempt in range(self.max_retries + 1):
+            if attempt:
+                await asyncio.sleep(min(0.25 * 2**attempt, 8))
+            response = await client.chat.completions.with_raw_response.create(
+                model=self.model,
+                messages=[{"role": "user", "content": question}],
+                temperature=0,
+                max_tokens=_MAX_TOKENS,
+            )
+            reply = _content(response.text)
+            if reply is not None:
+                return reply
+        detail = _shown(response.text, client.api_key)
+        raise JudgeError(f"judge.base_url: {self.base_url} answers, but not with chat completions: {detail}")
+
+    def _api_key(self) -> str:
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise JudgeError(f"judge.api_key_env: {self.api_key_env} holds characters that no key has")
+        return key or _NO_KEY
+
+    def _problem(self, error: openai.APIStatusError | openai.APIConnectionError, key: str) -> str:
+        told = " - " in error.message  # the library found the reason in the body
+        detail = _shown(error.message if told else f"{error.message} {error.body or error.__cause__ or ''}", key)
+        status = getattr(error, "status_code", None)
+        if status in (401, 403):
+            held = "the key in" if key != _NO_KEY else "to answer without a key, and there is none in"
+            return f"judge.api_key_env: {self.base_url} refuses {held} {self.api_key_env}: {detail}"
+        if status == 404:
+            return f"judge.model or judge.base_url: {self.base_url} knows no chat model {self.model!r}: {detail}"
+        if status is not None and status < 500 and status not in (408, 409, 429):
+            return f"judge.model: {self.model!r} at {self.base_url} refuses the question: {detail}"
+        tries = "1 try" if not self.max_retries else f"{self.max_retries + 1} tries"
+        return f"judge.base_url: {self.base_url} gave no reply in {tries} (judge.max_retries): {detail}"
+
+
+def _content(body: str) -> str | None:
+    """Text of a chat completion, empty where the model wrote none; None if this is no chat completion."""
+    try:
+        content = json.loads(body)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return content if isinstance(content, str) else "" if content is None else None
+
+
+def _shown(text: str, key: str) -> str:
+    """One line of what a server said; some servers repeat the key."""
+    line = " ".join(text.replace(key, "(the key)").split())
+    return line if len(line) <= 300 else f"{line[:300]} ..."
