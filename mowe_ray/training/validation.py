@@ -137,7 +137,7 @@ def _join(ranks: list[tuple[float, int, list[Answer], dict[str, RoutingSums], li
         by_task_answers[answer.task].append(answer)
     tasks = {}
     for task, rows in sorted(by_task_answers.items()):
-        references = [row.reference for row in rows]
+        references = [[row.reference] for row in rows]
         tasks[task] = {
             "score": score(task, [row.answer for row in rows], references),
             "majority": majority_score(task, references),
