@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import ray
 
 from mowe_ray.config import ConfigError, EvaluationConfig
+from mowe_ray.config.schema import WorkersSection
 from mowe_ray.data.index import Index
 from mowe_ray.data.shards.storage import fingerprint
 from mowe_ray.distributed import cluster
@@ -142,3 +144,13 @@ def _loads(answers: Sequence[Answer], cost: ExportCost) -> list[float]:
         if answer.independent is not None or answer.dependent is not None
     ]
     return [float(load) for load in np.mean(ran, axis=0)] if ran else [0.0] * len(cost.members)
+
+
+def device(compute: WorkersSection) -> str:
+    """Say what the models ran on."""
+    if compute.gpus_per_worker:
+        kinds = sorted(
+            {kind for node in ray.nodes() for kind in node["Resources"] if kind.startswith("accelerator_type")}
+        )
+        return ", ".join(kind.partition(":")[2] for kind in kinds) or "GPU"
+    return f"CPU, {compute.cpus_per_worker} core{'' if compute.cpus_per_worker == 1 else 's'} a worker"

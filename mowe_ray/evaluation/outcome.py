@@ -8,11 +8,12 @@ from typing import Any
 
 from mowe_ray.evaluation.answers import Answer, by_task
 from mowe_ray.evaluation.bootstrap import paired_difference
+from mowe_ray.evaluation.metrics.choice import DatasetMetrics
 from mowe_ray.evaluation.metrics.metric import Metric
 from mowe_ray.evaluation.results import Ablation, Difference, EvaluatedModel, Evaluation, Interval
 from mowe_ray.evaluation.router_report import router_report
 from mowe_ray.evaluation.routing_sums import routing_of
-from mowe_ray.evaluation.scoring import MetricsOf, task_scores
+from mowe_ray.evaluation.scoring import task_scores
 
 Answers = Mapping[str, Sequence[Answer]]
 """By dataset."""
@@ -41,13 +42,18 @@ class AnsweredModel:
 
 
 def compare(
-    models: Sequence[AnsweredModel], *, metrics_of: MetricsOf, baseline: str | None, seed: int, device: str
+    models: Sequence[AnsweredModel],
+    *,
+    metrics: Mapping[str, DatasetMetrics],
+    baseline: str | None,
+    seed: int,
+    device: str,
 ) -> Evaluation:
     """Score all models, and compare them on the samples that they all answered.
 
     Args:
         models: With distinct names.
-        metrics_of: Chooses the metrics of a dataset's task, the main one first.
+        metrics: What each dataset is scored by.
         baseline: Name of the model that the others are compared with; None takes the first without a pool, else the
             first.
         seed: Of the bootstrap.
@@ -65,16 +71,16 @@ def compare(
         Difference(model.name, one.dataset, one.task, one.metric.name, one.interval, len(one.ours))
         for model in models
         if model is not reference
-        for one in _differences(model.answers, reference.answers, metrics_of, seed)
+        for one in _differences(model.answers, reference.answers, metrics, seed)
     ]
-    return Evaluation([_evaluated(model, metrics_of, seed) for model in models], reference.name, differences, device)
+    return Evaluation([_evaluated(model, metrics, seed) for model in models], reference.name, differences, device)
 
 
-def _evaluated(model: AnsweredModel, metrics_of: MetricsOf, seed: int) -> EvaluatedModel:
+def _evaluated(model: AnsweredModel, metrics: Mapping[str, DatasetMetrics], seed: int) -> EvaluatedModel:
     ablation = [
         Ablation(member, one.dataset, one.task, one.metric.name, one.metric.of(one.ours), one.interval, len(one.ours))
         for member, answers in model.without.items()
-        for one in _differences(answers, model.answers, metrics_of, seed)
+        for one in _differences(answers, model.answers, metrics, seed)
     ]
     report = None
     if model.members:
@@ -91,7 +97,7 @@ def _evaluated(model: AnsweredModel, metrics_of: MetricsOf, seed: int) -> Evalua
         scores=[
             scores
             for dataset, answers in model.answers.items()
-            for scores in task_scores(dataset, answers, metrics_of=metrics_of, seed=seed)
+            for scores in task_scores(dataset, answers, metrics[dataset], seed=seed)
         ],
         bad=model.bad,
         ablation=ablation,
@@ -110,7 +116,7 @@ class _Paired:
     ours: list[Answer]
 
 
-def _differences(ours: Answers, theirs: Answers, metrics_of: MetricsOf, seed: int) -> Iterator[_Paired]:
+def _differences(ours: Answers, theirs: Answers, metrics: Mapping[str, DatasetMetrics], seed: int) -> Iterator[_Paired]:
     for dataset in ours:
         other_tasks = by_task(theirs.get(dataset, ()))
         for task, answers in by_task(ours[dataset]).items():
@@ -119,6 +125,6 @@ def _differences(ours: Answers, theirs: Answers, metrics_of: MetricsOf, seed: in
             if not pairs:
                 continue
             a, b = [one for one, _ in pairs], [other for _, other in pairs]
-            metric = metrics_of(dataset, task, b)[0][0]
+            metric = metrics[dataset].of(task, b)[0][0]
             interval = paired_difference(metric, metric.statistics(a), metric.statistics(b), seed)
             yield _Paired(dataset, task, metric, interval, a)

@@ -1,62 +1,82 @@
-"""Validation scores per task, higher is better, and the score a constant answer would get."""
+"""Scores of a set of answers by task: all metrics with their intervals, or one number in 0..1 during training."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
-import jiwer
+from mowe_ray.evaluation.answers import Answer, by_task
+from mowe_ray.evaluation.bootstrap import interval
+from mowe_ray.evaluation.metrics.choice import DatasetMetrics, metrics_of
+from mowe_ray.evaluation.results import TaskScores
+
+# One number by which a task is followed during training; the others have exact match.
+_WHILE_TRAINING = {"asr": "wer", "er": "accuracy", "ac": "token_f1"}
+_USUAL = DatasetMetrics()
 
 
-def normalise(text: str) -> str:
-    """Lower-case `text` without punctuation or doubled spaces; nothing left becomes the word "empty".
+def task_scores(
+    dataset: str, answers: Sequence[Answer], chosen: DatasetMetrics = _USUAL, *, seed: int
+) -> list[TaskScores]:
+    """Score each task of a dataset, by name of the task.
 
-    AudioBench scores an empty text as that word; word error rate is undefined without it.
+    Args:
+        chosen: What it is scored by. A judge gets no majority score: it would have to be judged.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: A sample has no reference, or no metric can be computed.
     """
-    kept = "".join(c if c.isalnum() or c.isspace() else " " for c in text.lower())
-    return " ".join(kept.split()) or "empty"
+    for answer in answers:
+        if not answer.references:
+            raise ValueError(f"data.validation: sample {answer.id!r} of {dataset} has no reference answer to score by")
+    return [_scores(dataset, task, rows, chosen, seed) for task, rows in by_task(answers).items()]
 
 
-def word_accuracy(answers: Sequence[str], references: Sequence[str]) -> float:
-    """1 - word error rate over the whole set, floored at 0 (many insertions make WER exceed 1)."""
-    return max(0.0, 1.0 - float(jiwer.wer(list(references), list(answers))))
+def _scores(dataset: str, task: str, answers: Sequence[Answer], chosen: DatasetMetrics, seed: int) -> TaskScores:
+    metrics, unavailable = chosen.of(task, answers)
+    if not metrics:
+        reasons = "; ".join(f"{name} {why}" for name, why in unavailable.items())
+        raise ValueError(
+            f"data.validation.N.metrics: none is left to score {dataset}: {reasons or 'the list is empty'}"
+        )
+    majority = majority_answers(answers)
+    return TaskScores(
+        dataset=dataset,
+        task=task,
+        samples=len(answers),
+        scores={metric.name: interval(metric, metric.statistics(answers), seed) for metric in metrics},
+        titles={metric.name: metric.title for metric in metrics},
+        better={metric.name: metric.better for metric in metrics},
+        majority={metric.name: metric.of(majority) for metric in metrics if metric.name not in chosen.judged},
+        unavailable=unavailable,
+        notes={metric.name: note for metric in metrics if (note := metric.note(answers))},
+    )
 
 
-def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Share of answers equal to their reference."""
-    return sum(a == r for a, r in zip(answers, references, strict=True)) / len(references)
+def majority_answers(answers: Sequence[Answer]) -> list[Answer]:
+    """Answer every sample with the most frequent first reference of the set itself.
+
+    That is at least as hard to beat as the training set's most frequent answer.
+    """
+    (most_frequent, _), *_ = Counter(answer.references[0] for answer in answers).most_common(1)
+    return [replace(answer, answer=most_frequent) for answer in answers]
 
 
-def word_f1(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Mean F1 of the bags of words, the SQuAD answer overlap (arXiv 1606.05250, section 6.1)."""
-    total = 0.0
-    for answer, reference in zip(answers, references, strict=True):
-        a, r = Counter(answer.split()), Counter(reference.split())
-        shared = sum((a & r).values())
-        total += 2 * shared / (sum(a.values()) + sum(r.values())) if shared else 0.0
-    return total / len(references)
-
-
-_METRIC = {"asr": word_accuracy, "ac": word_f1}
-
-
-def score(task: str, answers: Sequence[str], references: Sequence[str]) -> float:
-    """Score of one task in 0..1: word accuracy for `asr`, word F1 for `ac`, exact match for all others.
+def score(task: str, answers: Sequence[Answer]) -> float:
+    """Return one score of a task in 0..1, higher is better: 1 - WER (at least 0), accuracy, token F1 or exact match.
 
     Raises:
         ValueError: There is nothing to score.
     """
-    if not references:
-        raise ValueError(f"no references to score for task {task!r}")
-    metric = _METRIC.get(task, exact_match)
-    return metric([normalise(a) for a in answers], [normalise(r) for r in references])
+    if not answers:
+        raise ValueError(f"no answers to score for task {task!r}")
+    (metric,), _ = metrics_of(task, answers, names=[_WHILE_TRAINING.get(task, "exact_match")])
+    value = metric.of(answers) / 100
+    return max(0.0, 1 - value) if metric.better == "lower" else value
 
 
-def majority_score(task: str, references: Sequence[str]) -> float:
-    """Score of answering every question with the set's own most frequent answer.
-
-    The majority is taken from the references themselves, which is at least as hard to beat as
-    the training set's majority.
-    """
-    most_frequent, _ = Counter(references).most_common(1)[0]
-    return score(task, [most_frequent] * len(references), references)
+def majority_score(task: str, answers: Sequence[Answer]) -> float:
+    """Return the `score` of always giving the most frequent answer (`majority_answers`)."""
+    return score(task, majority_answers(answers))

@@ -53,7 +53,7 @@ class RunFolder:
             return bytes(f.read()).decode()
 
     def read_lines(self, file: str) -> list[str]:
-        """Return the whole lines of `file`, with their ends; none if it is not there. A half-written last one is left out.
+        """Return the lines of `file`, with their ends: none if it is not there, and not a half-written last one.
 
         Only a line feed ends a line: JSON strings may hold U+2028 and others that `splitlines` cuts at.
         """

@@ -132,10 +132,9 @@ def _join(ranks: list[tuple[float, int, list[Answer], dict[str, RoutingSums], li
             routing[task] = routing[task] + sums if task in routing else sums
     tasks = {}
     for task, rows in by_task(answers).items():
-        references = [row.references[0] for row in rows]
         tasks[task] = {
-            "score": score(task, [row.answer for row in rows], references),
-            "majority": majority_score(task, references),
+            "score": score(task, rows),
+            "majority": majority_score(task, rows),
             "samples": len(rows),
         }
     loss_sum, tokens = sum(r[0] for r in ranks), sum(r[1] for r in ranks)

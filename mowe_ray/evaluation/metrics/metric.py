@@ -17,6 +17,10 @@ from mowe_ray.evaluation.answers import Answer
 Array = npt.NDArray[np.float64]
 
 
+class MissingDataError(Exception):
+    """Data that a metric needs are not installed; the message says what to do."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A score of a set of answers.
@@ -47,3 +51,12 @@ class Metric:
 def mean_percent(sums: Array) -> Array:
     """Return 100 * sum / number: the `value` of metrics whose statistics are (score of 0..1, 1)."""
     return 100 * sums[..., 0] / sums[..., 1]
+
+
+def mean_metric(name: str, title: str, score: Callable[[Answer], float]) -> Metric:
+    """Return the metric that is the mean of a score of each answer, times 100; higher is better."""
+
+    def statistics(answers: Sequence[Answer]) -> Array:
+        return np.array([(score(answer), 1.0) for answer in answers], dtype=np.float64).reshape(-1, 2)
+
+    return Metric(name, title, "higher", statistics, mean_percent)

@@ -1,0 +1,123 @@
+"""Metrics of answers that are one of a closed list of labels.
+
+Legend: L labels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from mowe_ray.evaluation.answers import Answer
+from mowe_ray.evaluation.metrics.metric import Array, Metric, mean_metric
+from mowe_ray.evaluation.text import plain
+
+
+def labels_of(answers: Iterable[Answer]) -> list[str]:
+    """Return the closed list that the references of a set are, without case and punctuation, sorted."""
+    return sorted({plain(reference) for answer in answers for reference in answer.references})
+
+
+def find_label(text: str, labels: tuple[str, ...]) -> str | None:
+    """Return the label that a text is, or the only one it contains as words; None if that leaves none or several.
+
+    The `happy` of a label `very happy` does not count as another label.
+
+    Args:
+        labels: As `plain` writes them.
+    """
+    text = plain(text)
+    if text in labels:
+        return text
+    contained = set(_any_of(labels).findall(text)) - {""}
+    return contained.pop() if len(contained) == 1 else None
+
+
+@lru_cache(maxsize=16)
+def _any_of(labels: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted(map(re.escape, labels), key=len, reverse=True)
+    return re.compile(rf"(?<!\S)(?:{'|'.join(longest_first)})(?!\S)")
+
+
+def accuracy(labels: Sequence[str]) -> Metric:
+    """Return the share of answers that are the right label, in percent; an answer without a label is wrong."""
+    known = _distinct(labels)
+    return mean_metric("accuracy", "accuracy (%)", lambda answer: float(_hit(answer, known)))
+
+
+def unweighted_accuracy(labels: Sequence[str]) -> Metric:
+    """Return the mean over labels of their recall, of those that occur, in percent."""
+    return Metric("unweighted_accuracy", "unweighted accuracy (%)", "higher", _counter(labels), _mean_recall)
+
+
+def macro_f1(labels: Sequence[str]) -> Metric:
+    """Return the mean over labels of their F1, of those that occur as reference or answer, in percent."""
+    return Metric("macro_f1", "macro F1 (%)", "higher", _counter(labels), _mean_f1)
+
+
+def _distinct(labels: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(plain(label) for label in labels))
+
+
+def _judged(answer: Answer, labels: tuple[str, ...]) -> tuple[str | None, str]:
+    """Return the label that was given and the one that was right: the given one if any reference agrees."""
+    given = find_label(answer.answer, labels)
+    right = [_reference_label(answer, reference, labels) for reference in answer.references]
+    return given, given if given is not None and given in right else right[0]
+
+
+def _reference_label(answer: Answer, reference: str, labels: tuple[str, ...]) -> str:
+    label = find_label(reference, labels)
+    if label is None:
+        raise ValueError(
+            f"data.validation.N.labels: {', '.join(labels)} lack {reference!r}, the reference of sample {answer.id!r}"
+        )
+    return label
+
+
+def _hit(answer: Answer, labels: tuple[str, ...]) -> bool:
+    given, right = _judged(answer, labels)
+    return given == right
+
+
+def _counter(labels: Sequence[str]) -> Callable[[Sequence[Answer]], Array]:
+    """Return the statistics (N, 3 L): hits of each label, how often it was given, how often it was right."""
+    known = _distinct(labels)
+    place = {label: i for i, label in enumerate(known)}
+
+    def statistics(answers: Sequence[Answer]) -> Array:
+        counts = np.zeros((len(answers), 3, len(known)))
+        for row, answer in zip(counts, answers, strict=True):
+            label, right_label = _judged(answer, known)
+            row[2, place[right_label]] = 1
+            if label is not None:
+                row[1, place[label]] = 1
+                row[0, place[label]] = label == right_label
+        return counts.reshape(len(answers), -1)
+
+    return statistics
+
+
+def _mean_recall(sums: Array) -> Array:
+    hits, _, right = _split(sums)
+    return _mean_ratio(hits, right)
+
+
+def _mean_f1(sums: Array) -> Array:
+    hits, given, right = _split(sums)
+    return _mean_ratio(2 * hits, given + right)
+
+
+def _split(sums: Array) -> tuple[Array, Array, Array]:
+    hits, given, right = np.split(sums, 3, axis=-1)
+    return hits, given, right
+
+
+def _mean_ratio(parts: Array, wholes: Array) -> Array:
+    """Return the mean of parts / wholes (..., L) over labels whose whole is not 0, in percent."""
+    occurs = wholes > 0
+    ratios = np.divide(parts, wholes, out=np.zeros_like(parts), where=occurs)
+    return np.asarray(100 * ratios.sum(-1) / occurs.sum(-1))
