@@ -45,6 +45,9 @@ def test_common_voice(tmp_path):
     sample, gone = _read(tmp_path, "common-voice", "test")
     assert (sample.id, sample.answer, sample.suffix) == ("common_voice_en_1", '"Quoted" words, kept.', "mp3")
     assert (gone.id, gone.cause) == ("common_voice_en_2", "no_audio")
+    with (tmp_path / "en" / "test.tsv").open("a") as table:
+        table.write("c\tcommon_voice_en_3.mp3")  # cut short
+    assert _bad(read_source(tmp_path, "common-voice", Defaults("c", "asr"), "test"))["common_voice_en_3"] == "no_answer"
     (tmp_path / "de" / "clips").mkdir(parents=True)
     with pytest.raises(ValueError, match="de, en"):
         list(read_source(tmp_path, "common-voice", Defaults("c", "asr"), "test"))
