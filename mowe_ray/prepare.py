@@ -18,26 +18,21 @@ from pathlib import Path
 from mowe_ray.data.corpus import DEFAULT_CLIPS, builtin_samples
 from mowe_ray.data.sample import BadSample, Sample
 from mowe_ray.data.sources.defaults import Defaults
-from mowe_ray.data.sources.labelled_folders import LabelFrom
-from mowe_ray.data.sources.opening import KINDS, count_samples, detect_kind, read_source
+from mowe_ray.data.sources.opening import KINDS, check_source, count_samples, detect_kind, read_source
 from mowe_ray.data.sources.packing import REPORT, Packing, pack
 
-_EPILOG = """\
-kinds of source:
-  manifest     JSON lines or TSV: audio_filepath|audio|path, text|answer, and where they differ from
-               row to row instruction, task, id, duration, offset
-  parquet      Parquet file or folder with an audio column, as Hugging Face's datasets write it
-  librispeech  folders with *.trans.txt beside FLAC files
-  audiobench   Parquet with context, instruction and answer
-  folders      LABEL/*.wav, or with --label-from stem files named by the words spoken
+_EXAMPLES = """\
   builtin      (SOURCE is the word builtin) synthetic speech and sounds, all five tasks
 
 examples:
   python -m mowe_ray.prepare builtin --out shards/builtin --clips 2000
   python -m mowe_ray.prepare LibriSpeech --split train-clean-100 --out shards/clean-100
+  python -m mowe_ray.prepare cv-corpus-15.0-2023-09-08/en --split test --out shards/common-voice
   python -m mowe_ray.prepare calls.jsonl --task asr --validation-fraction 0.05 --out shards/calls
   python -m mowe_ray.prepare emotions/ --task er --format parquet --out shards/emotions
   python -m mowe_ray.prepare words/ --task asr --label-from stem --out shards/words
+
+docs/corpora.md tells where each corpus is to be had, and what a row of it becomes.
 """
 
 
@@ -70,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mowe_ray.prepare",
         description="Turn a corpus into shards to train from.",
-        epilog=_EPILOG,
+        epilog=_kinds() + _EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -80,10 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--format", choices=["webdataset", "parquet"], default="webdataset", help="default: the first")
     add("--shard-size-mb", type=float, default=256, metavar="MB", help="about; default: 256")
     add("--kind", choices=["auto", *KINDS, "builtin"], default="auto", help="default: look at it")
-    add("--split", metavar="NAME", help="part of it, such as train or dev-clean; default: all")
-    add("--task", metavar="NAME", help="of rows that do not say: asr, er, ac, aqa, sqa, or yours")
+    add("--split", metavar="NAME", help="part of it, such as train or dev-clean; default: all, if it has no test set")
+    add("--task", metavar="NAME", help="where the source does not say: asr, er, ac, aqa, sqa, or yours")
     add("--instruction", metavar="TEXT", help="asked about rows without an instruction")
-    add("--label-from", choices=["folder", "stem"], help="kind folders: the name that is the answer")
+    add("--label-from", metavar="WHAT", help="kinds folders and meld: what is the answer")
     add("--clips", type=int, metavar="N", help="the first N only; builtin: how many to make")
     add("--min-duration", type=float, default=0, metavar="S", help="leave out shorter clips")
     add("--max-duration", type=float, default=3600, metavar="S", help="and longer ones; an hour")
@@ -94,13 +89,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _kinds() -> str:
+    lines = ["kinds of source:"]
+    for name, kind in KINDS.items():
+        task = (kind.task,) if kind.task else ()
+        choices = {"task": task, "--split": kind.splits, "--label-from": kind.labels}
+        extra = "; ".join(f"{option} {'|'.join(values)}" for option, values in choices.items() if values)
+        about = [*kind.about.split("\n"), extra] if extra else kind.about.split("\n")
+        lines += [f"  {name if row == 0 else '':<13}{text}" for row, text in enumerate(about)]
+    return "\n".join(lines) + "\n"
+
+
 def _check(options: argparse.Namespace) -> None:
     """Find the kind, and raise ValueError for values and combinations that mean nothing."""
     if options.kind == "auto":
         is_builtin = options.source == "builtin"
         options.kind = "builtin" if is_builtin else detect_kind(Path(options.source))
     builtin = options.kind == "builtin"
-    asked = options.task is not None or options.instruction is not None
+    asked = any(value is not None for value in (options.task, options.instruction, options.label_from))
     wrong = {
         "--validation-fraction is a number from 0 to 1": not 0 <= options.validation_fraction < 1,
         "--clips must be at least 1": options.clips is not None and options.clips < 1,
@@ -108,8 +114,7 @@ def _check(options: argparse.Namespace) -> None:
         "--threads must be at least 1": options.threads < 1,
         "--shard-size-mb must be above 0": options.shard_size_mb <= 0,
         "--max-duration must be above --min-duration": options.max_duration <= options.min_duration,
-        "--label-from is for folders": options.label_from is not None and options.kind != "folders",
-        "--task and --instruction are not for builtin, which has its own": builtin and asked,
+        "--task, --instruction and --label-from are not for builtin, which has its own": builtin and asked,
         "--split of builtin is train or validation": builtin and options.split not in (None, *DEFAULT_CLIPS),
         "--out lies inside SOURCE, where the next run would read it": not builtin
         and Path(options.out).resolve().is_relative_to(Path(options.source).resolve()),
@@ -117,6 +122,8 @@ def _check(options: argparse.Namespace) -> None:
     for message, applies in wrong.items():
         if applies:
             raise ValueError(message)
+    if not builtin:
+        check_source(Path(options.source), options.kind, options.split, options.label_from)
 
 
 def _builtin(options: argparse.Namespace) -> tuple[Callable[[], Iterable[Sample]], int]:
@@ -129,13 +136,11 @@ def _published(
     options: argparse.Namespace,
 ) -> tuple[Callable[[], Iterable[Sample | BadSample]], int | None]:
     """How to start reading the source, and how many samples it has if that is known."""
-    path = Path(options.source)
-    defaults = Defaults(_source_name(options), options.task, options.instruction)
-    label_from: LabelFrom = options.label_from or "folder"
+    path, kind = Path(options.source), KINDS[options.kind]
+    defaults = Defaults(_source_name(options), options.task or kind.task, options.instruction)
 
     def read() -> Iterable[Sample | BadSample]:
-        samples = read_source(path, options.kind, defaults, options.split, label_from)
-        return islice(samples, options.clips)
+        return islice(read_source(path, options.kind, defaults, options.split, options.label_from), options.clips)
 
     total = count_samples(path, options.kind, options.split)
     if total is not None and options.clips is not None:

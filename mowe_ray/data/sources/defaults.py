@@ -1,6 +1,6 @@
 """From one row of a published corpus, whatever its fields are called, to one sample."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,11 @@ class Defaults:
                 f"give --instruction (only {', '.join(DEFAULT_INSTRUCTIONS)} have a usual one)"
             )
         return instruction
+
+
+def choose_from(labels: Iterable[str], question: str = DEFAULT_INSTRUCTIONS["er"]) -> str:
+    """Return a question that names the labels to choose from: corpora call the same emotion by different words."""
+    return f"{question} Answer with one of: {', '.join(labels)}."
 
 
 def suffix_of(name: str) -> str:

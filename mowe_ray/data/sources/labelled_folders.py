@@ -3,17 +3,14 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 from mowe_ray.data.sample import BadSample, Sample
 from mowe_ray.data.sources.defaults import Defaults, audio_files
 
-LabelFrom = Literal["folder", "stem"]
+LABELS = ("folder", "stem")
 
 
-def read_labelled_folders(
-    folder: Path, defaults: Defaults, label_from: LabelFrom = "folder"
-) -> Iterator[Sample | BadSample]:
+def read_labelled_folders(folder: Path, defaults: Defaults, label_from: str = "folder") -> Iterator[Sample | BadSample]:
     """Read every audio file below `folder`.
 
     Args:
