@@ -16,7 +16,12 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from mowe_ray.config import ConfigError, EvaluationConfig, load_evaluation, render_help
-from mowe_ray.evaluation.models import Target, find_models
+from mowe_ray.config.data_section import ValidationSource
+from mowe_ray.evaluation.chat import ChatEndpoint
+from mowe_ray.evaluation.judge import Judge
+from mowe_ray.evaluation.metrics.choice import DatasetMetrics, check_names
+from mowe_ray.evaluation.metrics.judged import JUDGED_SCALES, judged_metric
+from mowe_ray.evaluation.models import Target, check_baseline, find_models, report_folder
 
 
 def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
@@ -40,6 +45,9 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
         config = load_evaluation(targets[0].config, overrides)
         if not config.data.validation:
             raise ConfigError(["data.validation: nothing to evaluate on; add data.validation.0.path=FOLDER"])
+        for i, source in enumerate(config.data.validation):
+            check_names(source.metrics, f"data.validation.{i}.metrics")
+        check_baseline(targets, config.baseline)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -59,18 +67,30 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
 
 
 def _evaluate(targets: Sequence[Target], config: EvaluationConfig) -> dict[str, Any]:
-    from mowe_ray.distributed.evaluator import answer_datasets  # imports torch and ray
+    from mowe_ray.distributed.evaluator import answer_datasets, device  # imports torch and ray
     from mowe_ray.evaluation.outcome import compare
     from mowe_ray.evaluation.terminal import table
-    from mowe_ray.evaluation.writing import report_folder, write_results
+    from mowe_ray.evaluation.writing import write_results
 
-    folder = report_folder(targets, config.out)
-    metrics = Scorer(config, folder, _say)
+    metrics = {source.name: _metrics(source, targets, config) for source in config.data.validation}
     answered = answer_datasets(targets, config, _say)
-    evaluation = compare(answered, metrics=metrics, baseline=config.baseline, seed=config.seed, device="")
+    _say("scoring")
+    evaluation = compare(
+        answered, metrics=metrics, baseline=config.baseline, seed=config.seed, device=device(config.compute)
+    )
     result = write_results(evaluation, targets, config.out)
     _say(table(evaluation))
+    _say(f"report: {result['report']}")
     return result
+
+
+def _metrics(source: ValidationSource, targets: Sequence[Target], config: EvaluationConfig) -> DatasetMetrics:
+    if config.judge.base_url is None:
+        return DatasetMetrics(source.metrics, source.labels)
+    endpoint = ChatEndpoint(**config.judge.model_dump())
+    judge = Judge(endpoint, report_folder(targets, config.out), source.name, _say)
+    judged = {name: judged_metric(name, judge) for name in JUDGED_SCALES}
+    return DatasetMetrics(source.metrics, source.labels, judged)
 
 
 def _say(line: str) -> None:

@@ -130,7 +130,7 @@ def _routing(one: Trial, noise: np.random.Generator) -> dict[str, Any] | None:
     if not pool:
         return None
     members = [f"{name}_{pool[:i].count(name) + 1}" if name in pool[:i] else name for i, name in enumerate(pool)]
-    validation = {}
+    tasks = {}
     for task in one.tasks:
         logits = noise.normal(0, 0.6, len(members))
         logits += [
@@ -139,8 +139,8 @@ def _routing(one: Trial, noise: np.random.Generator) -> dict[str, Any] | None:
         shares = np.exp(logits) / np.exp(logits).sum()
         load = {"load": dict(zip(members, map(float, shares), strict=True))}
         one_hot = {"load": {name: float(i == 0) for i, name in enumerate(members)}}
-        validation[task] = {"dependent": load, "independent": one_hot}
-    return {"members": members, "validation": validation, "training": []}
+        tasks[task] = {"dependent": load, "independent": one_hot}
+    return {"members": members, "datasets": {"made-up": tasks}, "training": []}
 
 
 def histories(made: Sequence[Trial]) -> dict[int, History]:

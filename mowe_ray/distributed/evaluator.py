@@ -148,9 +148,7 @@ def _loads(answers: Sequence[Answer], cost: ExportCost) -> list[float]:
 
 def device(compute: WorkersSection) -> str:
     """Say what the models ran on."""
-    if compute.gpus_per_worker:
-        kinds = sorted(
-            {kind for node in ray.nodes() for kind in node["Resources"] if kind.startswith("accelerator_type")}
-        )
-        return ", ".join(kind.partition(":")[2] for kind in kinds) or "GPU"
-    return f"CPU, {compute.cpus_per_worker} core{'' if compute.cpus_per_worker == 1 else 's'} a worker"
+    if not compute.gpus_per_worker:
+        return f"CPU, {compute.cpus_per_worker} core{'' if compute.cpus_per_worker == 1 else 's'} a worker"
+    kinds = {name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")}
+    return compute.accelerator_type or ", ".join(sorted(kinds)) or "GPU"

@@ -51,6 +51,22 @@ def evaluation_folder(target: Target, out: str | None) -> RunFolder:
     return folder_at(f"{out.rstrip('/')}/{target.name}" if out is not None else f"{target.home}/{FOLDER}")
 
 
+def report_folder(targets: Sequence[Target], out: str | None) -> RunFolder:
+    """Return where the report over all models goes."""
+    return evaluation_folder(targets[0], None) if out is None else folder_at(out)
+
+
+def check_baseline(targets: Sequence[Target], baseline: str | None) -> None:
+    """Refuse a baseline that is none of the models.
+
+    Raises:
+        ValueError: Names the models.
+    """
+    names = [target.name for target in targets]
+    if baseline is not None and baseline not in names:
+        raise ValueError(f"baseline: there is no model {baseline!r}, only {', '.join(names)}")
+
+
 def folder_at(path: str) -> RunFolder:
     """Return a folder by its whole path or URL."""
     path = path.rstrip("/")

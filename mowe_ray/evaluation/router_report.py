@@ -1,10 +1,12 @@
-"""What the routers learned: choices by task and over training, as JSON and as one picture."""
+"""What the routers learned: choices by dataset and task and over training, as JSON and as one picture."""
 
 from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import matplotlib
@@ -13,48 +15,109 @@ matplotlib.use("Agg")  # workers have no screen
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from mowe_ray.evaluation.results import Ablation
+from mowe_ray.evaluation.router_alarms import alarms
 from mowe_ray.evaluation.routing_sums import RoutingSums
+
+_WIDTH = 15.0  # inches
+_ROW = 0.34
+_EVERY_CLIP = "every clip\n(data-independent)"
 
 
 def router_report(
-    members: Sequence[str], by_task: Mapping[str, RoutingSums], history: Sequence[Mapping[str, Any]]
+    members: Sequence[str],
+    datasets: Mapping[str, Mapping[str, RoutingSums]],
+    history: Sequence[Mapping[str, Any]],
+    ablation: Sequence[Ablation] = (),
 ) -> dict[str, Any]:
-    """Return loads, mean probabilities and entropies by task, and their course over training.
+    """Return loads, mean probabilities, entropies, overlap and alarms, and the course over training.
 
     Args:
         members: Names of the M pool members, in pool order.
-        by_task: Routing sums over the final validation.
+        datasets: Routing sums by dataset and task.
         history: Records with `step` and `routing` (a `RoutingSums.summary`), oldest first.
+        ablation: What each member is worth, if that was measured.
     """
-    return {
-        "members": list(members),
-        "entropy_of_uniform_nats": math.log(len(members)),
-        "validation": {task: sums.summary(list(members)) for task, sums in sorted(by_task.items())},
-        "training": [{"step": record["step"], **record["routing"]} for record in history],
+    names = list(members)
+    found = {
+        dataset: {task: _task(names, sums) for task, sums in sorted(tasks.items())}
+        for dataset, tasks in datasets.items()
+        if tasks
     }
+    report = {
+        "members": names,
+        "entropy_of_uniform_nats": math.log(len(names)),
+        "datasets": found,
+        "training": [{"step": record["step"], **record["routing"]} for record in history],
+        "alarms": alarms(names, found),
+    }
+    return report | ({"ablation": [asdict(one) for one in ablation]} if ablation else {})
+
+
+def _task(members: list[str], sums: RoutingSums) -> dict[str, Any]:
+    summary = sums.summary(members)
+    return {"clips": round(float(sums.clips)), **summary, "overlap": _overlap(summary)}
+
+
+def _overlap(summary: Mapping[str, Any]) -> float | None:
+    """Of the members the data-dependent router runs, the share that the data-independent one runs as well.
+
+    For top-1 that is the share of clips on which both run the same member. The data-independent choice is the same for
+    all clips, so the mean over clips is a sum over members. None where a router is off.
+    """
+    dependent, independent = summary["dependent"]["load"], summary["independent"]["load"]
+    total = sum(dependent.values())
+    if not total or not any(independent.values()):
+        return None
+    return float(sum(load * independent[member] for member, load in dependent.items()) / total)
 
 
 def draw(report: Mapping[str, Any]) -> bytes:
-    """Draw a report as PNG: who is chosen for which task, and how the choices settled."""
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
-    _draw_loads(axes[0], report)
-    _draw_history(axes[1], report)
-    _draw_entropies(axes[2], report)
+    """Draw a router report as PNG: who is chosen for what, and how the choices settled; alarms above."""
+    rows = _rows(report)
+    columns = 3 if report["training"] else 1
+    alarms = "\n".join(line for alarm in report["alarms"] for line in textwrap.wrap(f"Warning: {alarm}", 130))
+    height = max(4.5, 2.2 + _ROW * len(rows)) + 0.3 * (alarms.count("\n") + bool(alarms))
+    figure, axes = plt.subplots(1, columns, figsize=(_WIDTH * columns / 3 + 3, height), layout="constrained")
+    places = [axes] if columns == 1 else list(axes)
+    _draw_loads(places[0], rows, report["members"])
+    if columns == 3:
+        _draw_history(places[1], report)
+        _draw_entropies(places[2], report)
+    if alarms:
+        figure.suptitle(alarms, color="#b3261e", fontweight="bold", fontsize="medium", parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
     return buffer.getvalue()
 
 
-def _draw_loads(axis: Axes, report: Mapping[str, Any]) -> None:
-    tasks, members = list(report["validation"]), report["members"]
-    bottom = [0.0] * len(tasks)
+def _rows(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    """Shares of clips to draw, from the top: the data-independent choice, then each dataset and task."""
+    found = [
+        (dataset, task, summary) for dataset, tasks in report["datasets"].items() for task, summary in tasks.items()
+    ]
+    several = len(report["datasets"]) > 1
+    rows = [
+        (f"{dataset}  {task}" if several else task, summary["dependent"]["load"]) for dataset, task, summary in found
+    ]
+    if found and any(found[0][2]["independent"]["load"].values()):
+        rows.insert(0, (_EVERY_CLIP, found[0][2]["independent"]["load"]))
+    return rows
+
+
+def _draw_loads(axis: Axes, rows: list[tuple[str, Mapping[str, float]]], members: list[str]) -> None:
+    places = [-i - (0.4 if i and rows[0][0] == _EVERY_CLIP else 0.0) for i in range(len(rows))]
+    left = [0.0] * len(rows)
     for member in members:
-        shares = [report["validation"][task]["dependent"]["load"][member] for task in tasks]
-        axis.bar(tasks, shares, bottom=bottom, label=member)
-        bottom = [b + s for b, s in zip(bottom, shares, strict=True)]
-    axis.set(title="Chosen per clip (data-dependent), validation", ylabel="share of clips", ylim=(0, None))
-    axis.legend(loc="lower right", fontsize="small")
+        shares = [load[member] for _, load in rows]
+        axis.barh(places, shares, left=left, label=member, height=0.76)
+        left = [before + share for before, share in zip(left, shares, strict=True)]
+    axis.set_yticks(places, [label for label, _ in rows], parse_math=False)
+    axis.set(title="Chosen for which share of clips (data-dependent)", xlim=(0, None))
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+    _legend(axis, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=4, frameon=False)
 
 
 def _draw_history(axis: Axes, report: Mapping[str, Any]) -> None:
@@ -63,8 +126,8 @@ def _draw_history(axis: Axes, report: Mapping[str, Any]) -> None:
         for router, style in (("dependent", "-"), ("independent", "--")):
             values = [record[router]["probability"][member] for record in report["training"]]
             axis.plot(steps, values, style, color=f"C{i}", label=member if style == "-" else None)
-    axis.set(title="Mean probability (solid: dependent, dashed: independent)", xlabel="step", ylim=(0, 1))
-    axis.legend(fontsize="small")
+    axis.set(title="Mean probability (solid: dependent, dashed: independent)", xlabel="training step", ylim=(0, 1))
+    _legend(axis)
 
 
 def _draw_entropies(axis: Axes, report: Mapping[str, Any]) -> None:
@@ -72,5 +135,10 @@ def _draw_entropies(axis: Axes, report: Mapping[str, Any]) -> None:
     for router, style in (("dependent", "-"), ("independent", "--")):
         axis.plot(steps, [record[router]["entropy"] for record in report["training"]], style, color="k", label=router)
     axis.axhline(report["entropy_of_uniform_nats"], color="0.7", linestyle=":", label="undecided")
-    axis.set(title="Router entropy (nats)", xlabel="step", ylim=(0, None))
-    axis.legend(fontsize="small")
+    axis.set(title="Router entropy (nats)", xlabel="training step", ylim=(0, None))
+    _legend(axis)
+
+
+def _legend(axis: Axes, **place: Any) -> None:
+    for text in axis.legend(fontsize="small", **place).get_texts():
+        text.set_parse_math(False)  # names may hold $

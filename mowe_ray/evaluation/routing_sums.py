@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from mowe_ray.evaluation.answers import Answer, by_task
 from mowe_ray.model import RoutingRecord
 from mowe_ray.model.routing_loss import entropy
 
@@ -81,6 +82,33 @@ class RoutingSums:
                 "entropy": float(getattr(self, f"{name}_entropy")) / clips,
             }
         return result
+
+
+def routing_of(answers: Sequence[Answer]) -> dict[str, RoutingSums]:
+    """Sum the routing of answered samples by task; samples without a clip, or of a model without routers, do not count.
+
+    The entropy of a clip heard in pieces is that of its mean probabilities.
+    """
+    heard = [answer for answer in answers if answer.dependent or answer.independent]
+    return {task: _sums(found) for task, found in by_task(heard).items()}
+
+
+def _sums(answers: Sequence[Answer]) -> RoutingSums:
+    choices = {
+        name: [choice for answer in answers if (choice := getattr(answer, name))]
+        for name in ("dependent", "independent")
+    }
+    members = next(len(choice.load) for made in choices.values() for choice in made)
+    fields = {"clips": torch.tensor([len(answers)], dtype=torch.float64)}
+    for name, made in choices.items():
+        loads = torch.tensor([choice.load for choice in made], dtype=torch.float64).reshape(-1, members)
+        probabilities = torch.tensor([choice.probabilities for choice in made], dtype=torch.float64)
+        fields |= {
+            f"{name}_chosen": loads.sum(0),
+            f"{name}_probability": probabilities.reshape(-1, members).sum(0),
+            f"{name}_entropy": entropy(probabilities).sum().reshape(1),
+        }
+    return RoutingSums(**fields)
 
 
 def _shares(members: list[str], sums: torch.Tensor, clips: float) -> dict[str, float]:

@@ -91,6 +91,7 @@ summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
 .rows {
   display: grid; grid-template-columns: 38% 1fr 92px; column-gap: 14px; align-items: center;
 }
+.rows.long { grid-template-columns: 32% 1fr 176px; }
 .name { font-size: 13px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .best { font-weight: 650; color: var(--accent); }
 .value { font-size: 12.5px; color: var(--soft); text-align: right; }
@@ -103,6 +104,8 @@ summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
 }
 .loads .head { font-size: 12px; color: var(--soft); }
 .loads .note { margin: 0; }
+.loads.told { grid-template-columns: minmax(110px, 26%) 1fr 62px 62px; }
+.loads .n { font-size: 12.5px; color: var(--soft); text-align: right; }
 .segment { stroke: var(--paper); stroke-width: 1.5px; }
 .plot .inside {
   fill: var(--on); font-size: 11px; font-weight: 600; paint-order: stroke; stroke: var(--edge); stroke-width: 2px;
@@ -122,7 +125,20 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
 .heat td { text-align: center; padding: 7px 14px; min-width: 82px; border: 2px solid var(--paper); }
 .heat th { padding: 7px 14px 7px 0; }
 .heat thead th { text-align: center; border: 0; padding: 4px 14px; }
-.failed { color: var(--bad); }
+.failed, .worse { color: var(--bad); }
+.better { color: var(--accent); }
+.alarm {
+  border-left: 4px solid var(--bad); background: color-mix(in oklab, var(--bad) 9%, var(--paper)); padding: 9px 14px;
+  border-radius: 0 6px 6px 0; margin: 14px 0; max-width: 84ch;
+}
+.alarm b { color: var(--bad); }
+.sets tbody { border-bottom: 1px solid var(--muted); }
+.sets th { font-weight: 600; vertical-align: top; }
+.sets td, .sets tbody th { border-bottom: 0; padding-top: 6px; padding-bottom: 3px; vertical-align: top; }
+.sets small { display: block; color: var(--soft); font-size: 11.5px; line-height: 1.35; font-weight: 400; }
+.sets .better small, .sets .worse small { color: inherit; }
+.sets .first b { font-weight: 650; }
+.sets b { font-weight: 400; }
 .stopped { color: var(--soft); }
 #tip {
   position: fixed; z-index: 9; display: none; pointer-events: none; white-space: pre-line; max-width: 320px;
@@ -140,8 +156,11 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
   .plot.labelled .label { display: none; }
   .chips.narrow { display: flex; }
   .loads { grid-template-columns: minmax(80px, 34%) 1fr; }
-  .loads > :nth-child(3n) { display: none; }
-  .rows { grid-template-columns: 32% 1fr 92px; column-gap: 10px; }
+  .loads:not(.told) > :nth-child(3n) { display: none; }
+  .loads.told { grid-template-columns: minmax(70px, 27%) 1fr 50px 46px; column-gap: 8px; }
+  .rows, .rows.long { grid-template-columns: 32% 1fr 92px; column-gap: 10px; }
+  .rows.long { grid-template-columns: 32% 1fr 56px; }
+  .value small { display: none; }
 }
 @media print {
   :root { color-scheme: light; }

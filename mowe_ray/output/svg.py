@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+_MOST_POINTS = 200
+
 
 def escape(text: object) -> str:
     """Write text so that it is never read as markup."""
@@ -134,6 +136,16 @@ def path(points: Sequence[tuple[float, float]], x: Axis, y: Axis, height: float,
     """Draw a line through points, for `stretched`."""
     places = [f"{1000 * x.at(a):.1f} {y.down(b, height):g}" for a, b in points]
     return tag("path", d="M" + "L".join(places), **attributes)
+
+
+def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return means of as many neighbours as leave few enough points for a curve; the last one stays where it is."""
+    size = math.ceil(len(points) / _MOST_POINTS)
+    if size < 2:
+        return points
+    groups = [points[i : i + size] for i in range(0, len(points) - 1, size)]
+    means = [(sum(a for a, _ in group) / len(group), sum(b for _, b in group) / len(group)) for group in groups]
+    return [*means, points[-1]]
 
 
 def spread_out(places: Sequence[float], distance: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""Text for the terminal: tables and durations."""
+"""Text for people: tables for the terminal, durations and amounts."""
 
 from __future__ import annotations
 
@@ -23,3 +23,13 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def amount(value: float | None) -> str:
+    """Write a count of parameters or operations: 1.25 M."""
+    if value is None:
+        return "–"
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from mowe_ray.output.text import amount
 from mowe_ray.sweeping.effects import Effect, effects, gap
-from mowe_ray.sweeping.labels import amount, counts, metric_label, number, plus_minus, point_label
+from mowe_ray.sweeping.labels import counts, metric_label, number, plus_minus, point_label
 from mowe_ray.sweeping.schema import POOL_KEY, SweepConfig
 from mowe_ray.sweeping.statistics import (
     CLEAR,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from mowe_ray.output.svg import Axis, escape, frame, line, path, plot, spread_out, stretched, tag, text
+from mowe_ray.output.svg import Axis, escape, frame, line, path, plot, spread_out, stretched, tag, text, thinned
+from mowe_ray.output.text import amount
 from mowe_ray.sweeping.colours import Colouring
-from mowe_ray.sweeping.labels import amount, metric_label, number, plus_minus, point_label
+from mowe_ray.sweeping.labels import metric_label, number, plus_minus, point_label
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.statistics import Point, best, cost_of, finite, pareto_front
 from mowe_ray.sweeping.trials import History, Trial, objective
@@ -20,7 +20,6 @@ _ASSUMED_WIDTH = 700  # pixels, only to keep labels from each other
 _MOST_LABELS = 14
 _MOST_POINTS = 24  # with more, only the winner and the front have labels
 _PLACES = (("start", 8, -7), ("end", -8, -7), ("start", 8, 16), ("end", -8, 16), ("start", 12, 4), ("end", -12, 4))
-_MOST_STEPS = 200
 
 
 def quality_against_cost(config: SweepConfig, found: Sequence[Point], colours: Colouring) -> str:
@@ -129,23 +128,13 @@ def learning_curves(
     for title, of in named:
         courses = [(trial, of(histories[trial.number])) for trial in trials if trial.number in histories]
         curves = [
-            Curve(trial, _thinned([(float(step), value) for step, v in course if (value := finite(v)) is not None]))
+            Curve(trial, thinned([(float(step), value) for step, v in course if (value := finite(v)) is not None]))
             for trial, course in courses
         ]
         curves = [curve for curve in curves if curve.points]
         if curves:
             charts.append((title, _curves(title, curves, colours, wins)))
     return charts
-
-
-def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Means of as many neighbours as leave few enough points; the last one stays where it is."""
-    size = math.ceil(len(points) / _MOST_STEPS)
-    if size < 2:
-        return points
-    groups = [points[i : i + size] for i in range(0, len(points) - 1, size)]
-    means = [(sum(a for a, _ in group) / len(group), sum(b for _, b in group) / len(group)) for group in groups]
-    return [*means, points[-1]]
 
 
 def _curves(title: str, curves: list[Curve], colours: Colouring, winner: Point | None) -> str:

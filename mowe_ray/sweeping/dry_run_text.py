@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from mowe_ray.output.text import duration, write_table
-from mowe_ray.sweeping.labels import amount
+from mowe_ray.output.text import amount, duration, write_table
 from mowe_ray.sweeping.work import CLIP_S
 
 # Of more trials, the first and the last ones are shown.

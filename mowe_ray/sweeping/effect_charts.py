@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mowe_ray.output.svg import Axis, escape, frame, line, path, plot, stretched, tag, text, tick_label
+from mowe_ray.output.rows import IntervalRow, interval_rows
+from mowe_ray.output.svg import Axis, escape, frame, path, plot, stretched, tag
 from mowe_ray.sweeping.effects import Effect, Level, gap
 from mowe_ray.sweeping.labels import entry_label, number, plus_minus, point_label
 from mowe_ray.sweeping.statistics import Point, is_clear
 
-_ROW = 26
 _SCATTER = 190
 _MOST_LEVELS = 16
 
@@ -43,35 +43,25 @@ def _rows(effect: Effect, axis: Axis, metric: str, better_is_more: bool) -> str:
     ordered = sorted(effect.levels, key=lambda level: level.mean, reverse=better_is_more)
     best = ordered[0] if is_clear(*gap(ordered[0], ordered[-1])) else None
     shown = list(effect.levels) if numeric else ordered[:_MOST_LEVELS]
-    rows = [_row(level, axis, metric, level is best) for level in shown]
+    rows = [_row(level, metric, level is best) for level in shown]
     left_out = len(effect.levels) - len(shown)
     more = tag("p", f"The best {len(shown)} of {len(effect.levels)} values.", class_="note") if left_out > 0 else ""
-    ticks = "".join(text(tick_label(tick), axis.across(tick), 14, class_="tick mid") for tick in axis.ticks)
-    foot = tag("span") + tag("svg", ticks, class_="plot row", height=20, aria_hidden="true") + tag("span")
-    return tag("div", *rows, foot, class_="rows") + more
+    return interval_rows(rows, axis) + more
 
 
-def _row(level: Level, axis: Axis, metric: str, is_best: bool) -> str:
-    low, high = (axis.across(value) for value in _interval(level))
-    middle = _ROW / 2
-    grid = [line(axis.across(tick), 0, axis.across(tick), _ROW, class_="grid") for tick in axis.ticks]
-    faint = [
-        tag("circle", cx=axis.across(point.mean), cy=middle, r=3, class_="faint", data_tip=_tip(point))
-        for point in level.points
-        if point.mean is not None
-    ]
-    tip = f"{level.label}\n{metric} {plus_minus(level.mean, level.error)}\n{_points(level)}"
-    marks = tag(
-        "g",
-        line(low, middle, high, middle, class_="interval"),
-        tag("circle", cx=axis.across(level.mean), cy=middle, r=5, class_="dot"),
-        style=f"--k:{'var(--accent)' if is_best else 'var(--muted)'}",
-        data_tip=tip,
+def _row(level: Level, metric: str, is_best: bool) -> IntervalRow:
+    low, high = _interval(level)
+    return IntervalRow(
+        level.label,
+        level.mean,
+        low,
+        high,
+        written=plus_minus(level.mean, level.error),
+        tip=f"{level.label}\n{metric} {plus_minus(level.mean, level.error)}\n{_points(level)}",
+        colour="var(--accent)" if is_best else "var(--muted)",
+        strong=is_best,
+        faint=[(point.mean, _tip(point)) for point in level.points if point.mean is not None],
     )
-    label = tag("span", escape(level.label), class_="name best" if is_best else "name", title=level.label)
-    value = tag("span", escape(plus_minus(level.mean, level.error)), class_="value")
-    drawn = tag("svg", *grid, *faint, marks, class_="plot row", height=_ROW, role="img", aria_label=tip)
-    return label + drawn + value
 
 
 def _points(level: Level) -> str:

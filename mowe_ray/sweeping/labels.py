@@ -57,16 +57,6 @@ def plus_minus(value: float | None, error: float | None) -> str:
     return f"{number(value)} ± {f'{error:.1g}' if 0 < error < 0.0005 else number(error)}"
 
 
-def amount(value: float | None) -> str:
-    """Write a count of parameters or operations: 1.25 M."""
-    if value is None:
-        return "–"
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
-
-
 def counts(numbers: Mapping[str, int]) -> str:
     """Write how many trials are in which state: "9 finished, 2 stopped early, 1 failed"."""
     words = {"stopped": "stopped early"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from mowe_ray.output.blocks import section, tiles
 from mowe_ray.output.page import page
 from mowe_ray.output.svg import escape, tag
 from mowe_ray.output.text import duration
@@ -59,15 +60,11 @@ def report(
         _answer(config, trials, winner, elapsed_s),
         *_charts(config, trials, histories, found, winner),
         _routing(config, trials, histories, found, winner),
-        _section("All trials", trial_table(config, trials, winner), "Click a heading to sort.") if trials else "",
+        section("All trials", trial_table(config, trials, winner), "Click a heading to sort.") if trials else "",
         _failures(trials),
         _best(config, winner, best_yaml),
         _uncertainty(config, found, winner),
     )
-
-
-def _section(title: str, body: str, note: str = "") -> str:
-    return tag("section", tag("h2", title), tag("p", note, class_="note") if note else "", body) if body else ""
 
 
 def _unbroken(text: str) -> str:
@@ -95,14 +92,13 @@ def _tiles(config: SweepConfig, trials: Sequence[Trial], winner: Point | None, e
     chance = (
         f"{number(majority)} by the most frequent answer" if majority and config.objective.metric == "score" else ""
     )
-    tiles = [
+    contents = [
         (_unbroken(plus_minus(winner.mean, winner.error)) if winner else "–", f"best {metric}", chance),
         (str(len(trials)), f"trials of {len({t.point for t in trials})} points", counts(by_status(trials))),
         (duration(wall_s), "of training, all trials added up", f"{duration(elapsed_s)} elapsed" if elapsed_s else ""),
         (duration(device_s), "of device time", f"{duration(device_s / len(trials))} a trial" if trials else ""),
     ]
-    written = [tag("div", tag("b", escape(b)), *(tag("small", escape(line)) for line in lines)) for b, *lines in tiles]
-    return tag("div", *written, class_="tiles")
+    return tiles(contents)
 
 
 def _charts(
@@ -123,19 +119,19 @@ def _charts(
         for title, chart in learning_curves(config, trials, histories, colours, winner)
     ]
     return [
-        _section(
+        section(
             f"{escape(metric.capitalize())} against {cost}",
             colours.legend() + quality if quality else "",
             "A dot is a point of the space, the bar its standard error. No point lies beyond the dashed front: none is "
             "better at the same cost. The ringed one wins; hollow ones have seeds that did not finish.",
         ),
-        _section(
+        section(
             "What each factor does",
             tag("div", *shown, class_="two") if shown else "",
             f"Mean {escape(metric)} over all finished points that share a value, with its standard error; faint dots "
             "are the points. Paired: only equal settings of all else are compared. What explains most comes first.",
         ),
-        _section(
+        section(
             "Learning curves",
             colours.legend(narrow=True) + tag("div", *curves, class_="two") if curves else "",
             "The winner is bold. A dot ends a finished trial, a bar one stopped early, a cross one that failed.",
@@ -150,7 +146,7 @@ def _routing(
     found: Sequence[Point],
     winner: Point | None,
 ) -> str:
-    routings = {number: h.routing for number, h in histories.items() if h.routing and h.routing.get("validation")}
+    routings = {number: h.routing for number, h in histories.items() if h.routing and h.routing.get("datasets")}
     order = [*ranked(config, found), *(point for point in found if not point.complete)]
     winners = [trial.number for trial in winner.trials] if winner else []
     bars = load_bars([trial for point in order for trial in point.trials], routings, set(winners))
@@ -159,9 +155,7 @@ def _routing(
         title = f"By task, for the winner ({point_label(winner.values)}): share of clips sent to each member"
         heat = tag("h3", escape(title), style="margin:22px 0 8px") + tag("div", heat, class_="wide")
     note = "Share of the choices that each pool member got on validation, by the router that looks at the clip and by "
-    return _section(
-        "What the routers chose", bars + heat, note + "the one that is the same for all; best points first."
-    )
+    return section("What the routers chose", bars + heat, note + "the one that is the same for all; best points first.")
 
 
 def _failures(trials: Sequence[Trial]) -> str:
@@ -171,7 +165,7 @@ def _failures(trials: Sequence[Trial]) -> str:
             open="open" if len(failed) <= 3 else None)
         for t in failed
     ]  # fmt: skip
-    return _section("Errors", "".join(written))
+    return section("Errors", "".join(written))
 
 
 def _failure(trial: Trial) -> str:
@@ -184,7 +178,7 @@ def _best(config: SweepConfig, winner: Point | None, best_yaml: str | None) -> s
         return ""
     file = f"{config.storage.rstrip('/')}/{config.name}/best.yaml"
     command = f"python -m mowe_ray.train --config {file} name={config.name}-best"
-    return _section(
+    return section(
         "Train the winner",
         tag("pre", escape(command))
         + tag("details", tag("summary", "Its configuration, best.yaml"), tag("pre", escape(best_yaml))),
@@ -200,4 +194,4 @@ def _uncertainty(config: SweepConfig, found: Sequence[Point], winner: Point | No
     errors = [sampling_error(config.objective.metric, trial.tasks) for trial in winner.trials] if winner else []
     if "seeds" in sources and errors and errors[0] is not None:
         how += f" The validation set's own sampling error of the winner is {number(errors[0])}."
-    return _section("How certain this is", "".join(tag("p", text) for text in (how, *_RULES)))
+    return section("How certain this is", "".join(tag("p", text) for text in (how, *_RULES)))

@@ -7,8 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from mowe_ray.output.text import amount
 from mowe_ray.sweeping.answer import answer
-from mowe_ray.sweeping.labels import amount, counts, entry_label, entry_name, metric_label, number, plus_minus
+from mowe_ray.sweeping.labels import counts, entry_label, entry_name, metric_label, number, plus_minus
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.statistics import Point, best, by_status, finite, pareto_front, points, ranked
 from mowe_ray.sweeping.trials import Trial

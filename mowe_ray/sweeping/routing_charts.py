@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mowe_ray.output.colours import chips, colour
-from mowe_ray.output.svg import escape, tag, text
+from mowe_ray.output.rows import Part, stacked_bar
+from mowe_ray.output.svg import escape, tag
 from mowe_ray.sweeping.labels import point_label
 from mowe_ray.sweeping.schema import POOL_KEY
 from mowe_ray.sweeping.trials import Trial
 
-_BAR = 18
 _MOST_ROWS = 20
 Routing = Mapping[str, Any]
 
@@ -46,37 +46,33 @@ def _load_row(trial: Trial, routing: Routing, family: dict[str, str], colours: d
     name = tag("span", escape(label), class_="name best" if wins else "name", title=label)
     bars = []
     for router, words in (("dependent", "data-dependent router"), ("independent", "data-independent router")):
-        shares = mean_load(routing, router)
-        total = sum(shares.values())
-        if not total:
-            bars.append(tag("span", "off", class_="note"))
-            continue
-        segments, before = [], 0.0
-        for member, load in shares.items():
-            width = 100 * load / total
-            segments.append(_segment(member, before, width, load, words, colours[family[member]]))
-            before += width
-        bars.append(tag("svg", *segments, class_="plot bar", height=_BAR, role="img", aria_label=f"{words}, {label}"))
+        parts = [
+            Part(member, load, colours[family[member]], _tip(member, load, words))
+            for member, load in mean_load(routing, router).items()
+        ]
+        is_on = any(part.size for part in parts)
+        bars.append(stacked_bar(parts, f"{words}, {label}") if is_on else tag("span", "off", class_="note"))
     return name + "".join(bars)
 
 
-def _segment(member: str, before: float, width: float, load: float, words: str, fill: str) -> str:
-    inside = text(member, 5, 13, class_="inside") if width > 12 else ""
-    return tag(
-        "svg",
-        tag("rect", width="100%", height=_BAR, style=f"fill:{fill}", class_="segment"),
-        inside,
-        x=f"{before:.2f}%",
-        width=f"{width:.2f}%",
-        height=_BAR,
-        data_tip=f"{member}\nchosen for {100 * load:.0f} % of clips by the {words}",
-    )
+def _tip(member: str, load: float, words: str) -> str:
+    return f"{member}\nchosen for {100 * load:.0f} % of clips by the {words}"
 
 
 def mean_load(routing: Routing, router: str) -> dict[str, float]:
-    """Return the share of clips each member was chosen for, mean over tasks."""
-    tasks = [values[router]["load"] for values in routing["validation"].values()]
-    return {member: sum(load[member] for load in tasks) / len(tasks) if tasks else 0.0 for member in routing["members"]}
+    """Return the share of clips each member was chosen for, mean over datasets and tasks."""
+    loads = [summary[router]["load"] for summary in by_task(routing).values()]
+    return {member: sum(load[member] for load in loads) / len(loads) if loads else 0.0 for member in routing["members"]}
+
+
+def by_task(routing: Routing) -> dict[str, Any]:
+    """Return what a router report holds by task: a task that several datasets have stands under DATASET/TASK."""
+    tasks = [task for summaries in routing["datasets"].values() for task in summaries]
+    return {
+        task if tasks.count(task) == 1 else f"{dataset}/{task}": summary
+        for dataset, summaries in routing["datasets"].items()
+        for task, summary in summaries.items()
+    }
 
 
 def heat_map(routings: Sequence[Routing]) -> str:
@@ -85,15 +81,13 @@ def heat_map(routings: Sequence[Routing]) -> str:
     Args:
         routings: Of trials with equal pools; their mean is shown.
     """
-    if not routings or not routings[0]["validation"]:
-        return ""
     if not any(sum(mean_load(routing, "dependent").values()) for routing in routings):
         return ""  # a router that is off
-    members, tasks = routings[0]["members"], list(routings[0]["validation"])
+    members, tasks = routings[0]["members"], [by_task(routing) for routing in routings]
     head = tag("tr", tag("th"), *(tag("th", escape(member), scope="col") for member in members))
     rows = []
-    for task in tasks:
-        loads = [routing["validation"][task]["dependent"]["load"] for routing in routings]
+    for task in tasks[0]:
+        loads = [summaries[task]["dependent"]["load"] for summaries in tasks]
         shares = [sum(load[member] for load in loads) / len(loads) for member in members]
         rows.append(tag("tr", tag("th", escape(task), scope="row"), *map(_cell, shares)))
     return tag("table", tag("thead", head), tag("tbody", *rows), class_="heat")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mowe_ray.output.svg import escape, tag
-from mowe_ray.output.text import duration
-from mowe_ray.sweeping.labels import amount, entry_label, entry_name, metric_label, number
+from mowe_ray.output.text import amount, duration
+from mowe_ray.sweeping.labels import entry_label, entry_name, metric_label, number
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.statistics import Point, finite
 from mowe_ray.sweeping.trials import Trial

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from mowe_ray.data.report import DataReport
 from mowe_ray.data.sample import BadSample
 from mowe_ray.evaluation.router_report import draw, router_report
-from mowe_ray.evaluation.routing_sums import RoutingSums
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.errors import RunError
 from mowe_ray.training.loop import StepResult
@@ -120,10 +119,7 @@ class Monitor:
         if self._tracker is None:
             return
         self.folder.write_json("data_report.json", self._report.to_json())
-        routing: dict[str, RoutingSums] = {}
-        for result in results.values():
-            for task, sums in result.routing.items():
-                routing[task] = routing[task] + sums if task in routing else sums
+        routing = {name: result.routing for name, result in results.items() if result.routing}
         if self._members and routing:
             history = [r for r in self._tracker.records() if r["kind"] == "train" and "routing" in r]
             drawn = router_report(self._members, routing, history)

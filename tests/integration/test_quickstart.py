@@ -50,7 +50,8 @@ def test_the_run_folder_is_complete(storage):
     assert report["samples"] == report["good"] > 600
     router = json.loads((run / "router_report.json").read_text())
     assert router["members"] == ["whisper", "hubert", "wav2vec2"]
-    assert set(router["validation"]) == TASKS
+    assert list(router["datasets"]) == ["builtin"]
+    assert set(router["datasets"]["builtin"]) == TASKS
     assert image.imread(run / "router_report.png").std() > 0
     assert (run / "export" / "model.safetensors").stat().st_size > 100_000
     assert len(list(run.glob("checkpoints/step-*/checkpoint.json"))) == 1

@@ -203,11 +203,25 @@ def test_loads_are_means_over_tasks_and_seeds() -> None:
     routings = [history(one).routing for one in made[-2:]]
     assert all(routing is not None for routing in routings)
     first = routings[0]
-    by_hand = np.mean([first["validation"][task]["dependent"]["load"]["hubert"] for task in ("asr", "er", "aqa")])
+    by_hand = np.mean(
+        [first["datasets"]["made-up"][task]["dependent"]["load"]["hubert"] for task in ("asr", "er", "aqa")]
+    )
     assert mean_load(first, "dependent")["hubert"] == pytest.approx(by_hand)
-    er = np.mean([routing["validation"]["er"]["dependent"]["load"]["hubert"] for routing in routings])
+    er = np.mean([routing["datasets"]["made-up"]["er"]["dependent"]["load"]["hubert"] for routing in routings])
     assert f">{100 * er:.0f} %</td>" in heat_map(routings)
     assert heat_map([]) == ""
+
+
+def test_a_task_of_several_datasets_is_told_by_both_names() -> None:
+    even = {"dependent": {"load": {"a": 0.25, "b": 0.75}}, "independent": {"load": {"a": 0.0, "b": 1.0}}}
+    other = {"dependent": {"load": {"a": 1.0, "b": 0.0}}, "independent": {"load": {"a": 0.0, "b": 1.0}}}
+    routing = {"members": ["a", "b"], "datasets": {"clean": {"asr": even, "er": even}, "noisy": {"asr": other}}}
+    assert mean_load(routing, "dependent") == pytest.approx({"a": 0.5, "b": 0.5})
+    assert [text for text in Page(heat_map([routing])).texts if "asr" in text or "er" in text] == [
+        "clean/asr", "er", "noisy/asr"
+    ]  # fmt: skip
+    nowhere = {"members": ["a"], "datasets": {}}
+    assert heat_map([nowhere]) == ""
 
 
 def test_study_without_pools_has_no_routing() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mowe_ray.sweeping.answer import answer
-from mowe_ray.sweeping.labels import amount, entry_label, entry_name, plus_minus, point_label, pool_label
+from mowe_ray.sweeping.labels import entry_label, entry_name, plus_minus, point_label, pool_label
 from mowe_ray.sweeping.results import results_csv, summary, table
 from mowe_ray.sweeping.schema import POOL_KEY
 from tests.made_study import failed, grid, planted, planted_study, subsets, sweep, trials
@@ -43,7 +43,6 @@ def test_values_entries_and_points() -> None:
 
 
 def test_numbers() -> None:
-    assert [amount(value) for value in (None, 12, 1.25e3, 1.234e6, 2e9)] == ["–", "12", "1.25 k", "1.23 M", "2 B"]
     assert plus_minus(0.5, 0.0123) == "0.500 ± 0.012"
     assert plus_minus(0.5, 0.00012) == "0.500 ± 0.0001"
     assert (plus_minus(0.5, None), plus_minus(None, None)) == ("0.500", "–")

@@ -6,7 +6,8 @@ from typing import Any
 
 from mowe_ray.data.report import DataReport
 from mowe_ray.data.sample import BadSample
-from mowe_ray.evaluation.answers import Answer
+from mowe_ray.evaluation.answers import Answer, Choice
+from mowe_ray.evaluation.routing_sums import routing_of
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.batch import Batch
 from mowe_ray.training.errors import RunError
@@ -131,6 +132,24 @@ def test_a_validation_is_logged_by_source_and_told(tmp_path):
     assert lines == ["validation held at step 2: loss 1.250  asr 0.75 (majority 0.50)"]
     assert json.loads(folder.read_text("data_report.json"))["sources"]["held"]["causes"] == {"nan": 1}
     assert not folder.exists("router_report.json"), "nothing was routed"
+
+
+def test_the_router_report_keeps_validation_sources_apart(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    monitor = make_monitor(ThreadRank(0, Board(1)), folder, [])
+    one = Choice([1.0, 0.0], [0.9, 0.1]), Choice([0.0, 1.0], [0.2, 0.8])
+    answers = [Answer(str(i), "asr", "?", "x", ["x"], 1.0, one[1], one[i % 2]) for i in range(4)]
+    results = {
+        "clean": ValidationResult(1.0, {}, [], routing_of(answers), []),
+        "noisy": ValidationResult(1.0, {}, [], routing_of(answers[:1]), []),
+        "text": ValidationResult(1.0, {}, [], {}, []),
+    }
+    monitor.finish(results)
+    report = json.loads(folder.read_text("router_report.json"))
+    assert {name: tasks["asr"]["clips"] for name, tasks in report["datasets"].items()} == {"clean": 4, "noisy": 1}
+    assert report["datasets"]["clean"]["asr"]["dependent"]["load"] == {"a": 0.5, "b": 0.5}
+    assert report["alarms"] == []
+    assert folder.exists("router_report.png")
 
 
 def test_the_last_step_is_always_logged(tmp_path):

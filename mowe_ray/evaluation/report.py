@@ -1,0 +1,155 @@
+"""An evaluation's report: one HTML file with the answer, the scores, and what the routers did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mowe_ray.evaluation.comparison import Line, alarms, lines, not_computed, others
+from mowe_ray.evaluation.headline import headline
+from mowe_ray.evaluation.labels import listed
+from mowe_ray.evaluation.results import EvaluatedModel, Evaluation
+from mowe_ray.evaluation.router_charts import (
+    ablation_charts,
+    drift,
+    independent_choice,
+    is_on,
+    load_bars,
+    member_legend,
+)
+from mowe_ray.evaluation.score_charts import difference_chart, legend, quality_charts
+from mowe_ray.evaluation.score_table import score_table
+from mowe_ray.output.blocks import section, tiles
+from mowe_ray.output.page import page
+from mowe_ray.output.svg import escape, tag
+from mowe_ray.output.text import amount
+
+_CERTAINTY = (
+    "[low, high] is a 95 % bootstrap interval over samples. A difference is taken on the samples both models answered, "
+    "paired: both are resampled together. It counts as one where its interval does not hold 0; of twenty intervals "
+    "without any difference behind them, one will still not hold it.",
+    "The intervals say how far other samples of the same data would move a score. They do not say how far another seed "
+    "of training would: for that, train and evaluate several.",
+)
+
+
+def report(evaluation: Evaluation) -> str:
+    """Return report.html, for one model or several side by side."""
+    found = lines(evaluation)
+    names = [model.name for model in evaluation.models]
+    datasets = list(dict.fromkeys(line.dataset for line in found))
+    return page(
+        f"Evaluation of {', '.join(names)}",
+        _header(evaluation, names, datasets),
+        section("Scores", score_table(evaluation, found), _table_note(evaluation)),
+        *_comparison(evaluation, found),
+        *(_routers(model, len(names) > 1) for model in evaluation.models),
+        *(_ablation(model, len(names) > 1) for model in evaluation.models),
+        section("What is missing", _list(not_computed(evaluation))),
+        section("How certain this is", "".join(tag("p", text) for text in _CERTAINTY)) if found else "",
+    )
+
+
+def _header(evaluation: Evaluation, names: list[str], datasets: list[str]) -> str:
+    first, *rest = headline(evaluation)
+    subject = f"{listed(names, 5)} on {listed(datasets, 4)}" if datasets else listed(names, 5)
+    return tag(
+        "header",
+        tag("p", "Evaluation", class_="study"),
+        tag("h1", escape(subject)),
+        tag("p", escape(first), class_="answer"),
+        _list(rest),
+        _alarms(alarms(evaluation)),
+        _tiles(evaluation),
+        tag("p", escape(f"Measured on {evaluation.device}."), class_="note", style="margin-top:8px"),
+    )
+
+
+def _list(sentences: Sequence[str]) -> str:
+    return tag("ul", *(tag("li", escape(sentence)) for sentence in sentences), class_="more") if sentences else ""
+
+
+def _alarms(found: Sequence[str]) -> str:
+    return "".join(tag("p", tag("b", "Warning: "), escape(alarm), class_="alarm", role="alert") for alarm in found)
+
+
+def _tiles(evaluation: Evaluation) -> str:
+    """Costs: a tile for each number of one model, a tile for each of several models."""
+    if len(evaluation.models) == 1:
+        return tiles([(number, name, more) for number, name, more in _costs(evaluation.models[0])])
+    return tiles(
+        [
+            (model.name, *(f"{number} {name}" for number, name, _ in _costs(model) if number != "–"))
+            for model in evaluation.models
+        ]
+    )
+
+
+def _costs(model: EvaluatedModel) -> list[tuple[str, str, str]]:
+    factor = model.real_time_factor
+    speed = "" if not factor else f"{1 / factor:.3g} s of audio a second"
+    return [
+        (amount(model.stored), "parameters", f"with a pool of {len(model.members)}" if model.members else "no pool"),
+        (amount(model.active), "of them run for a clip", "on average"),
+        ("–" if model.gflops is None else f"{model.gflops:.3g}", "GFLOPs per clip", "of 30 s"),
+        ("–" if factor is None else f"{factor:.3g}", "real-time factor", speed and f"one worker hears {speed}"),
+    ]
+
+
+def _table_note(evaluation: Evaluation) -> str:
+    marked = " A difference is called better or worse only where its interval does not hold 0."
+    return (
+        "Scores with their 95 % interval; a data set's first metric is its main one. Most frequent answer: what always "
+        "giving it would score." + (marked if others(evaluation) else "")
+    )
+
+
+def _comparison(evaluation: Evaluation, found: Sequence[Line]) -> list[str]:
+    if not others(evaluation):
+        return []
+    base = escape(evaluation.baseline)
+    chart, quality = difference_chart(evaluation, found), quality_charts(evaluation, found)
+    several = legend(evaluation) if len(evaluation.models) > 2 else ""
+    return [
+        section(
+            f"Difference to {base}",
+            several + chart if chart else "",
+            f"On each main metric, with its 95 % interval. Dots to the right are better than {base}: where lower is "
+            "better the chart is turned round, the numbers are not. Hollow: cannot be told apart.",
+        ),
+        section(
+            "Quality against cost",
+            legend(evaluation) + quality if quality else "",
+            "What a clip costs each model, and what it gets for that; bars are 95 % intervals.",
+        ),
+    ]
+
+
+def _routers(model: EvaluatedModel, named: bool) -> str:
+    report = model.router_report
+    if not report or not report["datasets"]:
+        return ""
+    course = drift(report)
+    body = [
+        _alarms(report["alarms"]),
+        tag("p", escape(independent_choice(report))),
+        "" if is_on(report, "dependent") else tag("p", "The data-dependent router is off."),
+        member_legend(report["members"]),
+        load_bars(report),
+        tag("h3", "Over training", style="margin-top:26px") + course if course else "",
+    ]
+    note = (
+        "Share of clips that each member of the pool is chosen for, by the router that looks at the clip. Overlap: how "
+        "much of that the data-independent router runs anyway. Entropy in nats: 0 is sure, "
+        f"{report['entropy_of_uniform_nats']:.2f} undecided."
+    )
+    return section(f"What the routers{f' of {escape(model.name)}' if named else ''} chose", "".join(body), note)
+
+
+def _ablation(model: EvaluatedModel, named: bool) -> str:
+    chart = ablation_charts(model)
+    note = (
+        "Change of the main metric, with its 95 % interval, when the routers cannot choose a member and take the next "
+        "best. To the right it is missed: quality is lost without it. To the left the model is better without it. "
+        "Hollow: cannot be told from no change. Numbers keep the metric's own direction."
+    )
+    return section(f"What each encoder{f' of {escape(model.name)}' if named else ''} is worth", chart, note)

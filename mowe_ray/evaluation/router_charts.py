@@ -1,0 +1,175 @@
+"""Charts of what a model's routers chose, how they came to it, and what each member of the pool is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mowe_ray.evaluation.comparison import gain, is_finite, verdict
+from mowe_ray.evaluation.labels import bounds, signed, test_set_names, typeset
+from mowe_ray.evaluation.results import Ablation, EvaluatedModel, Interval
+from mowe_ray.output.colours import chips, colour
+from mowe_ray.output.rows import IntervalRow, Part, interval_rows, stacked_bar
+from mowe_ray.output.svg import Axis, escape, frame, path, plot, stretched, tag, thinned
+
+_HEIGHT = 190
+_SHARES = Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
+_ROUTERS = {"dependent": "Data-dependent router", "independent": "Data-independent router"}
+Report = Mapping[str, Any]
+
+
+def member_legend(members: Sequence[str]) -> str:
+    """Say which colour is which member."""
+    return chips((colour(i), member) for i, member in enumerate(members))
+
+
+def summaries(report: Report) -> Iterator[tuple[tuple[str, str], Mapping[str, Any]]]:
+    """Yield (dataset, task) and what the report says of it."""
+    for dataset, tasks in report["datasets"].items():
+        for task, summary in tasks.items():
+            yield (dataset, task), summary
+
+
+def is_on(report: Report, router: str) -> bool:
+    """Whether a router chose anything."""
+    return any(sum(summary[router]["load"].values()) for _, summary in summaries(report))
+
+
+def load_bars(report: Report) -> str:
+    """Draw for each dataset and task which share of its clips the data-dependent router sends to each member."""
+    found = list(summaries(report))
+    names = test_set_names(pair for pair, _ in found)
+    heads = [("", "head"), ("share of clips", "head"), ("overlap", "head n"), ("entropy", "head n")]
+    rows = [tag("span", title, class_=kind) for title, kind in heads]
+    if is_on(report, "independent"):
+        rows += _load_row("every clip alike", found[0][1], "independent", None)
+    if is_on(report, "dependent"):
+        for pair, summary in found:
+            rows += _load_row(names[pair], summary, "dependent", summary["overlap"])
+    return tag("div", *rows, class_="loads told")
+
+
+def _load_row(name: str, summary: Mapping[str, Any], router: str, overlap: float | None) -> list[str]:
+    told, words = summary[router], _ROUTERS[router].lower()
+    parts = [
+        Part(member, load, colour(i), _tip(name, member, load, told["probability"][member], words))
+        for i, (member, load) in enumerate(told["load"].items())
+    ]
+    label = f"{name}: " + ", ".join(f"{part.name} {100 * part.size:.0f} %" for part in parts)
+    return [
+        tag("span", escape(name), class_="name", title=f"{name}, {summary['clips']} clips"),
+        stacked_bar(parts, label) if any(part.size for part in parts) else tag("span", "no clips", class_="note"),
+        tag("span", "" if overlap is None else f"{100 * overlap:.0f} %", class_="n"),
+        tag("span", f"{told['entropy']:.2f}", class_="n"),
+    ]
+
+
+def _tip(name: str, member: str, load: float, probability: float, words: str) -> str:
+    return f"{name}\n{member}: chosen for {100 * load:.1f} % of clips by the {words}, mean weight {probability:.2f}"
+
+
+def independent_choice(report: Report) -> str:
+    """Say in words which members the data-independent router runs, and with what weights."""
+    if not is_on(report, "independent"):
+        return "The data-independent router is off."
+    told = next(
+        summary["independent"] for _, summary in summaries(report) if sum(summary["independent"]["load"].values())
+    )
+    weights = sorted(told["probability"].items(), key=lambda item: -item[1])
+    chosen = " and ".join(f"{member} (weight {w:.2f})" for member, w in weights if told["load"][member])
+    rest = ", ".join(f"{member} {w:.2f}" for member, w in weights if not told["load"][member])
+    return f"The data-independent router runs {chosen} for every clip{f'; it gives {rest}' if rest else ''}."
+
+
+def drift(report: Report) -> str:
+    """Draw how the mean probabilities and the entropies of both routers moved over training."""
+    history = report["training"]
+    if len(history) < 2:
+        return ""
+    on = [router for router in _ROUTERS if any(record[router]["entropy"] for record in history)]
+    members = {member: colour(i) for i, member in enumerate(report["members"])}
+    figures = [
+        _curves(
+            f"{_ROUTERS[router]}: mean probability",
+            {member: [(r["step"], r[router]["probability"][member]) for r in history] for member in members},
+            _SHARES,
+            list(members.values()),
+        )
+        for router in on
+    ]
+    uniform = report["entropy_of_uniform_nats"]
+    courses = {_ROUTERS[router]: [(r["step"], r[router]["entropy"]) for r in history] for router in on}
+    colours = ["var(--ink)", "var(--muted)"][: len(on)]
+    undecided = {"undecided": [(history[0]["step"], uniform), (history[-1]["step"], uniform)]}
+    entropies = _curves(
+        "Entropy in nats", {**courses, **undecided}, Axis.over([0.0, uniform]), [*colours, "dashed"],
+        chips(zip(colours, courses, strict=True)),
+    )  # fmt: skip
+    return tag("div", *figures, entropies if on else "", class_="two")
+
+
+def _curves(
+    title: str, courses: Mapping[str, list[tuple[float, float]]], y: Axis, colours: Sequence[str], legend: str = ""
+) -> str:
+    x = Axis.over([0.0, *(step for course in courses.values() for step, _ in course)], count=4)
+    lines = [
+        path(thinned(course), x, y, _HEIGHT, class_="front", data_tip=name)
+        if fill == "dashed"
+        else path(thinned(course), x, y, _HEIGHT, class_="curve winner", style=f"--k:{fill}", data_tip=name)
+        for (name, course), fill in zip(courses.items(), colours, strict=True)
+    ]
+    chart = plot(
+        _HEIGHT, frame(x, y, _HEIGHT, "training step"), stretched(_HEIGHT, *lines), label=f"{title}, over training"
+    )
+    return tag("figure", tag("h3", title), legend, chart)
+
+
+def ablation_charts(model: EvaluatedModel) -> str:
+    """Draw what is lost on each test set without each member, so that right is what it is worth."""
+    found = [one for one in model.ablation if is_finite(one.change)]
+    if not found:
+        return ""
+    better = {(task.dataset, task.task): task.better for task in model.scores}
+    lost = [_lost(one, better[one.dataset, one.task][one.metric]) for one in found]
+    axis = Axis.over([0.0, *(value for interval in lost for value in (interval.low, interval.high))], count=4)
+    names = test_set_names((one.dataset, one.task) for one in found)
+    colours = {member: colour(i) for i, member in enumerate(model.members)}
+    titles = {(task.dataset, task.task): task.titles for task in model.scores}
+    figures = []
+    for pair, name in names.items():
+        rows = [
+            _ablation_row(one, interval, colours[one.member])
+            for one, interval in zip(found, lost, strict=True)
+            if (one.dataset, one.task) == pair
+        ]
+        first = next(one for one in found if (one.dataset, one.task) == pair)
+        note = f"change of {titles[pair][first.metric]} without it, {first.samples} samples"
+        chart = interval_rows(rows, axis, zero=True, ends=("better without", "worse without"))
+        figures.append(
+            tag("figure", tag("h3", escape(name)), tag("p", escape(note), class_="note"), chart, class_="effect")
+        )
+    return tag("div", *figures, class_="two")
+
+
+def _lost(one: Ablation, better: str) -> Interval:
+    gained = gain(one.change, better)
+    return Interval(-gained.value, -gained.high, -gained.low)
+
+
+def _ablation_row(one: Ablation, lost: Interval, fill: str) -> IntervalRow:
+    clear = {"better": "worse without it", "worse": "better without it", "": "cannot be told from no change"}[
+        verdict(lost)
+    ]
+    change = f"{signed(one.change.value)} {bounds(one.change)}"
+    return IntervalRow(
+        one.member,
+        lost.value,
+        lost.low,
+        lost.high,
+        written=typeset(signed(one.change.value)),
+        more=typeset(bounds(one.change)),
+        tip=f"without {one.member}\n{typeset(change)}\n{clear}",
+        colour=fill,
+        strong=bool(verdict(lost)),
+        hollow=not verdict(lost),
+    )
