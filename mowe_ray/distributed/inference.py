@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +30,7 @@ from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards.storage import fingerprint
 from mowe_ray.evaluation.answers import Answer
 from mowe_ray.evaluation.generation import answer_micro_batch
+from mowe_ray.evaluation.instructions import instruction_of
 from mowe_ray.evaluation.models import folder_at
 from mowe_ray.evaluation.predictions import Predictions
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
@@ -96,8 +98,14 @@ def answer_all(export: str, parts: Sequence[Part], config: EvaluationConfig, say
     if not work:
         return
     progress = _Progress(parts, work, say)
+    shared = {
+        "indexes": [ray.put(part.index) for part in parts],
+        "plans": ray.put([part.plan for part in parts]),
+    }
+    ways = [(part.left_out, part.labels) for part in parts]
     try:
-        for (p, _), table in zip(work, _execute(export, parts, work, config), strict=True):
+        for (p, _), answered in zip(work, _execute.remote(export, work, ways, shared, config), strict=True):
+            table = ray.get(answered)
             _store(parts[p].predictions, table)
             progress.add(p, table)
     except ray.exceptions.RayError as error:
@@ -113,31 +121,34 @@ def _store(predictions: Predictions, table: dict[str, Any]) -> None:
     predictions.add(answers, bad, audio_s=table["audio_s"], seconds=table["seconds"])
 
 
+# A task of its own, because Ray Data tells the terminal of whoever starts it more than a person wants to know.
+@ray.remote(num_cpus=0)
 def _execute(
-    export: str, parts: Sequence[Part], work: list[tuple[int, int]], config: EvaluationConfig
+    export: str,
+    work: list[tuple[int, int]],
+    ways: list[tuple[tuple[int, ...], list[str] | None]],
+    shared: dict[str, Any],
+    config: EvaluationConfig,
 ) -> Iterator[dict[str, Any]]:
     """Yield what became of each micro-batch of `work`, in its order."""
-    compute = config.compute
-    asked = {
-        "indexes": [ray.put(part.index) for part in parts],
-        "plans": ray.put([part.plan for part in parts]),
-        "min_duration_s": config.data.min_duration_s,
-        "max_duration_s": config.data.max_duration_s,
-    }
+    compute, data = config.compute, config.data
+    limits = {"min_duration_s": data.min_duration_s, "max_duration_s": data.max_duration_s}
     options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
     # A block each: what a worker has answered is on its way to storage before it takes the next.
     dataset = ray.data.from_blocks([pa.table({"part": [p], "number": [n]}) for p, n in work])
     dataset = dataset.map_batches(
         _decode,
-        fn_kwargs=asked,
+        fn_kwargs=shared | limits,
         num_cpus=1,
-        compute=TaskPoolStrategy(size=config.data.decode_cpus * compute.max_workers),
+        compute=TaskPoolStrategy(size=data.decode_cpus * compute.max_workers),
+        scheduling_strategy="SPREAD",
         **options,
     ).map_batches(
         _Answerer,
-        fn_constructor_args=(export, config, [part.left_out for part in parts], [part.labels for part in parts]),
+        fn_constructor_args=(export, config, ways),
         num_cpus=compute.cpus_per_worker,
         num_gpus=compute.gpus_per_worker,
+        scheduling_strategy="DEFAULT",  # with the same one as theirs, Ray Data would decode inside the actors
         compute=ActorPoolStrategy(min_size=compute.min_workers, max_size=compute.max_workers),
         **({} if compute.accelerator_type is None else {"accelerator_type": compute.accelerator_type}),
         **options,
@@ -147,7 +158,8 @@ def _execute(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from block.to_pylist()
+        for row in block.to_pylist():  # noqa: UP028 - Ray sends into what it yields from, and a list takes nothing
+            yield row
 
 
 def _decode(
@@ -167,10 +179,9 @@ class _Answerer:
         self,
         export: str,
         config: EvaluationConfig,
-        left_out: list[tuple[int, ...]],
-        labels: list[list[str] | None],
+        ways: list[tuple[tuple[int, ...], list[str] | None]],
     ):
-        self._config, self._left_out, self._labels = config, left_out, labels
+        self._config, self._ways = config, ways
         gpu = config.compute.gpus_per_worker > 0
         if not gpu:
             torch.set_num_threads(config.compute.cpus_per_worker)
@@ -185,8 +196,8 @@ class _Answerer:
 
     @torch.inference_mode()
     def _answer(self, decoded: pa.Table, row: int) -> dict[str, Any]:
-        config, part, micro_batch = self._config, decoded["part"][row].as_py(), MicroBatch.from_row(decoded, row)
-        self._model.audio_tower.left_out = self._left_out[part]
+        config, micro_batch = self._config, MicroBatch.from_row(decoded, row)
+        self._model.audio_tower.left_out, labels = self._ways[decoded["part"][row].as_py()]
         began = time.monotonic()
         answers = answer_micro_batch(
             self._model,
@@ -195,6 +206,7 @@ class _Answerer:
             **config.generation.model_dump(exclude={"instruction"}),
             batch_seconds=config.data.batch_seconds,
             max_batch_size=config.data.max_batch_size,
+            instruct=partial(_usual_instruction, config, labels),
         )
         return {
             "lines": [answer.to_line() for answer in answers],
@@ -202,6 +214,11 @@ class _Answerer:
             "audio_s": sum(answer.duration_s for answer in answers),
             "seconds": time.monotonic() - began,
         }
+
+
+def _usual_instruction(config: EvaluationConfig, labels: list[str] | None, task: str, sample_id: str) -> str | None:
+    drawn = config.generation.instruction == "task"
+    return instruction_of(task, sample_id, labels, config.seed) if drawn else None
 
 
 _BAD = pa.struct([(name, pa.string()) for name in ("id", "source", "cause", "detail")])
@@ -240,16 +257,20 @@ class _Progress:
 
     def add(self, part: int, answered: dict[str, Any]) -> None:
         """Count a micro-batch."""
-        self._done, self._audio_s = self._done + 1, self._audio_s + answered["audio_s"]
         now = time.monotonic()
+        self._done += 1
+        if self._done == 1:  # until now the model was loaded, which takes no longer for more samples
+            self._began = now
+        else:
+            self._audio_s += answered["audio_s"]
         last = self._done == len(self._rows)
         if now - self._said < _SAY_EVERY_S and not last:
             return
         self._said, rows, total = now, sum(self._rows[: self._done]), sum(self._rows)
-        spent = now - self._began
-        left = "" if last else f", {duration(spent * (total - rows) / max(rows, 1))} left"
-        rate = self._audio_s / spent
-        self._say(f"answered {rows}/{total}, now {self._parts[part].label}: {rate:,.1f} audio-s/s{left}")
+        spent, timed = now - self._began, rows - self._rows[0]
+        rate = f": {self._audio_s / spent:,.1f} audio-s/s" if timed else ""
+        left = f", {duration(spent * (total - rows) / timed)} left" if timed and not last else ""
+        self._say(f"answered {rows}/{total}, now {self._parts[part].label}{rate}{left}")
 
 
 def _cause(error: Exception) -> str:
