@@ -47,10 +47,14 @@ class RunFolder:
         """Path of `file` on this machine's own file systems, None for any other URL."""
         return Path(self._root) / file if self._filesystem.protocol[0] == "file" else None
 
-    def read_text(self, file: str) -> str:
+    def read_bytes(self, file: str) -> bytes:
         """Return the content of `file`."""
         with self._now.open(f"{self._root}/{file}", "rb") as f:
-            return bytes(f.read()).decode()
+            return bytes(f.read())
+
+    def read_text(self, file: str) -> str:
+        """Return the content of `file`."""
+        return self.read_bytes(file).decode()
 
     def read_lines(self, file: str) -> list[str]:
         """Return the lines of `file`, with their ends: none if it is not there, and not a half-written last one.
@@ -59,8 +63,8 @@ class RunFolder:
         """
         if not self.exists(file):
             return []
-        *whole, _ = self.read_text(file).split("\n")
-        return [f"{line}\n" for line in whole]
+        whole, feed, _ = self.read_bytes(file).rpartition(b"\n")
+        return [f"{line}\n" for line in whole.decode().split("\n")] if feed else []
 
     def write_text(self, file: str, text: str) -> None:
         """Write `text` as UTF-8; see `write_bytes`."""
