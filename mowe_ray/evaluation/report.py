@@ -134,7 +134,9 @@ def _routers(model: EvaluatedModel, named: bool) -> str:
         "" if is_on(report, "dependent") else tag("p", "The data-dependent router is off."),
         member_legend(report["members"]),
         load_bars(report),
-        tag("h3", "Mean probabilities over training", style="margin-top:26px") + course if course else "",
+        tag("h3", "Over training: mean probability of each member, and entropy", style="margin-top:26px") + course
+        if course
+        else "",
     ]
     note = (
         "Share of clips that each member of the pool is chosen for, by the router that looks at the clip. Overlap: how "

@@ -179,6 +179,9 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   .wide { overflow: visible; }
   table { font-size: 9px; }
+  .sets small { font-size: 7.5px; }
+  .sets th, .sets td, .sets td.n, .sets th.n { padding-left: 3px; padding-right: 3px; white-space: normal; }
+  .three { grid-template-columns: repeat(3, 1fr); }
 }
 """
 

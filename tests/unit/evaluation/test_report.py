@@ -73,7 +73,13 @@ def test_what_users_wrote_is_escaped() -> None:
     changes = {
         "members": members, "scores": renamed, "bad": {evil: {evil: 1}}, "ablation": ablation, "router_report": routing,
     }  # fmt: skip
-    made = evaluation([model(f"0{evil}", datasets, {}, scores=renamed), pooled(evil, datasets, **changes)])
+    made = evaluation(
+        [
+            model(f"0{evil}", datasets, {}, scores=renamed),
+            pooled(evil, datasets, **changes),
+            pooled(f"2{evil}", datasets, **changes),
+        ]
+    )
     html = report(replace(made, device=evil))
     page = Page(html)
     assert "<script>alert" not in html
