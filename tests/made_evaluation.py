@@ -1,5 +1,6 @@
 """Made-up evaluations: what models would have scored and routed, without running any."""
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -215,6 +216,30 @@ def many_datasets() -> Evaluation:
     return evaluation([model("no-pool", MANY, {}), pooled("pool", MANY), pooled("pool-top2", MANY, {"er": 4.0})])
 
 
+def not_finite() -> Evaluation:
+    """Scores and differences that are no numbers."""
+    nan = Interval(float("nan"), float("nan"), float("nan"))
+    broken = [replace(task, scores=dict.fromkeys(task.scores, nan), majority={}) for task in scores(BUILTIN, {})]
+    changes = [replace(one, change=nan) for one in ablations(BUILTIN)]
+    return evaluation([model("no-pool", BUILTIN, {}, scores=broken), pooled("pool", BUILTIN, ablation=changes)])
+
+
+def routers_off() -> Evaluation:
+    """One model with each router alone, and one with a pool of one."""
+    dependent = routed(BUILTIN, always=None)
+    alone = routed(BUILTIN, {task: {"hubert": 1.0} for task in TASKS}, members=["hubert"])
+    both = json.loads(json.dumps(routed(BUILTIN)))
+    for summary in both["datasets"]["builtin"].values():
+        summary["dependent"]["load"] = dict.fromkeys(MEMBERS, 0.0)
+    models = {"dependent": dependent, "independent": both, "alone": alone}
+    return evaluation(
+        [
+            pooled(name, BUILTIN, members=made["members"], ablation=[], router_report=made)
+            for name, made in models.items()
+        ]
+    )
+
+
 def empty() -> Evaluation:
     """Nothing was scored."""
     return evaluation([model("no-pool", {}, {}), pooled("pool", {}, router_report=None, ablation=[])])
@@ -228,5 +253,7 @@ EVALUATIONS = {
     "collapsed": collapsed(),
     "unavailable": unavailable(),
     "many datasets": many_datasets(),
+    "not finite": not_finite(),
+    "routers off": routers_off(),
     "empty": empty(),
 }

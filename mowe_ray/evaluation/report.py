@@ -42,8 +42,7 @@ def report(evaluation: Evaluation) -> str:
         _header(evaluation, names, datasets),
         section("Scores", score_table(evaluation, found), _table_note(evaluation)),
         *_comparison(evaluation, found),
-        *(_routers(model, len(names) > 1) for model in evaluation.models),
-        *(_ablation(model, len(names) > 1) for model in evaluation.models),
+        *(part(model, len(names) > 1) for model in evaluation.models for part in (_routers, _ablation)),
         section("What is missing", _list(not_computed(evaluation))),
         section("How certain this is", "".join(tag("p", text) for text in _CERTAINTY)) if found else "",
     )
@@ -135,7 +134,9 @@ def _routers(model: EvaluatedModel, named: bool) -> str:
         "" if is_on(report, "dependent") else tag("p", "The data-dependent router is off."),
         member_legend(report["members"]),
         load_bars(report),
-        tag("h3", "Over training", style="margin-top:26px") + course if course else "",
+        tag("h3", "Over training: mean probability of each member, and entropy", style="margin-top:26px") + course
+        if course
+        else "",
     ]
     note = (
         "Share of clips that each member of the pool is chosen for, by the router that looks at the clip. Overlap: how "
@@ -149,7 +150,7 @@ def _ablation(model: EvaluatedModel, named: bool) -> str:
     chart = ablation_charts(model)
     note = (
         "Change of the main metric, with its 95 % interval, when the routers cannot choose a member and take the next "
-        "best. To the right it is missed: quality is lost without it. To the left the model is better without it. "
+        "best. To the right it helps: quality is lost without it. To the left it harms: quality is gained without it. "
         "Hollow: cannot be told from no change. Numbers keep the metric's own direction."
     )
     return section(f"What each encoder{f' of {escape(model.name)}' if named else ''} is worth", chart, note)

@@ -10,10 +10,10 @@ _COLLAPSED = 0.95
 
 
 def alarms(members: Sequence[str], datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say what is wrong with the choices of a pool of at least two, a sentence each; usually nothing.
+    """Say what is wrong with the choices, a sentence each; usually nothing.
 
-    Collapsed: with top-K, the K members chosen most get over 95 % of the data-dependent router's choices. Every task
-    counts alike, so that one with many clips does not hide the others.
+    Collapsed: with top-K, the K members chosen most get over 95 % of the data-dependent router's choices, unless these
+    are all members. Every task counts alike, so that one with many clips does not hide the others.
 
     Args:
         datasets: As in the report.
@@ -23,7 +23,7 @@ def alarms(members: Sequence[str], datasets: Mapping[str, Mapping[str, Any]]) ->
         for task, summary in by_task.items():
             if summary["clips"]:
                 tasks.setdefault(task, []).append(summary)
-    if len(members) < 2 or not tasks:
+    if not tasks:
         return []
     load = {router: _mean_load(members, tasks, router) for router in ("dependent", "independent")}
     clips = sum(summary["clips"] for summaries in tasks.values() for summary in summaries)

@@ -8,12 +8,15 @@ from typing import Any
 from mowe_ray.evaluation.comparison import gain, is_finite, verdict
 from mowe_ray.evaluation.labels import bounds, signed, test_set_names, typeset
 from mowe_ray.evaluation.results import Ablation, EvaluatedModel, Interval
+from mowe_ray.output.blocks import folded
 from mowe_ray.output.colours import chips, colour
 from mowe_ray.output.rows import IntervalRow, Part, interval_rows, stacked_bar
 from mowe_ray.output.svg import Axis, escape, frame, path, plot, stretched, tag, thinned
 
-_HEIGHT = 190
+_HEIGHT = 170
+_MOST_FIGURES = 6
 _SHARES = Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
+_DASHED = "dashed"
 _ROUTERS = {"dependent": "Data-dependent router", "independent": "Data-independent router"}
 Report = Mapping[str, Any]
 
@@ -42,7 +45,7 @@ def load_bars(report: Report) -> str:
     heads = [("", "head"), ("share of clips", "head"), ("overlap", "head n"), ("entropy", "head n")]
     rows = [tag("span", title, class_=kind) for title, kind in heads]
     if is_on(report, "independent"):
-        rows += _load_row("every clip alike", found[0][1], "independent", None)
+        rows += _load_row("same for every clip", found[0][1], "independent", None)
     if is_on(report, "dependent"):
         for pair, summary in found:
             rows += _load_row(names[pair], summary, "dependent", summary["overlap"])
@@ -90,7 +93,7 @@ def drift(report: Report) -> str:
     members = {member: colour(i) for i, member in enumerate(report["members"])}
     figures = [
         _curves(
-            f"{_ROUTERS[router]}: mean probability",
+            f"{_ROUTERS[router]}",
             {member: [(r["step"], r[router]["probability"][member]) for r in history] for member in members},
             _SHARES,
             list(members.values()),
@@ -99,13 +102,14 @@ def drift(report: Report) -> str:
     ]
     uniform = report["entropy_of_uniform_nats"]
     courses = {_ROUTERS[router]: [(r["step"], r[router]["entropy"]) for r in history] for router in on}
+    courses["undecided"] = [(history[0]["step"], uniform), (history[-1]["step"], uniform)]
+    ticks = tuple(tick for tick in Axis.over([0.0, uniform], count=3).ticks if tick >= 0)
     colours = ["var(--ink)", "var(--muted)"][: len(on)]
-    undecided = {"undecided": [(history[0]["step"], uniform), (history[-1]["step"], uniform)]}
+    legend = chips(zip(colours, on, strict=True))
     entropies = _curves(
-        "Entropy in nats", {**courses, **undecided}, Axis.over([0.0, uniform]), [*colours, "dashed"],
-        chips(zip(colours, courses, strict=True)),
-    )  # fmt: skip
-    return tag("div", *figures, entropies if on else "", class_="two")
+        "Entropy, in nats", courses, Axis(0.0, 1.1 * uniform or 1.0, ticks), [*colours, _DASHED], legend
+    )
+    return tag("div", *figures, entropies, class_="three") if on else ""
 
 
 def _curves(
@@ -114,7 +118,7 @@ def _curves(
     x = Axis.over([0.0, *(step for course in courses.values() for step, _ in course)], count=4)
     lines = [
         path(thinned(course), x, y, _HEIGHT, class_="front", data_tip=name)
-        if fill == "dashed"
+        if fill == _DASHED
         else path(thinned(course), x, y, _HEIGHT, class_="curve winner", style=f"--k:{fill}", data_tip=name)
         for (name, course), fill in zip(courses.items(), colours, strict=True)
     ]
@@ -126,29 +130,25 @@ def _curves(
 
 def ablation_charts(model: EvaluatedModel) -> str:
     """Draw what is lost on each test set without each member, so that right is what it is worth."""
-    found = [one for one in model.ablation if is_finite(one.change)]
-    if not found:
-        return ""
-    better = {(task.dataset, task.task): task.better for task in model.scores}
-    lost = [_lost(one, better[one.dataset, one.task][one.metric]) for one in found]
-    axis = Axis.over([0.0, *(value for interval in lost for value in (interval.low, interval.high))], count=4)
-    names = test_set_names((one.dataset, one.task) for one in found)
+    scored = {(task.dataset, task.task): task for task in model.scores}
+    lost: dict[tuple[str, str], list[tuple[Ablation, Interval]]] = {}
+    for one in model.ablation:
+        task = scored.get((one.dataset, one.task))
+        if task is not None and one.metric in task.better and is_finite(one.change):
+            lost.setdefault((one.dataset, one.task), []).append((one, _lost(one, task.better[one.metric])))
+    ends = [end for rows in lost.values() for _, interval in rows for end in (interval.low, interval.high)]
+    axis = Axis.over([0.0, *ends], count=4)
     colours = {member: colour(i) for i, member in enumerate(model.members)}
-    titles = {(task.dataset, task.task): task.titles for task in model.scores}
     figures = []
-    for pair, name in names.items():
-        rows = [
-            _ablation_row(one, interval, colours[one.member])
-            for one, interval in zip(found, lost, strict=True)
-            if (one.dataset, one.task) == pair
-        ]
-        first = next(one for one in found if (one.dataset, one.task) == pair)
-        note = f"change of {titles[pair][first.metric]} without it, {first.samples} samples"
-        chart = interval_rows(rows, axis, zero=True, ends=("better without", "worse without"))
+    for pair, name in test_set_names(lost).items():
+        first, _ = lost[pair][0]
+        note = f"change of {scored[pair].titles[first.metric]} without it, {first.samples} samples"
+        rows = [_ablation_row(one, interval, colours[one.member]) for one, interval in lost[pair]]
+        chart = interval_rows(rows, axis, zero=True, ends=("← harms", "helps →"))
         figures.append(
             tag("figure", tag("h3", escape(name)), tag("p", escape(note), class_="note"), chart, class_="effect")
         )
-    return tag("div", *figures, class_="two")
+    return folded(figures, _MOST_FIGURES, "two")
 
 
 def _lost(one: Ablation, better: str) -> Interval:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from mowe_ray.evaluation.comparison import Line, gain, is_finite, others
 from mowe_ray.evaluation.labels import WORDS, bounds, score, signed, test_set_names, typeset
 from mowe_ray.evaluation.results import EvaluatedModel, Evaluation, Interval
+from mowe_ray.output.blocks import folded
 from mowe_ray.output.colours import chips, colour
 from mowe_ray.output.rows import IntervalRow, interval_rows
 from mowe_ray.output.svg import Axis, escape, frame, line, plot, tag
 from mowe_ray.output.text import amount
 
-_HEIGHT = 170
-_MOST_FIGURES = 8
-_COSTS: dict[str, Callable[[EvaluatedModel], float | None]] = {
-    "active parameters": lambda model: model.active,
-    "GFLOPs of a 30 s clip": lambda model: model.gflops,
-}
+_HEIGHT = 150
+_MOST_FIGURES = 6
 
 
 def model_colours(evaluation: Evaluation) -> dict[str, str]:
@@ -36,7 +33,7 @@ def difference_chart(evaluation: Evaluation, found: Sequence[Line]) -> str:
     compared, colours = [model.name for model in others(evaluation)], model_colours(evaluation)
     names = test_set_names(one.test_set for one in found)
     rows = [
-        _row(one, name, names[one.test_set] + (f", {name}" if len(compared) > 1 else ""), colours[name])
+        _row(one, names[one.test_set], name, colours[name], len(compared) > 1)
         for one in found
         if one.main
         for name in compared
@@ -45,16 +42,18 @@ def difference_chart(evaluation: Evaluation, found: Sequence[Line]) -> str:
     if not rows:
         return ""
     axis = Axis.over([0.0, *(value for row in rows for value in (row.low, row.high))])
-    return interval_rows(rows, axis, zero=True, ends=("worse", "better"))
+    return interval_rows(rows, axis, zero=True, ends=("← worse", "better →"))
 
 
-def _row(one: Line, model: str, label: str, fill: str) -> IntervalRow:
+def _row(one: Line, test_set: str, model: str, fill: str, several: bool) -> IntervalRow:
     difference, verdict = one.differences[model], one.verdict(model)
     gained = gain(difference, one.better)
     written = f"{signed(difference.value)} {bounds(difference)}"
-    tip = f"{label}\n{one.title} {typeset(written)}, {WORDS[one.better]}\n{verdict or 'cannot be told apart'}"
+    tip = (
+        f"{model}, {test_set}\n{one.title} {typeset(written)}, {WORDS[one.better]}\n{verdict or 'cannot be told apart'}"
+    )
     return IntervalRow(
-        label,
+        model if several else test_set,
         gained.value,
         gained.low,
         gained.high,
@@ -64,28 +63,27 @@ def _row(one: Line, model: str, label: str, fill: str) -> IntervalRow:
         colour=fill,
         strong=bool(verdict),
         hollow=not verdict,
+        group=test_set if several else "",
     )
 
 
 def quality_charts(evaluation: Evaluation, found: Sequence[Line]) -> str:
-    """Draw each test set's main metric against what a clip costs, for models that differ in cost."""
+    """Draw each test set's main metric against active parameters, and folded away against GFLOPs."""
+    by_size = _figures(evaluation, found, "active parameters", {m.name: m.active for m in evaluation.models})
+    works = {m.name: m.gflops for m in evaluation.models if m.gflops is not None}
+    by_work = _figures(evaluation, found, "GFLOPs of a 30 s clip", works)
+    more = tag("details", tag("summary", "The same against GFLOPs"), by_work) if by_work else ""
+    return by_size + more
+
+
+def _figures(evaluation: Evaluation, found: Sequence[Line], title: str, costs: Mapping[str, float]) -> str:
     names, colours = test_set_names(one.test_set for one in found), model_colours(evaluation)
-    costs = {
-        title: {model.name: float(cost) for model in evaluation.models if (cost := of(model)) is not None}
-        for title, of in _COSTS.items()
-    }
     figures = [
-        _figure(one, names[one.test_set], title, by_model, evaluation, colours)
+        _figure(one, names[one.test_set], title, costs, evaluation, colours)
         for one in found
-        if one.main
-        for title, by_model in costs.items()
-        if len({by_model[name] for name in one.scores if name in by_model}) > 1
+        if one.main and len({costs[name] for name in one.scores if name in costs}) > 1
     ]
-    shown = tag("div", *figures[:_MOST_FIGURES], class_="two") if figures else ""
-    if len(figures) > _MOST_FIGURES:
-        rest = tag("div", *figures[_MOST_FIGURES:], class_="two")
-        shown += tag("details", tag("summary", f"{len(figures) - _MOST_FIGURES} more charts"), rest)
-    return shown
+    return folded(figures, _MOST_FIGURES, "three")
 
 
 def _figure(
@@ -100,7 +98,7 @@ def _figure(
         m for m in evaluation.models if m.name in by_model and m.name in one.scores and is_finite(one.scores[m.name])
     ]
     prices = [by_model[model.name] for model in shown]
-    x = Axis.over(prices, log=min(prices, default=0) > 0 and max(prices) / min(prices) > 8, count=4)
+    x = Axis.over(prices, log=min(prices, default=0) > 0 and max(prices) / min(prices) > 8, count=3)
     y = Axis.over((v for m in shown for v in (one.scores[m.name].low, one.scores[m.name].high)), count=3)
     dots = [_dot(one, model, by_model[model.name], x, y, colours[model.name]) for model in shown]
     label = f"{one.title} of {name} against {cost}"

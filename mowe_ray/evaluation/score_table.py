@@ -36,7 +36,7 @@ def _rows(group: list[Line], models: list[str], compared: list[str], majority: b
     for i, line in enumerate(group):
         cells = [
             tag("td", tag("b", escape(line.title)), tag("small", WORDS[line.better])),
-            _number(_samples(line)),
+            tag("td", _samples(line), class_="n"),
             *(_score(line, name) for name in models),
             *([_number(score(line.majority))] if majority else []),
             *(_difference(line, name) for name in compared),

@@ -49,14 +49,18 @@ summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
 .note { font-size: 13px; color: var(--soft); margin: 2px 0 8px; max-width: 100ch; }
 .tiles {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 1px; margin: 30px 0 0;
-  background: var(--rule); border: 1px solid var(--rule); border-radius: 8px; overflow: hidden;
+  border: 1px solid var(--rule); border-radius: 8px; overflow: hidden;
 }
-.tiles > div { background: var(--paper); padding: 13px 16px; }
+.tiles > div { box-shadow: 0 0 0 1px var(--rule); padding: 13px 16px; }
 .tiles b { display: block; font-size: 20px; font-weight: 600; letter-spacing: -.01em; line-height: 1.3; }
 .tiles small { font-size: 12.5px; color: var(--soft); display: block; line-height: 1.45; }
 .two {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 34px 44px;
   margin-top: 16px;
+}
+.three {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 270px), 1fr)); gap: 20px 30px;
+  margin-top: 16px; align-items: end;
 }
 .plot { display: block; overflow: visible; width: 100%; }
 .plot.framed { width: calc(100% - 64px); margin: 18px 16px 60px 48px; }
@@ -91,9 +95,11 @@ summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
 .rows {
   display: grid; grid-template-columns: 38% 1fr 92px; column-gap: 14px; align-items: center;
 }
-.rows.long { grid-template-columns: 32% 1fr 176px; }
+.rows.long { grid-template-columns: fit-content(34%) 1fr 170px; }
+.rows.long .name { min-width: 0; }
 .name { font-size: 13px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .best { font-weight: 650; color: var(--accent); }
+.rows .group { grid-column: 1 / -1; font-size: 13px; font-weight: 650; margin-top: 7px; }
 .value { font-size: 12.5px; color: var(--soft); text-align: right; }
 .chips { display: flex; flex-wrap: wrap; gap: 2px 18px; font-size: 13px; margin: 10px 0 0; max-width: none; }
 .chips.narrow { display: none; }
@@ -104,7 +110,7 @@ summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
 }
 .loads .head { font-size: 12px; color: var(--soft); }
 .loads .note { margin: 0; }
-.loads.told { grid-template-columns: minmax(110px, 26%) 1fr 62px 62px; }
+.loads.told { grid-template-columns: fit-content(32%) 1fr 62px 62px; }
 .loads .n { font-size: 12.5px; color: var(--soft); text-align: right; }
 .segment { stroke: var(--paper); stroke-width: 1.5px; }
 .plot .inside {
@@ -157,10 +163,11 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
   .chips.narrow { display: flex; }
   .loads { grid-template-columns: minmax(80px, 34%) 1fr; }
   .loads:not(.told) > :nth-child(3n) { display: none; }
-  .loads.told { grid-template-columns: minmax(70px, 27%) 1fr 50px 46px; column-gap: 8px; }
+  .loads.told { grid-template-columns: fit-content(30%) 1fr 50px 46px; column-gap: 8px; }
   .rows, .rows.long { grid-template-columns: 32% 1fr 92px; column-gap: 10px; }
-  .rows.long { grid-template-columns: 32% 1fr 56px; }
+  .rows.long { grid-template-columns: fit-content(34%) 1fr 56px; }
   .value small { display: none; }
+  .sets tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 84px; }
 }
 @media print {
   :root { color-scheme: light; }
@@ -172,6 +179,9 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   .wide { overflow: visible; }
   table { font-size: 9px; }
+  .sets small { font-size: 7.5px; }
+  .sets th, .sets td, .sets td.n, .sets th.n { padding-left: 3px; padding-right: 3px; white-space: normal; }
+  .three { grid-template-columns: repeat(3, 1fr); }
 }
 """
 

@@ -51,6 +51,7 @@ class IntervalRow:
         strong: Whether its name stands out.
         hollow: Whether its dot is.
         faint: Single numbers behind it, with a tip each.
+        group: A heading above all neighbours that have the same.
     """
 
     name: str
@@ -64,6 +65,7 @@ class IntervalRow:
     strong: bool = False
     hollow: bool = False
     faint: Sequence[tuple[float, str]] = ()
+    group: str = ""
 
 
 def interval_rows(rows: Sequence[IntervalRow], axis: Axis, zero: bool = False, ends: tuple[str, str] = ("", "")) -> str:
@@ -73,7 +75,11 @@ def interval_rows(rows: Sequence[IntervalRow], axis: Axis, zero: bool = False, e
         zero: Whether to mark where 0 is.
         ends: What the left and the right end of the axis mean.
     """
-    drawn = [part for row in rows for part in _interval_row(row, axis, zero)]
+    drawn: list[str] = []
+    for before, row in zip([None, *rows], rows, strict=False):
+        if row.group and (before is None or before.group != row.group):
+            drawn.append(tag("span", escape(row.group), class_="group"))
+        drawn += _interval_row(row, axis, zero)
     ticks = [text(tick_label(tick), axis.across(tick), 14, class_="tick mid") for tick in axis.ticks]
     left, right = ends
     said = [text(left, 0, 30, class_="tick"), text(right, "100%", 30, class_="tick end")] if left or right else []

@@ -90,7 +90,7 @@ def tick_label(value: float) -> str:
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e4)):
         if abs(value) >= size:
             return f"{value / (1e3 if unit == 'k' else size):.4g} {unit}"
-    return f"{value:.4g}"
+    return f"{value:.4g}".replace("-", "\u2212")
 
 
 def text(content: object, x: object, y: object, **attributes: object) -> str:

@@ -1,4 +1,4 @@
-"""A report in a real browser: no message on the console, nothing asked of the network, charts and script at work."""
+"""The reports in a real browser: no message on the console, nothing asked of the network, charts and script at work."""
 
 import json
 import shutil
@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from mowe_ray.evaluation.report import report as evaluation_report
 from mowe_ray.sweeping.report import report
+from tests.made_evaluation import EVALUATIONS
 from tests.made_study import histories, planted_study
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -92,6 +94,34 @@ def test_report_asks_for_nothing_and_complains_of_nothing(
     assert page.dom.count('role="img"') > 20
     assert page.dom.count('class="curve') == 31 + 32  # the failed trial has no validation
     assert "matters most in a pool" in page.dom
+
+
+@pytest.mark.parametrize("name", ["three models", "collapsed", "many datasets", "empty"])
+def test_an_evaluation_asks_for_nothing_and_complains_of_nothing(
+    name: str, server: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    page = opened(evaluation_report(EVALUATIONS[name]), server, tmp_path)
+    assert page.console == []
+    assert page.requests == [f"http://127.0.0.1:{server.server_port}/report.html"]
+    assert page.dom.count('role="img"') == evaluation_report(EVALUATIONS[name]).count('role="img"')
+    assert page.dom.count('role="alert"') == (4 if name == "collapsed" else 0)
+
+
+@pytest.mark.parametrize("name", ["three models", "many datasets"])
+def test_no_evaluation_is_wider_than_a_telephone(name: str, server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    act = """<script>
+      document.currentScript.remove();
+      const frame = document.createElement("iframe");
+      frame.style.width = "390px";
+      frame.srcdoc = document.documentElement.outerHTML;
+      frame.onload = () => {
+        const inside = frame.contentDocument.documentElement;
+        document.body.dataset.beyond = inside.scrollWidth - inside.clientWidth;
+      };
+      document.body.append(frame);
+    </script></body>"""
+    page = opened(evaluation_report(EVALUATIONS[name]).replace("</body>", act, 1), server, tmp_path)
+    assert page.dom.split('data-beyond="')[1].split('"')[0] == "0"
 
 
 @pytest.mark.parametrize(
