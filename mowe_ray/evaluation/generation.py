@@ -62,14 +62,9 @@ def answer_micro_batch(
         instruct(task, sample_id) or own
         for task, sample_id, own in zip(micro_batch.tasks, micro_batch.ids, micro_batch.instructions, strict=True)
     ]
-    waves = micro_batch.waveforms()
-    pieces = [
-        _Piece(row, wave)
-        for row, clip in enumerate(waves)
-        for wave in _cut(clip, round(max_audio_s * SAMPLE_RATE), micro_batch.tasks[row] in chunked_tasks)
-    ]
-    texts: list[list[str]] = [[] for _ in waves]
-    heard: list[list[tuple[Choice | None, Choice | None]]] = [[] for _ in waves]
+    pieces = _pieces(micro_batch, max_audio_s, chunked_tasks)
+    texts: list[list[str]] = [[] for _ in asked]
+    heard: list[list[tuple[Choice | None, Choice | None]]] = [[] for _ in asked]
     for group in _groups(pieces, batch_seconds, max_batch_size):
         inputs = processor(
             instructions=[asked[piece.row] for piece in group],
@@ -94,7 +89,7 @@ def answer_micro_batch(
             independent=_mean([one for one, _ in heard[row]]),
             dependent=_mean([one for _, one in heard[row]]),
         )
-        for row in range(len(waves))
+        for row in range(len(asked))
     ]
 
 
@@ -152,6 +147,16 @@ def _mean(pieces: Sequence[Choice | None]) -> Choice | None:
         for name in ("load", "probabilities")
     )
     return Choice(load, probabilities)
+
+
+def _pieces(micro_batch: MicroBatch, max_audio_s: float, chunked_tasks: Collection[str]) -> list[_Piece]:
+    """Return the clips of all rows, long ones in pieces or cut, in row order."""
+    most = round(max_audio_s * SAMPLE_RATE)
+    return [
+        _Piece(row, wave)
+        for row, (clip, task) in enumerate(zip(micro_batch.waveforms(), micro_batch.tasks, strict=True))
+        for wave in _cut(clip, most, task in chunked_tasks)
+    ]
 
 
 def _cut(clip: Wave | None, samples: int, in_pieces: bool) -> list[Wave | None]:

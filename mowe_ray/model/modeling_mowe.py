@@ -215,8 +215,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_items_in_batch: Answer tokens of the global batch.
             routing_totals: Routing sums of the global batch.
             prepared_audio: What `prepare_audio` returned for this batch's audio, which is then not needed.
-            prepare_only: Return `prepare_audio`'s result: a way in for engines that wrap forward
-                alone.
+            prepare_only: Return `prepare_audio`'s result: a way in for engines that wrap forward alone.
             encoder_states: What frozen encoders make of the clips, (C, L, T, E) by their place in
                 `audio_tower.encoders()`, padded with zeros: these encoders do not run. L is 1, or
                 all layers of a member whose features are `weighted_sum`. C may be 0.
