@@ -122,6 +122,7 @@ def _differences(ours: Answers, theirs: Answers, metrics: Mapping[str, DatasetMe
             if not pairs:
                 continue
             a, b = [one for one, _ in pairs], [other for _, other in pairs]
-            metric = metrics[dataset].of(task, b)[0][0]
+            # Made for all of the set: how rare a word is should not depend on which samples are compared.
+            metric = metrics[dataset].of(task, other_tasks[task])[0][0]
             interval = paired_difference(metric, metric.statistics(a), metric.statistics(b), seed)
             yield _Paired(dataset, task, metric, interval, a)

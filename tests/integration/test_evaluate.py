@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from mowe_ray.data.write import write_webdataset
 from mowe_ray.evaluate import main
+from tests.browser import needs_browser, opened, serving
 from tests.chat_server import Reply, chat_server
 from tests.end_to_end import ROOT, tone_samples
 from tests.exported_models import MEMBERS, TASKS, collapsed_model, export_to, steered_model, write_task_sounds
@@ -80,6 +81,15 @@ def test_a_collapsed_router_raises_the_alarm(evaluated):
     report = json.loads((evaluated / "collapsed" / "router_report.json").read_text())
     assert any("hubert_one" in alarm for alarm in report["alarms"])
     assert report["alarms"][0] in (evaluated / "report.html").read_text()
+
+
+@needs_browser
+def test_its_report_asks_for_nothing_and_complains_of_nothing(evaluated, tmp_path):
+    with serving(tmp_path) as server:
+        page = opened((evaluated / "report.html").read_text(), server, tmp_path)
+    assert page.console == []
+    assert page.requests == [f"http://127.0.0.1:{server.server_port}/report.html"]
+    assert page.dom.count('role="alert"') == 2
 
 
 def test_two_workers_write_the_files_of_one(made, evaluated, tmp_path, capfd):

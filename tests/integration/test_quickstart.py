@@ -59,6 +59,24 @@ def test_the_run_folder_is_complete(storage):
 
 
 @pytest.mark.slow
+def test_its_run_is_evaluated_by_naming_it(storage):
+    run = Path(quickstart_run(storage).result["run"])
+    finished = run_command(run, "ablation_samples=10", module="mowe_ray.evaluate")
+
+    assert finished.code == 0, finished.err
+    assert finished.out.count("\n") == 1
+    assert set(finished.result["models"]["quick"]["scores"]) == {f"builtin/{task}" for task in TASKS}
+    folder = run / "evaluation"
+    assert finished.result["report"] == str(folder / "report.html")
+    for file in ("scores.json", "router_report.json", "router_report.png", "report.html"):
+        assert (folder / file).stat().st_size > 1000, file
+    assert len((folder / "predictions" / "builtin.jsonl").read_text().splitlines()) == 150
+    assert "WER" in finished.err
+    assert "Traceback" not in finished.err
+    assert "WARNING" not in finished.err
+
+
+@pytest.mark.slow
 def test_running_the_command_again_trains_nothing_and_gives_the_same_result(storage, ray_cluster, capsys):
     before = quickstart_run(storage)
     metrics = Path(before.result["run"], "metrics.jsonl").read_bytes()
