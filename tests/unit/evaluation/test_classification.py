@@ -96,6 +96,11 @@ def test_a_text_is_the_one_label_it_holds(text, label):
     assert find_label(text, KNOWN) == label
 
 
+def test_a_label_may_begin_like_another():
+    assert find_label("it is sad indeed", ("sad", "sad indeed")) == "sad indeed"
+    assert find_label("it is sad, and happy indeed", ("sad", "sad indeed")) == "sad"
+
+
 def test_labels_are_those_of_the_references():
     rows = [Answer("1", "er", "", "", ["Sad.", "happy"]), Answer("2", "er", "", "angry", ["sad"])]
     assert labels_of(rows) == ["happy", "sad"]

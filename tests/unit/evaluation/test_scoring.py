@@ -93,7 +93,10 @@ def test_a_dataset_is_scored_task_by_task():
 
 
 def test_the_majority_always_gives_the_most_frequent_first_reference():
-    rows = [Answer(str(i), "aqa", "", "?", r) for i, r in enumerate([["yes"], ["no", "yes"], ["yes"], ["a red bus"]])]
+    rows = [
+        Answer(str(i), "aqa", "", "?", r)
+        for i, r in enumerate([["yes", "a"], ["yes", "b"], ["no", "yes", "b"], ["maybe", "c"]])
+    ]
     (scores,) = task_scores("qa", rows, DatasetMetrics(judged={"judge": JUDGE}), seed=0)
     assert scores.majority == {"exact_match": 75, "token_f1": 75}, "a judge is not asked about it"
     assert scores.scores["judge"].value == pytest.approx(40)
