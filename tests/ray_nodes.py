@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -35,10 +35,11 @@ class Nodes:
             *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
         )
 
-    def add(self, cpus: int) -> subprocess.Popen[bytes]:
-        """Start a worker node."""
+    def add(self, cpus: int, *options: str, inside: Sequence[str] = (), **environment: str) -> subprocess.Popen[bytes]:
+        """Start a worker node, with more options of `ray start`, inside another command, in another environment."""
         (agent,) = _free_ports(1)
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent}")
+        own = (f"--address={self.address}", f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent}")
+        return self._start(*own, *options, inside=inside, **environment)
 
     def lose(self, node: subprocess.Popen[bytes]) -> None:
         """Kill all processes of a node at once, as a power cut does."""
@@ -62,15 +63,15 @@ class Nodes:
             if process.poll() is None:
                 self.lose(process)
 
-    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+    def _start(self, *options: str, inside: Sequence[str] = (), **environment: str) -> subprocess.Popen[bytes]:
         node_id = secrets.token_hex(28)  # chosen here, for `ray start` does not tell
         ports = ("--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=200000000")
         kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         said = Path(self._folder, f"node-{len(self._processes)}.log")
         with said.open("w") as log:
             process = subprocess.Popen(
-                [_RAY, "start", "--block", "--disable-usage-stats", *options, *ports],
-                env={**kept, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id},
+                [*inside, _RAY, "start", "--block", "--disable-usage-stats", *options, *ports],
+                env={**kept, **environment, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -50,3 +50,8 @@ def check_resources(cpus: float, gpus: float) -> None:
             raise ValueError(
                 f"the run needs {need:g} {kind}s and the cluster has {total.get(kind, 0.0):g}: lower {keys}"
             )
+
+
+def maximum_resources() -> dict[str, float]:
+    """Return the resources the cluster can ever have."""
+    return dict(ray.cluster_resources())

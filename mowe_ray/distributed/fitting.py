@@ -61,7 +61,7 @@ def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, say: Callable[
         try:
             return dict(_trainer(config, folder, setup).fit().return_value)
         except ray.train.TrainingFailedError as error:
-            cause, lost = _causes(error), config.compute.max_failures  # Ray has tried so often already
+            cause, lost = causes(error), config.compute.max_failures  # Ray has tried so often already
         except ray.exceptions.RayActorError as error:
             cause = f"the training controller died: {str(error).splitlines()[0]}"
             if held := ray.get(setup.control.held.remote()):
@@ -77,21 +77,13 @@ def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, say: Callable[
 
 def _trainer(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> TorchTrainer:
     compute = config.compute
-    cpus = compute.cpus_per_worker + (config.data.decode_cpus if compute.reserves_decoding else 0)
     return TorchTrainer(
         _train_worker,
         train_loop_config={"setup": setup},
-        torch_config=TorchConfig(
-            backend="nccl" if compute.gpus_per_worker else "gloo",
-            # The watchdog is to speak first: it can tell where the ranks are.
-            timeout_s=int(config.training.step_timeout_s + 2 * RESCUE_S),
-        ),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=(compute.min_workers, compute.max_workers) if compute.elastic else compute.max_workers,
-            elastic_resize_monitor_interval_s=compute.resize_interval_s,
-            use_gpu=compute.gpus_per_worker > 0,
-            resources_per_worker={"CPU": cpus, "GPU": compute.gpus_per_worker},
-            accelerator_type=compute.accelerator_type,
+        # The watchdog is to speak first: it can tell where the ranks are.
+        torch_config=backend(config, timeout_s=int(config.training.step_timeout_s + 2 * RESCUE_S)),
+        scaling_config=scaling(
+            config, (compute.min_workers, compute.max_workers) if compute.elastic else compute.max_workers
         ),
         run_config=ray.train.RunConfig(
             name=config.name,
@@ -100,6 +92,30 @@ def _trainer(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> TorchT
             callbacks=[_TellFailures(setup.control), _HoldResources(setup.control), SaveOnSigterm()],
         ),
     )
+
+
+def backend(config: RunConfig, timeout_s: int) -> TorchConfig:
+    """Return how the workers talk to each other."""
+    return TorchConfig(backend="nccl" if config.compute.gpus_per_worker else "gloo", timeout_s=timeout_s)
+
+
+def scaling(config: RunConfig, num_workers: int | tuple[int, int]) -> ray.train.ScalingConfig:
+    """Return where so many workers of a run are placed."""
+    compute = config.compute
+    return ray.train.ScalingConfig(
+        num_workers=num_workers,
+        elastic_resize_monitor_interval_s=compute.resize_interval_s,
+        use_gpu=compute.gpus_per_worker > 0,
+        resources_per_worker=worker_resources(config),
+        accelerator_type=compute.accelerator_type,
+    )
+
+
+def worker_resources(config: RunConfig) -> dict[str, float]:
+    """Return what one worker reserves."""
+    compute = config.compute
+    cpus = compute.cpus_per_worker + (config.data.decode_cpus if compute.reserves_decoding else 0)
+    return {"CPU": cpus, "GPU": compute.gpus_per_worker}
 
 
 def _train_worker(settings: dict[str, WorkerSetup]) -> dict[str, Any]:
@@ -136,7 +152,7 @@ class _HoldResources(WorkerGroupCallback):
         ray.get(self._control.hold.remote(handle.placement_group))
 
 
-def _causes(error: ray.train.TrainingFailedError) -> str:
+def causes(error: ray.train.TrainingFailedError) -> str:
     """Say in a few lines what went wrong on which rank, where Ray would print every rank's traceback, cut off."""
     if not isinstance(error, ray.train.WorkerGroupError) or not error.worker_failures:
         return str(error)

@@ -1,4 +1,4 @@
-"""Text for people: tables for the terminal, durations and amounts."""
+"""Text for people: tables for the terminal, durations, amounts and sizes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ def write_table(out: TextIO, rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         out.write(f"  {'  '.join(cells).rstrip()}\n")
+
+
+def byte_size(count: int) -> str:
+    """Return bytes as `1.50 GiB` or `1.5 MiB`."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def counted(number: float, noun: str) -> str:
+    """Return `1 node` or `2 nodes`."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

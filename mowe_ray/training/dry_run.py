@@ -12,7 +12,7 @@ from mowe_ray.config import RunConfig
 from mowe_ray.data.index import Index
 from mowe_ray.data.plan import count_samples
 from mowe_ray.model.cost import zero_memory_bytes
-from mowe_ray.output.text import write_table
+from mowe_ray.output.text import byte_size, write_table
 from mowe_ray.training.assemble import model_dtype
 from mowe_ray.training.data_order import TrainingOrder
 from mowe_ray.training.estimate import CLIP_S, Estimate, Part, estimate
@@ -135,7 +135,7 @@ def _memory_table(memory: dict[str, Any]) -> list[list[str]]:
     rows = [["ZeRO stage", "weights", "gradients", "optimizer", "total", ""]]
     for stage, parts in memory["bytes_per_worker"].items():
         used = "<- compute.zero_stage" if int(stage) == memory["zero_stage"] else ""
-        rows.append([stage, *(_bytes(parts[key]) for key in ("weights", "gradients", "optimizer", "total")), used])
+        rows.append([stage, *(byte_size(parts[key]) for key in ("weights", "gradients", "optimizer", "total")), used])
     return rows
 
 
@@ -215,10 +215,6 @@ def _count(number: float) -> str:
 
 def _gflops(number: float) -> str:
     return f"{number:,.1f}" if number >= 0.1 or number == 0 else f"{number:.2g}"
-
-
-def _bytes(number: int) -> str:
-    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
 
 
 def _range(ends: tuple[float, float], told: Any) -> str:

@@ -101,10 +101,14 @@ def validation_plan(index: Index, data: EvaluatedData, *, lanes: int = 1) -> Ite
 
 
 def _spec(source: Source | ValidationSource, name: str) -> SourceSpec:
-    path = source.path
+    return SourceSpec(name, shards_of(source.path), source.task)
+
+
+def shards_of(path: str) -> str:
+    """Return where the shards of a configured path are; those of a built-in corpus are written on first use."""
     if path.startswith(_BUILTIN):
-        path = str(builtin_corpus(path.removeprefix(_BUILTIN), cache_folder()))
-    return SourceSpec(name, path, source.task)
+        return str(builtin_corpus(path.removeprefix(_BUILTIN), cache_folder()))
+    return path
 
 
 def sample_rows(size: int, at_most: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from itertools import islice
 from types import ModuleType
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mowe_ray.data.sample import BadSample, Sample
 from mowe_ray.data.shards import manifest, table, tar
@@ -56,6 +57,16 @@ def scan_shard(shard: str, default_task: str | None) -> pa.Table:
     while chunk := list(islice(rows, _CHUNK_ROWS)):
         parts.append(rows_table(chunk))
     return pa.concat_tables(parts)
+
+
+def first_samples(shard: str, default_task: str | None, at_most: int = 8) -> list[Sample | BadSample]:
+    """Read the first samples of a shard; none if it is empty."""
+    rows = rows_table(list(islice(_reader(shard).scan(shard, default_task), at_most)))
+    bad = [BadSample(row["id"], shard, row["cause"], row["detail"]) for row in rows.to_pylist() if row["cause"]]
+    good = rows.filter(pc.is_null(rows["cause"]))
+    for column in ("shard", "source"):
+        good = good.append_column(column, pa.array([shard] * len(good), pa.string()))
+    return [*read_samples(good), *bad]
 
 
 def read_samples(rows: pa.Table) -> Iterator[Sample | BadSample]:

@@ -1,0 +1,89 @@
+"""Check a cluster before a run: resources, versions, storage, checkpoints, audio, disks, network.
+
+python -m mowe_ray.preflight [--config PRESET_OR_FILE] [section.key=value ...] [--timeout SECONDS]
+
+Takes the configuration of `mowe_ray.train` and looks whether the cluster it was submitted to (`ray job submit --
+python -m mowe_ray.preflight ...`), else this machine, has what that run needs, on every node. Trains nothing, and
+leaves nothing behind. The last line on stdout is the result as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, TextIO
+
+from mowe_ray.config import ConfigError, RunConfig, load_config, render_help
+from mowe_ray.output.text import duration
+
+
+_TOLD = {"ok": "ok", "warning": "warning", "failed": "FAILED"}
+
+
+def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Its arguments, by default the process's.
+        out: Where the result goes, by default stdout.
+
+    Returns:
+        0 when the run can start, perhaps with warnings; 1 when a check failed; 2 when the request was wrong.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    result = _preflight(config, arguments.timeout)
+    print(json.dumps(result), file=out or sys.stdout, flush=True)
+    return 0 if result["preflight"] == "ok" else 1
+
+
+def _preflight(config: RunConfig, timeout_s: float) -> dict[str, Any]:
+    from mowe_ray.distributed.preflight import preflight  # imports torch and ray
+
+    began = before = time.monotonic()
+    checks = []
+    for check in preflight(config, timeout_s):
+        now = time.monotonic()
+        checks.append(check)
+        _say(f"{_TOLD[check.status]:<8} {check.name:<12} {check.detail} ({now - before:.1f} s)")
+        if check.fix is not None:
+            _say(f"{'':21} -> {check.fix}")
+        before = now
+    failed = [check.name for check in checks if check.status == "failed"]
+    _say(f"{len(checks)} checks in {duration(time.monotonic() - began)}: {', '.join(failed) or 'none'} failed")
+    return {"preflight": "failed" if failed else "ok", "checks": [asdict(check) for check in checks]}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mowe_ray.preflight",
+        description=__doc__,
+        epilog=render_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", default="quickstart", metavar="PRESET_OR_FILE", help="default: quickstart")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="how long to wait for the answer of a node, and for the nodes of an autoscaler; default: 120",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="wins over file and preset")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
