@@ -6,6 +6,7 @@ import math
 import os
 
 import ray
+from ray._private.state import available_resources_per_node
 
 
 def join(cpus: float) -> None:
@@ -28,6 +29,15 @@ def join(cpus: float) -> None:
         include_dashboard=True,
         log_to_driver=False,
         logging_level="ERROR",
+    )
+
+
+def has_room(cpus: float, gpus: float, accelerator_type: str | None) -> bool:
+    """Whether a node has so much to spare, as far as Ray knows right now."""
+    need = {"CPU": cpus, "GPU": gpus, f"accelerator_type:{accelerator_type}": 0.0 if accelerator_type is None else 1e-3}
+    return any(
+        all(free.get(kind, 0.0) >= amount for kind, amount in need.items())
+        for free in available_resources_per_node().values()
     )
 
 

@@ -10,9 +10,10 @@ import ray
 from ray.actor import ActorHandle
 
 from mowe_ray.config import RunConfig
+from mowe_ray.distributed.beside import ValidationBeside, validate_sources
 from mowe_ray.distributed.control import Control
 from mowe_ray.distributed.engine import DeepSpeedEngine
-from mowe_ray.distributed.feed import training_batches, validation_batches
+from mowe_ray.distributed.feed import training_batches
 from mowe_ray.distributed.rescue import RESCUE_S, Rescue, Wishes, leave_if_terminated
 from mowe_ray.model import MoweProcessor
 from mowe_ray.output.run_folder import RunFolder
@@ -26,7 +27,7 @@ from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.out_of_memory import MicroBatchOutOfMemory, Records, record, release
 from mowe_ray.training.sample_log import SampleLog
 from mowe_ray.training.schedule import learning_rate_factor
-from mowe_ray.training.validation import ValidationResult, validate
+from mowe_ray.training.validation import ValidationResult
 from mowe_ray.training.watchdog import Watchdog, Whereabouts
 
 # How long the last checkpoint of a run, or of a run that is told to stop, may take to be written.
@@ -42,6 +43,7 @@ class Run:
         feature_cache: What need not be computed, likewise; None without such a cache.
         records: Micro-batches that did not fit into memory before.
         log: Where the ids of all samples go, if that was asked for.
+        beside: Validates while training goes on, where that is asked for and possible.
     """
 
     config: RunConfig
@@ -56,6 +58,7 @@ class Run:
     monitor: Monitor
     records: Records
     log: SampleLog | None
+    beside: ValidationBeside
     control: ActorHandle[Control]
     whereabouts: Whereabouts
 
@@ -86,18 +89,26 @@ class Run:
             raise RunError(str(error)) from error
         return finished
 
-    def validate(self) -> dict[str, ValidationResult]:
-        """Validate on every source, by its name, and tell of it. Collective."""
-        results: dict[str, ValidationResult] = {}
-        for name, index in self.validation_indexes.items():
-            ranks = {"rank": self.engine.rank, "world_size": self.engine.world_size}
-            batches = validation_batches(index, self.config, cache=self.feature_cache, **ranks)
-            results[name] = validate(self.engine, self.processor, batches)
-        self.monitor.validation(self.order.step, results)
+    def validate(self, *, last: bool = False) -> dict[str, ValidationResult]:
+        """Validate on every source, by its name, and tell of it; the `last` time after all others. Collective."""
+        results = validate_sources(
+            self.engine,
+            self.processor,
+            self.config,
+            self.validation_indexes,
+            self.feature_cache,
+            rank=self.engine.rank,
+            world_size=self.engine.world_size,
+        )
+        self.beside.hear(self._tell_validation, self.config.training.step_timeout_s if last else 0.0)
+        self._tell_validation(self.order.step, self.order.share, results)
+        return results
+
+    def _tell_validation(self, step: int, share: float, results: dict[str, ValidationResult]) -> None:
+        self.monitor.validation(step, results)
         if self.engine.rank == 0:
             told = [{"source": name, "loss": result.loss, "tasks": result.tasks} for name, result in results.items()]
-            self.control.validated.remote({"step": self.order.step, "share": self.order.share, "sources": told})
-        return results
+            self.beside.tell_driver({"step": step, "share": share, "sources": told})
 
     def _steps(self, dog: Watchdog, rescue: Rescue) -> bool:
         every, wishes = self.config.training, Wishes(self.control)
@@ -109,6 +120,7 @@ class Run:
             self.order.advance(planned)
             rescue.step_finished()
             self._tell(result, planned)
+            self.beside.hear(self._tell_validation)
             stop, save = wishes.agree(self.engine)
             if stop or save or planned.last or (every.save_every and result.step % every.save_every == 0):
                 self._save()
@@ -119,7 +131,8 @@ class Run:
                 return planned.last
             if every.eval_every and result.step % every.eval_every == 0:
                 dog.pause()
-                self.validate()
+                if not self.beside.start(self.order.step, self.order.share):
+                    self.validate()
             dog.begin(result.step + 1)
         return True  # there was nothing left to train
 

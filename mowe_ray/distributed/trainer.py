@@ -24,7 +24,8 @@ from mowe_ray.training.sources import Sources, index_sources
 # What may change between two runs of the same command without making it another experiment.
 _FREE_TO_CHANGE = {
     "training": {"max_steps", "epochs", "gradient_accumulation"}
-    | {"eval_every", "save_every", "log_every", "keep_checkpoints", "max_skipped_steps", "step_timeout_s"},
+    | {"eval_every", "eval_beside", "save_every", "log_every", "keep_checkpoints", "max_skipped_steps"}
+    | {"step_timeout_s"},
     "compute": {"num_workers", "accelerator_type", "max_failures", "resize_interval_s", "cpus_per_worker"},
     "data": {"batch_seconds", "max_batch_size", "shuffle_buffer", "decode_cpus", "max_bad_fraction", "validation"}
     | {"feature_cache"},

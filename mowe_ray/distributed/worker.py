@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -16,16 +14,17 @@ from mowe_ray.config import RunConfig
 from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.data.report import DataReport
 from mowe_ray.distributed.assembly import build_engine
+from mowe_ray.distributed.beside import ValidationBeside
 from mowe_ray.distributed.engine import DeepSpeedEngine
 from mowe_ray.distributed.fitting import WorkerSetup
 from mowe_ray.distributed.run import Run
-from mowe_ray.model.exporting import export
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.assemble import own_tokenizer, tokenizer_of
 from mowe_ray.training.checkpoint_writer import CheckpointWriter
 from mowe_ray.training.checkpoints import newest_checkpoint
 from mowe_ray.training.data_order import TrainingOrder
 from mowe_ray.training.errors import RunError
+from mowe_ray.training.exports import write_export
 from mowe_ray.training.frozen_encoders import encoder_key
 from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.out_of_memory import Records
@@ -61,7 +60,7 @@ def _train(setup: WorkerSetup) -> dict[str, Any]:
         setup.control.recovered.remote("load")
     if not run.train():
         return {"run": run.folder.url, "stopped_at_step": run.order.step}
-    validation = run.validate()
+    validation = run.validate(last=True)
     _export(run)
     run.monitor.finish(validation)
     return {
@@ -99,10 +98,6 @@ def _start(setup: WorkerSetup, say: Callable[[str], object]) -> Run:
         warmup_steps=config.training.warmup_steps,
         state=None if checkpoint is None else checkpoint.state,
     )
-    records = Records.load(folder)
-    if warning := records.warning():
-        say(f"warning: {warning}")
-    setup.report.set_out_of_memory(**records.report())
     return Run(
         config=config,
         folder=folder,
@@ -114,11 +109,20 @@ def _start(setup: WorkerSetup, say: Callable[[str], object]) -> Run:
         order=order,
         writer=CheckpointWriter(folder, keep=config.training.keep_checkpoints, **ranks),
         monitor=_monitor(setup.report, config, folder, engine, order, say),
-        records=records,
+        records=_records(setup.report, folder, say),
         log=SampleLog(engine, folder, resume_step=order.step) if config.training.log_samples else None,
+        beside=ValidationBeside(setup, config, folder, engine, processor, say, resume_step=order.step),
         control=setup.control,
         whereabouts=whereabouts,
     )
+
+
+def _records(report: DataReport, folder: RunFolder, say: Callable[[str], object]) -> Records:
+    records = Records.load(folder)
+    if warning := records.warning():
+        say(f"warning: {warning}")
+    report.set_out_of_memory(**records.report())
+    return records
 
 
 def _check_cache(cache: FeatureCache, engine: DeepSpeedEngine) -> None:
@@ -188,9 +192,7 @@ def _monitor(
 def _export(run: Run) -> None:
     weights = run.engine.full_state_dict()
     if run.engine.rank == 0:
-        with tempfile.TemporaryDirectory(prefix="mowe_ray_export_") as local:
-            export(run.engine.model, run.processor, local, state_dict=weights)
-            run.folder.upload(Path(local), "export")
+        write_export(run.engine.model, run.processor, weights, run.folder, "export")
 
 
 def _scores(validation: dict[str, ValidationResult]) -> dict[str, dict[str, float]]:

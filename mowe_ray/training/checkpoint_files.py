@@ -24,6 +24,8 @@ from mowe_ray.output.run_folder import RunFolder
 
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
+VALIDATING_FOLDER = "validating"
+"""Exports of steps whose validation beside training has not ended."""
 _CHUNK_BYTES = 16 << 20
 
 
@@ -65,7 +67,8 @@ def remove_step(folder: RunFolder, step: int) -> None:
 
 
 def adopt(folder: RunFolder, other: RunFolder, step: int) -> None:
-    """Replace the checkpoints of a run by the one of `step` of another."""
+    """Replace the checkpoints of a run, and what waits for its validation, by the checkpoint of `step` of another."""
+    folder.remove(VALIDATING_FOLDER)
     for own in saved_steps(folder):
         remove_step(folder, own)
     commit = commit_file(step)

@@ -35,6 +35,7 @@ class Tracker:
         """Open the trackers; only rank 0 may."""
         self._folder = folder
         self._unwritten: list[str] = []
+        self._latest_step = resume_step
         folder.keep_lines_up_to("metrics.jsonl", resume_step)
         self._scratch = Path(tempfile.mkdtemp(prefix="mowe_ray_tracking_"))
         self._tensorboard = None
@@ -72,7 +73,9 @@ class Tracker:
             for key, value in numbers.items():
                 self._tensorboard.add_scalar(key, value, record["step"])
         if self._wandb is not None:
-            self._wandb.log(numbers, step=record["step"])
+            # wandb takes no earlier step than its last, and a validation may be told of late; `numbers` has its own.
+            self._latest_step = max(self._latest_step, record["step"])
+            self._wandb.log(numbers, step=self._latest_step)
 
     def records(self) -> list[dict[str, Any]]:
         """Return all records of the run, oldest first."""

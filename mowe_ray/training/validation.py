@@ -43,6 +43,25 @@ class EvaluationEngine(Protocol):
         """Return every rank's value."""
 
 
+class OneProcess:
+    """A whole model in this process alone, as validation sees it."""
+
+    sharded = False
+
+    def __init__(self, model: MoweForConditionalGeneration):
+        """Take `model` on its device."""
+        self.model, self.device = model, torch.device(model.device)
+
+    def forward(self, **inputs: Any) -> MoweOutput:
+        """Run the model."""
+        output: MoweOutput = self.model(**inputs)
+        return output
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the only rank's value."""
+        return [value]
+
+
 @dataclass(frozen=True)
 class ValidationResult:
     """What one pass over one validation source gave, the same on every rank.

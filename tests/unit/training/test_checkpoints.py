@@ -481,7 +481,9 @@ def test_a_run_adopts_the_checkpoint_of_another_in_place_of_its_own(tmp_path: Pa
         assert Group(donor, 3).save(step, tensors)
     for step in (4, 12):
         assert Group(own, 2).save(step, others)
+    own.write_text("validating/step-00000004/pending.json", "{}")
     adopt(own, donor, 8)
+    assert not own.exists("validating"), "its weights are no part of the run any more"
     assert committed_steps(own) == [8]
     assert committed_steps(donor) == [4, 8]
     checkpoint, said = load(own)
