@@ -20,7 +20,7 @@ set -euo pipefail
 
 [ "$#" -gt 0 ] || { echo "usage: sbatch cluster/slurm.sh COMMAND ..." >&2; exit 2; }
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --all-ip-addresses | awk '{print $1}'):6379
 
 # Other users reach these ports too, and Ray runs what it is sent: only processes of this job know the token.
