@@ -17,6 +17,9 @@ TINY = {
     "step": "--clips 2 --seconds 0.5 --steps 2 --width 32 --layers 1",
 }
 
+# These start Ray many times.
+STUDIES = ("sweep",)
+
 
 def test_every_benchmark_is_run_here():
     scripts = {path.stem for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text()}
@@ -24,7 +27,7 @@ def test_every_benchmark_is_run_here():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.soak) if n in STUDIES else n for n in TINY])
 def test_prints_its_ratios_as_json_and_returns_whether_they_pass(name, tmp_path):
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *TINY[name].split()]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)

@@ -43,7 +43,8 @@ def test_the_two_sides_share_prompts_but_no_recording():
     assert len(set(files)) == len(files)
 
 
-@pytest.mark.parametrize("shards", ["webdataset", pytest.param("parquet", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("shards", ["webdataset", "parquet"])
 def test_training_on_real_speech_generalises_to_held_out_recordings(shards, recordings, ray_cluster, tmp_path, capsys):
     train_path, train_packed = _prepare(recordings, "train", shards, capsys)
     held_out_path, held_out_packed = _prepare(recordings, "held-out", shards, capsys)

@@ -68,7 +68,7 @@ def test_early_stopping_gives_the_workers_back_at_once(ray_cluster: None, tiny_c
     assert [trial.attempts for trial in again.trials.values()] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("kind", ["asha", "median"])
+@pytest.mark.parametrize("kind", ["asha", pytest.param("median", marks=pytest.mark.soak)])
 def test_a_study_that_goes_on_compares_with_the_trials_before(kind: str, tiny_corpus: Corpus, tmp_path: Path) -> None:
     sweep = write_sweep(
         tmp_path,
@@ -213,6 +213,7 @@ def test_a_killed_study_goes_on_where_it_was(tiny_corpus: Corpus, tmp_path: Path
     assert finished.result["trials"]["finished"] == 4
 
 
+@pytest.mark.soak
 def test_faults_stay_with_their_trial_and_are_told(tiny_corpus: Corpus, tmp_path: Path) -> None:
     sweep = write_sweep(
         tmp_path,
