@@ -20,7 +20,6 @@ from typing import Any, TextIO
 from mowe_ray.config import ConfigError, RunConfig, load_config, render_help
 from mowe_ray.output.text import duration
 
-
 _TOLD = {"ok": "ok", "warning": "warning", "failed": "FAILED"}
 
 
