@@ -25,8 +25,9 @@ class Nodes:
         address: For RAY_ADDRESS.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, environment: dict[str, str]):
         gcs, dashboard, agent, client = _free_ports(4)
+        self._environment = environment
         self.address, self._folder = f"127.0.0.1:{gcs}", folder
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ids: dict[int, str] = {}
@@ -71,7 +72,7 @@ class Nodes:
         with said.open("w") as log:
             process = subprocess.Popen(
                 [*inside, _RAY, "start", "--block", "--disable-usage-stats", *options, *ports],
-                env={**kept, **environment, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id},
+                env={**kept, **self._environment, **environment, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -87,10 +88,10 @@ class Nodes:
 
 
 @contextmanager
-def ray_nodes() -> Iterator[Nodes]:
-    """Start a head, and end all its nodes afterwards; no other Ray is touched."""
+def ray_nodes(**environment: str) -> Iterator[Nodes]:
+    """Start a head, in this environment, and end all its nodes afterwards; no other Ray is touched."""
     folder = tempfile.mkdtemp(prefix="mowe_ray_", dir="/tmp")  # short: socket paths hold 107 characters
-    nodes = Nodes(folder)
+    nodes = Nodes(folder, environment)
     try:
         yield nodes
     finally:
