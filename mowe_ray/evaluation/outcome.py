@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from mowe_ray.evaluation.answers import Answer, by_task
 from mowe_ray.evaluation.bootstrap import paired_difference
 from mowe_ray.evaluation.metrics.choice import DatasetMetrics
 from mowe_ray.evaluation.metrics.metric import Metric
-from mowe_ray.evaluation.results import Ablation, Difference, EvaluatedModel, Evaluation, Interval
+from mowe_ray.evaluation.results import Ablation, Difference, EvaluatedModel, Evaluation, Interval, ModelFacts
 from mowe_ray.evaluation.router_report import router_report
 from mowe_ray.evaluation.routing_sums import routing_of
 from mowe_ray.evaluation.scoring import task_scores
@@ -20,21 +20,15 @@ Answers = Mapping[str, Sequence[Answer]]
 
 
 @dataclass(frozen=True)
-class AnsweredModel:
-    """One model and all that it answered; what is not told here is as in `EvaluatedModel`.
+class AnsweredModel(ModelFacts):
+    """What a model answered.
 
     Attributes:
         history: Its training records with `step` and `routing`, oldest first.
         without: What it answered without each pool member, by the member's name.
+        bad: Samples that could not be used, by dataset and cause.
     """
 
-    name: str
-    folder: str
-    members: list[str]
-    stored: float
-    active: float
-    gflops: float | None
-    real_time_factor: float | None
     history: Sequence[Mapping[str, Any]]
     answers: Answers
     without: Mapping[str, Answers]
@@ -84,13 +78,7 @@ def _evaluated(model: AnsweredModel, metrics: Mapping[str, DatasetMetrics], seed
         routing = {dataset: found for dataset, answers in model.answers.items() if (found := routing_of(answers))}
         report = router_report(model.members, routing, model.history)
     return EvaluatedModel(
-        name=model.name,
-        folder=model.folder,
-        members=model.members,
-        stored=model.stored,
-        active=model.active,
-        gflops=model.gflops,
-        real_time_factor=model.real_time_factor,
+        **{one.name: getattr(model, one.name) for one in fields(ModelFacts)},
         scores=[
             scores
             for dataset, answers in model.answers.items()

@@ -65,8 +65,8 @@ class Ablation:
 
 
 @dataclass(frozen=True)
-class EvaluatedModel:
-    """One model, what it costs, and how it did.
+class ModelFacts:
+    """A model and what it costs.
 
     Attributes:
         name: Unique in the evaluation.
@@ -75,9 +75,6 @@ class EvaluatedModel:
         stored, active: Weights, all and those that run for a clip on average.
         gflops: Work per clip of 30 s; None where it cannot be counted.
         real_time_factor: Seconds one worker needs for a second of audio.
-        scores: By dataset and task.
-        bad: Samples that could not be used, by dataset and cause.
-        router_report: What `router_report` returns; None without routers.
     """
 
     name: str
@@ -87,6 +84,18 @@ class EvaluatedModel:
     active: float
     gflops: float | None
     real_time_factor: float | None
+
+
+@dataclass(frozen=True)
+class EvaluatedModel(ModelFacts):
+    """How a model did.
+
+    Attributes:
+        scores: By dataset and task.
+        bad: Samples that could not be used, by dataset and cause.
+        router_report: What `router_report` returns; None without routers.
+    """
+
     scores: list[TaskScores]
     bad: dict[str, dict[str, int]] = field(default_factory=dict)
     ablation: list[Ablation] = field(default_factory=list)
