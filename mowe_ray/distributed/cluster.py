@@ -63,5 +63,6 @@ def check_resources(cpus: float, gpus: float) -> None:
 
 
 def maximum_resources() -> dict[str, float]:
-    """Return the resources the cluster can ever have."""
-    return dict(ray.cluster_resources())
+    """Return the cluster's resources, with the autoscaler's maximum where it has one."""
+    here, most = ray.cluster_resources(), ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return {key: max(here.get(key, 0.0), float(most.get(key, 0.0))) for key in {**here, **most}}

@@ -59,16 +59,17 @@ def alive_nodes() -> list[Node]:
 
 
 class Machines:
-    """Asks nodes, and the driver; one that gives no answer in time is not asked again.
-
-    Attributes:
-        nodes: Those of the cluster.
-    """
+    """Asks nodes, and the driver; one that gives no answer in time is not asked again."""
 
     def __init__(self, nodes: Sequence[Node], timeout_s: float):
         """Wait `timeout_s` for an answer."""
-        self.nodes, self._timeout_s = nodes, timeout_s
+        self._nodes, self._timeout_s = nodes, timeout_s
         self._late: set[str] = set()
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Those that have answered so far."""
+        return [node for node in self._nodes if node.name not in self._late]
 
     def ask(
         self, question: Callable[[str], T], nodes: Sequence[Node] | None = None, *, driver: bool = False

@@ -118,6 +118,13 @@ def worker_resources(config: RunConfig) -> dict[str, float]:
     return {"CPU": cpus, "GPU": compute.gpus_per_worker}
 
 
+def bundle_of(config: RunConfig) -> dict[str, float]:
+    """Return the bundle of a placement group that holds one worker, by Ray's names of resources."""
+    kind = config.compute.accelerator_type
+    bundle = {key: amount for key, amount in worker_resources(config).items() if amount}
+    return bundle if kind is None else {**bundle, f"accelerator_type:{kind}": 0.001}
+
+
 def _train_worker(settings: dict[str, WorkerSetup]) -> dict[str, Any]:
     # Here, because drivers and Ray's controller, many of them in a study, need neither the model nor DeepSpeed.
     from mowe_ray.distributed.worker import train_worker

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import ray
 
 from mowe_ray.config import RunConfig
-from mowe_ray.distributed.capacity import NodeKind, bundle_of
 from mowe_ray.distributed.every_node import Machines, Node
+from mowe_ray.distributed.fitting import bundle_of
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.output.text import byte_size, counted
+from mowe_ray.training.preflight.capacity import holds
 from mowe_ray.training.preflight.findings import Check, Finding, conclude
 from mowe_ray.training.preflight.needs import Needs
 from mowe_ray.training.preflight.reach import (
@@ -68,7 +69,7 @@ def check_checkpoints(config: RunConfig, machines: Machines) -> Check:
     places, nodes = checkpoint_places(config.model), trainers(config, machines)
     findings = []
     for key, place in places.items():
-        answers = machines.ask(partial(_reach_checkpoint, place), nodes)
+        answers = machines.ask(_checkpoint_at(place), nodes)
         remedy = "a folder on shared storage, or the same copy at the same path on every node"
         findings += judge_place(key, answers.said, answers.silent, remedy)
     fine = f"read by {_count(nodes)}: {', '.join(dict.fromkeys(places.values()))}" if places else "none to load"
@@ -81,7 +82,7 @@ def check_audio(config: RunConfig, machines: Machines) -> Check:
     places = audio_places(config.data)
     findings = []
     for key, (path, task) in places.items():
-        answers = machines.ask(partial(_reach_audio, shards_of(path), task), decoders, driver=True)
+        answers = machines.ask(_audio_at(shards_of(path), task), decoders, driver=True)
         remedy = "a folder on shared storage, at the same path on every node, or a URL"
         if path.startswith("builtin:"):
             remedy += f"; python -m mowe_ray.prepare {path.partition(':')[0]} writes the built-in corpus to one"
@@ -116,15 +117,16 @@ def check_space(config: RunConfig, machines: Machines, needs: Needs) -> Check:
 def trainers(config: RunConfig, machines: Machines) -> Sequence[Node]:
     """Return the nodes that can hold a worker; all if none can."""
     bundle = bundle_of(config)
-    return [node for node in machines.nodes if NodeKind(node.resources, 1).holds(bundle)] or machines.nodes
+    return [node for node in machines.nodes if holds(node.resources, bundle)] or machines.nodes
 
 
-def _reach_checkpoint(place: str, _: str) -> Reach:
-    return reach_checkpoint(place)
+# What the nodes are asked travels as lambdas, and so by value: by name, it would bring this module there, and torch.
+def _checkpoint_at(place: str) -> Callable[[str], Reach]:
+    return lambda _: reach_checkpoint(place)
 
 
-def _reach_audio(path: str, task: str | None, _: str) -> Reach:
-    return reach_audio(path, task)
+def _audio_at(path: str, task: str | None) -> Callable[[str], Reach]:
+    return lambda _: reach_audio(path, task)
 
 
 def _count(nodes: Sequence[Node]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import ray
@@ -12,8 +13,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed import cluster
-from mowe_ray.distributed.capacity import NodeKind, bundle_of, judge_capacity, planned_nodes, told
 from mowe_ray.distributed.every_node import Machines, alive_nodes, last_line, within
+from mowe_ray.distributed.fitting import bundle_of
 from mowe_ray.distributed.node_checks import (
     check_audio,
     check_checkpoints,
@@ -25,6 +26,7 @@ from mowe_ray.distributed.round_trip import round_trip
 from mowe_ray.distributed.trainer import cpus_of
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.output.text import byte_size, counted
+from mowe_ray.training.preflight.capacity import judge_capacity, told
 from mowe_ray.training.preflight.findings import Check, conclude, name_nodes
 from mowe_ray.training.preflight.needs import needs_of
 
@@ -50,18 +52,20 @@ def preflight(config: RunConfig, timeout_s: float) -> Iterator[Check]:
         return
     capacity = _check("capacity", timeout_s, partial(_capacity, config))
     yield capacity
-    group = None
+    group, stored = None, False
     try:
         if capacity.status != "failed":
             group = placement_group([bundle_of(config)] * config.compute.min_workers, strategy="PACK")
             workers = _check("workers", timeout_s + 10, partial(_wait_for, group, timeout_s))
             yield workers
-        yield from _on_every_node(config, timeout_s)
+        for check in _on_every_node(config, timeout_s):
+            stored = stored or (check.name == "storage" and check.status != "failed")
+            yield check
     finally:
         if group is not None:
             remove_placement_group(group)
     if capacity.status != "failed" and workers.status == "ok":
-        yield _check("round trip", timeout_s, partial(_round_trip, config, timeout_s))
+        yield _check("round trip", None, partial(_round_trip, config, stored, timeout_s))
 
 
 def _on_every_node(config: RunConfig, timeout_s: float) -> Iterator[Check]:
@@ -82,7 +86,7 @@ def _check(name: str, limit_s: float | None, work: Callable[[], Check]) -> Check
 
 
 _FIXES = {
-    "cluster": "start Ray there, or unset RAY_ADDRESS to use this machine; set RAY_AUTH_MODE=token if it wants a token",
+    "cluster": "start Ray at RAY_ADDRESS, or unset it to use this machine; RAY_AUTH_MODE=token if Ray wants a token",
     "capacity": "ray status tells whether the cluster's head is well",
     "workers": "ray status tells whether the cluster's head is well",
     "versions": "install the packages of constraints.txt on every node",
@@ -97,21 +101,28 @@ _FIXES = {
 
 def _join(config: RunConfig) -> Check:
     cluster.join(cpus_of(config, config.compute.max_workers))
-    return Check("cluster", "ok", f"{counted(len(alive_nodes()), 'node')}, {_processors(ray.cluster_resources())}")
+    total = ray.cluster_resources()
+    has = f"{counted(total.get('CPU', 0.0), 'CPU')}, {counted(total.get('GPU', 0.0), 'GPU')}"
+    return Check("cluster", "ok", f"{counted(len(alive_nodes()), 'node')}, {has}")
 
 
 def _capacity(config: RunConfig) -> Check:
     """Can the cluster ever hold the run?"""
-    alive = [NodeKind(node.resources, 1) for node in alive_nodes()]
-    findings = judge_capacity(config, alive, planned_nodes(), cluster.maximum_resources())
-    return conclude("capacity", f"{config.compute.min_workers} x {told(bundle_of(config))} can be had", findings)
+    compute, bundle = config.compute, bundle_of(config)
+    findings = judge_capacity(
+        bundle,
+        (compute.min_workers, compute.max_workers),
+        cpus_of(config, compute.min_workers),
+        [node.resources for node in alive_nodes()],
+        cluster.maximum_resources(),
+    )
+    return conclude("capacity", f"room for {counted(compute.min_workers, 'worker')} of {told(bundle)}", findings)
 
 
 def _wait_for(group: PlacementGroup, timeout_s: float) -> Check:
     """Are the nodes there, and free?"""
     if not group.wait(timeout_s):
-        free = _processors(ray.available_resources())
-        detail = f"not to be had within {timeout_s:g} s, free are {free}; so the round trip is left out"
+        detail = f"not to be had within {timeout_s:g} s, so the round trip is left out"
         fix = "wait for other jobs to end and for nodes to start (ray status), or for longer: --timeout"
         return Check("workers", "warning", detail, fix)
     nodes = list(placement_group_table(group)["bundles_to_node_id"].values())
@@ -119,14 +130,18 @@ def _wait_for(group: PlacementGroup, timeout_s: float) -> Check:
     return Check("workers", "ok", f"{len(nodes)} would run on {name_nodes({names[node] for node in nodes})}")
 
 
-def _round_trip(config: RunConfig, timeout_s: float) -> Check:
+def _round_trip(config: RunConfig, stored: bool, timeout_s: float) -> Check:
     """Do the workers reach each other, and how fast?"""
     name = f"mowe_ray_preflight_{secrets.token_hex(4)}"
-    folder = RunFolder(config.storage, name)
-    try:
-        went = round_trip(config, name, folder.storage, timeout_s)
-    finally:
-        folder.remove("")
+    with tempfile.TemporaryDirectory(prefix=name) as scratch:
+        folder = RunFolder(config.storage if stored else scratch, name)
+        try:
+            went = within(timeout_s, partial(round_trip, config, name, folder.storage, timeout_s))
+        except TimeoutError:
+            ray.shutdown()  # ends the workers, which would write into the folder again
+            raise
+        finally:
+            folder.remove("")
     if went.workers == 1:
         return Check("round trip", "ok", "one worker started, and has nobody to talk to")
     gradients = needs_of(config).gradients
@@ -139,7 +154,3 @@ def _round_trip(config: RunConfig, timeout_s: float) -> Check:
         fix = "a faster network (NCCL_SOCKET_IFNAME), or fewer reductions: training.gradient_accumulation"
         return Check("round trip", "warning", detail, fix)
     return Check("round trip", "ok", detail)
-
-
-def _processors(resources: Mapping[str, float]) -> str:
-    return f"{counted(resources.get('CPU', 0.0), 'CPU')}, {counted(resources.get('GPU', 0.0), 'GPU')}"

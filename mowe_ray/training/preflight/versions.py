@@ -49,7 +49,10 @@ def judge_versions(found: Mapping[str, Mapping[str, str]], silent: Mapping[str, 
         Finding(
             "failed",
             f"{name_nodes(nodes)}: {reason}",
-            "install the packages of constraints.txt there, and let the code travel: ray job submit --working-dir .",
+            "look at that machine, or take it out of the cluster"
+            if reason.startswith("no answer")
+            else "install the packages of constraints.txt there, and let the code travel: ray job submit "
+            "--working-dir .",
         )
         for reason, nodes in by_value(silent).items()
     ]
