@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ import psutil
 import yaml
 from ray.job_submission import JobSubmissionClient
 from ray.util import get_node_ip_address
+from ray.util.state import list_nodes
 
 CONFIG = Path(__file__).with_name("local-autoscaling.yaml")
 # The head has the id that its autoscaler knows it by.
@@ -69,9 +69,7 @@ def autoscaling_cluster(port: int, dashboard_port: int, log: Path) -> Iterator[s
 
 def nodes(dashboard: str) -> int:
     """Return how many nodes there are beside the head."""
-    with urllib.request.urlopen(f"{dashboard}/api/v0/nodes", timeout=10) as reply:
-        found = json.load(reply)["data"]["result"]["result"]
-    return sum(node["state"] == "ALIVE" and not node["is_head_node"] for node in found)
+    return sum(node.state == "ALIVE" and not node.is_head_node for node in list_nodes(dashboard))
 
 
 def _wait(address: str, head: subprocess.Popen[bytes], log: Path) -> None:

@@ -40,7 +40,9 @@ def answer_datasets(
     compute, data = config.compute, config.data
     workers = compute.min_workers
     cluster.join(compute.max_workers * (compute.cpus_per_worker + data.decode_cpus))
-    cluster.check_resources(workers * (compute.cpus_per_worker + data.decode_cpus), workers * compute.gpus_per_worker)
+    cpus = workers * (compute.cpus_per_worker + data.decode_cpus)
+    if waits := cluster.check_resources(cpus, workers * compute.gpus_per_worker):
+        say(waits)
     costs = [inspect_export(target.export) for target in targets]
     indexes = scan_validation(data, parallel_map)
     data_report(indexes.values()).check(data.max_bad_fraction)

@@ -111,11 +111,13 @@ def _check_resources(folder: RunFolder, config: RunConfig, say: Callable[[str], 
     """Refuse a run that the cluster can never hold; one that is on its way waits for what it has lost."""
     workers = config.compute.min_workers
     try:
-        cluster.check_resources(cpus_of(config, workers), workers * config.compute.gpus_per_worker)
+        waits = cluster.check_resources(cpus_of(config, workers), workers * config.compute.gpus_per_worker)
     except ValueError as error:
         if not committed_steps(folder):
             raise
-        say(f"warning: {error}; waiting for the rest of the cluster")
+        waits = f"warning: {error}; waiting for the rest of the cluster"
+    if waits:
+        say(waits)
 
 
 def _finished(result: dict[str, Any], config: RunConfig) -> bool:

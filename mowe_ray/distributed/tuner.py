@@ -39,6 +39,8 @@ from mowe_ray.sweeping.trials import Validation, history, objective, run_folder
 _TIME = "percent"
 _PAUSING = ("hyperband", "pbt")
 _MOST_AT_A_TIME_IF_PAUSED = 20  # see `driver_resources`
+# Where an autoscaler does not tell how large the cluster may grow, and `resources.concurrent` is not set.
+_AT_A_TIME_IF_NOBODY_KNOWS = 4
 _TUNE_FOLDER = "tune"  # what Tune keeps while it runs: pointers to checkpoints; the books are ours
 
 
@@ -54,7 +56,7 @@ def run_study(study: Study, say: Callable[[str], None], show: Callable[[Study], 
         ValueError: The cluster can never hold a trial.
     """
     sweep, base = study.sweep, study.space.base
-    concurrent = _join(sweep, base)
+    concurrent = _join(sweep, base, say)
     say(f"{study.folder.url}: {concurrent} trial{'s' if concurrent > 1 else ''} at a time")
     # Tune's own files and tables are switched off: they tell nothing that ours do not.
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0")
@@ -87,7 +89,7 @@ def run_study(study: Study, say: Callable[[str], None], show: Callable[[Study], 
     return interrupted
 
 
-def _join(sweep: SweepConfig, base: RunConfig) -> int:
+def _join(sweep: SweepConfig, base: RunConfig, say: Callable[[str], None]) -> int:
     """Connect to Ray; returns how many trials run at a time."""
     workers, asked = base.compute.max_workers, sweep.resources.concurrent
     cpus, gpus = cpus_of(base, workers), workers * base.compute.gpus_per_worker
@@ -95,9 +97,11 @@ def _join(sweep: SweepConfig, base: RunConfig) -> int:
     # A local Ray has as many CPUs as its trials ask for: decoding shares the cores with training.
     local = asked or max(1, cores // (workers * base.compute.cpus_per_worker))
     cluster.join(cpus * local)
-    cluster.check_resources(cpus, gpus)
-    total = ray.cluster_resources()
-    fit = min([int(total["CPU"] // cpus), *([int(total.get("GPU", 0.0) // gpus)] if gpus else [])])
+    if waits := cluster.check_resources(cpus, gpus):
+        say(waits)
+    most = cluster.maximum_resources()
+    held = min([most["CPU"] // cpus, *([most.get("GPU", 0.0) // gpus] if gpus else [])])
+    fit = int(held) if math.isfinite(held) else asked or _AT_A_TIME_IF_NOBODY_KNOWS
     if asked is not None and asked > fit:
         raise ValueError(f"resources.concurrent: the cluster holds {fit} trials at a time, not {asked}")
     if sweep.scheduler.kind in _PAUSING:
