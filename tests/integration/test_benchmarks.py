@@ -10,6 +10,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = {
     "data": "--clips 48 --rounds 1 --cores 1 --memory-clips 24",
+    "evaluate": "--clips 8 --seconds 1.5 --batch-size 4 --new-tokens 4 --rounds 1 --width 32 --layers 1",
     "padding": "--clips 1 --seconds 1 --rounds 1 --width 64 --layers 1",
     "safety": "--clips 2 --seconds 0.5 --steps 2 --rounds 1 --width 32 --layers 1 --skip-recovery",
     "sparse": "--clips 8 --seconds 0.5 --rounds 1 --width 64 --layers 1",

@@ -35,14 +35,14 @@ def test_ray_has_the_command_and_its_options(words):
 
 def test_runs_are_told_what_they_understand_and_to_write_where_all_nodes_see_it():
     told = [words for words in TRAIN if words != ["..."]]
-    assert len(told) == 2
+    assert len(told) == 3
     for flag, preset, *overrides in told:
         assert flag == "--config"
-        assert load_config(preset, overrides).storage.startswith(("s3://", "/shared/"))
+        assert load_config(preset, overrides).storage.startswith(("s3://", "/shared/", "/tmp/"))
 
 
 def test_every_file_that_is_named_exists_and_every_file_is_named():
     folder = ROOT / "cluster"
-    named = set(re.findall(r"(?:cluster/|`)([\w.-]+\.(?:yaml|sh|txt|md))", README)) | {"Dockerfile"}
+    named = set(re.findall(r"(?:cluster/|`)([\w.-]+\.(?:yaml|sh|txt|md|py))", README)) | {"Dockerfile"}
     assert {name for name in named if not (folder / name).exists() and not (ROOT / name).exists()} == set()
     assert {path.name for path in folder.iterdir()} - named == {"README.md", "Dockerfile.dockerignore"}
