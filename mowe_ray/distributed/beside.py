@@ -161,7 +161,7 @@ class ValidationBeside:
         return True
 
     def _launch(self, pending: _Pending) -> None:
-        compute, setup = self._config.compute, self._setup
+        compute = self._config.compute
         self._actor: ActorHandle[_Validator] = _Validator.options(  # type: ignore[attr-defined]
             num_cpus=compute.cpus_per_worker + (self._config.data.decode_cpus if compute.reserves_decoding else 0),
             num_gpus=compute.gpus_per_worker,
@@ -169,9 +169,7 @@ class ValidationBeside:
             **({} if compute.accelerator_type is None else {"accelerator_type": compute.accelerator_type}),
         ).remote()
         self._begun = self._actor.__ray_ready__.remote()
-        self._result = self._actor.validate.remote(
-            setup.config, self._folder.path(pending.export), setup.validation_indexes, setup.feature_cache
-        )
+        self._result = self._actor.validate.remote(self._setup, self._folder.path(pending.export))
 
     def _results(self, wait_s: float) -> Results | None:
         """Return the results of what is pending, empty if there will be none, None if it is not at its end."""
@@ -223,11 +221,9 @@ class ValidationBeside:
 class _Validator:
     """Answers one export; the process ends with it, and gives back all its memory."""
 
-    def validate(
-        self, settings: str, export: str, indexes: dict[str, ray.ObjectRef], cache: ray.ObjectRef | None
-    ) -> Results:
+    def validate(self, setup: WorkerSetup, export: str) -> Results:
         """Validate on every source as the workers would, but that adapters are merged into the weights."""
-        config = RunConfig.model_validate_json(settings)
+        config = RunConfig.model_validate_json(setup.config)
         gpu = config.compute.gpus_per_worker > 0
         if not gpu:
             torch.set_num_threads(config.compute.cpus_per_worker)
@@ -239,4 +235,4 @@ class _Validator:
         finally:
             if folder != export:
                 shutil.rmtree(folder, ignore_errors=True)
-        return validate_sources(OneProcess(model), processor, config, indexes, cache)
+        return validate_sources(OneProcess(model), processor, config, setup.validation_indexes, setup.feature_cache)

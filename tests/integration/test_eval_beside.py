@@ -123,13 +123,14 @@ def test_a_killed_one_costs_that_validation_alone(tiny_corpus: Corpus, storage: 
 def test_one_that_is_broken_off_with_its_run_is_made_up_for(
     tiny_corpus: Corpus, storage: Path, inside: dict[str, Any]
 ) -> None:
-    run = _Run(tiny_corpus, storage, "stopped", *SETTINGS)
+    settings = (*SETTINGS, f"data.feature_cache={storage}/cache")
+    run = _Run(tiny_corpus, storage, "stopped", *settings)
     run.until_step(4)
     run.control.stop.remote()
     stopped = run.result()
     assert stopped["stopped_at_step"] in (4, 5)
     assert (storage / "stopped" / "validating" / "step-00000003" / "pending.json").exists()
     assert records(stopped["run"], "validation") == []
-    result = train(tiny_config(tiny_corpus, storage, "stopped", *SETTINGS), [].append)
+    result = train(tiny_config(tiny_corpus, storage, "stopped", *settings), [].append)
     _assert_same_validations(result, inside)
     assert_same_run(result, inside)
