@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -36,6 +37,8 @@ Results = dict[str, ValidationResult]
 _NOTE = "pending.json"
 # Longer than any process takes to start; what has not begun by then found its resources taken.
 _START_S = 60.0
+# How long Ray may take to see that what the validation before has held is free.
+_RELEASE_S = 2.0
 
 
 def validate_sources(
@@ -89,7 +92,7 @@ class ValidationBeside:
         """Begin again with what a run that goes on after `resume_step` has left pending. Collective."""
         self._setup, self._config, self._folder, self._say = setup, config, folder, say
         self._engine, self._processor = engine, processor
-        self._told_no_room = False
+        self._told_no_room, self._released = False, -_RELEASE_S
         self._held: list[dict[str, Any]] = []
         left = self._left_over(resume_step) if engine.rank == 0 else None
         self._pending: _Pending | None = engine.gather(left)[0]
@@ -137,7 +140,9 @@ class ValidationBeside:
     def _has_room(self) -> bool:
         compute = self._config.compute
         cpus = compute.cpus_per_worker + self._config.data.decode_cpus
-        room = cluster.has_room(cpus, compute.gpus_per_worker, compute.accelerator_type)
+        need = (cpus, compute.gpus_per_worker, compute.accelerator_type)
+        while not (room := cluster.has_room(*need)) and time.monotonic() - self._released < _RELEASE_S:
+            time.sleep(0.1)
         if not room and not self._told_no_room:
             self._told_no_room = True
             gpus = f" and {compute.gpus_per_worker} GPU" if compute.gpus_per_worker else ""
@@ -156,7 +161,7 @@ class ValidationBeside:
         return True
 
     def _launch(self, pending: _Pending) -> None:
-        compute, setup = self._config.compute, self._setup
+        compute = self._config.compute
         self._actor: ActorHandle[_Validator] = _Validator.options(  # type: ignore[attr-defined]
             num_cpus=compute.cpus_per_worker + (self._config.data.decode_cpus if compute.reserves_decoding else 0),
             num_gpus=compute.gpus_per_worker,
@@ -164,9 +169,7 @@ class ValidationBeside:
             **({} if compute.accelerator_type is None else {"accelerator_type": compute.accelerator_type}),
         ).remote()
         self._begun = self._actor.__ray_ready__.remote()
-        self._result = self._actor.validate.remote(
-            setup.config, self._folder.path(pending.export), setup.validation_indexes, setup.feature_cache
-        )
+        self._result = self._actor.validate.remote(self._setup, self._folder.path(pending.export))
 
     def _results(self, wait_s: float) -> Results | None:
         """Return the results of what is pending, empty if there will be none, None if it is not at its end."""
@@ -185,6 +188,7 @@ class ValidationBeside:
         except ray.exceptions.RayError as error:
             self._warn(self._pending.step, f"failed: {str(error).strip().splitlines()[-1]}")
         ray.kill(self._actor)
+        self._released = time.monotonic()
         return results
 
     def _warn(self, step: int, what: str) -> None:
@@ -217,11 +221,9 @@ class ValidationBeside:
 class _Validator:
     """Answers one export; the process ends with it, and gives back all its memory."""
 
-    def validate(
-        self, settings: str, export: str, indexes: dict[str, ray.ObjectRef], cache: ray.ObjectRef | None
-    ) -> Results:
+    def validate(self, setup: WorkerSetup, export: str) -> Results:
         """Validate on every source as the workers would, but that adapters are merged into the weights."""
-        config = RunConfig.model_validate_json(settings)
+        config = RunConfig.model_validate_json(setup.config)
         gpu = config.compute.gpus_per_worker > 0
         if not gpu:
             torch.set_num_threads(config.compute.cpus_per_worker)
@@ -233,4 +235,4 @@ class _Validator:
         finally:
             if folder != export:
                 shutil.rmtree(folder, ignore_errors=True)
-        return validate_sources(OneProcess(model), processor, config, indexes, cache)
+        return validate_sources(OneProcess(model), processor, config, setup.validation_indexes, setup.feature_cache)
