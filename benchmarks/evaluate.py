@@ -1,8 +1,8 @@
 """Answering recordings with batch inference, as `mowe_ray.evaluate` does, against a plain loop around `generate`.
 
 The same export, WAV files of 1 to 20 s in the same number a batch, questions and cores; greedy. The plain loop is what
-users of transformers write: AutoModel, AutoProcessor, batches in the order of the files, read as they are needed; beside
-it the same loop over files sorted by length, to tell what of the gain is the order. Batch inference has a model of one
+users of transformers write: AutoModel, AutoProcessor, batches in the order of files, read as they are needed; beside it
+the same loop over files sorted by length, to tell what of the gain is the order. Batch inference has a model of one
 thread on every core (`compute.num_workers`), or one model with all threads (`compute.cpus_per_worker`). All are timed
 from the end of a first batch on: no loading, no starting. The weights are random and never end an answer, so that all
 answers have the same length. Wall time: nothing else should run.
