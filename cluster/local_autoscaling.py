@@ -30,7 +30,7 @@ from ray.util.state import list_nodes
 CONFIG = Path(__file__).with_name("local-autoscaling.yaml")
 # The head has the id that its autoscaler knows it by.
 HEAD = "f" * 51 + "00000"
-_START_S = 90.0
+_START_S = 180.0
 
 
 @contextmanager
