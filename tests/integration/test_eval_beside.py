@@ -62,6 +62,7 @@ def test_without_free_cpus_the_workers_stop_for_it(inside: dict[str, Any]) -> No
     assert not (Path(inside["run"]) / "validating").exists()
 
 
+@pytest.mark.soak  # waits for what the machine has free
 def test_it_has_the_numbers_of_the_workers_while_they_train_on(
     tiny_corpus: Corpus, storage: Path, inside: dict[str, Any]
 ) -> None:
@@ -106,6 +107,7 @@ def _validators() -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.soak  # waits for what the machine has free
 def test_a_killed_one_costs_that_validation_alone(tiny_corpus: Corpus, storage: Path, inside: dict[str, Any]) -> None:
     run = _Run(tiny_corpus, storage, "killed", *SETTINGS)
     run.until_step(3)
@@ -120,6 +122,7 @@ def test_a_killed_one_costs_that_validation_alone(tiny_corpus: Corpus, storage: 
 
 
 @pytest.mark.soak
+@pytest.mark.soak  # waits for what the machine has free
 def test_one_that_is_broken_off_with_its_run_is_made_up_for(
     tiny_corpus: Corpus, storage: Path, inside: dict[str, Any]
 ) -> None:
