@@ -97,7 +97,8 @@ def make_batches(processor: MoweProcessor, clips: int, seconds: float) -> list[B
         texts = ["what do you hear?"] * clips, ["a tone and some noise"] * clips
         names = [[name] * clips for name in ("id", "ac", "benchmark")]
         ids, tasks, sources = names
-        micro_batch = MicroBatch(audio, lengths, [2.0**-15] * clips, ids, *texts, tasks, sources, [])
+        references = [[answer] for answer in texts[1]]
+        micro_batch = MicroBatch(audio, lengths, [2.0**-15] * clips, ids, *texts, references, tasks, sources, [])
         batches.append(collate(micro_batch, processor))
     return batches
 

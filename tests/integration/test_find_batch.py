@@ -19,8 +19,8 @@ OVERRIDES = ["data.max_duration_s=2.5", "data.max_batch_size=16"]
 
 @pytest.fixture(scope="module")
 def imported_bytes() -> int:
-    """Memory of a process that has only imported everything, as RLIMIT_DATA counts it."""
-    code = "import mowe_ray.distributed.find_batch; print(open('/proc/self/status').read())"
+    """Memory of the process whose forks train, before it does, as RLIMIT_DATA counts it."""
+    code = "import mowe_ray.distributed.trial_process; print(open('/proc/self/status').read())"
     status = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     (kib,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData"))
     return kib * 1024

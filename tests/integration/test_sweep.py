@@ -170,8 +170,9 @@ def test_a_killed_study_goes_on_where_it_was(tiny_corpus: Corpus, tmp_path: Path
     sweep = write_sweep(
         tmp_path,
         tiny_corpus,
-        space={"model.router.top_k": {"choice": [1, 2]}, "training.clip_norm": {"choice": [1.0, 2.0]}},
-        set={"training.save_every": 4, "training.max_steps": 16},
+        space={"training.clip_norm": {"choice": [1.0, 2.0, 3.0]}},
+        # Each trial holds longer than a look at the processes takes.
+        set={"training.save_every": 4, "training.eval_every": 20, "training.max_steps": 60},
         resources={"concurrent": 2},
     )
     folder = tmp_path / "runs/study"
@@ -179,9 +180,9 @@ def test_a_killed_study_goes_on_where_it_was(tiny_corpus: Corpus, tmp_path: Path
 
         def middle() -> bool:
             trials = trials_in(folder) if folder.exists() else []
-            running = [trial for trial in trials if trial.status == "running"]
-            saved = [t for t in running if list((folder / t.name / "checkpoints").glob("step-*/checkpoint.json"))]
-            return any(trial.status == "finished" for trial in trials) and bool(saved)
+            running = [folder / trial.name / "checkpoints" for trial in trials if trial.status == "running"]
+            saved = [int(path.parent.name[5:]) for at in running for path in at.glob("step-*/checkpoint.json")]
+            return any(trial.status == "finished" for trial in trials) and any(step <= 20 for step in saved)
 
         command.until(middle, "a finished trial and a checkpoint of another")
         driver = command.driver()
@@ -194,14 +195,10 @@ def test_a_killed_study_goes_on_where_it_was(tiny_corpus: Corpus, tmp_path: Path
         finished = command.wait(800)
     assert finished.code == 0, finished.err
     trials = trials_in(folder)
-    assert [(t.number, t.status) for t in trials] == [(n, "finished") for n in range(4)]
-    assert {json.dumps(t.values, sort_keys=True) for t in trials} == {
-        json.dumps({"model.router.top_k": k, "training.clip_norm": c}, sort_keys=True)
-        for k in (1, 2)
-        for c in (1.0, 2.0)
-    }
+    assert [(t.number, t.status) for t in trials] == [(n, "finished") for n in range(3)]
+    assert sorted(t.values["training.clip_norm"] for t in trials) == [1.0, 2.0, 3.0]
     for trial in trials:
-        assert [record["step"] for record in records(str(folder / trial.name), "train")] == list(range(1, 17))
+        assert [record["step"] for record in records(str(folder / trial.name), "train")] == list(range(1, 61))
         if trial.number in results:
             now = (folder / trial.name / "result.json").stat()
             assert (now.st_ino, now.st_mtime_ns) == (results[trial.number].st_ino, results[trial.number].st_mtime_ns)
@@ -210,7 +207,7 @@ def test_a_killed_study_goes_on_where_it_was(tiny_corpus: Corpus, tmp_path: Path
             assert trial.attempts == 2
     resumed = [trial for trial in trials if "continuing after step" in log_of(folder, trial)]
     assert resumed, "nothing was resumed from a checkpoint"
-    assert finished.result["trials"]["finished"] == 4
+    assert finished.result["trials"]["finished"] == 3
 
 
 @pytest.mark.soak
