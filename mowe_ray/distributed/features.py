@@ -31,6 +31,7 @@ from mowe_ray.data.feature_cache import (
     write_audio,
     write_features,
 )
+from mowe_ray.distributed.placement import decoding_options
 from mowe_ray.output.text import duration
 from mowe_ray.training.frozen_encoders import (
     FrozenEncoder,
@@ -100,8 +101,8 @@ def _compute(missing: list[pa.Table], cache: FeatureCache, config: RunConfig) ->
     dataset = ray.data.from_blocks(missing).map_batches(
         _decode,
         fn_kwargs=settings,
-        num_cpus=1,
         compute=TaskPoolStrategy(size=compute.max_workers * config.data.decode_cpus),
+        **decoding_options(reserved=False),
         **options,
     )
     if cache.encoders:

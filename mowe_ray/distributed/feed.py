@@ -64,6 +64,6 @@ def _decoded(
         min_duration_s=config.data.min_duration_s,
         max_duration_s=config.data.max_duration_s,
         decode_cpus=config.data.decode_cpus,
-        cpus_per_task=0 if config.compute.reserves_decoding else 1,
+        reserved=config.compute.reserves_decoding,
         cache=cache,
     )

@@ -28,6 +28,7 @@ from mowe_ray.data.index import Index
 from mowe_ray.data.plan import Rows
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards.storage import fingerprint
+from mowe_ray.distributed.placement import decoding_options
 from mowe_ray.evaluation.answers import Answer
 from mowe_ray.evaluation.generation import answer_micro_batch
 from mowe_ray.evaluation.instructions import instruction_of
@@ -139,16 +140,14 @@ def _execute(
     dataset = dataset.map_batches(
         _decode,
         fn_kwargs=shared | limits,
-        num_cpus=1,
         compute=TaskPoolStrategy(size=data.decode_cpus * compute.max_workers),
-        scheduling_strategy="SPREAD",
+        **decoding_options(reserved=False),
         **options,
     ).map_batches(
         _Answerer,
         fn_constructor_args=(export, config, ways),
         num_cpus=compute.cpus_per_worker,
         num_gpus=compute.gpus_per_worker,
-        scheduling_strategy="DEFAULT",  # with the same one as theirs, Ray Data would decode inside the actors
         compute=ActorPoolStrategy(min_size=compute.min_workers, max_size=compute.max_workers),
         **({} if compute.accelerator_type is None else {"accelerator_type": compute.accelerator_type}),
         **options,

@@ -1,6 +1,6 @@
 """Ray Data: index shards and stream decoded micro-batches, in the planned order.
 
-The plan (`data/plan.py`) names the rows of every micro-batch; here CPU tasks anywhere in the cluster
+The plan (`data/plan.py`) names the rows of every micro-batch; here CPU tasks (`placement.py` says where)
 read, decode and pack them, and each rank consumes its own, already in order. Waveforms travel through
 the object store as int16 with one scale per clip; features are computed where the model is.
 """
@@ -21,6 +21,7 @@ from ray.data import TaskPoolStrategy
 
 from mowe_ray.data.batch import MicroBatch, load_micro_batch
 from mowe_ray.data.decode import SAMPLE_RATE
+from mowe_ray.distributed.placement import decoding_options
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,7 +62,7 @@ def decode_stream(
     min_duration_s: float,
     max_duration_s: float,
     decode_cpus: int,
-    cpus_per_task: float = 1,
+    reserved: bool = False,
     per_execution: int = _PER_EXECUTION,
     cache: ray.ObjectRef | None = None,
 ) -> Iterator[MicroBatch]:
@@ -71,7 +72,7 @@ def decode_stream(
         index: The `Index` in the object store; tasks read it in place.
         row_lists: Row numbers of each micro-batch; consumed as the stream goes on.
         decode_cpus: Tasks of an execution that run at a time, one CPU each.
-        cpus_per_task: What a task asks Ray for: 0 if the CPUs are reserved for the reader already.
+        reserved: The caller has reserved these CPUs.
         per_execution: Micro-batches a Ray Data execution runs.
         cache: The `FeatureCache` in the object store, to read from it instead of decoding.
     """
@@ -84,7 +85,7 @@ def decode_stream(
     while chunk := list(itertools.islice(rows_left, per_execution)):
         # Drained as fast as it decodes: an execution that must wait for its reader spins, and the training step,
         # in the same process, pays for it. The next one starts while this one is read.
-        running.append(prefetch(_execute(chunk, settings, decode_cpus, cpus_per_task), depth=len(chunk)))
+        running.append(prefetch(_execute(chunk, settings, decode_cpus, reserved), depth=len(chunk)))
         if len(running) == 2:
             yield from running.popleft()
     while running:
@@ -92,7 +93,7 @@ def decode_stream(
 
 
 def _execute(
-    chunk: list[np.ndarray], settings: dict[str, Any], decode_cpus: int, cpus_per_task: float
+    chunk: list[np.ndarray], settings: dict[str, Any], decode_cpus: int, reserved: bool
 ) -> Iterator[MicroBatch]:
     """Run one Ray Data execution over the micro-batches of `chunk`."""
     # Blocks, not a range: reading a range is a task of one CPU, and there may be none left for it.
@@ -102,8 +103,8 @@ def _execute(
         fn_kwargs={"row_lists": ray.put(chunk), **settings},
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=cpus_per_task,
         compute=TaskPoolStrategy(size=decode_cpus),
+        **decoding_options(reserved=reserved),
     )
     context = dataset.context
     context.target_max_block_size = _BLOCK_BYTES
