@@ -54,6 +54,7 @@ def autoscaling_cluster(port: int, dashboard_port: int, log: Path) -> Iterator[s
     command += ["--object-store-memory=268435456", f"--autoscaling-config={folder / 'autoscaler.json'}"]
     settings = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     settings |= {"RAY_CLOUD_INSTANCE_ID": HEAD, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD}
+    settings["RAY_JOB_STOP_WAIT_TIME_S"] = "60"  # as in a cloud, for the last checkpoint
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | settings
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     with log.open("w") as out:

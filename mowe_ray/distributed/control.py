@@ -15,6 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # What a recovery consists of, from the last step before a failure to the first one after it.
 _PHASES = ("detection", "restart", "load", "data")
+# Workers that have just ended have handed in their result by then.
+_ALONE_S = 5
 
 
 class Control:
@@ -29,6 +31,7 @@ class Control:
         self._last_step = time.monotonic()
         self._marks: list[float] = []
         self._held: PlacementGroup | None = None
+        self._at_work = False
 
     async def say(self, line: str | None) -> None:
         """Show `line` to the person at the driver; None ends `next_line`."""
@@ -64,11 +67,23 @@ class Control:
 
     async def hold(self, resources: PlacementGroup) -> None:
         """Remember what the workers run on."""
-        self._held = resources
+        self._held, self._at_work = resources, True
 
     async def held(self) -> PlacementGroup | None:
         """Return what the latest workers ran on, None before the first."""
         return self._held
+
+    async def let_go(self) -> None:
+        """Note that the workers are gone; `hold` tells of the next ones."""
+        self._at_work = False
+
+    async def abandoned(self) -> None:
+        """Wait until there is the wish to stop, and nobody left to heed it: the next workers wait for their nodes."""
+        await self._stop.wait()
+        alone = 0
+        while alone < _ALONE_S:
+            await asyncio.sleep(1)
+            alone = 0 if self._at_work else alone + 1
 
     async def step_finished(self) -> None:
         """Keep the time of the last sign of life."""

@@ -20,7 +20,7 @@ from ray.util.placement_group import remove_placement_group
 
 from mowe_ray.config import RunConfig
 from mowe_ray.data.report import DataReport
-from mowe_ray.distributed.control import Control
+from mowe_ray.distributed.control import Control, when
 from mowe_ray.distributed.rescue import RESCUE_S, SaveOnSigterm
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint_files import committed_steps
@@ -158,6 +158,10 @@ class _HoldResources(WorkerGroupCallback):
         handle = worker_group.get_worker_group_state().placement_group_handle
         ray.get(self._control.hold.remote(handle.placement_group))
 
+    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+        """See the class; also after a failure."""
+        ray.get(self._control.let_go.remote())
+
 
 def causes(error: ray.train.TrainingFailedError) -> str:
     """Say in a few lines what went wrong on which rank, where Ray would print every rank's traceback, cut off."""
@@ -209,20 +213,26 @@ def stop_on_signals(control: ActorHandle[Control], say: Callable[[str], None]) -
             signal.signal(number, handler)
 
 
-def in_thread(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what `work` returns, computed in another thread: the main one stays free for signals."""
+def in_thread(work: Callable[[], dict[str, Any]], abandoned: ray.ObjectRef) -> dict[str, Any] | None:
+    """Return what `work` returns, computed in another thread: the main one stays free for signals.
+
+    Args:
+        abandoned: A call of the control actor; when it returns first, `work` is left alone, and the result is None.
+    """
     done: list[dict[str, Any]] = []
     failed: list[BaseException] = []
+    over = threading.Event()
 
     def run() -> None:
         try:
             done.append(work())
         except BaseException as error:  # noqa: BLE001 - raised below, in the main thread
             failed.append(error)
+        over.set()
 
-    thread = threading.Thread(target=run, daemon=True, name="fit")
-    thread.start()
-    thread.join()
+    threading.Thread(target=run, daemon=True, name="fit").start()
+    when(abandoned, over.set)
+    over.wait()
     if failed:
         raise failed[0]
-    return done[0]
+    return done[0] if done else None

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
+from ray.util.state import list_actors
 
 from tests.end_to_end import ROOT
 from tests.tiny_runs import Corpus, tiny_arguments
@@ -23,7 +25,7 @@ from tests.tiny_sweeps import write_sweep
 # A machine that is busy with other tests starts nodes too late for its timeouts.
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 _AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-_GONE_S = 90
+_GONE_S, _START_S = 90, 180
 
 
 def launcher() -> ModuleType:
@@ -34,6 +36,9 @@ def launcher() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+Submitted = subprocess.CompletedProcess[str]
 
 
 class Cluster:
@@ -60,12 +65,24 @@ class Cluster:
     def close(self) -> None:
         self._over.set()
 
-    def submit(self, *command: str, name: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
-        options = ["--address", self.address, "--submission-id", name, *([] if wait else ["--no-wait"])]
-        return _ray("job", "submit", *options, "--working-dir", ".", "--", "python", "-m", *command)
+    def submit(self, *command: str, name: str, wait: bool = True, **environment: str) -> Submitted:
+        options = ["--submission-id", name, *([] if wait else ["--no-wait"]), "--working-dir", "."]
+        if environment:
+            options.append(f"--runtime-env-json={json.dumps({'env_vars': environment})}")
+        return self.job("submit", *options, "--", "python", "-m", *command)
+
+    def job(self, what: str, *arguments: str) -> Submitted:
+        return _ray("job", what, "--address", self.address, *arguments)
+
+    def until(self, name: str, true: Callable[[], Any]) -> None:
+        """Wait until something is so while a job runs."""
+        deadline = time.monotonic() + _START_S
+        while not true():
+            assert time.monotonic() < deadline, self.job("logs", name).stdout
+            time.sleep(0.5)
 
 
-def _ray(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _ray(*arguments: str) -> Submitted:
     ray = str(Path(sys.executable).with_name("ray"))
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "DS_", "PYTHONPATH"))}
     path = f"{Path(sys.executable).parent}:{kept['PATH']}"
@@ -100,7 +117,7 @@ def autoscaling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 print(f"\nnodes over time (s, nodes): {cluster.counts}")
 
 
-def result_of(submitted: subprocess.CompletedProcess[str]) -> dict:
+def result_of(submitted: Submitted) -> dict[str, Any]:
     (line,) = [line for line in submitted.stdout.splitlines() if line.startswith('{"')]
     return json.loads(line)
 
@@ -126,17 +143,40 @@ def test_a_stopped_job_leaves_a_checkpoint_that_the_same_submit_continues(
     command = ["mowe_ray.train", *tiny_arguments(tiny_corpus, tmp_path, "stopped"), "training.max_steps=400"]
     autoscaling.submit(*command, name="first", wait=False)
     metrics = tmp_path / "stopped" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() or metrics.read_text().count("\n") < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    _ray("job", "stop", "--address", autoscaling.address, "first")
+    autoscaling.until("first", lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
+    autoscaling.job("stop", "first")
+    said = autoscaling.job("logs", "first").stdout
     (step,) = (int(path.name.partition("-")[2]) for path in (tmp_path / "stopped" / "checkpoints").glob("step-*"))
+    assert f'"stopped_at_step": {step}' in said
     assert 3 <= step < 400
     again = autoscaling.submit(*command[:-1], f"training.max_steps={step + 2}", name="second")
     assert again.returncode == 0, again.stdout + again.stderr
     assert f"continuing after step {step}" in again.stdout + again.stderr
     assert result_of(again)["steps"] == step + 2
+
+
+def test_nodes_may_take_longer_than_ray_train_waits(autoscaling: Cluster, tiny_corpus: Corpus, tmp_path: Path) -> None:
+    autoscaling.wait_until_idle()
+    done = autoscaling.submit(
+        *("mowe_ray.train", *tiny_arguments(tiny_corpus, tmp_path, "slow"), "training.max_steps=2"),
+        *("compute.num_workers=2",),
+        name="slow",
+        RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="2",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert result_of(done)["steps"] == 2
+
+
+def test_a_job_that_waits_for_nodes_can_be_stopped(autoscaling: Cluster, tiny_corpus: Corpus, tmp_path: Path) -> None:
+    arguments = tiny_arguments(tiny_corpus, tmp_path, "waits")
+    autoscaling.submit("mowe_ray.train", *arguments, "compute.num_workers=20", name="waits", wait=False)
+    autoscaling.until("waits", lambda: "waiting for its autoscaler" in autoscaling.job("logs", "waits").stdout)
+    time.sleep(10)  # the shards are indexed, and Ray Train asks for its workers
+    began = time.monotonic()
+    autoscaling.job("stop", "waits")
+    print(f"\nstopped in {time.monotonic() - began:.1f} s")
+    assert time.monotonic() - began < 45, "it was killed"
+    assert '"stopped_at_step": 0' in autoscaling.job("logs", "waits").stdout
 
 
 def test_a_study_runs_on_nodes_that_come_with_it(autoscaling: Cluster, tiny_corpus: Corpus, tmp_path: Path) -> None:
@@ -145,5 +185,8 @@ def test_a_study_runs_on_nodes_that_come_with_it(autoscaling: Cluster, tiny_corp
     )
     done = autoscaling.submit("mowe_ray.sweep", str(sweep), name="study")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert result_of(done)["trials"] == {"finished": 2}
+    assert result_of(done)["trials"]["finished"] == 2
+    drivers = list_actors(autoscaling.address, filters=[("class_name", "=", "TrialRun")], detail=True)
+    assert [driver.node_id for driver in drivers] == [launcher().HEAD] * 2, "which is no spot machine"
     autoscaling.wait_until_idle()
+    print(f"\nnodes over time (s, nodes): {autoscaling.counts}")
