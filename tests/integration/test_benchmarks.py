@@ -19,7 +19,7 @@ TINY = {
 }
 
 # These start Ray many times.
-STUDIES = ("sweep",)
+MANY_STARTS = ("evaluate", "sweep")
 
 
 def test_every_benchmark_is_run_here():
@@ -28,7 +28,7 @@ def test_every_benchmark_is_run_here():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.soak) if n in STUDIES else n for n in TINY])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.soak) if n in MANY_STARTS else n for n in TINY])
 def test_prints_its_ratios_as_json_and_returns_whether_they_pass(name, tmp_path):
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *TINY[name].split()]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)

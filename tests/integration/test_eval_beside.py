@@ -20,7 +20,8 @@ SETTINGS = (
 # Of six CPUs: two workers take all, as each has two to decode.
 NO_ROOM = "data.decode_cpus=2"
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+# They wait for what the machine has free.
+pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,6 @@ def test_without_free_cpus_the_workers_stop_for_it(inside: dict[str, Any]) -> No
     assert not (Path(inside["run"]) / "validating").exists()
 
 
-@pytest.mark.soak  # waits for what the machine has free
 def test_it_has_the_numbers_of_the_workers_while_they_train_on(
     tiny_corpus: Corpus, storage: Path, inside: dict[str, Any]
 ) -> None:
@@ -107,7 +107,6 @@ def _validators() -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.soak  # waits for what the machine has free
 def test_a_killed_one_costs_that_validation_alone(tiny_corpus: Corpus, storage: Path, inside: dict[str, Any]) -> None:
     run = _Run(tiny_corpus, storage, "killed", *SETTINGS)
     run.until_step(3)
@@ -121,8 +120,6 @@ def test_a_killed_one_costs_that_validation_alone(tiny_corpus: Corpus, storage: 
     assert sum("the validation of step 3 beside training failed" in line for line in run.said) == 1
 
 
-@pytest.mark.soak
-@pytest.mark.soak  # waits for what the machine has free
 def test_one_that_is_broken_off_with_its_run_is_made_up_for(
     tiny_corpus: Corpus, storage: Path, inside: dict[str, Any]
 ) -> None:

@@ -22,7 +22,7 @@ SETTINGS = (
     *("data.max_duration_s=30", "data.batch_seconds=300", f"data.max_batch_size={LONG}", "compute.zero_stage=0"),
 )
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")
