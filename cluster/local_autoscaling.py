@@ -56,6 +56,7 @@ def autoscaling_cluster(port: int, dashboard_port: int, log: Path) -> Iterator[s
     settings |= {"RAY_CLOUD_INSTANCE_ID": HEAD, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD}
     settings["RAY_JOB_STOP_WAIT_TIME_S"] = "60"  # as in a cloud, for the last checkpoint
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | settings
+    environment["PYTHONPATH"] = os.pathsep.join([str(CONFIG.parent), *filter(None, [environment.get("PYTHONPATH")])])
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     with log.open("w") as out:
         head = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
