@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,8 +44,12 @@ def autoscaling_cluster(port: int, dashboard_port: int, log: Path) -> Iterator[s
         log: File that takes what Ray prints.
 
     Raises:
-        RuntimeError: It does not start; `log` says why.
+        RuntimeError: It does not start; the message says why.
     """
+    for number, option in ((port, "--port"), (dashboard_port, "--dashboard-port")):
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", number)) == 0:
+                raise RuntimeError(f"port {number} is in use, perhaps by another Ray: choose a free one with {option}")
     folder = Path(tempfile.mkdtemp(prefix="mowe_as_"))  # short: socket paths end at 107 characters
     config = yaml.safe_load(CONFIG.read_text())
     config["provider"] |= {"gcs_address": f"{get_node_ip_address()}:{port}", "head_node_id": HEAD}
@@ -109,7 +114,10 @@ def main() -> None:
     parser.add_argument("--dashboard-port", type=int, default=8266)
     arguments = parser.parse_args()
     with tempfile.NamedTemporaryFile(suffix=".log", prefix="mowe_as_") as log:
-        _show(arguments, Path(log.name))
+        try:
+            _show(arguments, Path(log.name))
+        except RuntimeError as error:
+            sys.exit(f"error: {error}")
 
 
 def _show(arguments: argparse.Namespace, log: Path) -> None:
