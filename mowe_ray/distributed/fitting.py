@@ -66,6 +66,7 @@ def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, say: Callable[
             cause = f"the training controller died: {str(error).splitlines()[0]}"
             if held := ray.get(setup.control.held.remote()):
                 remove_placement_group(held)
+            ray.get(setup.control.let_go.remote())
         lost = 1 if committed_steps(folder)[-1:] != reached[-1:] else lost + 1
         if lost > config.compute.max_failures:
             raise ValueError(
