@@ -123,7 +123,7 @@ def main() -> None:
 def _show(arguments: argparse.Namespace, log: Path) -> None:
     with autoscaling_cluster(arguments.port, arguments.dashboard_port, log) as address:
         print(f"submit: ray job submit --address {address} --working-dir . -- python -m mowe_ray.train ...")
-        print("Ctrl-C ends it")
+        print("Ctrl-C ends it", flush=True)
         before, began = None, time.monotonic()
         try:
             while True:

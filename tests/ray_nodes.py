@@ -26,7 +26,7 @@ class Nodes:
     """
 
     def __init__(self, folder: str, environment: dict[str, str]):
-        gcs, dashboard, agent, client = _free_ports(4)
+        gcs, dashboard, agent, client = free_ports(4)
         self._environment = environment
         self.address, self._folder = f"127.0.0.1:{gcs}", folder
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -38,7 +38,7 @@ class Nodes:
 
     def add(self, cpus: int, *options: str, inside: Sequence[str] = (), **environment: str) -> subprocess.Popen[bytes]:
         """Start a worker node, with more options of `ray start`, inside another command, in another environment."""
-        (agent,) = _free_ports(1)
+        (agent,) = free_ports(1)
         own = (f"--address={self.address}", f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent}")
         return self._start(*own, *options, inside=inside, **environment)
 
@@ -99,7 +99,8 @@ def ray_nodes(**environment: str) -> Iterator[Nodes]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

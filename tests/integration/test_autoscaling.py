@@ -1,68 +1,58 @@
 """Submitted to a head without CPUs, a run makes Ray's own autoscaler bring the nodes it needs; idle, they go again."""
 
-import importlib.util
 import json
 import os
 import secrets
-import socket
+import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
-from ray.util.state import list_actors
 
 from tests.end_to_end import ROOT
+from tests.ray_nodes import free_ports
 from tests.tiny_runs import Corpus, tiny_arguments
 from tests.tiny_sweeps import write_sweep
 
 pytestmark = pytest.mark.slow
+# In processes of their own, all of them: Ray keeps the first token that a process reads.
 _AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 _GONE_S, _START_S = 90, 180
-
-
-def launcher() -> ModuleType:
-    """cluster/local_autoscaling.py, which is no package."""
-    spec = importlib.util.spec_from_file_location("local_autoscaling", ROOT / "cluster" / "local_autoscaling.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 Submitted = subprocess.CompletedProcess[str]
 
 
 class Cluster:
-    """The cluster, and how many nodes it had when."""
+    """`python cluster/local_autoscaling.py`, running.
 
-    def __init__(self, address: str, module: ModuleType):
-        self.address, self._nodes = address, module.nodes
-        self.counts: list[tuple[float, int]] = []
-        self._began, self._over = time.monotonic(), threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
+    Attributes:
+        counts: How many nodes it had, from what second on.
+    """
 
-    def _watch(self) -> None:
-        while not self._over.wait(0.5):
-            now = self._nodes(self.address)
-            if not self.counts or self.counts[-1][1] != now:
-                self.counts.append((round(time.monotonic() - self._began, 1), now))
+    def __init__(self, log: Path):
+        ports = [str(port) for port in free_ports(2)]
+        self.address, self._log = f"http://127.0.0.1:{ports[1]}", log
+        command = [sys.executable, str(ROOT / "cluster" / "local_autoscaling.py")]
+        options = ["--port", ports[0], "--dashboard-port", ports[1]]
+        with log.open("w") as out:
+            self.process = subprocess.Popen([*command, *options], env=_environment(), stdout=out, stderr=out)
+
+    @property
+    def counts(self) -> list[tuple[float, int]]:
+        lines = [line.split() for line in self._log.read_text().splitlines() if line.endswith(" nodes")]
+        return [(float(seconds), int(count)) for seconds, _, count, _ in lines]
 
     def wait_until_idle(self) -> None:
         deadline = time.monotonic() + _GONE_S
         while not self.counts or self.counts[-1][1]:
+            assert self.process.poll() is None, self._log.read_text()
             assert time.monotonic() < deadline, self.counts
             time.sleep(0.5)
-
-    def close(self) -> None:
-        self._over.set()
 
     def submit(self, *command: str, name: str, wait: bool = True, **environment: str) -> Submitted:
         options = ["--submission-id", name, *([] if wait else ["--no-wait"]), "--working-dir", "."]
@@ -81,40 +71,37 @@ class Cluster:
             assert "FAILED" not in self.job("status", name).stdout, self.job("logs", name).stdout
             time.sleep(0.5)
 
+    def actors_by_node(self) -> list[tuple[str, str]]:
+        """Return the node and the class of all actors there have been."""
+        listed = _ray("list", "actors", "--address", self.address, "--detail", "--format=json", "--limit=1000")
+        return sorted((actor["node_id"], actor["class_name"]) for actor in json.loads(listed.stdout))
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(60)
+
+
+def _environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "DS_", "PYTHONPATH"))}
+    return {**kept, **_AUTHENTICATION, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}"}
+
 
 def _ray(*arguments: str) -> Submitted:
     ray = str(Path(sys.executable).with_name("ray"))
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "DS_", "PYTHONPATH"))}
-    path = f"{Path(sys.executable).parent}:{kept['PATH']}"
     return subprocess.run(
-        [ray, *arguments],
-        cwd=ROOT,
-        env={**kept, **_AUTHENTICATION, "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
+        [ray, *arguments], cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=500, check=False
     )
 
 
 @pytest.fixture(scope="module")
 def autoscaling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    ports = []
-    for _ in range(2):
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            ports.append(one.getsockname()[1])
-    module = launcher()
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in _AUTHENTICATION.items():
-            environment.setenv(name, value)
-        with module.autoscaling_cluster(*ports, tmp_path_factory.mktemp("head") / "log") as address:
-            cluster = Cluster(address, module)
-            try:
-                yield cluster
-            finally:
-                cluster.close()
-                print(f"\nnodes over time (s, nodes): {cluster.counts}")
+    cluster = Cluster(tmp_path_factory.mktemp("cluster") / "log")
+    try:
+        cluster.wait_until_idle()  # which says that it takes jobs
+        yield cluster
+    finally:
+        cluster.close()
+        print(f"\nnodes over time (s, nodes): {cluster.counts}")
 
 
 def result_of(submitted: Submitted) -> dict[str, Any]:
@@ -191,8 +178,11 @@ def test_a_study_runs_on_nodes_that_come_with_it(autoscaling: Cluster, tiny_corp
     done = autoscaling.submit("mowe_ray.sweep", str(sweep), name="study")
     assert done.returncode == 0, done.stdout + done.stderr
     assert result_of(done)["trials"]["finished"] == 2
-    actors = list_actors(autoscaling.address, detail=True, limit=1000)
-    elsewhere = [actor.class_name for actor in actors if actor.node_id != launcher().HEAD]
-    assert elsewhere == ["RayTrainWorker"] * 2, "the drivers of trials, which must not be lost, are on the head"
+    actors = autoscaling.actors_by_node()
+    (head,) = {node for node, kind in actors if kind == "JobSupervisor"}
+    trials = [node for node, kind in actors if kind.endswith("Trainable")]
+    assert trials == [head, head], "the drivers of trials must not be lost"
+    assert {node for node, kind in actors if kind in ("Control", "TrainController")} == {head}
+    assert head not in {node for node, kind in actors if kind == "RayTrainWorker"}
     autoscaling.wait_until_idle()
     print(f"\nnodes over time (s, nodes): {autoscaling.counts}")

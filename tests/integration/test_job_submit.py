@@ -10,12 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end import ROOT, write_tones
+from tests.ray_nodes import free_ports
 from tests.tiny_runs import TINY
 
 pytestmark = pytest.mark.slow
@@ -39,18 +39,10 @@ def _environment(**changes):
     return {**kept, "PATH": path, **_AUTHENTICATION, "RAY_USAGE_STATS_ENABLED": "0", **changes}
 
 
-def _free_ports(count):
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
 @pytest.fixture(scope="module")
 def dashboard():
     """URL of a cluster's dashboard, started as its own process group; nothing of another Ray is touched."""
-    gcs, http, agent, client = _free_ports(4)
+    gcs, http, agent, client = free_ports(4)
     folder = tempfile.mkdtemp(prefix="mowe_ray_", dir="/tmp")  # short: socket paths hold 107 characters
     command = [
         *(_RAY, "start", "--head", "--block", "--num-cpus=4", f"--temp-dir={folder}", f"--port={gcs}"),

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -61,7 +62,9 @@ def job(tmp_path):
     def begin(*arguments, **changes):
         command = [str(SCRIPT), "bash", str(tmp_path / "run.sh"), *arguments] if arguments else [str(SCRIPT)]
         environment.update(changes)
-        started.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        # Tests that run in the background ignore Ctrl-C, and bash cannot trap what it was started ignoring.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        started.append(subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=heed))
         return started[-1]
 
     yield begin
