@@ -46,6 +46,7 @@ def test_one_worker_has_the_loss_curve_of_two(undisturbed: dict[str, Any], tiny_
     assert result["tasks"] == undisturbed["tasks"]
 
 
+@pytest.mark.soak
 def test_the_same_command_with_more_steps_continues(
     undisturbed: dict[str, Any], tiny_corpus: Corpus, storage: Path
 ) -> None:

@@ -166,6 +166,7 @@ def test_shipped_studies_run(name: str, ray_cluster: None, tiny_corpus: Corpus, 
     assert (best.name, best.data.train[0].path) == (f"{name}-best", str(tiny_corpus.train))
 
 
+@pytest.mark.soak
 def test_a_killed_study_goes_on_where_it_was(tiny_corpus: Corpus, tmp_path: Path) -> None:
     sweep = write_sweep(
         tmp_path,
