@@ -31,7 +31,8 @@ class Control:
         self._last_step = time.monotonic()
         self._marks: list[float] = []
         self._held: PlacementGroup | None = None
-        self._at_work = False
+        self._at_work = self._abandoned = False
+        self._controller: ActorHandle[Any] | None = None
 
     async def say(self, line: str | None) -> None:
         """Show `line` to the person at the driver; None ends `next_line`."""
@@ -50,8 +51,25 @@ class Control:
         return await self._validations.get()
 
     async def stop(self) -> None:
-        """Ask the workers to save and end."""
+        """Ask the workers to save and end; if they wait for their nodes, end the controller that waits for them."""
         self._stop.set()
+        self._watch = asyncio.create_task(self._end_waiting())
+
+    async def _end_waiting(self) -> None:
+        alone = 0
+        while alone < _ALONE_S:
+            await asyncio.sleep(1)
+            alone = 0 if self._at_work or self._controller is None else alone + 1
+        self._abandoned = True
+        ray.kill(self._controller)
+
+    async def abandoned(self) -> bool:
+        """Whether `stop` has ended the controller."""
+        return self._abandoned
+
+    async def controlled_by(self, controller: ActorHandle[Any]) -> None:
+        """Remember Ray Train's controller, which is about to start workers."""
+        self._controller = controller
 
     async def stopping(self) -> None:
         """Wait for `stop`."""
@@ -76,14 +94,6 @@ class Control:
     async def let_go(self) -> None:
         """Note that the workers are gone; `hold` tells of the next ones."""
         self._at_work = False
-
-    async def abandoned(self) -> None:
-        """Wait until there is the wish to stop, and nobody left to heed it: the next workers wait for their nodes."""
-        await self._stop.wait()
-        alone = 0
-        while alone < _ALONE_S:
-            await asyncio.sleep(1)
-            alone = 0 if self._at_work else alone + 1
 
     async def step_finished(self) -> None:
         """Keep the time of the last sign of life."""

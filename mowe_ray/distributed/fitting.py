@@ -20,7 +20,7 @@ from ray.util.placement_group import remove_placement_group
 
 from mowe_ray.config import RunConfig
 from mowe_ray.data.report import DataReport
-from mowe_ray.distributed.control import Control, when
+from mowe_ray.distributed.control import Control
 from mowe_ray.distributed.rescue import RESCUE_S, SaveOnSigterm
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint_files import committed_steps
@@ -63,6 +63,8 @@ def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, say: Callable[
         except ray.train.TrainingFailedError as error:
             cause, lost = causes(error), config.compute.max_failures  # Ray has tried so often already
         except ray.exceptions.RayActorError as error:
+            if ray.get(setup.control.abandoned.remote()):
+                return {"run": folder.url, "stopped_at_step": max(committed_steps(folder), default=0)}
             cause = f"the training controller died: {str(error).splitlines()[0]}"
             if held := ray.get(setup.control.held.remote()):
                 remove_placement_group(held)
@@ -154,8 +156,12 @@ class _HoldResources(WorkerGroupCallback):
     def __init__(self, control: ActorHandle[Control]):
         self._control = control
 
+    def before_worker_group_start(self, worker_group_context: object) -> None:
+        """Tell who is about to wait for nodes; runs in Ray's controller, like the others."""
+        ray.get(self._control.controlled_by.remote(ray.get_runtime_context().current_actor))
+
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """See the class; runs in Ray's controller."""
+        """See the class."""
         handle = worker_group.get_worker_group_state().placement_group_handle
         ray.get(self._control.hold.remote(handle.placement_group))
 
@@ -214,26 +220,20 @@ def stop_on_signals(control: ActorHandle[Control], say: Callable[[str], None]) -
             signal.signal(number, handler)
 
 
-def in_thread(work: Callable[[], dict[str, Any]], abandoned: ray.ObjectRef) -> dict[str, Any] | None:
-    """Return what `work` returns, computed in another thread: the main one stays free for signals.
-
-    Args:
-        abandoned: A call of the control actor; when it returns first, `work` is left alone, and the result is None.
-    """
+def in_thread(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `work` returns, computed in another thread: the main one stays free for signals."""
     done: list[dict[str, Any]] = []
     failed: list[BaseException] = []
-    over = threading.Event()
 
     def run() -> None:
         try:
             done.append(work())
         except BaseException as error:  # noqa: BLE001 - raised below, in the main thread
             failed.append(error)
-        over.set()
 
-    threading.Thread(target=run, daemon=True, name="fit").start()
-    when(abandoned, over.set)
-    over.wait()
+    thread = threading.Thread(target=run, daemon=True, name="fit")
+    thread.start()
+    thread.join()
     if failed:
         raise failed[0]
-    return done[0] if done else None
+    return done[0]

@@ -50,9 +50,9 @@ def train(config: RunConfig, say: Callable[[str], None], control: ActorHandle[Co
     cluster.join(cpus_of(config, config.compute.max_workers))
     _check_resources(folder, config, say)
     sources = index_sources(config.data, parallel_map)
-    if folder.exists("result.json") and _finished(before := json.loads(folder.read_text("result.json")), config):
+    if folder.exists("result.json") and _finished(result := json.loads(folder.read_text("result.json")), config):
         say(f"{folder.url} is finished; choose another name to train again")
-        return dict(before)
+        return dict(result)
     control = control or start_control()
     printer = relay(control, say)
     cache = _filled_cache(config, sources, control)
@@ -65,9 +65,7 @@ def train(config: RunConfig, say: Callable[[str], None], control: ActorHandle[Co
         control=control,
     )
     with stop_on_signals(control, say) as signals:
-        result = in_thread(partial(fit, config, folder, setup, say), control.abandoned.remote())
-    if result is None:  # it waited for nodes
-        result = {"run": folder.url, "stopped_at_step": max(committed_steps(folder), default=0)}
+        result = in_thread(partial(fit, config, folder, setup, say))
     ray.get(control.say.remote(None))
     printer.join()
     if "error" in result:
