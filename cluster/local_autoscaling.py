@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=6397)
     parser.add_argument("--dashboard-port", type=int, default=8266)
     arguments = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):  # whether or not a parent has chosen to ignore them
+        signal.signal(number, signal.default_int_handler)
     with tempfile.NamedTemporaryFile(suffix=".log", prefix="mowe_as_") as log:
         try:
             _show(arguments, Path(log.name))
