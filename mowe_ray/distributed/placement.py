@@ -21,7 +21,7 @@ def decoding_options(*, reserved: bool) -> dict[str, Any]:
     if reserved:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         return {"num_cpus": 0, "scheduling_strategy": here}
-    # Asked before each task, because nodes come and go.
+    # Asked before each task, because nodes come and go. (Deprecated, to be removed in Ray 2.64; 2.60 is pinned.)
     return {"num_cpus": 1, "ray_remote_args_fn": _away_from_gpus}
 
 
