@@ -99,6 +99,12 @@ def ray_nodes(**environment: str) -> Iterator[Nodes]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def shell(**environment: str) -> dict[str, str]:
+    """Return the environment of somebody who has the dependencies installed, but knows nothing of this process's Ray."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DS_", "PYTHONPATH"))}
+    return {**kept, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", **environment}
+
+
 def free_ports(count: int) -> list[int]:
     """Return ports that nobody listens on."""
     with ExitStack() as stack:

@@ -31,7 +31,7 @@ class Control:
         self._last_step = time.monotonic()
         self._marks: list[float] = []
         self._held: PlacementGroup | None = None
-        self._at_work = self._abandoned = False
+        self._abandoned = False
         self._controller: ActorHandle[Any] | None = None
 
     async def say(self, line: str | None) -> None:
@@ -59,7 +59,7 @@ class Control:
         alone = 0
         while alone < _ALONE_S:
             await asyncio.sleep(1)
-            alone = 0 if self._at_work or self._controller is None else alone + 1
+            alone = 0 if self._held is not None or self._controller is None else alone + 1
         self._abandoned = True
         ray.kill(self._controller)
 
@@ -83,17 +83,13 @@ class Control:
         """Wait for `call_for_help` of this worker group."""
         await self._distress.setdefault(group, asyncio.Event()).wait()
 
-    async def hold(self, resources: PlacementGroup) -> None:
-        """Remember what the workers run on."""
-        self._held, self._at_work = resources, True
+    async def hold(self, resources: PlacementGroup | None) -> None:
+        """Remember what the workers run on; None when they are gone."""
+        self._held = resources
 
     async def held(self) -> PlacementGroup | None:
-        """Return what the latest workers ran on, None before the first."""
+        """Return what the workers run on, None while there are none."""
         return self._held
-
-    async def let_go(self) -> None:
-        """Note that the workers are gone; `hold` tells of the next ones."""
-        self._at_work = False
 
     async def step_finished(self) -> None:
         """Keep the time of the last sign of life."""

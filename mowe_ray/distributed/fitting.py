@@ -68,7 +68,7 @@ def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, say: Callable[
             cause = f"the training controller died: {str(error).splitlines()[0]}"
             if held := ray.get(setup.control.held.remote()):
                 remove_placement_group(held)
-            ray.get(setup.control.let_go.remote())
+            ray.get(setup.control.hold.remote(None))
         lost = 1 if committed_steps(folder)[-1:] != reached[-1:] else lost + 1
         if lost > config.compute.max_failures:
             raise ValueError(
@@ -165,9 +165,9 @@ class _HoldResources(WorkerGroupCallback):
         handle = worker_group.get_worker_group_state().placement_group_handle
         ray.get(self._control.hold.remote(handle.placement_group))
 
-    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+    def after_worker_group_shutdown(self, worker_group_context: object) -> None:
         """See the class; also after a failure."""
-        ray.get(self._control.let_go.remote())
+        ray.get(self._control.hold.remote(None))
 
 
 def causes(error: ray.train.TrainingFailedError) -> str:

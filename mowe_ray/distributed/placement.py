@@ -36,5 +36,5 @@ def _away_from_gpus() -> dict[str, Any]:
     if not roomy:
         return {"scheduling_strategy": "SPREAD"}
     # What is free is old by a moment: a node that has filled up meanwhile passes the task on.
-    node = NodeAffinitySchedulingStrategy(random.choice(roomy), soft=True, _spill_on_unavailable=True)
-    return {"scheduling_strategy": node}
+    there = NodeAffinitySchedulingStrategy(random.choice(roomy), soft=True, _spill_on_unavailable=True)
+    return {"scheduling_strategy": there}

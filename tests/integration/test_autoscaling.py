@@ -1,7 +1,6 @@
 """Submitted to a head without CPUs, a run makes Ray's own autoscaler bring the nodes it needs; idle, they go again."""
 
 import json
-import os
 import secrets
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 import yaml
 
 from tests.end_to_end import ROOT
-from tests.ray_nodes import free_ports
+from tests.ray_nodes import free_ports, shell
 from tests.tiny_runs import Corpus, tiny_arguments
 from tests.tiny_sweeps import write_sweep
 
@@ -40,7 +39,7 @@ class Cluster:
         command = [sys.executable, str(ROOT / "cluster" / "local_autoscaling.py")]
         options = ["--port", ports[0], "--dashboard-port", ports[1]]
         with log.open("w") as out:
-            self.process = subprocess.Popen([*command, *options], env=_environment(), stdout=out, stderr=out)
+            self.process = subprocess.Popen([*command, *options], env=shell(**_AUTHENTICATION), stdout=out, stderr=out)
 
     @property
     def counts(self) -> list[tuple[float, int]]:
@@ -81,15 +80,16 @@ class Cluster:
         assert self.process.wait(60) == 0
 
 
-def _environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "DS_", "PYTHONPATH"))}
-    return {**kept, **_AUTHENTICATION, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}"}
-
-
 def _ray(*arguments: str) -> Submitted:
     ray = str(Path(sys.executable).with_name("ray"))
     return subprocess.run(
-        [ray, *arguments], cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=500, check=False
+        [ray, *arguments],
+        cwd=ROOT,
+        env=shell(**_AUTHENTICATION),
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
 
 
@@ -124,7 +124,7 @@ def test_a_run_brings_its_nodes_and_idle_ones_go(autoscaling: Cluster, tiny_corp
     assert 1 <= max(counts) <= yaml.safe_load((ROOT / "cluster" / "local-autoscaling.yaml").read_text())["max_workers"]
 
 
-@pytest.mark.soak
+@pytest.mark.soak  # a minute or so each; the first one runs by default
 def test_a_stopped_job_leaves_a_checkpoint_that_the_same_submit_continues(
     autoscaling: Cluster, tiny_corpus: Corpus, tmp_path: Path
 ) -> None:
@@ -143,7 +143,7 @@ def test_a_stopped_job_leaves_a_checkpoint_that_the_same_submit_continues(
     assert result_of(again)["steps"] == step + 2
 
 
-@pytest.mark.soak
+@pytest.mark.soak  # a minute or so each; the first one runs by default
 def test_nodes_may_take_longer_than_ray_train_waits(autoscaling: Cluster, tiny_corpus: Corpus, tmp_path: Path) -> None:
     autoscaling.wait_until_idle()
     done = autoscaling.submit(
@@ -156,7 +156,7 @@ def test_nodes_may_take_longer_than_ray_train_waits(autoscaling: Cluster, tiny_c
     assert result_of(done)["steps"] == 2
 
 
-@pytest.mark.soak
+@pytest.mark.soak  # a minute or so each; the first one runs by default
 def test_a_job_that_waits_for_nodes_can_be_stopped(autoscaling: Cluster, tiny_corpus: Corpus, tmp_path: Path) -> None:
     arguments = tiny_arguments(tiny_corpus, tmp_path, "waits")
     asked = ("training.max_steps=2", "compute.num_workers=20")
@@ -170,7 +170,7 @@ def test_a_job_that_waits_for_nodes_can_be_stopped(autoscaling: Cluster, tiny_co
     assert '"stopped_at_step": 0' in autoscaling.job("logs", "waits").stdout
 
 
-@pytest.mark.soak
+@pytest.mark.soak  # a minute or so each; the first one runs by default
 def test_a_study_runs_on_nodes_that_come_with_it(autoscaling: Cluster, tiny_corpus: Corpus, tmp_path: Path) -> None:
     sweep = write_sweep(
         tmp_path, tiny_corpus, space={"model.router.top_k": {"grid": [1, 2]}}, set={"training.max_steps": 3}

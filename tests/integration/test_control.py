@@ -25,7 +25,7 @@ def test_only_a_run_that_is_to_stop_and_has_no_workers_is_abandoned(monkeypatch:
         await asyncio.sleep(1.5)
         assert not killed, "its workers will save"
         assert not await line.abandoned()
-        await line.let_go()
+        await line.hold(None)
         await asyncio.sleep(2.5)
         assert killed == [controller]
         assert await line.abandoned()

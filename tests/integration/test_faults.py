@@ -121,7 +121,7 @@ def test_a_stopped_rank_is_told_and_replaced(tiny_corpus: Corpus, storage: Path,
     assert_same_run(finished.result, undisturbed)
 
 
-@pytest.mark.soak
+@pytest.mark.soak  # two minutes, most of it the watchdog's patience
 def test_a_read_that_never_ends_is_told_and_nothing_is_lost(tiny_corpus: Corpus, storage: Path) -> None:
     manifest, clips = _write_manifest(storage / "clips", 20)
     settings = (
@@ -167,7 +167,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
-@pytest.mark.soak
+@pytest.mark.soak  # a minute
 def test_a_full_disk_costs_checkpoints_but_not_the_run(
     tiny_corpus: Corpus, disk: Path, undisturbed: dict[str, Any]
 ) -> None:

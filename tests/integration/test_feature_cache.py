@@ -199,7 +199,7 @@ def test_one_worker_recomputes_what_is_missing_and_equals_two(first: Any, tiny_c
     assert result["tasks"] == expected["tasks"]
 
 
-@pytest.mark.soak
+@pytest.mark.soak  # one more run, of another ZeRO stage
 def test_shards_of_weights_read_the_same_features(first: Any, tiny_corpus: Corpus, storage: Path) -> None:
     """No rank gathers a frozen encoder that the others do not: else this run would hang."""
     expected, *_ = first

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end import ROOT, write_tones
-from tests.ray_nodes import free_ports
+from tests.ray_nodes import free_ports, shell
 from tests.tiny_runs import TINY
 
 pytestmark = pytest.mark.slow
@@ -33,10 +33,7 @@ _pathlib.Path({folder!r}, f"{{_os.getpid()}}-{{__name__}}").write_text(__file__)
 
 
 def _environment(**changes):
-    """The shell of somebody who has the dependencies installed, but not this package."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DS_", "PYTHONPATH"))}
-    path = f"{Path(sys.executable).parent}:{kept['PATH']}"
-    return {**kept, "PATH": path, **_AUTHENTICATION, "RAY_USAGE_STATS_ENABLED": "0", **changes}
+    return shell(**_AUTHENTICATION, RAY_USAGE_STATS_ENABLED="0", **changes)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,10 @@
 """On a cluster of CPU and GPU nodes, decoding stays away from GPUs, and workers go where they are asked to."""
 
-import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-from tests.end_to_end import ROOT
+from tests.end_to_end import ROOT, run_command
 from tests.ray_nodes import ray_nodes
 from tests.tiny_runs import Corpus
 
@@ -21,17 +17,10 @@ def found(tiny_corpus: Corpus) -> dict[str, Any]:
         nodes.add(8, "--num-gpus=2", "--node-name=gpu")
         nodes.add(8, "--num-gpus=1", "--node-name=a100", '--resources={"accelerator_type:A100": 1}')
         nodes.add(8, "--node-name=cpu")
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.where_it_runs", str(tiny_corpus.train)],
-            cwd=ROOT,
-            env={**os.environ, "RAY_ADDRESS": nodes.address},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+        environment = {"RAY_ADDRESS": nodes.address}
+        done = run_command(tiny_corpus.train, module="tests.where_it_runs", environment=environment, timeout_s=300)
+    assert done.code == 0, done.err
+    return done.result
 
 
 def test_beside_a_gpu_decoding_runs_on_cpu_nodes(found: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ def test_one_worker_has_the_loss_curve_of_two(undisturbed: dict[str, Any], tiny_
     assert result["tasks"] == undisturbed["tasks"]
 
 
-@pytest.mark.soak
+@pytest.mark.soak  # two runs more; test_faults.py and test_kill.py continue runs by default
 def test_the_same_command_with_more_steps_continues(
     undisturbed: dict[str, Any], tiny_corpus: Corpus, storage: Path
 ) -> None:

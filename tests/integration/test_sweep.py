@@ -25,7 +25,7 @@ from tests.tiny_sweeps import log_of, run_here, trials_in, write_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-RATES = {"training.learning_rate": {"choice": [3e-3, 1e-7]}}
+RATES = {"training.learning_rate": {"choice": [3e-3, 1e-7, 1e-8]}}
 
 
 def free_cpus() -> float:
@@ -57,15 +57,15 @@ def test_early_stopping_gives_the_workers_back_at_once(ray_cluster: None, tiny_c
     )
     study = run_here(sweep, show=show)
     trials = study.trials
-    assert [trials[n].status for n in range(2)] == ["finished", "stopped"]
-    assert [trials[n].step for n in range(2)] == [12, 4]
-    assert sorted(waits) == [1]
+    assert [trials[n].status for n in range(3)] == ["finished", "stopped", "stopped"]
+    assert [trials[n].step for n in range(3)] == [12, 4, 4]
+    assert sorted(waits) == [1, 2]
     print("seconds until the CPUs of a stopped trial were free:", waits)
     assert free_cpus() == whole
     # A stopped trial has saved what it has, and is not run again.
     assert list((tmp_path / "runs/study/trial-0001/checkpoints").glob("step-*/checkpoint.json"))
     again = run_here(sweep)
-    assert [trial.attempts for trial in again.trials.values()] == [1, 1]
+    assert [trial.attempts for trial in again.trials.values()] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", ["asha", pytest.param("median", marks=pytest.mark.soak)])
@@ -166,15 +166,15 @@ def test_shipped_studies_run(name: str, ray_cluster: None, tiny_corpus: Corpus, 
     assert (best.name, best.data.train[0].path) == (f"{name}-best", str(tiny_corpus.train))
 
 
-@pytest.mark.soak
+@pytest.mark.soak  # three minutes
 def test_a_killed_study_goes_on_where_it_was(tiny_corpus: Corpus, tmp_path: Path) -> None:
     sweep = write_sweep(
         tmp_path,
         tiny_corpus,
-        space={"training.clip_norm": {"choice": [1.0, 2.0]}},
+        space={"model.router.top_k": {"choice": [1, 2]}, "training.clip_norm": {"choice": [1.0, 2.0]}},
         # Each trial holds longer than a look at the processes takes.
         set={"training.save_every": 4, "training.eval_every": 20, "training.max_steps": 60},
-        resources={"concurrent": 1},
+        resources={"concurrent": 2},
     )
     folder = tmp_path / "runs/study"
     with ended(RunningSweep(sweep, folder)) as command:
@@ -196,8 +196,12 @@ def test_a_killed_study_goes_on_where_it_was(tiny_corpus: Corpus, tmp_path: Path
         finished = command.wait(800)
     assert finished.code == 0, finished.err
     trials = trials_in(folder)
-    assert [(t.number, t.status) for t in trials] == [(n, "finished") for n in range(2)]
-    assert sorted(t.values["training.clip_norm"] for t in trials) == [1.0, 2.0]
+    assert [(t.number, t.status) for t in trials] == [(n, "finished") for n in range(4)]
+    assert {json.dumps(t.values, sort_keys=True) for t in trials} == {
+        json.dumps({"model.router.top_k": k, "training.clip_norm": c}, sort_keys=True)
+        for k in (1, 2)
+        for c in (1.0, 2.0)
+    }
     for trial in trials:
         assert [record["step"] for record in records(str(folder / trial.name), "train")] == list(range(1, 61))
         if trial.number in results:
@@ -208,7 +212,7 @@ def test_a_killed_study_goes_on_where_it_was(tiny_corpus: Corpus, tmp_path: Path
             assert trial.attempts == 2
     resumed = [trial for trial in trials if "continuing after step" in log_of(folder, trial)]
     assert resumed, "nothing was resumed from a checkpoint"
-    assert finished.result["trials"]["finished"] == 2
+    assert finished.result["trials"]["finished"] == 4
 
 
 @pytest.mark.soak
