@@ -100,7 +100,7 @@ def ray_nodes(**environment: str) -> Iterator[Nodes]:
 
 
 def shell(**environment: str) -> dict[str, str]:
-    """Return the environment of somebody who has the dependencies installed, but knows nothing of this process's Ray."""
+    """Return the environment of somebody who has the dependencies, but knows nothing of this process's Ray."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DS_", "PYTHONPATH"))}
     return {**kept, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", **environment}
 

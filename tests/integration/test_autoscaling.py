@@ -81,16 +81,9 @@ class Cluster:
 
 
 def _ray(*arguments: str) -> Submitted:
-    ray = str(Path(sys.executable).with_name("ray"))
-    return subprocess.run(
-        [ray, *arguments],
-        cwd=ROOT,
-        env=shell(**_AUTHENTICATION),
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+    command = [str(Path(sys.executable).with_name("ray")), *arguments]
+    environment = shell(**_AUTHENTICATION)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
 
 
 @pytest.fixture(scope="module")
