@@ -27,13 +27,13 @@ import torch
 from measuring import Check, conclude, interleave, ratio
 from torch.utils.data import DataLoader, Dataset
 
-from mowe_ray.data.batch import load_micro_batch
+from mowe_ray.data.epoch_plan import plan_epoch
 from mowe_ray.data.index import Index, SourceSpec, build_index
-from mowe_ray.data.plan import plan_epoch
+from mowe_ray.data.micro_batch import load_micro_batch
 from mowe_ray.data.sample import Sample
-from mowe_ray.data.write import write_webdataset
+from mowe_ray.data.shards.write import write_webdataset
 from mowe_ray.distributed import cluster
-from mowe_ray.distributed.pipeline import decode_stream
+from mowe_ray.distributed.ray_data.pipeline import decode_stream
 
 CLIP_S = 10
 LIMITS = {"min_s": 0.1, "max_s": 30.0}

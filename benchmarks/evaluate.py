@@ -31,14 +31,13 @@ from transformers import AutoModel, AutoProcessor
 from mowe_ray.config import load_config, load_evaluation
 from mowe_ray.data.sample import BadSample
 from mowe_ray.distributed import cluster
-from mowe_ray.distributed.inference import Part, answer_all
-from mowe_ray.evaluation.answers import Answer
-from mowe_ray.evaluation.models import folder_at
-from mowe_ray.evaluation.predictions import Predictions
-from mowe_ray.model.exporting import export
+from mowe_ray.distributed.ray_data.batch_inference import Part, answer_all
+from mowe_ray.evaluation.predictions import Answer, Predictions
+from mowe_ray.evaluation.targets import folder_at
+from mowe_ray.model.export import export
 from mowe_ray.model.tokenizing import train_tokenizer
-from mowe_ray.training.assemble import assemble
-from mowe_ray.training.sources import scan_validation, validation_plan
+from mowe_ray.training.build import assemble
+from mowe_ray.training.datasets import scan_validation, validation_plan
 
 QUESTION = "Write down what is said."
 SAMPLE_RATE = 16_000

@@ -28,9 +28,9 @@ import torch
 from measuring import Check, conclude, interleave, ratio, wall_seconds
 from step import build, configure, make_batches, one_rank, worker_engine, worker_loop
 
-from mowe_ray.distributed.engine import DeepSpeedEngine
+from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.training.checkpoint_writer import CheckpointWriter
+from mowe_ray.training.checkpoint.writer import CheckpointWriter
 from mowe_ray.training.loop import StepResult
 
 _PATIENCE_S = 300.0

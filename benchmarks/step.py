@@ -24,12 +24,12 @@ import torch.distributed as dist
 from measuring import Check, conclude, cpu_seconds, interleave, ratio
 
 from mowe_ray.config import RunConfig, load_config
-from mowe_ray.data.batch import MicroBatch
-from mowe_ray.distributed.engine import DeepSpeedEngine, deepspeed_config
+from mowe_ray.data.micro_batch import MicroBatch
+from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine, deepspeed_config
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
 from mowe_ray.model.tokenizing import train_tokenizer
-from mowe_ray.training.assemble import assemble, optimizer_groups
-from mowe_ray.training.batch import Batch, collate
+from mowe_ray.training.build import assemble, optimizer_groups
+from mowe_ray.training.collate import Batch, collate
 from mowe_ray.training.loop import StepResult, training_steps
 
 

@@ -17,11 +17,10 @@ from typing import Any, TextIO
 
 from mowe_ray.config import ConfigError, EvaluationConfig, load_evaluation, render_help
 from mowe_ray.config.data_section import ValidationSource
-from mowe_ray.evaluation.chat import ChatEndpoint
-from mowe_ray.evaluation.judge import Judge
-from mowe_ray.evaluation.metrics.choice import DatasetMetrics, check_names
-from mowe_ray.evaluation.metrics.judged import JUDGED_SCALES, judged_metric
-from mowe_ray.evaluation.models import Target, check_baseline, find_models, report_folder
+from mowe_ray.evaluation.judge.client import ChatEndpoint
+from mowe_ray.evaluation.judge.judge import Judge
+from mowe_ray.evaluation.metrics.registry import JUDGED_SCALES, DatasetMetrics, check_names, judged_metric
+from mowe_ray.evaluation.targets import Target, check_baseline, find_models, report_folder
 
 
 def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
@@ -67,10 +66,10 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
 
 
 def _evaluate(targets: Sequence[Target], config: EvaluationConfig) -> dict[str, Any]:
-    from mowe_ray.distributed.evaluator import answer_datasets, device  # imports torch and ray
-    from mowe_ray.evaluation.outcome import compare
-    from mowe_ray.evaluation.terminal import table
-    from mowe_ray.evaluation.writing import write_results
+    from mowe_ray.distributed.ray_data.evaluator import answer_datasets, device  # imports torch and ray
+    from mowe_ray.evaluation.compare import compare
+    from mowe_ray.evaluation.report.files import write_results
+    from mowe_ray.evaluation.report.summary import table
 
     metrics = {source.name: _metrics(source, targets, config) for source in config.data.validation}
     answered = answer_datasets(targets, config, _say)

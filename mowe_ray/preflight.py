@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
 
 
 def _preflight(config: RunConfig, timeout_s: float) -> dict[str, Any]:
-    from mowe_ray.distributed.preflight import preflight  # imports torch and ray
+    from mowe_ray.distributed.preflight.preflight import preflight  # imports torch and ray
 
     began = before = time.monotonic()
     checks = []

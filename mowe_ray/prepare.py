@@ -15,11 +15,11 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from mowe_ray.data.corpus import DEFAULT_CLIPS, builtin_samples
+from mowe_ray.data.corpora.layout import Defaults
+from mowe_ray.data.corpora.prepare import REPORT, Packing, pack
+from mowe_ray.data.corpora.registry import KINDS, check_source, count_samples, detect_kind, read_source
 from mowe_ray.data.sample import BadSample, Sample
-from mowe_ray.data.sources.defaults import Defaults
-from mowe_ray.data.sources.opening import KINDS, check_source, count_samples, detect_kind, read_source
-from mowe_ray.data.sources.packing import REPORT, Packing, pack
+from mowe_ray.data.synthetic_corpus import DEFAULT_CLIPS, builtin_samples
 
 _EXAMPLES = """\
   builtin      (SOURCE is the word builtin) synthetic speech and sounds, all five tasks

@@ -21,16 +21,15 @@ from typing import Any, TextIO
 from mowe_ray.config import ConfigError, RunConfig
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.dry_run import dry_run
-from mowe_ray.sweeping.help import render_sweep_help
-from mowe_ray.sweeping.load import load_sweep
+from mowe_ray.sweeping.load import load_sweep, render_sweep_help
 from mowe_ray.sweeping.progress import StudyProgress
-from mowe_ray.sweeping.results import table
+from mowe_ray.sweeping.report.files import write_results
+from mowe_ray.sweeping.report.tables import table
 from mowe_ray.sweeping.schema import SweepConfig
-from mowe_ray.sweeping.space import Space
+from mowe_ray.sweeping.search_space import Space
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Cost, load_all
-from mowe_ray.sweeping.writing import write_results
-from mowe_ray.training.supervisor import run_child, supervise, supervised
+from mowe_ray.training.fault_tolerance.supervisor import run_child, supervise, supervised
 
 # Deaths of the driver without a validation in between after which the supervisor gives up.
 _MAX_FAILURES = 3
@@ -88,7 +87,7 @@ def supervised_main() -> int:
 
 
 def _run(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
-    from mowe_ray.distributed.tuner import run_study  # imports torch and ray
+    from mowe_ray.distributed.ray_tune.tuner import run_study  # imports torch and ray
 
     began, progress = time.monotonic(), StudyProgress(_say)
     study = Study(sweep, _cost)

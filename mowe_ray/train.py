@@ -18,8 +18,8 @@ from typing import Any, TextIO
 
 from mowe_ray.config import ConfigError, RunConfig, load_config, render_help
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.training.checkpoint_files import committed_steps
-from mowe_ray.training.supervisor import run_child, supervise, supervised
+from mowe_ray.training.checkpoint.layout import committed_steps
+from mowe_ray.training.fault_tolerance.supervisor import run_child, supervise, supervised
 
 
 def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
@@ -91,13 +91,13 @@ def _dry_run(config: RunConfig) -> dict[str, Any]:
 
 
 def _find_batch(config: RunConfig, limit_bytes: int | None) -> dict[str, Any]:
-    from mowe_ray.distributed.find_batch import find_batch  # imports torch and ray
+    from mowe_ray.distributed.batch_size.find_batch import find_batch  # imports torch and ray
 
     return find_batch(config, _say, limit_bytes)
 
 
 def _train(config: RunConfig) -> dict[str, Any]:
-    from mowe_ray.distributed.trainer import train  # imports torch and ray
+    from mowe_ray.distributed.ray_train.driver import train  # imports torch and ray
 
     return train(config, _say)
 

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from mowe_ray.config import RunConfig
 from mowe_ray.data.sample import Sample
-from mowe_ray.data.write import write_webdataset
+from mowe_ray.data.shards.write import write_webdataset
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
-from mowe_ray.training.assemble import assemble, tokenizer_of
+from mowe_ray.training.build import assemble, tokenizer_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 16_000

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from mowe_ray.data.sample import Sample
-from mowe_ray.data.write import write_webdataset
+from mowe_ray.data.shards.write import write_webdataset
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
-from mowe_ray.model.exporting import export
+from mowe_ray.model.export import export
 from tests.end_to_end import encoded
 from tests.ranks import make_model, micro_batch
 

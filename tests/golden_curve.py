@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mowe_ray.data.batch import MicroBatch
+from mowe_ray.data.micro_batch import MicroBatch
 from mowe_ray.model.building import WeakEncoder, build_model, build_processor, parameter_parts
-from mowe_ray.training.batch import collate
+from mowe_ray.training.collate import collate
 from mowe_ray.training.loop import training_steps
-from mowe_ray.training.schedule import learning_rate_factor, parameter_groups
+from mowe_ray.training.optimizer import learning_rate_factor, parameter_groups
 from tests.plain_engine import PlainEngine
 from tests.tiny_models import tiny_hubert_config, tiny_language_model_config, tiny_tokenizer, tiny_whisper_config
 

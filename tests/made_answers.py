@@ -2,7 +2,7 @@
 
 import random
 
-from mowe_ray.evaluation.answers import Answer
+from mowe_ray.evaluation.predictions import Answer
 
 WORDS = (
     *(

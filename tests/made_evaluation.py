@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mowe_ray.evaluation.answers import Answer, Choice
+from mowe_ray.evaluation.predictions import Answer, Choice
 from mowe_ray.evaluation.results import Ablation, Difference, EvaluatedModel, Evaluation, Interval, TaskScores
-from mowe_ray.evaluation.router_report import router_report
-from mowe_ray.evaluation.routing_sums import routing_of
+from mowe_ray.evaluation.routing.report import router_report
+from mowe_ray.evaluation.routing.stats import routing_of
 
 MEMBERS = ("whisper", "hubert", "hubert-er")
 TASKS = ("ac", "aqa", "asr", "er", "sqa")

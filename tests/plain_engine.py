@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mowe_ray.model import MoweForConditionalGeneration
-from mowe_ray.training.schedule import set_learning_rates
+from mowe_ray.training.optimizer import set_learning_rates
 
 
 class PlainEngine:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mowe_ray.data.corpus.recording import encode_flac
 from mowe_ray.data.sample import Sample
-from mowe_ray.data.write import write_webdataset
+from mowe_ray.data.shards.write import write_webdataset
+from mowe_ray.data.synthetic_corpus.recording import encode_flac
 from tests.tiny_runs import Corpus
 
 RATE = 16_000

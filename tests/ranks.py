@@ -16,14 +16,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from mowe_ray.data.batch import MicroBatch
-from mowe_ray.distributed.deep_speed import deepspeed
-from mowe_ray.distributed.engine import DeepSpeedEngine, deepspeed_config
+from mowe_ray.data.micro_batch import MicroBatch
+from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine, deepspeed_config
+from mowe_ray.distributed.engine.deepspeed_import import deepspeed
 from mowe_ray.model import MoweForConditionalGeneration, MoweOutput, MoweProcessor
 from mowe_ray.model.building import Lora, WeakEncoder, build_model, build_processor, parameter_parts
-from mowe_ray.training.batch import Batch, collate
+from mowe_ray.training.collate import Batch, collate
 from mowe_ray.training.loop import StepResult, training_steps
-from mowe_ray.training.schedule import learning_rate_factor, parameter_groups
+from mowe_ray.training.optimizer import learning_rate_factor, parameter_groups
 from tests.plain_engine import PlainEngine
 from tests.tiny_models import (
     tiny_hubert_config,

@@ -30,7 +30,7 @@ def write_sweep(folder: Path, corpus: Corpus, **keys: Any) -> Path:
 
 def run_here(sweep: Path, *overrides: str, show: Callable[[Study], None] = lambda study: None) -> Study:
     """Run a study on the Ray of this process, to its end."""
-    from mowe_ray.distributed.tuner import run_study
+    from mowe_ray.distributed.ray_tune.tuner import run_study
 
     study = Study(load_sweep(sweep, overrides), cost=lambda config: None)
     assert run_study(study, say=print, show=show) is False

@@ -19,9 +19,9 @@ from ray.util.state import list_tasks
 from mowe_ray.config import load_config
 from mowe_ray.data.index import Index
 from mowe_ray.distributed import cluster
-from mowe_ray.distributed.fitting import bundle_of
-from mowe_ray.distributed.pipeline import decode_stream, parallel_map
-from mowe_ray.training.sources import index_sources
+from mowe_ray.distributed.ray_data.pipeline import decode_stream, parallel_map
+from mowe_ray.distributed.resources import bundle_of
+from mowe_ray.training.datasets import index_sources
 
 TASKS = 6
 

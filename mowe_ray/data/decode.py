@@ -18,7 +18,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from mowe_ray.data.headers import Header, read_header
+from mowe_ray.data.audio_headers import Header, read_header
 from mowe_ray.data.sample import BadAudio, Cause
 
 SAMPLE_RATE = 16_000

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mowe_ray.data.batch import Features, MicroBatch, load_micro_batch, read_cell
 from mowe_ray.data.index import Index
+from mowe_ray.data.micro_batch import Features, MicroBatch, load_micro_batch, read_cell
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS
 

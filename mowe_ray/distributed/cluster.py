@@ -1,4 +1,4 @@
-"""Join the cluster the command was submitted to, or start a local Ray; check that the run fits."""
+"""Join the cluster the command was submitted to, or start a local Ray."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 import os
 
 import ray
-from ray._private.state import available_resources_per_node
-from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 # Private, all of these: Ray 2.60 is pinned.
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
@@ -47,52 +45,3 @@ def _settle_ray_data() -> None:
     get_or_create_stats_actor()
     get_or_create_autoscaling_coordinator()
     get_or_create_actor_location_tracker()
-
-
-def has_room(cpus: float, gpus: float, accelerator_type: str | None) -> bool:
-    """Whether a node has so much to spare, as far as Ray knows right now."""
-    need = {"CPU": cpus, "GPU": gpus, f"accelerator_type:{accelerator_type}": 0.0 if accelerator_type is None else 1e-3}
-    return any(
-        all(free.get(kind, 0.0) >= amount for kind, amount in need.items())
-        for free in available_resources_per_node().values()
-    )
-
-
-def check_resources(cpus: float, gpus: float) -> str | None:
-    """Raise if the cluster can never hold the run, which would otherwise wait for ever.
-
-    Args:
-        cpus: CPUs of all workers and their decoding.
-        gpus: GPUs of all workers.
-
-    Returns:
-        What the run has to wait for, if its nodes are still to come.
-
-    Raises:
-        ValueError: Names the keys to lower.
-    """
-    here, most = ray.cluster_resources(), maximum_resources()
-    waits = None
-    for kind, need, keys in (
-        ("CPU", cpus, "compute.num_workers, compute.cpus_per_worker or data.decode_cpus"),
-        ("GPU", gpus, "compute.num_workers or compute.gpus_per_worker"),
-    ):
-        told = f"the run needs {need:g} {kind}s and the cluster has {here.get(kind, 0.0):g}"
-        if need > most.get(kind, 0.0):
-            raise ValueError(f"{told}: lower {keys}")
-        if need > here.get(kind, 0.0):
-            waits = f"{told}: waiting for its autoscaler"
-    return waits
-
-
-def maximum_resources() -> dict[str, float]:
-    """Return the cluster's resources, with its autoscaler's maximum: infinite where that is told nobody.
-
-    Only Ray's managed clusters tell it. With `ray up` and KubeRay a run for which there will never be enough waits, and
-    says so; without an autoscaler it is refused.
-    """
-    here = ray.cluster_resources()
-    most = ray._private.state.state.get_max_resources_from_cluster_config()
-    if most is None and is_autoscaler_v2(fetch_from_server=True):
-        most = {"CPU": math.inf, "GPU": math.inf}
-    return {kind: max(here.get(kind, 0.0), float((most or {}).get(kind, 0.0))) for kind in {*here, *(most or {})}}

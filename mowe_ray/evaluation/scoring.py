@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from mowe_ray.evaluation.answers import Answer, by_task
-from mowe_ray.evaluation.bootstrap import interval
-from mowe_ray.evaluation.metrics.choice import DatasetMetrics, metrics_of
-from mowe_ray.evaluation.results import TaskScores
+import numpy as np
+
+from mowe_ray.evaluation.metrics.metric import Array, Metric
+from mowe_ray.evaluation.metrics.registry import DatasetMetrics, metrics_of
+from mowe_ray.evaluation.predictions import Answer, by_task
+from mowe_ray.evaluation.results import Interval, TaskScores
 
 # One number by which a task is followed during training; the others have exact match.
 _WHILE_TRAINING = {"asr": "wer", "er": "accuracy", "ac": "token_f1"}
@@ -80,3 +82,51 @@ def score(task: str, answers: Sequence[Answer]) -> float:
 def majority_score(task: str, answers: Sequence[Answer]) -> float:
     """Return the `score` of always giving the most frequent answer (`majority_answers`)."""
     return score(task, majority_answers(answers))
+
+
+_DRAWS = 1000
+_LOW, _HIGH = 2.5, 97.5
+_WEIGHTS_AT_A_TIME = 2_000_000  # 16 MB of them
+
+
+def interval(metric: Metric, statistics: Array, seed: int, draws: int = _DRAWS) -> Interval:
+    """Return the metric of all samples and where 95 % of its resampled values lie.
+
+    Args:
+        statistics: (N, S); at least one sample. With just one both ends are its value.
+    """
+    resampled = np.concatenate([metric.value(w @ statistics) for w in _resamples(len(statistics), seed, draws)])
+    return _interval(metric.value(statistics.sum(0)), resampled)
+
+
+def paired_difference(
+    metric: Metric, statistics_a: Array, statistics_b: Array, seed: int, draws: int = _DRAWS
+) -> Interval:
+    """Return the metric of `a` less that of `b`, and its interval when both are resampled alike.
+
+    Args:
+        statistics_a: (N, S) of the same N samples, in the same order, as `statistics_b`.
+    """
+    assert statistics_a.shape == statistics_b.shape
+    resampled = np.concatenate(
+        [
+            metric.value(w @ statistics_a) - metric.value(w @ statistics_b)
+            for w in _resamples(len(statistics_a), seed, draws)
+        ]
+    )
+    return _interval(metric.value(statistics_a.sum(0)) - metric.value(statistics_b.sum(0)), resampled)
+
+
+def _resamples(samples: int, seed: int, draws: int) -> Iterator[Array]:
+    """Yield how often each sample is in each resample, (D, N) in portions of some draws."""
+    assert samples, "nothing to resample"
+    rng = np.random.default_rng(seed)
+    for first in range(0, draws, portion := max(1, _WEIGHTS_AT_A_TIME // samples)):
+        rows = min(portion, draws - first)
+        places = rng.integers(samples, size=(rows, samples)) + samples * np.arange(rows)[:, None]
+        yield np.bincount(places.ravel(), minlength=rows * samples).reshape(rows, samples).astype(np.float64)
+
+
+def _interval(value: Array, resampled: Array) -> Interval:
+    low, high = np.percentile(resampled, [_LOW, _HIGH])
+    return Interval(float(value), float(low), float(high))

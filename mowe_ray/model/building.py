@@ -35,7 +35,7 @@ from transformers import (
 
 from .configuration_mowe import EncoderSpec, MoweConfig
 from .encoders import AudioEncoder, EncoderExtras, load_encoder, same_weights
-from .exported import load_exported
+from .export import load_exported
 from .lora import inject_lora, merge_lora
 from .modeling_mowe import MoweForConditionalGeneration
 from .pool import PoolMember, chosen_layers

@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from .encoders import AudioEncoder, encoder_class, read_config
 from .frontends import SAMPLE_RATE
-from .known_architectures import KNOWN_ARCHITECTURES
 
 
 @dataclass(frozen=True)
@@ -126,3 +125,37 @@ def _cost(module: nn.Module, counter: FlopCounterMode) -> Cost:
         trainable=sum(size for size, trained in sizes if trained),
         gflops=counter.get_total_flops() / 1e9,
     )
+
+
+_HUBERT_BASE = {"model_type": "hubert"}  # HubertConfig's defaults are this model
+
+KNOWN_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "openai/whisper-large-v3": {
+        "model_type": "whisper",
+        "d_model": 1280,
+        "encoder_layers": 32,
+        "encoder_attention_heads": 20,
+        "encoder_ffn_dim": 5120,
+        "num_mel_bins": 128,
+    },
+    "openai/whisper-tiny": {
+        "model_type": "whisper",
+        "d_model": 384,
+        "encoder_layers": 4,
+        "encoder_attention_heads": 6,
+        "encoder_ffn_dim": 1536,
+        "num_mel_bins": 80,
+    },
+    "facebook/hubert-base-ls960": _HUBERT_BASE,
+    "superb/hubert-base-superb-er": _HUBERT_BASE,
+    "microsoft/Phi-3-mini-4k-instruct": {
+        "model_type": "phi3",
+        "vocab_size": 32064,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+}
+"""Inline configuration by hub id."""

@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 
 from mowe_ray.output.text import duration
+from mowe_ray.sweeping.analysis.points import by_status
 from mowe_ray.sweeping.labels import point_label
 from mowe_ray.sweeping.schema import ObjectiveSection
-from mowe_ray.sweeping.statistics import by_status
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Status, Trial
 

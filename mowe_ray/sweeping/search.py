@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import optuna
 
-from mowe_ray.sweeping.space import Factor, Point, Space
+from mowe_ray.sweeping.search_space import Factor, Point, Space
 
 # Draws against the constraints, or of points that were there before, after which the space counts as exhausted.
 _DRAWS = 1000

@@ -16,7 +16,7 @@ from mowe_ray.config import RunConfig
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search import key, make_search
-from mowe_ray.sweeping.space import Point, Space
+from mowe_ray.sweeping.search_space import Point, Space
 from mowe_ray.sweeping.trials import Cost, Trial, Validation, load_all, run_folder, save, with_validation
 
 SWEEP_FILE = "sweep.json"

@@ -9,14 +9,14 @@ from typing import Any, TextIO
 import pyarrow.compute as pc
 
 from mowe_ray.config import RunConfig
+from mowe_ray.data.epoch_plan import count_samples
 from mowe_ray.data.index import Index
-from mowe_ray.data.plan import count_samples
 from mowe_ray.model.cost import zero_memory_bytes
 from mowe_ray.output.text import byte_size, write_table
-from mowe_ray.training.assemble import model_dtype
-from mowe_ray.training.data_order import TrainingOrder
+from mowe_ray.training.build import model_dtype
+from mowe_ray.training.datasets import Sources, scan_sources
 from mowe_ray.training.estimate import CLIP_S, Estimate, Part, estimate
-from mowe_ray.training.sources import Sources, scan_sources
+from mowe_ray.training.sampler import TrainingOrder
 
 
 def dry_run(config: RunConfig, out: TextIO) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from mowe_ray.model.building import Lora, add_audio_token, make_trainable, param
 from mowe_ray.model.configuration_mowe import EncoderSpec, MoweConfig
 from mowe_ray.model.cost import encoder_cost, encoder_on_meta, language_model_cost, language_model_on_meta
 from mowe_ray.model.encoders import AudioEncoder
-from mowe_ray.model.exported import open_exported
-from mowe_ray.training.assemble import DEFAULT_VOCABULARY
+from mowe_ray.model.export import open_exported
+from mowe_ray.training.build import DEFAULT_VOCABULARY
 
 CLIP_S = 30.0
 

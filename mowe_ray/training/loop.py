@@ -10,46 +10,15 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from mowe_ray.evaluation.routing_sums import RoutingSums
+from mowe_ray.evaluation.routing.stats import RoutingSums
 from mowe_ray.model import PreparedAudio, RoutingTotals
-from mowe_ray.training.batch import Batch
-from mowe_ray.training.out_of_memory import naming
-
-
-class Engine(Protocol):
-    """What the loop needs of a (possibly sharded) model and its optimizer."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the inputs go."""
-
-    @property
-    def rank(self) -> int:
-        """Index of this rank."""
-
-    @property
-    def world_size(self) -> int:
-        """Ranks that average their gradients."""
-
-    def forward(self, **inputs: Any) -> Any:
-        """Run the model's forward."""
-
-    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add the gradient of a micro-batch's share of the global loss; `last` ends the accumulation."""
-
-    def step(self, learning_rate_factor: float) -> float:
-        """Clip, update, clear the gradients; returns the global gradient norm before clipping.
-
-        A norm that is not finite changes nothing but the gradients, which are cleared.
-        """
-
-    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum `values` over all ranks."""
+from mowe_ray.training.collate import Batch
+from mowe_ray.training.fault_tolerance.out_of_memory import naming
+from mowe_ray.training.protocols import Engine
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import statistics
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
-from mowe_ray.data.report import DataReport
+from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.sample import BadSample
-from mowe_ray.evaluation.router_report import draw, router_report
+from mowe_ray.evaluation.routing.report import draw, router_report
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.training.errors import RunError
+from mowe_ray.output.text import duration
 from mowe_ray.training.loop import StepResult
-from mowe_ray.training.progress import Progress, progress_line
-from mowe_ray.training.ranks import Ranks
-from mowe_ray.training.spikes import SpikeDetector
-from mowe_ray.training.tracking import Tracker
+from mowe_ray.training.protocols import Ranks, RunError
+from mowe_ray.training.tracker import Tracker
 from mowe_ray.training.validation import ValidationResult
 
 _SHOWN = 8  # ids in a line for a person
@@ -176,3 +178,92 @@ class Monitor:
 def _some(ids: list[str]) -> str:
     """Return the first few of `ids`; metrics.jsonl has them all."""
     return ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+
+
+class Progress:
+    """Averages the steps since the last line, so that one slow step does not mislead."""
+
+    def __init__(self, start_share: float):
+        """Start the clock where `start_share` of the run is done."""
+        self._begin_share, self._begin = start_share, time.monotonic()
+        self._pending: list[StepResult] = []
+
+    def add(self, result: StepResult) -> None:
+        """Count one finished step."""
+        self._pending.append(result)
+
+    def take(self, share: float) -> dict[str, float]:
+        """Return the averages since the last call, and forget them; `share` of the run is done now.
+
+        Returns:
+            `loss`, `lm_loss`, `routing_loss`, `grad_norm` over the steps that were not skipped, NaN if all were;
+            `audio_s_per_s`, audio seconds of all ranks a second;
+            `data_wait_share`, share of the time this rank waited for data; `padding_share` of the audio;
+            `left_s`, seconds until the end of the run at the pace since the start.
+        """
+        steps, self._pending = self._pending, []
+        seconds = sum(s.step_s for s in steps)
+        gone_s = time.monotonic() - self._begin
+        padded = sum(s.padded_s for s in steps)
+        taken = [s for s in steps if not s.skipped]
+        mean = {key: sum(getattr(s, key) for s in taken) / len(taken) if taken else math.nan for key in _AVERAGED}
+        return mean | {
+            "audio_s_per_s": sum(s.audio_s for s in steps) / seconds,
+            "data_wait_share": sum(s.data_wait_s for s in steps) / seconds,
+            "padding_share": 1.0 - sum(s.audio_s for s in steps) / padded if padded else 0.0,
+            # The share can shrink, though hardly: when shards came while the run was at rest.
+            "left_s": gone_s * (1.0 - share) / max(share - self._begin_share, 1e-9),
+        }
+
+
+_AVERAGED = ("loss", "lm_loss", "routing_loss", "grad_norm")
+
+
+def progress_line(step: int, max_steps: int | None, share: float, averages: dict[str, float]) -> str:
+    """Format what `Progress.take` returned for a person."""
+    a = averages
+    place = f"{step} ({int(100 * share)} %)" if max_steps is None else f"{step:>{len(str(max_steps))}}/{max_steps}"
+    return (
+        f"step {place}  loss {a['loss']:.3f} (lm {a['lm_loss']:.3f}, "
+        f"routing {a['routing_loss']:.3f})  {a['audio_s_per_s']:.0f} audio-s/s  "
+        f"data wait {a['data_wait_share']:.0%}  padding {a['padding_share']:.0%}  {duration(a['left_s'])} left"
+    )
+
+
+_LEVEL = 20  # steps the expected loss is the median of, and history it takes before anything is called a spike
+_WINDOW = 128  # steps the noise is estimated from
+_SIGMAS = 7.0
+_LEAST = 0.1  # a spike is at least this share above the expected loss, however quiet the curve
+
+
+class SpikeDetector:
+    """Compares each loss with the recent level, in units of the noise between neighbouring steps.
+
+    A spike lies more than 7 standard deviations above the level: the limit with which OLMo 2 counts its spikes
+    (arXiv 2501.00656, "spike score"); 128 steps are the window of llm.c's outlier detector. Both take mean and standard
+    deviation, which one spike inflates so that it hides the next, and the fall of the loss inflates besides. Here the
+    level is a median, and the standard deviation comes from the median absolute difference of neighbouring losses: a
+    median of deviations is what Leys et al. recommend for outliers (J. Exp. Soc. Psychol. 49(4), 2013, 764-766), and
+    differences hardly see a trend (von Neumann 1941).
+    """
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=_WINDOW)
+
+    def expected_if_spike(self, loss: float) -> float | None:
+        """Take in the next step's finite loss; returns the loss that was expected if it is a spike, else None."""
+        before = list(self._losses)
+        self._losses.append(loss)
+        if len(before) < _LEVEL:
+            return None
+        level = statistics.median(before[-_LEVEL:])
+        limit = level + max(_SIGMAS * _noise(before), _LEAST * level)
+        return level if loss > limit else None
+
+
+def _noise(losses: list[float]) -> float:
+    """Return the standard deviation of a step's loss, for normally distributed noise on any slow trend.
+
+    A difference of two has sqrt(2) times the deviation of one; the median of its absolute value is 0.6745 of that.
+    """
+    return statistics.median(abs(b - a) for a, b in pairwise(losses)) / (0.6745 * 2**0.5)

@@ -5,61 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from mowe_ray.data.batch import MicroBatch
-from mowe_ray.evaluation.answers import Answer, by_task
+from mowe_ray.data.micro_batch import MicroBatch
 from mowe_ray.evaluation.generation import generate_texts
-from mowe_ray.evaluation.routing_sums import RoutingSums
+from mowe_ray.evaluation.predictions import Answer, by_task
+from mowe_ray.evaluation.routing.stats import RoutingSums
 from mowe_ray.evaluation.scoring import majority_score, score
-from mowe_ray.model import AudioTokens, MoweForConditionalGeneration, MoweOutput, MoweProcessor
-from mowe_ray.training.batch import Batch, collate
+from mowe_ray.model import AudioTokens, MoweOutput, MoweProcessor
+from mowe_ray.training.collate import Batch, collate
+from mowe_ray.training.protocols import EvaluationEngine
 
 # Room for an answer to be wrong by being longer than the longest reference of its batch.
 _EXTRA_TOKENS = 8
-
-
-class EvaluationEngine(Protocol):
-    """What validation needs of a (possibly sharded) model."""
-
-    @property
-    def model(self) -> MoweForConditionalGeneration:
-        """The model, for its mode and for `generate`."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the inputs go."""
-
-    @property
-    def sharded(self) -> bool:
-        """Whether all ranks must generate in lockstep."""
-
-    def forward(self, **inputs: Any) -> MoweOutput:
-        """Run the model."""
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value."""
-
-
-class OneProcess:
-    """A whole model in this process alone, as validation sees it."""
-
-    sharded = False
-
-    def __init__(self, model: MoweForConditionalGeneration):
-        """Take `model` on its device."""
-        self.model, self.device = model, torch.device(model.device)
-
-    def forward(self, **inputs: Any) -> MoweOutput:
-        """Run the model."""
-        output: MoweOutput = self.model(**inputs)
-        return output
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return the only rank's value."""
-        return [value]
 
 
 @dataclass(frozen=True)

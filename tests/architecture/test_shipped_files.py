@@ -9,7 +9,7 @@ import yaml
 from mowe_ray.config import load_config
 from mowe_ray.sweeping.load import load_sweep
 from mowe_ray.sweeping.search import make_search
-from mowe_ray.sweeping.space import Space
+from mowe_ray.sweeping.search_space import Space
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "mowe_ray" / "config" / "presets").iterdir())

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mowe_ray.data.write import write_parquet
+from mowe_ray.data.shards.write import write_parquet
 from mowe_ray.train import main
 from tests.end_to_end import RATE, encoded, tone, tone_samples, write_tones
 from tests.tiny_runs import TINY, records

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import ray
 
-from mowe_ray.distributed import control
-from mowe_ray.distributed.control import Control
+from mowe_ray.distributed.ray_train import control
+from mowe_ray.distributed.ray_train.control import Control
 
 
 def test_only_a_run_that_is_to_stop_and_has_no_workers_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:

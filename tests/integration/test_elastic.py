@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mowe_ray.distributed.trainer import train
+from mowe_ray.distributed.ray_train.driver import train
 from tests.faults import RunningCommand, ended
 from tests.ray_nodes import ray_nodes
 from tests.tiny_runs import Corpus, records, tiny_config

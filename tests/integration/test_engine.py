@@ -10,12 +10,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from mowe_ray.distributed.deep_speed import deepspeed
-from mowe_ray.model.exporting import export
+from mowe_ray.distributed.engine.deepspeed_import import deepspeed
+from mowe_ray.model.export import export
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.training.batch import collate
-from mowe_ray.training.checkpoint_writer import CheckpointWriter
-from mowe_ray.training.checkpoints import newest_checkpoint
+from mowe_ray.training.checkpoint.reader import newest_checkpoint
+from mowe_ray.training.checkpoint.writer import CheckpointWriter
+from mowe_ray.training.collate import collate
 from tests.ranks import (
     Row,
     curve,

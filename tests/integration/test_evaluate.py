@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from mowe_ray.data.write import write_webdataset
+from mowe_ray.data.shards.write import write_webdataset
 from mowe_ray.evaluate import main
 from tests.browser import needs_browser, opened, serving
 from tests.chat_server import Reply, chat_server

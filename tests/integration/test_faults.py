@@ -14,7 +14,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from mowe_ray.distributed.trainer import train
+from mowe_ray.distributed.ray_train.driver import train
 from mowe_ray.output.run_folder import RunFolder
 from tests.end_to_end import tone_samples
 from tests.faults import RunningCommand, ended

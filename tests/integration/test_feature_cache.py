@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from mowe_ray.config import RunConfig
-from mowe_ray.data.batch import load_micro_batch
 from mowe_ray.data.feature_cache import FeatureCache
-from mowe_ray.distributed.features import fill_cache
-from mowe_ray.distributed.trainer import train
+from mowe_ray.data.micro_batch import load_micro_batch
+from mowe_ray.distributed.ray_data.feature_extraction import fill_cache
+from mowe_ray.distributed.ray_train.driver import train
 from mowe_ray.model.pool import chosen_layers
-from mowe_ray.training.assemble import assemble, tokenizer_of
-from mowe_ray.training.batch import padded
-from mowe_ray.training.frozen_encoders import frozen_encoders, load_frozen
-from mowe_ray.training.sources import index_sources
+from mowe_ray.training.build import assemble, tokenizer_of
+from mowe_ray.training.collate import padded
+from mowe_ray.training.datasets import index_sources
+from mowe_ray.training.frozen_features import frozen_encoders, load_frozen
 from tests.tiny_models import save_encoder_checkpoint, tiny_whisper_config
 from tests.tiny_runs import Corpus, assert_same_run, exported_weights, records, tiny_config
 

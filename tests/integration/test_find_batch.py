@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mowe_ray.config import load_config
-from mowe_ray.distributed.find_batch import find_batch
+from mowe_ray.distributed.batch_size.find_batch import find_batch
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ OVERRIDES = ["data.max_duration_s=2.5", "data.max_batch_size=16"]
 @pytest.fixture(scope="module")
 def imported_bytes() -> int:
     """Memory of the process whose forks train, before it does, as RLIMIT_DATA counts it."""
-    code = "import mowe_ray.distributed.trial_process; print(open('/proc/self/status').read())"
+    code = "import mowe_ray.distributed.batch_size.memory_trial; print(open('/proc/self/status').read())"
     status = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     (kib,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData"))
     return kib * 1024

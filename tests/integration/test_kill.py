@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mowe_ray.distributed.trainer import train
+from mowe_ray.distributed.ray_train.driver import train
 from tests.faults import RunningCommand, ended
 from tests.tiny_runs import Corpus, assert_same_run, tiny_config
 

@@ -7,9 +7,9 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from mowe_ray.config import RunConfig
-from mowe_ray.data.write import write_webdataset
-from mowe_ray.training.data_order import TrainingOrder
-from mowe_ray.training.sources import index_sources
+from mowe_ray.data.shards.write import write_webdataset
+from mowe_ray.training.datasets import index_sources
+from mowe_ray.training.sampler import TrainingOrder
 from tests.end_to_end import tone_samples
 from tests.faults import RunningCommand, ended
 from tests.tiny_runs import Corpus, records, tiny_config

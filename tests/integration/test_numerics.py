@@ -12,8 +12,8 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from mowe_ray.data.batch import MicroBatch
-from mowe_ray.training.batch import collate
+from mowe_ray.data.micro_batch import MicroBatch
+from mowe_ray.training.collate import collate
 from mowe_ray.training.loop import StepResult
 from tests.ranks import Row, make_engine, make_model, micro_batch, run_ranks, steer_routers, train
 

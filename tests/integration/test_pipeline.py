@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import ray
 
-from mowe_ray.data.batch import MicroBatch, load_micro_batch
 from mowe_ray.data.index import Index
-from mowe_ray.distributed.pipeline import decode_stream, parallel_map, prefetch
-from mowe_ray.training.sources import index_sources
+from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch
+from mowe_ray.distributed.ray_data.pipeline import decode_stream, parallel_map, prefetch
+from mowe_ray.training.datasets import index_sources
 from tests.tiny_runs import Corpus, tiny_config
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

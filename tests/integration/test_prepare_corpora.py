@@ -6,8 +6,8 @@ import tarfile
 import pyarrow.parquet as pq
 import pytest
 
+from mowe_ray.data.corpora.registry import KINDS
 from mowe_ray.data.shards import list_shards, scan_shard
-from mowe_ray.data.sources.opening import KINDS
 from mowe_ray.prepare import main
 from tests.tiny_corpora import CORPORA, meld
 

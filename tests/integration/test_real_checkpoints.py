@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoProcessor
 from mowe_ray.config import RunConfig, load_config
 from mowe_ray.model.building import parameter_parts, untouched_parameters
 from mowe_ray.train import main
-from mowe_ray.training.assemble import assemble, optimizer_groups, tokenizer_of
+from mowe_ray.training.build import assemble, optimizer_groups, tokenizer_of
 from tests.end_to_end import tone, trained_model, write_tones
 from tests.tiny_models import (
     ENCODER_CONFIGS,

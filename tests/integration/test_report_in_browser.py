@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mowe_ray.evaluation.report import report as evaluation_report
-from mowe_ray.sweeping.report import report
+from mowe_ray.evaluation.report.page import report as evaluation_report
+from mowe_ray.sweeping.report.page import report
 from tests.browser import needs_browser, opened, serving
 from tests.made_evaluation import EVALUATIONS
 from tests.made_study import histories, planted_study

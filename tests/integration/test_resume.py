@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mowe_ray.distributed.trainer import train
+from mowe_ray.distributed.ray_train.driver import train
 from tests.tiny_runs import Corpus, assert_same_run, records, tiny_config
 
 STEPS = 6

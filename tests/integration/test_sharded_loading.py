@@ -12,12 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mowe_ray.config.model_section import ModelSection
 from mowe_ray.config.training_section import MoweLossSection, TrainingSection
-from mowe_ray.distributed.engine import DeepSpeedEngine, deepspeed_config
-from mowe_ray.distributed.sharded_loading import sharded_loading
+from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine, deepspeed_config, sharded_loading
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
 from mowe_ray.model.building import equal_members, strong_members
-from mowe_ray.model.exporting import export
-from mowe_ray.training import assemble as assembling
+from mowe_ray.model.export import export
+from mowe_ray.training import build as assembling
 from tests.ranks import curve, micro_batch, optimizer_groups, plain_engine, run_ranks, train
 from tests.tiny_models import (
     save_language_model,

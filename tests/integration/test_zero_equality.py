@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mowe_ray.model import MoweForConditionalGeneration
-from mowe_ray.training.batch import collate
+from mowe_ray.training.collate import collate
 from mowe_ray.training.validation import ValidationResult, validate
 from tests.ranks import (
     CLIP_NORM,

@@ -10,8 +10,8 @@ import pytest
 
 from mowe_ray.config.model_section import ModelSection
 from mowe_ray.config.training_section import MoweLossSection
-from mowe_ray.model.exporting import export
-from mowe_ray.training.assemble import assemble
+from mowe_ray.model.export import export
+from mowe_ray.training.build import assemble
 from tests.tiny_models import save_language_model, tiny_language_model_config, tiny_tokenizer, tiny_whisper_config
 
 

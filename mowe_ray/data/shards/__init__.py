@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mowe_ray.data.sample import BadSample, Sample
-from mowe_ray.data.shards import manifest, table, tar
+from mowe_ray.data.shards import manifest, tar
+from mowe_ray.data.shards import parquet as table
 from mowe_ray.data.shards.record import Place, rows_table
 from mowe_ray.data.shards.storage import expand
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mowe_ray.data.headers import suffix_of
+from mowe_ray.data.audio_headers import suffix_of
 from mowe_ray.data.sample import BadAudio, BadSample, Sample
 
 # Names understood for each field, the first present one wins. NeMo: audio_filepath, text, offset;

@@ -13,9 +13,9 @@ from typing import Any
 from nltk.corpus import wordnet as installed_wordnet
 from nltk.translate.meteor_score import meteor_score
 
-from mowe_ray.evaluation.answers import Answer
 from mowe_ray.evaluation.metrics.metric import Metric, MissingDataError, mean_metric
-from mowe_ray.evaluation.text import caption_words
+from mowe_ray.evaluation.predictions import Answer
+from mowe_ray.evaluation.text_normalization import caption_words
 
 Ngrams = Counter[tuple[str, ...]]
 

@@ -11,9 +11,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from mowe_ray.evaluation.answers import Answer
 from mowe_ray.evaluation.metrics.metric import Array, Metric, mean_metric
-from mowe_ray.evaluation.text import plain
+from mowe_ray.evaluation.predictions import Answer
+from mowe_ray.evaluation.text_normalization import plain
 
 
 def labels_of(answers: Iterable[Answer]) -> list[str]:

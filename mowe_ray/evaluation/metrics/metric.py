@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from mowe_ray.evaluation.answers import Answer
+from mowe_ray.evaluation.predictions import Answer
 
 Array = npt.NDArray[np.float64]
 

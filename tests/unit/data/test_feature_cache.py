@@ -5,7 +5,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mowe_ray.data.batch import MicroBatch, load_micro_batch
 from mowe_ray.data.feature_cache import (
     CachedEncoder,
     FeatureCache,
@@ -15,8 +14,9 @@ from mowe_ray.data.feature_cache import (
     write_features,
 )
 from mowe_ray.data.index import Index, SourceSpec, build_index
+from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch
 from mowe_ray.data.sample import Sample
-from mowe_ray.data.write import write_webdataset
+from mowe_ray.data.shards.write import write_webdataset
 
 SHORTEST_S, LONGEST_S = 0.1, 30.0
 ENCODERS = [CachedEncoder("one", "base_encoder", 0, 1, 4, 400.0), CachedEncoder("all", "member", 2, 3, 2, 600.0)]

@@ -8,7 +8,7 @@ import pytest
 from mowe_ray.data.index import SourceSpec, build_index
 from mowe_ray.data.sample import Sample
 from mowe_ray.data.shards import read_samples, scan_shard
-from mowe_ray.data.write import write_parquet, write_webdataset
+from mowe_ray.data.shards.write import write_parquet, write_webdataset
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mowe_ray.data.batch import load_micro_batch
 from mowe_ray.data.index import SourceSpec, build_index
+from mowe_ray.data.micro_batch import load_micro_batch
 from mowe_ray.data.sample import BadSample, Sample
 from mowe_ray.data.shards import list_shards, read_samples, scan_shard
 from mowe_ray.data.shards.record import parse_record
-from mowe_ray.data.write import write_parquet, write_webdataset
+from mowe_ray.data.shards.write import write_parquet, write_webdataset
 
 
 def write_tar(path, members, tar_format=tarfile.GNU_FORMAT):

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from mowe_ray.evaluation.answers import Answer
-from mowe_ray.evaluation.bootstrap import interval, paired_difference
 from mowe_ray.evaluation.metrics.captions import ROUGE_L
 from mowe_ray.evaluation.metrics.classification import macro_f1
 from mowe_ray.evaluation.metrics.metric import mean_metric
-from mowe_ray.evaluation.metrics.word_errors import WER
+from mowe_ray.evaluation.metrics.text_overlap import WER
+from mowe_ray.evaluation.predictions import Answer
+from mowe_ray.evaluation.scoring import interval, paired_difference
 from tests.made_answers import LABELS, answers_of, labelled_answers
 
 SHARE = mean_metric("share", "share (%)", lambda answer: float(answer.answer))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mowe_ray.data.batch import MicroBatch
+from mowe_ray.data.micro_batch import MicroBatch
 from mowe_ray.evaluation.generation import answer_micro_batch
 from tests.ranks import make_model, merged, micro_batch, steer_routers
 

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from mowe_ray.evaluation.instructions import instruction_of
+from mowe_ray.evaluation.generation import instruction_of
 
 LABELS = ["happy", "sad"]
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from mowe_ray.data.sample import BadSample
-from mowe_ray.evaluation.answers import Answer, Choice
-from mowe_ray.evaluation.predictions import Predictions
+from mowe_ray.evaluation.predictions import Answer, Choice, Predictions
 from mowe_ray.output.run_folder import RunFolder
 
 SETTINGS = {"model": {"model.safetensors": "12-34"}, "generation": {"num_beams": 1}}

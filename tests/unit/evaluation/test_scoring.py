@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from mowe_ray.evaluation.answers import Answer
-from mowe_ray.evaluation.metrics.choice import DatasetMetrics, check_names, metrics_of
 from mowe_ray.evaluation.metrics.metric import mean_metric
-from mowe_ray.evaluation.metrics.question_answering import EXACT_MATCH, TOKEN_F1
-from mowe_ray.evaluation.metrics.word_errors import CER, WER
+from mowe_ray.evaluation.metrics.registry import DatasetMetrics, check_names, metrics_of
+from mowe_ray.evaluation.metrics.text_overlap import CER, EXACT_MATCH, TOKEN_F1, WER
+from mowe_ray.evaluation.predictions import Answer
 from mowe_ray.evaluation.scoring import majority_score, score, task_scores
 from tests.made_answers import answers_of, labelled_answers, near
 

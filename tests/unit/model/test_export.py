@@ -17,7 +17,7 @@ from mowe_ray.model.building import (
     load_model,
     untouched_parameters,
 )
-from mowe_ray.model.exporting import export
+from mowe_ray.model.export import export
 from tests.tiny_models import (
     tiny_ast_config,
     tiny_hubert_config,

@@ -7,7 +7,7 @@ import yaml
 
 from mowe_ray.config import ConfigError
 from mowe_ray.sweeping.load import load_sweep
-from mowe_ray.sweeping.space import Space
+from mowe_ray.sweeping.search_space import Space
 
 MINIMAL = {"name": "s", "question": "Why?", "space": {"model.router.top_k": {"choice": [1, 2]}}}
 

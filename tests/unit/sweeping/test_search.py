@@ -9,7 +9,7 @@ import pytest
 
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search import key, make_search, random_points
-from mowe_ray.sweeping.space import Point, Space
+from mowe_ray.sweeping.search_space import Point, Space
 
 POOL = "model.weak_encoders"
 MIXED = {
@@ -110,7 +110,7 @@ def test_optuna_weighs_two_objectives_and_survives_failures() -> None:
 @pytest.mark.parametrize("values", [[["whisper"], []], [{"a": 1}, None], [True, False], ["x", 2]])
 def test_optuna_gives_back_the_values_it_was_given(values: list[Any]) -> None:
     from mowe_ray.sweeping.search import _read, _written
-    from mowe_ray.sweeping.space import Factor
+    from mowe_ray.sweeping.search_space import Factor
 
     factor = Factor("f", tuple(values))
     assert [_read(factor, _written(factor, value)) for value in values] == values

@@ -11,10 +11,10 @@ import pytest
 
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.progress import best_trial, summary, table, time_left
+from mowe_ray.sweeping.report.files import write_results
 from mowe_ray.sweeping.schema import ObjectiveSection, SweepConfig
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Cost, Trial, history, joined, load_all, objective, save
-from mowe_ray.sweeping.writing import write_results
 
 TASKS = {"asr": {"score": 0.2, "majority": 0.1, "samples": 5}, "er": {"score": 0.6, "majority": 0.3, "samples": 5}}
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from mowe_ray.config.model_section import ModelSection
 from mowe_ray.config.training_section import MoweLossSection
-from mowe_ray.data.batch import MicroBatch
+from mowe_ray.data.micro_batch import MicroBatch
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
-from mowe_ray.training.assemble import assemble
-from mowe_ray.training.batch import collate
+from mowe_ray.training.build import assemble
+from mowe_ray.training.collate import collate
 from tests.tiny_models import tiny_hubert_config, tiny_language_model_config, tiny_tokenizer, tiny_whisper_config
 
 PARTS = ("base_encoder", "weak_encoders", "language_model")

@@ -7,12 +7,12 @@ import pytest
 from mowe_ray.config import load_config
 from mowe_ray.config.training_section import MoweLossSection
 from mowe_ray.model.building import parameter_parts
-from mowe_ray.training.assemble import assemble
+from mowe_ray.training.build import assemble
 from mowe_ray.training.dry_run import dry_run
 from mowe_ray.training.estimate import Amount, estimate
 from tests.tiny_models import ENCODER_CONFIGS, save_encoder_checkpoint, save_language_model, tiny_hubert_config
-from tests.unit.training.test_assemble import section
-from tests.unit.training.test_sources import data  # noqa: F401 - a fixture
+from tests.unit.training.test_build import section
+from tests.unit.training.test_datasets import data  # noqa: F401 - a fixture
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 from mowe_ray.config import load_config
 from mowe_ray.data.index import Index
 from mowe_ray.data.sample import BadSample
-from mowe_ray.training.batch import Batch
-from mowe_ray.training.lanes import rows_of_rank, with_batches
+from mowe_ray.training.collate import Batch
+from mowe_ray.training.sampler import rows_of_rank, with_batches
 from tests.made_index import made_index
-from tests.unit.training.test_data_order import SHARDS, make_order, plain
+from tests.unit.training.test_sampler import SHARDS, make_order, plain
 
 
 def test_lanes_are_the_micro_batches_of_all_workers():

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from mowe_ray.model.building import WeakEncoder, parameter_parts
-from mowe_ray.training.batch import collate
+from mowe_ray.training.collate import collate
 from mowe_ray.training.loop import lane_seed, training_steps
-from mowe_ray.training.schedule import parameter_groups
+from mowe_ray.training.optimizer import parameter_groups
 from tests.golden_curve import GOLDEN, golden_curve
 from tests.plain_engine import PlainEngine
 from tests.tiny_models import tiny_whisper_config

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from threading import Barrier, Thread
 from typing import Any
 
-from mowe_ray.data.report import DataReport
+from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.sample import BadSample
-from mowe_ray.evaluation.answers import Answer, Choice
-from mowe_ray.evaluation.routing_sums import routing_of
+from mowe_ray.evaluation.predictions import Answer, Choice
+from mowe_ray.evaluation.routing.stats import routing_of
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.training.batch import Batch
-from mowe_ray.training.errors import RunError
+from mowe_ray.training.collate import Batch
 from mowe_ray.training.monitor import Monitor
-from mowe_ray.training.tracking import Tracker
+from mowe_ray.training.protocols import RunError
+from mowe_ray.training.tracker import Tracker
 from mowe_ray.training.validation import ValidationResult
 from tests.unit.training.test_progress import result
 

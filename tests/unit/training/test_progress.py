@@ -3,7 +3,7 @@ import time
 import pytest
 
 from mowe_ray.training.loop import StepResult
-from mowe_ray.training.progress import Progress, progress_line
+from mowe_ray.training.monitor import Progress, progress_line
 
 
 def result(step: int, **changes) -> StepResult:

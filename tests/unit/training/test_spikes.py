@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mowe_ray.training.spikes import SpikeDetector
+from mowe_ray.training.monitor import SpikeDetector
 
 SEEDS = range(8)
 

@@ -1,0 +1,54 @@
+"""Common Voice: a folder per language, with one TSV a split beside the clips.
+
+    en/train.tsv  en/dev.tsv  en/test.tsv  en/validated.tsv  en/other.tsv  en/invalidated.tsv  en/clips/*.mp3
+
+The TSVs have a header with at least `path` (the clip's name, without suffix in the first releases) and `sentence`;
+quotes mean themselves. Known from the readers of lhotse and torchaudio. lhotse's recipe is not used: it opens every
+clip once more than needed, wants columns that older releases lack, and leaves out missing clips without a word.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mowe_ray.data.corpora.layout import Defaults
+from mowe_ray.data.sample import BadSample, Sample
+
+SPLITS = ("train", "dev", "test", "validated", "other", "invalidated")
+
+
+def is_common_voice(path: Path) -> bool:
+    """Whether a folder holds clips and tables of one language, or folders that do."""
+    return any((clips.parent / f"{split}.tsv").is_file() for clips in _clips(path) for split in SPLITS)
+
+
+def read_common_voice(folder: Path, defaults: Defaults, split: str) -> Iterator[Sample | BadSample]:
+    """Read one split of one language; sentences keep their case and punctuation.
+
+    Args:
+        folder: of the language, such as `cv-corpus-15.0-2023-09-08/en`; or the release, if it has one language only.
+        defaults: task and instruction.
+        split: one of SPLITS; `validated` holds train, dev and test and more.
+
+    Raises:
+        ValueError: it is not this layout, there are several languages, or no table of the split.
+    """
+    found = _clips(folder)
+    if len(found) != 1:
+        languages = ", ".join(clips.parent.name for clips in found) or "none"
+        raise ValueError(
+            f"{folder}: Common Voice is read one language at a time, and this holds {languages} with clips/"
+        )
+    table = found[0].parent / f"{split}.tsv"
+    if not table.is_file():
+        raise ValueError(f"{folder}: there is no {split}.tsv")
+    with table.open(encoding="utf-8-sig") as lines:
+        columns = lines.readline().rstrip("\r\n").split("\t")
+        for line in lines:
+            row = dict(zip(columns, line.rstrip("\r\n").split("\t"), strict=False))
+            if name := row.get("path"):
+                clip = found[0] / (name if name.endswith(".mp3") else f"{name}.mp3")
+                yield defaults.file(clip, clip.stem, row.get("sentence", ""))
+
+
+def _clips(path: Path) -> list[Path]:
+    return [path / "clips"] if (path / "clips").is_dir() else sorted(path.glob("*/clips"))

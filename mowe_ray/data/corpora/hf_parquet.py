@@ -1,0 +1,83 @@
+"""Parquet files as `datasets` writes them: an audio column `{bytes, path}` beside text columns."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mowe_ray.data.corpora.layout import Defaults
+from mowe_ray.data.sample import BadSample, Sample
+
+Row = dict[str, Any]
+
+_BATCH_ROWS = 16  # encoded clips held in memory at a time
+
+
+def read_parquet(
+    path: Path,
+    defaults: Defaults,
+    split: str | None = None,
+    fields_of: Callable[[Row], Row] = dict,
+) -> Iterator[Sample | BadSample]:
+    """Read a Parquet file or every one below a folder.
+
+    Args:
+        path: file or folder.
+        defaults: what rows do not say themselves.
+        split: only files of this split (`train-00000-of-00004.parquet` or `train/...`); None = all.
+        fields_of: turns a row into fields of the usual names.
+
+    Raises:
+        ValueError: there is no file of that split.
+    """
+    for file in parquet_files(path, split):
+        try:
+            for number, row in enumerate(_rows(file)):
+                yield defaults.sample(fields_of(row), f"{file.stem}-{number:06d}", file)
+        except (pa.ArrowException, OSError) as error:
+            yield BadSample(file.name, defaults.source, "broken_shard", str(error)[:200])
+
+
+def parquet_files(path: Path, split: str | None = None) -> list[Path]:
+    """List the Parquet files of `split`, sorted; ValueError if there are none."""
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    if split is not None and path.is_dir():
+        files = [file for file in files if split in _splits(file.relative_to(path))]
+    if not files:
+        raise ValueError(f"{path}: no Parquet file" + (f" of split {split!r}" if split else ""))
+    return files
+
+
+def _splits(file: Path) -> set[str]:
+    return {*file.parts[:-1], file.stem.partition("-")[0]}
+
+
+def _rows(file: Path) -> Iterator[Row]:
+    with pq.ParquetFile(file) as table:
+        classes = _class_names(table.schema_arrow)
+        for batch in table.iter_batches(batch_size=_BATCH_ROWS):
+            for row in batch.to_pylist():
+                yield {**row, **_labels(row, classes)}
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Names of the classes of each `ClassLabel` column, whose cells hold only positions."""
+    stored = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(stored).get("info", {}).get("features", {}) if stored else {}
+    return {
+        column: feature["names"]
+        for column, feature in features.items()
+        if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel"
+    }
+
+
+def _labels(row: Row, classes: Mapping[str, list[str]]) -> dict[str, str | None]:
+    """Class names instead of positions; None and -1 mean that a row is not labelled."""
+    positions = {column: row[column] for column in classes}
+    return {
+        column: None if position is None or position < 0 else classes[column][position]
+        for column, position in positions.items()
+    }

@@ -1,0 +1,145 @@
+"""Finding one's way in the folder of a corpus, as it lies there after unpacking."""
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mowe_ray.data.sample import AUDIO_SUFFIXES, BadAudio, BadSample, Sample
+from mowe_ray.data.shards.manifest import read_audio
+from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS, check_record, parse_record
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """Return the file or folder of this name (or `a/b`) in `folder` or up to two levels below, if there is one."""
+    for pattern in (name, f"*/{name}", f"*/*/{name}"):
+        if found := sorted(folder.glob(pattern)):
+            return found[0]
+    return None
+
+
+def need(folder: Path, name: str, corpus: str) -> Path:
+    """Like `find`, but ValueError says that `folder` is not laid out as `corpus` is."""
+    found = find(folder, name)
+    if found is None:
+        raise ValueError(f"{folder}: no {name} in it, so this is not {corpus}'s layout")
+    return found
+
+
+def audio_by_stem(folder: Path) -> dict[str, Path]:
+    """Every audio file below `folder` by its name without suffix: corpora are converted, but names are kept."""
+    return {path.stem: path for path in audio_files(folder)}
+
+
+def read_csv(file: Path, *columns: str) -> Iterator[dict[str, str]]:
+    """Rows of a CSV with a header line, where missing cells are empty; ValueError if it lacks one of `columns`."""
+    # Some tables hold a few bytes of another encoding, which is no reason to refuse all of them.
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        rows = csv.DictReader(lines, restval="")
+        if missing := set(columns) - set(rows.fieldnames or ()):
+            raise ValueError(f"{file}: there is no column {', '.join(sorted(missing))}")
+        yield from rows
+
+
+# Names that shards of our own never use, but published tables do; looked at last.
+_MORE_NAMES = {
+    "audio": ("path", "file", "file_name", "filename", "wav"),
+    "answer": ("label", "emotion"),
+    "id": ("utterance_id", "key"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What rows do not say themselves.
+
+    Attributes:
+        source: name of the corpus.
+        task: task of rows without one; None = every row must say it.
+        instruction: instruction of rows without one; None = the usual one of the task.
+    """
+
+    source: str
+    task: str | None = None
+    instruction: str | None = None
+
+    def sample(self, row: Mapping[str, Any], id: str, beside: Path) -> Sample | BadSample:
+        """Make a sample of a row.
+
+        Args:
+            row: fields by any name that `parse_record` understands, or that is listed above.
+            id: used when the row has neither an id nor an audio path.
+            beside: file that holds the row; relative audio paths start at its folder.
+
+        Raises:
+            ValueError: nothing says the task, or the instruction of a task that has no usual one.
+        """
+        record = parse_record(_with_usual_names(row))
+        id = record.id or (record.audio if isinstance(record.audio, str) else id)
+        try:
+            # An instruction alone is not enough: prepare turns recordings into shards.
+            if record.audio is None:
+                raise BadAudio("no_audio", f"row {id} names no audio")
+            check_record(record, has_audio=True)
+            suffix = suffix_of(record.audio) if isinstance(record.audio, str) else ""
+            audio = record.audio
+            if isinstance(audio, str):
+                audio = read_audio(str(beside), audio)
+        except BadAudio as error:
+            return BadSample(id, self.source, error.cause, error.detail)
+        task = record.task or self.task
+        if task is None:
+            raise ValueError(f"{self.source}: nothing says the task of {id}; give --task")
+        return Sample(
+            id=id,
+            audio=audio,
+            instruction=record.instruction or self._instruction_for(task),
+            answer=record.answer,
+            task=task,
+            source=self.source,
+            suffix=suffix,
+            duration_s=record.duration_s,
+            offset_s=record.offset_s,
+            references=record.references,
+        )
+
+    def file(self, path: Path, id: str, answer: str) -> Sample | BadSample:
+        """Make a sample of an audio file and the answer that belongs to it."""
+        return self.sample({"id": id, "audio": str(path.absolute()), "answer": answer}, id, path)
+
+    def _instruction_for(self, task: str) -> str:
+        instruction = self.instruction or DEFAULT_INSTRUCTIONS.get(task)
+        if instruction is None:
+            raise ValueError(
+                f"{self.source}: nothing says what to ask about samples of task {task!r}; "
+                f"give --instruction (only {', '.join(DEFAULT_INSTRUCTIONS)} have a usual one)"
+            )
+        return instruction
+
+
+def choose_from(labels: Iterable[str], question: str = DEFAULT_INSTRUCTIONS["er"]) -> str:
+    """Return a question that names the labels to choose from: corpora call the same emotion by different words."""
+    return f"{question} Answer with one of: {', '.join(labels)}."
+
+
+def suffix_of(name: str) -> str:
+    """File suffix without the dot, lower case; "" for a name without one."""
+    return Path(name).suffix[1:].lower()
+
+
+def audio_files(folder: Path) -> Iterator[Path]:
+    """List every audio file below `folder`, sorted: a corpus always comes in the same order."""
+    for path in sorted(folder.rglob("*")):
+        if suffix_of(path.name) in AUDIO_SUFFIXES and path.is_file():
+            yield path
+
+
+def _with_usual_names(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    record = parse_record(row)
+    found = {
+        usual: next((row[name] for name in names if row.get(name) not in (None, "")), None)
+        for usual, names in _MORE_NAMES.items()
+        if not getattr(record, usual)
+    }
+    return {**row, **{usual: value for usual, value in found.items() if value is not None}}

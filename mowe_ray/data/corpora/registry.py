@@ -1,0 +1,204 @@
+"""Every layout that can be read, and which one a source has, found by looking at it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from mowe_ray.data.corpora import audiocaps, clotho_aqa, common_voice, iemocap, meld, slue_sqa5, spoken_squad, wavcaps
+from mowe_ray.data.corpora.audiobench import is_audiobench, read_audiobench
+from mowe_ray.data.corpora.hf_parquet import parquet_files, read_parquet
+from mowe_ray.data.corpora.layout import Defaults, audio_files
+from mowe_ray.data.corpora.librispeech import read_librispeech
+from mowe_ray.data.corpora.manifest_and_folders import LABELS, SUFFIXES, read_labelled_folders, read_manifest
+from mowe_ray.data.sample import BadSample, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A layout that can be read.
+
+    Attributes:
+        about: for people, in a line.
+        is_it: whether a path seems to be of this kind.
+        read: makes the samples of a path and what its rows do not say, then of the split if the kind has `splits`
+            (None = all), then of the label if it has `labels`.
+        task: what it is for, where the layout tells.
+        splits: official names; () = any, None = there are no splits.
+        whole: whether all splits may be read together; not where one of them is for testing.
+        labels: what people may take for the answer; the first is the default.
+    """
+
+    about: str
+    is_it: Callable[[Path], bool]
+    read: Callable[..., Iterator[Sample | BadSample]]
+    task: str | None = None
+    splits: tuple[str, ...] | None = ()
+    whole: bool = True
+    labels: tuple[str, ...] = ()
+
+
+def _parquet(is_it: Callable[[Path], bool]) -> Callable[[Path], bool]:
+    """Whether the first Parquet file of a path is of a kind."""
+
+    def first_is(path: Path) -> bool:
+        has_some = path.suffix == ".parquet" or next(path.rglob("*.parquet"), None) is not None
+        return has_some and is_it(parquet_files(path)[0])
+
+    return first_is
+
+
+# The first that fits is taken: the particular before the general, and a glance before a walk through all files.
+KINDS: dict[str, Kind] = {
+    "manifest": Kind(
+        "JSON lines or TSV: audio_filepath|audio|path, text|answer, and where they differ from row to row\n"
+        "instruction, task, id, duration, offset",
+        lambda path: path.suffix in SUFFIXES and path.is_file(),
+        read_manifest,
+        splits=None,
+    ),
+    "common-voice": Kind(
+        "folder of one language, TSVs beside clips/",
+        common_voice.is_common_voice,
+        common_voice.read_common_voice,
+        "asr",
+        common_voice.SPLITS,
+        whole=False,
+    ),
+    "audiocaps": Kind(
+        "its CSVs, and the clips that were still to be had",
+        audiocaps.is_audiocaps,
+        audiocaps.read_audiocaps,
+        "ac",
+        audiocaps.SPLITS,
+        whole=False,
+    ),
+    "wavcaps": Kind(
+        "json_files/, and the unpacked Zip_files/", wavcaps.is_wavcaps, wavcaps.read_wavcaps, "ac", wavcaps.SPLITS
+    ),
+    "clotho-aqa": Kind(
+        "its CSVs, and audio_files/",
+        clotho_aqa.is_clotho_aqa,
+        clotho_aqa.read_clotho_aqa,
+        "aqa",
+        clotho_aqa.SPLITS,
+        whole=False,
+    ),
+    "iemocap": Kind("Session1/ to Session5/", iemocap.is_iemocap, iemocap.read_iemocap, "er", iemocap.SPLITS),
+    "meld": Kind(
+        "its CSVs, and the folders of clips",
+        meld.is_meld,
+        meld.read_meld,
+        "er",
+        meld.SPLITS,
+        whole=False,
+        labels=tuple(meld.LABELS),
+    ),
+    "spoken-squad": Kind(
+        "its JSON files, train_wav/ and dev_wav/",
+        spoken_squad.is_spoken_squad,
+        spoken_squad.read_spoken_squad,
+        "sqa",
+        spoken_squad.SPLITS,
+        whole=False,
+    ),
+    "audiobench": Kind("Parquet with context, instruction and answer", _parquet(is_audiobench), read_audiobench),
+    "slue-sqa5": Kind(
+        "Parquet of SLUE phase 2",
+        _parquet(slue_sqa5.is_slue_sqa5),
+        slue_sqa5.read_slue_sqa5,
+        "sqa",
+        slue_sqa5.SPLITS,
+        whole=False,
+    ),
+    "parquet": Kind(
+        "Parquet file or folder with an audio column, as Hugging Face's datasets write it",
+        _parquet(lambda file: True),
+        read_parquet,
+    ),
+    "librispeech": Kind(
+        "folders with *.trans.txt beside FLAC files",
+        lambda path: next(path.rglob("*.trans.txt"), None) is not None,
+        read_librispeech,
+        "asr",
+    ),
+    "folders": Kind(
+        "LABEL/*.wav, or files named by the words spoken",
+        lambda path: next(audio_files(path), None) is not None,
+        read_labelled_folders,
+        splits=None,
+        labels=LABELS,
+    ),
+}
+
+
+def detect_kind(path: Path) -> str:
+    """Tell the kind of a source by its files.
+
+    Raises:
+        ValueError: it does not exist, or nothing known is in it.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    for name, kind in KINDS.items():
+        if kind.is_it(path):
+            return name
+    raise ValueError(
+        f"{path}: neither a manifest ({', '.join(SUFFIXES)}), nor a folder with Parquet, audio files "
+        "or a corpus in it; --help lists the kinds of source"
+    )
+
+
+def check_source(path: Path, name: str, split: str | None, label: str | None) -> None:
+    """Raise ValueError where a path, split or label cannot be of the kind called `name`; opens no file."""
+    kind = KINDS[name]
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    if name in ("manifest", "folders") and path.is_dir() != (name == "folders"):
+        raise ValueError(f"{path}: not of kind {name!r}")
+    if kind.splits is None and split is not None:
+        raise ValueError(f"--split {split}: a source of kind {name!r} has no splits")
+    if split is None and not kind.whole:
+        raise ValueError(f"--split is needed, for {name} has a part for testing: {', '.join(kind.splits or ())}")
+    if kind.splits and split is not None and split not in kind.splits:
+        raise ValueError(f"--split {split}: {name} has {', '.join(kind.splits)}")
+    if label is not None and label not in kind.labels:
+        known = " or ".join(kind.labels) or "not for it"
+        raise ValueError(f"--label-from {label}: with kind {name} it is {known}")
+
+
+def read_source(
+    path: Path, name: str, defaults: Defaults, split: str | None = None, label: str | None = None
+) -> Iterator[Sample | BadSample]:
+    """Read a source that `check_source` let pass, always in the same order.
+
+    Args:
+        path: file or folder.
+        name: of its kind.
+        defaults: what its rows do not say themselves.
+        split: the part of it to read; None = all.
+        label: what to take for the answer, for kinds with a choice; None = the usual.
+
+    Raises:
+        ValueError: the path is not of this kind, or lacks the split.
+    """
+    kind = KINDS[name]
+    arguments = [] if kind.splits is None else [split]
+    if kind.labels:
+        arguments.append(label or kind.labels[0])
+    return kind.read(path, defaults, *arguments)
+
+
+def count_samples(path: Path, name: str, split: str | None = None) -> int | None:
+    """How many samples to expect, as far as a quick look tells; None if it does not."""
+    if name in ("parquet", "audiobench", "slue-sqa5"):
+        counts: list[int] = [pq.read_metadata(f).num_rows for f in parquet_files(path, split)]
+        return sum(counts)
+    if name == "manifest":
+        with path.open("rb") as file:
+            lines = sum(1 for _ in file)
+        return lines if path.suffix != ".json" else None
+    if name in ("librispeech", "folders"):
+        return sum(1 for _ in audio_files(path / split if split else path))
+    return None

@@ -1,5 +1,0 @@
-"""The built-in corpus: synthetic speech and sounds for five tasks, offline, seeded, any size."""
-
-from mowe_ray.data.corpus.builtin import DEFAULT_CLIPS, builtin_corpus, builtin_samples
-
-__all__ = ["DEFAULT_CLIPS", "builtin_corpus", "builtin_samples"]

@@ -1,0 +1,1 @@
+"""Find the largest micro-batch that fits."""

@@ -1,0 +1,1 @@
+"""DeepSpeed: the engine, and optimizer state under ZeRO."""

@@ -1,0 +1,295 @@
+"""DeepSpeed around a MoWE model: ZeRO sharding, mixed precision, clipping, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+from mowe_ray.config import RunConfig
+from mowe_ray.distributed.engine import zero_state as fragments
+from mowe_ray.distributed.engine.deepspeed_import import deepspeed
+from mowe_ray.model import MoweForConditionalGeneration, MoweOutput, MoweProcessor
+from mowe_ray.model.building import equal_members, strong_members
+from mowe_ray.training.build import assemble, model_dtype, optimizer_groups
+from mowe_ray.training.checkpoint.reader import Checkpoint, Fragment
+from mowe_ray.training.fault_tolerance.watchdog import Whereabouts
+from mowe_ray.training.optimizer import set_learning_rates
+
+# An all-reduce for inference on CPUs, which training never calls: DeepSpeed would compile it for half a minute.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+_LARGEST_BUCKET = 500_000_000
+"""Elements of gradient that DeepSpeed reduces at once, by its own default; from ZeRO-1 on it sets them all aside."""
+
+
+def deepspeed_config(
+    *,
+    zero_stage: int,
+    clip_norm: float,
+    bf16: bool,
+    offload: Literal["none", "cpu"],
+) -> dict[str, Any]:
+    """Return the DeepSpeed configuration of a run.
+
+    Args:
+        clip_norm: Global gradient norm limit; 0 is off (DeepSpeed's own default would be 1.0).
+    """
+    zero: dict[str, Any] = {"stage": zero_stage}
+    if offload == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    return {
+        # Only DeepSpeed's own counters read these two: our batches vary in size, and the loop says when a step ends.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": clip_norm,
+        "bf16": {"enabled": bf16},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        # torch's AdamW also runs on offloaded states, and needs no compiler on the machine.
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+
+
+class DeepSpeedEngine:
+    """A model and its AdamW under DeepSpeed, as the training loop sees it.
+
+    Responsibilities:
+    - scale losses so that gradients are sums over ranks and micro-batches (the model's losses are
+      already shares of the global loss);
+    - enter idle encoders also outside training under ZeRO-3, where every rank must gather the same weights;
+    - name the trainable tensors that a step left without gradient;
+    - say where it is, for the watchdog.
+
+    Attributes:
+        updates: Calls of `step` so far; it grows before a weight changes.
+    """
+
+    def __init__(
+        self,
+        model: MoweForConditionalGeneration,
+        groups: list[dict[str, Any]],
+        config: dict[str, Any],
+        whereabouts: Whereabouts | None = None,
+    ):
+        """Shard `model` and create its optimizer; a process group must exist. Collective."""
+        self._whereabouts = whereabouts or Whereabouts()
+        self.updates = 0
+        deepspeed.utils.logger.setLevel(logging.ERROR)
+        self._stage: int = config["zero_optimization"]["stage"]
+        model.enter_idle_encoders = self._stage == 3
+        self._touched: set[str] = set()
+        self._trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+        self._watch_gradients(model)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.contiguous()  # so that a stretch of it can be named by start and length
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=[p for group in groups for p in group["params"]],
+            optimizer=optimizer,
+            config=_with_fitting_bucket(config, model),
+        )
+        # DeepSpeed moves nothing of a model that came as shards (distributed/sharded_loading.py).
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(self.device)
+        fragments.forget_first_update(self._engine)
+        self.rank: int = dist.get_rank()
+
+    @property
+    def model(self) -> MoweForConditionalGeneration:
+        """The wrapped model; under ZeRO-3 its parameters are shards."""
+        module: MoweForConditionalGeneration = self._engine.module
+        return module
+
+    @property
+    def device(self) -> torch.device:
+        """Device of this rank."""
+        return torch.device(self._engine.device)
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return dist.get_world_size()
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are sharded, so that all ranks must run the same modules at the same time."""
+        return self._stage == 3
+
+    def forward(self, **inputs: Any) -> MoweOutput:
+        """Run the model on this rank's inputs."""
+        with self._whereabouts.at("forward"):
+            output: MoweOutput = self._engine(**inputs)
+        return output
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Accumulate the gradient of a micro-batch's share of the global loss; reduce it after the `last`.
+
+        DeepSpeed averages over ranks: the factor undoes it. Accumulation is not averaged at all.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        with self._whereabouts.at("backward"):
+            self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self, learning_rate_factor: float) -> float:
+        """Clip, update and clear the gradients; returns their global norm before clipping.
+
+        A norm that is not finite skips the update: all ranks keep weights and moments as they were and return inf.
+        """
+        set_learning_rates(self._engine.optimizer.param_groups, learning_rate_factor)
+        norm = float(self._local_norm()) if self._stage == 0 else None
+        if norm is not None and not math.isfinite(norm):  # ZeRO skips by itself, torch's optimizer would not
+            self.updates += 1
+            self._engine.zero_grad()
+            return math.inf
+        with self._whereabouts.at("optimizer step"):
+            self.updates += 1
+            self._engine.step()
+        if not self._engine.was_step_applied():
+            return math.inf
+        return float((self._engine.get_global_grad_norm() or 0.0) if norm is None else norm)
+
+    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum `values` over all ranks, on this rank's device."""
+        values = values.to(self.device)
+        with self._whereabouts.at("all-reduce of the ranks' sums"):
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's `value`, by rank."""
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def untouched_parameters(self) -> list[str]:
+        """Return the trainable parameters that no backward of this rank has reached yet."""
+        return [name for name in self._trainable if name not in self._touched]
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Updates made so far, over all lives of the run."""
+        return fragments.optimizer_steps(self._engine)
+
+    def snapshot(self) -> dict[str, Fragment]:
+        """Return a copy, on the CPU, of this rank's part of weights, moments and buffers; not collective.
+
+        Frozen weights are left out: they come from the base checkpoints again.
+        """
+        return fragments.snapshot(self._engine)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from `checkpoint`, whatever world size and ZeRO stage wrote it. Collective."""
+        fragments.restore(self._engine, checkpoint)
+
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
+        """Return all weights, whole and on the CPU, on rank 0 (elsewhere an empty dict). Collective."""
+        tensors = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
+        weights: dict[str, torch.Tensor] = {}
+        for name in self.model.state_dict():
+            tensor = tensors[name]
+            with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
+                if self.rank == 0:
+                    weights[name] = tensor.detach().cpu().clone()
+        return weights
+
+    def _watch_gradients(self, model: nn.Module) -> None:
+        # Hooks see the gradient before ZeRO partitions and frees it.
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(lambda _grad, name=name: self._touched.add(name))
+
+    def _local_norm(self) -> torch.Tensor:
+        # Without ZeRO, DeepSpeed keeps no norm; the gradients are reduced already and equal on all ranks.
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+
+def _with_fitting_bucket(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Return `config` with a bucket that holds the model's gradients and not more, unless it names a size."""
+    # Under ZeRO-3 a tensor that was loaded in shards is empty, and knows its size as `ds_numel`.
+    elements = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+    bucket = {"reduce_bucket_size": min(elements, _LARGEST_BUCKET)}
+    return config | {"zero_optimization": bucket | config["zero_optimization"]}
+
+
+def build_engine(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    whereabouts: Whereabouts,
+    say: Callable[[str], object],
+) -> tuple[MoweProcessor, DeepSpeedEngine]:
+    """Build the model with its weights and shard it; a process group must exist. Collective.
+
+    Args:
+        whereabouts: Will name the part of the model whose forward runs.
+        say: Shows a line to the person who waits.
+
+    Raises:
+        ValueError: A checkpoint cannot be used; the message names the key.
+    """
+    gpu = config.compute.gpus_per_worker > 0
+    settings = deepspeed_config(
+        zero_stage=config.compute.zero_stage,
+        clip_norm=config.training.clip_norm,
+        bf16=model_dtype(config.model, gpu) == torch.bfloat16,
+        offload=config.compute.offload,
+    )
+    model, processor = assemble(
+        config.model,
+        config.training.mowe_loss,
+        seed=config.seed,
+        tokenizer=tokenizer,
+        gpu=gpu,
+        loading=sharded_loading(settings),
+    )
+    for warning in [*equal_members(model), *strong_members(model)]:
+        say(f"warning: {warning}")
+    whereabouts.follow(_parts(model, [member.name for member in config.model.weak_encoders]))
+    return processor, DeepSpeedEngine(model, optimizer_groups(model, config.training), settings, whereabouts)
+
+
+def _parts(model: MoweForConditionalGeneration, members: list[str]) -> dict[str, torch.nn.Module]:
+    """Return the parts of the model a person knows, by name."""
+    tower = model.audio_tower
+    weak = dict(zip((f"weak encoder {name!r}" for name in members), tower.pool or (), strict=True))
+    return {
+        "base encoder": tower.base_encoder,
+        **weak,
+        "adapter": tower.adapter,
+        "language model": model.language_model,
+    }
+
+
+def sharded_loading(config: dict[str, Any]) -> AbstractContextManager[None] | None:
+    """Return a context in which transformers' `from_pretrained` makes shards of all ranks; None below ZeRO-3.
+
+    Rank 0 alone reads the checkpoint, and hands out one tensor after the other: every rank must load the same. Nothing
+    else belongs inside: random weights would be drawn by rank 0 alone, and unused weights are not reported.
+
+    Args:
+        config: DeepSpeed's configuration, which the engine gets too.
+    """
+    return _sharded(config) if config["zero_optimization"]["stage"] == 3 else None
+
+
+@contextmanager
+def _sharded(config: dict[str, Any]) -> Iterator[None]:
+    kept_alive = HfDeepSpeedConfig(config)  # transformers has only a weak reference to it
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del kept_alive

@@ -1,0 +1,195 @@
+"""Where DeepSpeed keeps each rank's share of master weights and AdamW moments, and how to read and set it.
+
+ZeRO flattens parameters and deals the flat tensors out. Whatever the stage, a rank holds of a parameter one
+stretch, and it lies in one fp32 tensor that AdamW updates. So a snapshot says for every parameter which stretch
+it is, and any number of ranks at any stage can take from it the stretches they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from mowe_ray.distributed.engine.deepspeed_import import deepspeed
+from mowe_ray.training.checkpoint.reader import Checkpoint, Fragment
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_STEPS = "optimizer_steps"
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A rank's stretch of a parameter.
+
+    Attributes:
+        name, shape: Of the parameter.
+        start, length: The stretch, in the flattened parameter.
+        master: The fp32 tensor that AdamW updates; AdamW's state has its moments, of the same shape.
+        offset: Where the stretch begins in the flattened `master`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    length: int
+    master: torch.Tensor
+    offset: int
+
+
+def snapshot(engine: deepspeed.DeepSpeedEngine) -> dict[str, Fragment]:
+    """Return copies, on the CPU, of what this rank alone must keep. Not collective.
+
+    Names are `weight/NAME`, `exp_avg/NAME` and `exp_avg_sq/NAME` for every trainable parameter (in fp32), and from
+    rank 0 `buffer/NAME` for every buffer of the model's state dict, and `optimizer_steps`.
+    """
+    fragments = {}
+    for share in _shares(engine):
+        start, length = _own_part(engine, share)
+        if not length:
+            continue
+        offset = share.offset + start - share.start
+        for kind, tensor in _tensors(engine, share.master).items():
+            data = tensor.detach().view(-1).narrow(0, offset, length).to("cpu", copy=True)
+            fragments[f"{kind}/{share.name}"] = Fragment(data, start, share.shape)
+    if dist.get_rank() == 0:
+        for name, buffer in _buffers(engine.module):
+            data = buffer.detach().reshape(-1).to("cpu", copy=True)
+            fragments[f"buffer/{name}"] = Fragment(data, 0, tuple(buffer.shape))
+        fragments[_STEPS] = Fragment(torch.tensor([optimizer_steps(engine)]), 0, (1,))
+    return fragments
+
+
+@torch.no_grad()
+def restore(engine: deepspeed.DeepSpeedEngine, checkpoint: Checkpoint) -> None:
+    """Set weights, moments, step count and buffers to those of `checkpoint`. Collective.
+
+    Raises:
+        ValueError: The checkpoint is of another model.
+    """
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        engine.optimizer.checkpoint_event_prologue()  # gathered parameters would outlive the change
+    steps = int(checkpoint.read(_STEPS, 0, 1))
+    for master in _masters(engine):
+        state = engine.basic_optimizer.state[master]
+        state["step"] = torch.tensor(float(steps))
+        for moment in _MOMENTS:
+            if moment not in state:
+                state[moment] = torch.zeros_like(master)
+    for share in _shares(engine):
+        for kind, tensor in _tensors(engine, share.master).items():
+            stretch = tensor.detach().view(-1).narrow(0, share.offset, share.length)
+            stretch.copy_(_read(checkpoint, f"{kind}/{share.name}", share))
+    for name, buffer in _buffers(engine.module):
+        buffer.copy_(checkpoint.read(f"buffer/{name}", 0, buffer.numel()).view(buffer.shape))
+    _derive_weights(engine, stage)
+
+
+@torch.no_grad()
+def forget_first_update(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Undo the update without gradients that DeepSpeed begins with in bfloat16 without ZeRO.
+
+    It decays the master weights, and counts as a step. Elsewhere this changes nothing.
+    """
+    if engine.zero_optimization_stage() == 0:
+        engine.basic_optimizer.state.clear()
+        for weight, master in _working_and_master(engine):
+            master.copy_(weight)
+
+
+def optimizer_steps(engine: deepspeed.DeepSpeedEngine) -> int:
+    """Return the updates that AdamW has made."""
+    states = engine.basic_optimizer.state
+    steps = {int(states[master]["step"]) if states.get(master) else 0 for master in _masters(engine)}
+    assert len(steps) == 1, f"tensors were updated {steps} times: some went without gradient"
+    return steps.pop()
+
+
+def _read(checkpoint: Checkpoint, name: str, share: _Share) -> torch.Tensor:
+    if checkpoint.shapes.get(name, share.shape) != share.shape:
+        raise ValueError(
+            f"the checkpoint of step {checkpoint.step} has {name} of shape {checkpoint.shapes[name]}, "
+            f"the model of shape {share.shape}: choose another name"
+        )
+    return checkpoint.read(name, share.start, share.start + share.length)
+
+
+def _masters(engine: deepspeed.DeepSpeedEngine) -> list[torch.Tensor]:
+    """The fp32 tensors that AdamW updates on this rank."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage == 3:
+        return list(optimizer.fp32_partitioned_groups_flat)
+    if stage:
+        return list(optimizer.single_partition_of_fp32_groups)
+    return [master for group in optimizer.param_groups for master in group["params"]]
+
+
+def _shares(engine: deepspeed.DeepSpeedEngine) -> Iterator[_Share]:
+    """Yield this rank's share of every trainable parameter; without ZeRO, that is all of it."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    named = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
+    if stage == 3:
+        for name, p in named:
+            group, offset, size = optimizer.grad_position[optimizer.get_param_id(p)]
+            start = size * dist.get_rank()
+            length = max(0, min(size, p.ds_numel - start))  # the last partitions are padded
+            yield _Share(name, tuple(p.ds_shape), start, length, optimizer.fp32_partitioned_groups_flat[group], offset)
+    elif stage:
+        for name, p in named:
+            if (mapping := p._hp_mapping) is not None:  # else none of it is on this rank
+                here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+                master = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+                yield _Share(name, tuple(p.shape), here.start, here.numel, master, there.start)
+    else:
+        masters = dict(_working_and_master(engine))
+        for name, p in named:
+            yield _Share(name, tuple(p.shape), 0, p.numel(), masters[p], 0)
+
+
+def _working_and_master(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+    """Yield each parameter with its fp32 master, without ZeRO: a copy in bfloat16 training, else itself."""
+    working = getattr(engine.optimizer, "fp16_groups", None)
+    masters = [group["params"] for group in engine.optimizer.param_groups]
+    for some, others in zip(working or masters, masters, strict=True):
+        yield from zip(some, others, strict=True)
+
+
+def _own_part(engine: deepspeed.DeepSpeedEngine, share: _Share) -> tuple[int, int]:
+    """Start and length of what this rank writes: its share, or where all have all, an equal part of it."""
+    if engine.zero_optimization_stage():
+        return share.start, share.length
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    start = share.length * rank // world_size
+    return start, share.length * (rank + 1) // world_size - start
+
+
+def _tensors(engine: deepspeed.DeepSpeedEngine, master: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The weight and its moments; AdamW makes these in its first step, and they begin as zeros."""
+    state = engine.basic_optimizer.state.get(master) or dict.fromkeys(_MOMENTS, master.new_zeros(()).expand_as(master))
+    return {"weight": master, **{moment: state[moment] for moment in _MOMENTS}}
+
+
+def _buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the buffers that the state dict has."""
+    kept = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in kept:
+            yield name, buffer
+
+
+def _derive_weights(engine: deepspeed.DeepSpeedEngine, stage: int) -> None:
+    """Set the weights the model computes with from the masters, as an optimizer step ends."""
+    optimizer = engine.optimizer
+    if stage == 3:
+        for group in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        optimizer.checkpoint_event_epilogue()
+    elif stage:
+        optimizer.update_lp_params()
+    else:
+        for weight, master in _working_and_master(engine):
+            weight.copy_(master)

@@ -1,0 +1,156 @@
+"""Look at a cluster before a run: is all there that the run will need, on every node that will need it?"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+
+from mowe_ray.config import RunConfig
+from mowe_ray.distributed import cluster, resources
+from mowe_ray.distributed.errors import last_line
+from mowe_ray.distributed.preflight.all_reduce import round_trip
+from mowe_ray.distributed.preflight.node_checks import (
+    Machines,
+    alive_nodes,
+    check_audio,
+    check_checkpoints,
+    check_space,
+    check_storage,
+    check_versions,
+    within,
+)
+from mowe_ray.distributed.preflight.requirements import Check, conclude, judge_capacity, name_nodes, needs_of, told
+from mowe_ray.distributed.resources import bundle_of, cpus_of
+from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.output.text import byte_size, counted
+
+# An all-reduce of a step's gradients that takes longer deserves a thought.
+_SLOW_S = 1.0
+# A check may ask the nodes several questions; each has the time limit.
+_QUESTIONS = 4
+
+
+def preflight(config: RunConfig, timeout_s: float) -> Iterator[Check]:
+    """Yield one check after the other; a failed one keeps others from being made only where they need it.
+
+    Joins the cluster of RAY_ADDRESS, else starts a local Ray. Meanwhile it holds what the run would reserve, so that
+    an autoscaler starts the nodes to look at.
+
+    Args:
+        timeout_s: How long to wait for a node's answer, and for nodes to come.
+    """
+    # A local Ray ends with the thread that has started it; joining one that is not there takes Ray many minutes.
+    joined = _check("cluster", timeout_s if "RAY_ADDRESS" in os.environ else None, partial(_join, config))
+    yield joined
+    if joined.status == "failed":
+        return
+    capacity = _check("capacity", timeout_s, partial(_capacity, config))
+    yield capacity
+    group, stored = None, False
+    try:
+        if capacity.status != "failed":
+            group = placement_group([bundle_of(config)] * config.compute.min_workers, strategy="PACK")
+            workers = _check("workers", timeout_s + 10, partial(_wait_for, group, timeout_s))
+            yield workers
+        for check in _on_every_node(config, timeout_s):
+            stored = stored or (check.name == "storage" and check.status != "failed")
+            yield check
+    finally:
+        if group is not None:
+            remove_placement_group(group)
+    if capacity.status != "failed" and workers.status == "ok":
+        yield _check("round trip", None, partial(_round_trip, config, stored, timeout_s))
+
+
+def _on_every_node(config: RunConfig, timeout_s: float) -> Iterator[Check]:
+    machines, limit_s = Machines(alive_nodes(), timeout_s), _QUESTIONS * timeout_s
+    yield _check("versions", limit_s, partial(check_versions, machines))
+    yield _check("storage", limit_s, partial(check_storage, config, machines))
+    yield _check("checkpoints", limit_s, partial(check_checkpoints, config, machines))
+    yield _check("audio", limit_s, partial(check_audio, config, machines))
+    yield _check("space", limit_s, lambda: check_space(config, machines, needs_of(config)))
+
+
+def _check(name: str, limit_s: float | None, work: Callable[[], Check]) -> Check:
+    """Return the outcome of a check; that it takes longer or breaks is an outcome, too."""
+    try:
+        return work() if limit_s is None else within(limit_s, work)
+    except Exception as error:  # noqa: BLE001 - of Ray, of storage libraries, of the network: all of them are findings
+        return Check(name, "failed", last_line(error), _FIXES[name])
+
+
+_FIXES = {
+    "cluster": "start Ray at RAY_ADDRESS, or unset it to use this machine; RAY_AUTH_MODE=token if Ray wants a token",
+    "capacity": "ray status tells whether the cluster's head is well",
+    "workers": "ray status tells whether the cluster's head is well",
+    "versions": "install the packages of constraints.txt on every node",
+    "storage": "storage: a folder or URL that every node may write",
+    "checkpoints": "model: checkpoints that every node sees",
+    "audio": "data: shards that every node sees",
+    "space": "model, data: what the checks above say",
+    "round trip": "open all TCP ports between the nodes, and name their network in the environment of ray start: "
+    "NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME",
+}
+
+
+def _join(config: RunConfig) -> Check:
+    cluster.join(cpus_of(config, config.compute.max_workers))
+    total = ray.cluster_resources()
+    has = f"{counted(total.get('CPU', 0.0), 'CPU')}, {counted(total.get('GPU', 0.0), 'GPU')}"
+    return Check("cluster", "ok", f"{counted(len(alive_nodes()), 'node')}, {has}")
+
+
+def _capacity(config: RunConfig) -> Check:
+    """Can the cluster ever hold the run?"""
+    compute, bundle = config.compute, bundle_of(config)
+    findings = judge_capacity(
+        bundle,
+        (compute.min_workers, compute.max_workers),
+        cpus_of(config, compute.min_workers),
+        [node.resources for node in alive_nodes()],
+        resources.maximum_resources(),
+    )
+    return conclude("capacity", f"room for {counted(compute.min_workers, 'worker')} of {told(bundle)}", findings)
+
+
+def _wait_for(group: PlacementGroup, timeout_s: float) -> Check:
+    """Are the nodes there, and free?"""
+    if not group.wait(timeout_s):
+        detail = f"not to be had within {timeout_s:g} s, so the round trip is left out"
+        fix = "wait for other jobs to end and for nodes to start (ray status), or for longer: --timeout"
+        return Check("workers", "warning", detail, fix)
+    nodes = list(placement_group_table(group)["bundles_to_node_id"].values())
+    names = {node.id: node.name for node in alive_nodes()}
+    return Check("workers", "ok", f"{len(nodes)} would run on {name_nodes({names[node] for node in nodes})}")
+
+
+def _round_trip(config: RunConfig, stored: bool, timeout_s: float) -> Check:
+    """Do the workers reach each other, and how fast?"""
+    name = f"mowe_ray_preflight_{secrets.token_hex(4)}"
+    with tempfile.TemporaryDirectory(prefix=name) as scratch:
+        folder = RunFolder(config.storage if stored else scratch, name)
+        try:
+            went = within(timeout_s, partial(round_trip, config, name, folder.storage, timeout_s))
+        except TimeoutError:
+            ray.shutdown()  # ends the workers, which would write into the folder again
+            raise
+        finally:
+            folder.remove("")
+    if went.workers == 1:
+        return Check("round trip", "ok", "one worker started, and has nobody to talk to")
+    gradients = needs_of(config).gradients
+    step_s = went.seconds(gradients)
+    detail = (
+        f"{went.workers} workers on {counted(went.nodes, 'node')}: {went.latency_s * 1e3:.2f} ms, "
+        f"{went.bytes_per_s / 1e9:.2f} GB/s; the gradients of a step ({byte_size(gradients)}) take {step_s:.2g} s"
+    )
+    if step_s > _SLOW_S:
+        fix = "a faster network (NCCL_SOCKET_IFNAME), or fewer reductions: training.gradient_accumulation"
+        return Check("round trip", "warning", detail, fix)
+    return Check("round trip", "ok", detail)

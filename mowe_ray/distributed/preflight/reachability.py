@@ -1,0 +1,206 @@
+"""Whether this machine can read what a run starts from: checkpoints and audio."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import huggingface_hub
+import numpy as np
+
+from mowe_ray.config.data_section import DataSection
+from mowe_ray.config.model_section import ModelSection
+from mowe_ray.data.sample import Sample
+from mowe_ray.data.shards import first_samples, list_shards
+from mowe_ray.data.shards.storage import fingerprint
+from mowe_ray.distributed.preflight.requirements import Finding, Status, by_value, name_nodes, told_apart
+from mowe_ray.output.run_folder import RunFolder
+
+_HUB_ID = r"[\w.-]+(/[\w.-]+)?"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# Shards of a source that are opened; all of them would take minutes on object storage.
+_SHARDS_OPENED = 8
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What this machine found at a place.
+
+    Attributes:
+        content: Tells another content from this one; None if it cannot be read.
+        problem: Why it cannot be read now; None if it can.
+        fatal: Whether the run cannot read it either.
+    """
+
+    content: str | None = None
+    problem: str | None = None
+    fatal: bool = True
+
+
+def checkpoint_places(model: ModelSection) -> dict[str, str]:
+    """Return the folders and hub ids that a run reads weights from, by key."""
+    if model.init_from is not None:
+        return {"model.init_from": model.init_from}
+    sources = {"model.base_encoder": model.base_encoder, "model.language_model": model.language_model} | {
+        f"model.weak_encoders.{i}.checkpoint": weak.checkpoint for i, weak in enumerate(model.weak_encoders)
+    }
+    return {key: source for key, source in sources.items() if isinstance(source, str)}
+
+
+def audio_places(data: DataSection) -> dict[str, tuple[str, str | None]]:
+    """Return path and default task of every source, by key."""
+    train = {f"data.train.{i}.path": (source.path, source.task) for i, source in enumerate(data.train)}
+    return train | {f"data.validation.{i}.path": (source.path, source.task) for i, source in enumerate(data.validation)}
+
+
+def reach_checkpoint(place: str) -> Reach:
+    """Open every file of a checkpoint: a folder, or a hub id in this machine's cache."""
+    folder = Path(place)
+    if folder.is_dir():
+        return _reach_folder(folder)
+    if not re.fullmatch(_HUB_ID, place):
+        return Reach(problem="there is no such folder")
+    cached = huggingface_hub.try_to_load_from_cache(place, "config.json")
+    if isinstance(cached, str):
+        return _reach_folder(Path(cached).parent)
+    offline = huggingface_hub.constants.is_offline_mode()
+    missing = f"neither a folder nor in the cache {huggingface_hub.constants.HF_HUB_CACHE}"
+    if offline:
+        return Reach(problem=f"{missing}, and HF_HUB_OFFLINE is set")
+    return Reach(problem=f"{missing}: it will be downloaded when the run starts", fatal=False)
+
+
+def reach_audio(path: str, task: str | None) -> Reach:
+    """List the shards of a source, open some, and read a sample."""
+    try:
+        shards = list_shards(path)
+        spread = {int(i) for i in np.linspace(0, len(shards) - 1, _SHARDS_OPENED)}
+        sizes = [fingerprint(shards[i]).partition("-")[0] for i in sorted(spread)]
+        samples = first_samples(shards[0], task)
+    except (OSError, ValueError) as error:
+        return Reach(problem=str(error))
+    bad = [sample for sample in samples if not isinstance(sample, Sample)]
+    if bad and len(bad) == len(samples):
+        return Reach(problem=f"no usable sample at the start of {shards[0]}: {bad[0].cause}: {bad[0].detail}")
+    names = [shard.removeprefix(path) for shard in shards]
+    return Reach(f"{len(shards)} shards ({_digest(json.dumps([names, sizes]).encode())})")
+
+
+def judge_place(key: str, found: Mapping[str, Reach], silent: Mapping[str, str], remedy: str) -> list[Finding]:
+    """Compare what the machines found at the place that `key` names.
+
+    Args:
+        found: By machine.
+        silent: Why a machine gave no answer.
+        remedy: What to do about it.
+    """
+    reached = {**found, **{machine: Reach(problem=why) for machine, why in silent.items()}}
+    findings = []
+    problems = {machine: reach.problem for machine, reach in reached.items() if reach.problem is not None}
+    for why, machines in by_value(problems).items():
+        status: Status = "failed" if any(reached[machine].fatal for machine in machines) else "warning"
+        findings.append(Finding(status, f"{key}: {name_nodes(machines)}: {why}", f"{key}: {remedy}"))
+    contents = {machine: reach.content for machine, reach in reached.items() if reach.content is not None}
+    if len(set(contents.values())) > 1:
+        detail = f"{key}: not the same everywhere: {told_apart(contents)}"
+        findings.append(Finding("failed", detail, f"{key}: {remedy}"))
+    return findings
+
+
+def _reach_folder(folder: Path) -> Reach:
+    try:
+        config = (folder / "config.json").read_bytes()
+        sizes = [(name, _open(folder / name)) for name in _weight_files(folder)]
+    except (OSError, ValueError) as error:
+        return Reach(problem=str(error))
+    if not sizes:
+        return Reach(problem=f"no weights in {folder}: neither {' nor '.join(_WEIGHTS)}, whole or in parts")
+    return Reach(f"checkpoint {_digest(config + json.dumps(sizes).encode())}")
+
+
+def _weight_files(folder: Path) -> list[str]:
+    for name in _WEIGHTS:
+        if (folder / name).exists():
+            return [name]
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    return []
+
+
+def _open(file: Path) -> int:
+    """Return the size of a file that can be read."""
+    with file.open("rb") as opened:
+        opened.read(1)
+    return file.stat().st_size
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]
+
+
+def write_probe(storage: str, probe: str, machine: str) -> None:
+    """Leave a file named after this machine in the folder `probe` of `storage`."""
+    RunFolder(storage, probe).write_text(f"{quote(machine, safe='')}.txt", machine)
+
+
+def read_probes(storage: str, probe: str) -> list[str]:
+    """Return whose files this machine can read."""
+    folder = RunFolder(storage, probe)
+    return [folder.read_text(name) for name in folder.names("") if name.endswith(".txt")]
+
+
+def remove_probes(storage: str, probe: str) -> None:
+    """Remove what the machines wrote."""
+    RunFolder(storage, probe).remove("")
+
+
+def judge_folder(
+    key: str,
+    storage: str,
+    written: Mapping[str, str | None],
+    seen: Mapping[str, list[str]],
+    silent: Mapping[str, str],
+) -> list[Finding]:
+    """Compare what the machines wrote with what each of them sees.
+
+    Args:
+        key: Names the folder in the configuration.
+        storage: The folder.
+        written: Why a machine could not write, None where it could.
+        seen: Whose files each machine has read.
+        silent: Why others could not read.
+    """
+    findings = [
+        Finding(
+            "failed",
+            f"{key}: {name_nodes(machines)} cannot write to {storage}: {reason}",
+            f"{key}: choose a folder or URL that every node may write, or mount it there with write access",
+        )
+        for reason, machines in by_value({name: why for name, why in written.items() if why}).items()
+    ] + [
+        Finding(
+            "failed",
+            f"{key}: {name_nodes(machines)} cannot read {storage}: {reason}",
+            f"{key}: choose a folder or URL that every node can read",
+        )
+        for reason, machines in by_value(silent).items()
+    ]
+    authors = {name for name, why in written.items() if why is None}
+    # Machines that see the same authors look into the same folder, those that could not write among them.
+    views = by_value({reader: "\n".join(sorted(authors & set(names))) for reader, names in seen.items()})
+    if len(views) > 1:
+        groups = " | ".join(name_nodes(readers) for readers in views.values())
+        findings.append(
+            Finding(
+                "failed",
+                f"{key}: {storage} is not one folder, these do not see each other's files: {groups}",
+                f"{key}: a folder on shared storage, mounted at the same path on every node, or a URL (s3, gs, ...)",
+            )
+        )
+    return findings

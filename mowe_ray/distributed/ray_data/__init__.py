@@ -1,0 +1,1 @@
+"""Ray Data: decoding, feature extraction, batch inference."""

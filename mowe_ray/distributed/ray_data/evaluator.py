@@ -1,0 +1,155 @@
+"""The driver of an evaluation: check the models and the data, have everything answered, hand back the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import ray
+
+from mowe_ray.config import ConfigError, EvaluationConfig
+from mowe_ray.config.schema import WorkersSection
+from mowe_ray.data.index import Index
+from mowe_ray.data.shards.storage import fingerprint
+from mowe_ray.distributed import cluster, resources
+from mowe_ray.distributed.ray_data.batch_inference import Part, answer_all, inspect_export
+from mowe_ray.distributed.ray_data.pipeline import parallel_map
+from mowe_ray.evaluation.compare import AnsweredModel
+from mowe_ray.evaluation.predictions import Answer, Predictions
+from mowe_ray.evaluation.targets import Target, evaluation_folder, folder_at
+from mowe_ray.training.datasets import data_report, sample_rows, scan_validation, validation_plan
+from mowe_ray.training.estimate import ExportCost
+
+
+def answer_datasets(
+    targets: Sequence[Target], config: EvaluationConfig, say: Callable[[str], None]
+) -> list[AnsweredModel]:
+    """Have all models answer all datasets; what is answered already is taken from storage.
+
+    Nothing is written before models and data are known to be usable.
+
+    Args:
+        targets: The models.
+        config: The evaluation.
+        say: Shows a line of progress to the person who waits.
+
+    Raises:
+        ValueError: Something the user must change: a model, the data, the resources.
+    """
+    compute, data = config.compute, config.data
+    workers = compute.min_workers
+    cluster.join(compute.max_workers * (compute.cpus_per_worker + data.decode_cpus))
+    cpus = workers * (compute.cpus_per_worker + data.decode_cpus)
+    if waits := resources.check_resources(cpus, workers * compute.gpus_per_worker):
+        say(waits)
+    costs = [inspect_export(target.export) for target in targets]
+    indexes = scan_validation(data, parallel_map)
+    data_report(indexes.values()).check(data.max_bad_fraction)
+    _require_tasks(indexes)
+    return [_answered(target, cost, indexes, config, say) for target, cost in zip(targets, costs, strict=True)]
+
+
+def _require_tasks(indexes: Mapping[str, Index]) -> None:
+    for i, (name, index) in enumerate(indexes.items()):
+        nameless = sum(task == "other" for task in index.table["task"].to_pylist())
+        if nameless:
+            raise ConfigError(
+                [f"data.validation.{i}.task: nothing says the task of {nameless} of {len(index)} samples of {name}"]
+            )
+
+
+def _answered(
+    target: Target, cost: ExportCost, indexes: Mapping[str, Index], config: EvaluationConfig, say: Callable[[str], None]
+) -> AnsweredModel:
+    parts: dict[tuple[str, str | None], Part] = {
+        (name, None): _part(target, config, name, index) for name, index in indexes.items()
+    }
+    if config.ablation_samples:
+        parts |= {
+            (name, member): _part(target, config, name, index, member, number)
+            for name, index in indexes.items()
+            for number, member in enumerate(cost.members)
+        }
+    for part in parts.values():
+        if part.predictions.replaced:
+            say(f"{part.label}: answered anew, for {', '.join(part.predictions.replaced)} changed")
+    answer_all(target.export, list(parts.values()), config, say)
+    whole = {name: part.predictions for (name, member), part in parts.items() if member is None}
+    _check_bad(whole, config.data.max_bad_fraction)
+    answers = {name: predictions.answers() for name, predictions in whole.items()}
+    loads = _loads([answer for found in answers.values() for answer in found], cost)
+    audio_s = sum(predictions.audio_s for predictions in whole.values())
+    return AnsweredModel(
+        name=target.name,
+        folder=target.export,
+        members=cost.members,
+        history=target.history,
+        answers=answers,
+        without={
+            member: {name: parts[name, member].predictions.answers() for name in indexes}
+            for member in (cost.members if config.ablation_samples else [])
+        },
+        stored=cost.weights.total,
+        active=cost.weights.at(loads),
+        gflops=cost.gflops.at(loads),
+        real_time_factor=sum(p.seconds for p in whole.values()) / audio_s if audio_s else None,
+        bad={name: predictions.bad for name, predictions in whole.items() if predictions.bad},
+    )
+
+
+def _part(
+    target: Target, config: EvaluationConfig, name: str, index: Index, member: str | None = None, number: int = 0
+) -> Part:
+    """Plan a dataset, or, to see what a pool member is worth, some of it without the member."""
+    source = next(source for source in config.data.validation if source.name == name)
+    subset = np.arange(len(index)) if member is None else sample_rows(len(index), config.ablation_samples)
+    chosen = index if member is None else Index(index.table.take(subset), index.source_names, [], index.fingerprints)
+    export = folder_at(target.export)
+    weights = {file: fingerprint(export.path(file)) for file in export.names("") if file.endswith(".safetensors")}
+    settings = {
+        "model": weights,
+        "data": [source.path, index.fingerprints, config.data.min_duration_s, config.data.max_duration_s],
+        "samples": len(chosen),
+        "batches": [config.data.batch_seconds, config.data.max_batch_size],
+        "generation": config.generation.model_dump(mode="json"),
+        "seed": config.seed if config.generation.instruction == "task" else None,
+        "numbers": "bfloat16" if config.compute.gpus_per_worker else "float32",
+        "without": member,
+    }
+    file = f"predictions/{name}" if member is None else f"predictions/without_{member}/{name}"
+    label = name if member is None else f"{name} without {member}"
+    plan = [lanes[0] for lanes in validation_plan(chosen, config.data)]
+    left_out = () if member is None else (number,)
+    predictions = Predictions(evaluation_folder(target, config.out), file, settings)
+    return Part(label, chosen, plan, left_out, predictions, source.labels)
+
+
+def _check_bad(whole: Mapping[str, Predictions], max_bad_fraction: float) -> None:
+    for name, predictions in whole.items():
+        bad, good = sum(predictions.bad.values()), len(predictions.answers())
+        if not good or bad > max_bad_fraction * (bad + good):
+            causes = ", ".join(f"{count} {cause}" for cause, count in predictions.bad.items())
+            raise ValueError(
+                f"{name}: {bad} of {bad + good} samples cannot be used: {causes} "
+                f"(data.max_bad_fraction is {max_bad_fraction:g})"
+            )
+
+
+def _loads(answers: Sequence[Answer], cost: ExportCost) -> list[float]:
+    """Return the share of the clips each pool member ran for."""
+    if not cost.routed:
+        return [1.0] * len(cost.members)
+    ran = [
+        np.max([choice.load for choice in (answer.independent, answer.dependent) if choice is not None], axis=0)
+        for answer in answers
+        if answer.independent is not None or answer.dependent is not None
+    ]
+    return [float(load) for load in np.mean(ran, axis=0)] if ran else [0.0] * len(cost.members)
+
+
+def device(compute: WorkersSection) -> str:
+    """Say what the models ran on."""
+    if not compute.gpus_per_worker:
+        return f"CPU, {compute.cpus_per_worker} core{'' if compute.cpus_per_worker == 1 else 's'} a worker"
+    kinds = {name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")}
+    return compute.accelerator_type or ", ".join(sorted(kinds)) or "GPU"

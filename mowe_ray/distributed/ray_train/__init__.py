@@ -1,0 +1,1 @@
+"""Ray Train: the driver, the worker group, and what each worker does."""

@@ -1,0 +1,238 @@
+"""Validation beside training: an actor answers an export of the step, where the cluster has room for one.
+
+Ray Train's own validation (`ValidationConfig`) starts from checkpoints that workers report to it. Ours are files that
+nobody reports (decision 5), so this is a plain actor. Rank 0 owns it: it ends with the workers, and the export that
+it was to answer stays for the next ones.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from mowe_ray.config import RunConfig
+from mowe_ray.distributed import resources
+from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine
+from mowe_ray.distributed.ray_data.batch_inference import local_copy
+from mowe_ray.distributed.ray_data.pipeline import validation_batches
+from mowe_ray.distributed.ray_train.control import WorkerSetup
+from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
+from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.training.build import model_dtype, write_export
+from mowe_ray.training.checkpoint.layout import VALIDATING_FOLDER
+from mowe_ray.training.protocols import EvaluationEngine, OneProcess
+from mowe_ray.training.validation import ValidationResult, validate
+
+Results = dict[str, ValidationResult]
+
+# Written last: an export without it is not whole.
+_NOTE = "pending.json"
+# Longer than any process takes to start; what has not begun by then found its resources taken.
+_START_S = 60.0
+# How long Ray may take to see that what the validation before has held is free.
+_RELEASE_S = 2.0
+
+
+def validate_sources(
+    engine: EvaluationEngine,
+    processor: MoweProcessor,
+    config: RunConfig,
+    indexes: dict[str, ray.ObjectRef],
+    cache: ray.ObjectRef | None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Results:
+    """Validate on every source, by its name. Collective."""
+    results = {}
+    for name, index in indexes.items():
+        batches = validation_batches(index, config, cache=cache, rank=rank, world_size=world_size)
+        results[name] = validate(engine, processor, batches)
+    return results
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step that is being validated, and the share of the run that was done with it."""
+
+    step: int
+    share: float
+
+    @property
+    def export(self) -> str:
+        return f"{VALIDATING_FOLDER}/step-{self.step:08d}"
+
+
+class ValidationBeside:
+    """Validates one step at a time while training goes on (`training.eval_beside`).
+
+    Every rank knows what is pending. While a step is, the workers validate the later ones themselves, rather than wait
+    or go without. Whatever goes wrong costs the pending validation and a warning, never the training.
+    """
+
+    def __init__(
+        self,
+        setup: WorkerSetup,
+        config: RunConfig,
+        folder: RunFolder,
+        engine: DeepSpeedEngine,
+        processor: MoweProcessor,
+        say: Callable[[str], object],
+        *,
+        resume_step: int,
+    ):
+        """Begin again with what a run that goes on after `resume_step` has left pending. Collective."""
+        self._setup, self._config, self._folder, self._say = setup, config, folder, say
+        self._engine, self._processor = engine, processor
+        self._told_no_room, self._released = False, -_RELEASE_S
+        self._held: list[dict[str, Any]] = []
+        left = self._left_over(resume_step) if engine.rank == 0 else None
+        self._pending: _Pending | None = engine.gather(left)[0]
+
+    def start(self, step: int, share: float) -> bool:
+        """Begin to validate the model as it is now; returns whether it is done so. Collective."""
+        wanted = self._config.training.eval_beside and bool(self._setup.validation_indexes) and self._pending is None
+        if not wanted or not self._engine.gather(self._engine.rank == 0 and self._has_room())[0]:
+            return False
+        pending = _Pending(step, share)
+        weights = self._engine.full_state_dict()
+        begun = self._engine.rank == 0 and self._export(pending, weights)
+        self._pending = pending if self._engine.gather(begun)[0] else None
+        return self._pending is not None
+
+    def hear(self, tell: Callable[[int, float, Results], None], wait_s: float = 0.0) -> None:
+        """Call `tell` with step, share and results, on all ranks, if the validation has ended. Collective.
+
+        Args:
+            wait_s: Wait so long for its end, and give it up then; 0 only looks.
+        """
+        if self._pending is None:
+            return
+        results = self._engine.gather(self._results(wait_s) if self._engine.rank == 0 else None)[0]
+        if results is None:
+            return
+        pending, self._pending = self._pending, None
+        if results:
+            tell(pending.step, pending.share, results)
+        if self._engine.rank == 0:
+            self._pass_on()
+            self._remove()
+
+    def tell_driver(self, validation: dict[str, Any]) -> None:
+        """Hand a validation to the driver, after that of an earlier step: schedulers of a study want them in order."""
+        self._held.append(validation)
+        if self._pending is None:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        for validation in sorted(self._held, key=lambda held: int(held["step"])):
+            self._setup.control.validated.remote(validation)
+        self._held = []
+
+    def _has_room(self) -> bool:
+        compute = self._config.compute
+        cpus = compute.cpus_per_worker + self._config.data.decode_cpus
+        need = (cpus, compute.gpus_per_worker, compute.accelerator_type)
+        while not (room := resources.has_room(*need)) and time.monotonic() - self._released < _RELEASE_S:
+            time.sleep(0.1)
+        if not room and not self._told_no_room:
+            self._told_no_room = True
+            gpus = f" and {compute.gpus_per_worker} GPU" if compute.gpus_per_worker else ""
+            self._say(f"no node has {cpus} CPUs{gpus} to spare: workers stop to validate (training.eval_beside)")
+        return room
+
+    def _export(self, pending: _Pending, weights: dict[str, torch.Tensor]) -> bool:
+        try:
+            write_export(self._engine.model, self._processor, weights, self._folder, pending.export)
+            self._folder.write_json(f"{pending.export}/{_NOTE}", asdict(pending))
+        except Exception as error:  # noqa: BLE001 - each storage raises its own; the workers validate then
+            self._say(f"warning: step {pending.step} could not be exported, so workers stop to validate it: {error}")
+            self._remove()
+            return False
+        self._launch(pending)
+        return True
+
+    def _launch(self, pending: _Pending) -> None:
+        compute = self._config.compute
+        self._actor: ActorHandle[_Validator] = _Validator.options(  # type: ignore[attr-defined]
+            num_cpus=compute.cpus_per_worker + (self._config.data.decode_cpus if compute.reserves_decoding else 0),
+            num_gpus=compute.gpus_per_worker,
+            scheduling_strategy="DEFAULT",  # not on what the workers, or a Tune trial, have reserved
+            **({} if compute.accelerator_type is None else {"accelerator_type": compute.accelerator_type}),
+        ).remote()
+        self._begun = self._actor.__ray_ready__.remote()
+        self._result = self._actor.validate.remote(self._setup, self._folder.path(pending.export))
+
+    def _results(self, wait_s: float) -> Results | None:
+        """Return the results of what is pending, empty if there will be none, None if it is not at its end."""
+        assert self._pending is not None
+        begun, _ = ray.wait([self._begun], timeout=min(wait_s, _START_S))
+        ended, _ = ray.wait([self._result], timeout=wait_s if begun else 0)
+        results: Results = {}
+        try:
+            if not ended and not wait_s:
+                return None
+            if ended:
+                results = ray.get(self._result)
+            else:
+                late = f"did not end within {wait_s:g} s (training.step_timeout_s)"
+                self._warn(self._pending.step, late if begun else "found its resources taken")
+        except ray.exceptions.RayError as error:
+            self._warn(self._pending.step, f"failed: {str(error).strip().splitlines()[-1]}")
+        ray.kill(self._actor)
+        self._released = time.monotonic()
+        return results
+
+    def _warn(self, step: int, what: str) -> None:
+        self._say(f"warning: the validation of step {step} beside training {what}; training goes on without it")
+
+    def _remove(self) -> None:
+        try:
+            self._folder.remove(VALIDATING_FOLDER)
+        except Exception as error:  # noqa: BLE001 - each storage raises its own; it costs room alone
+            self._say(f"warning: {self._folder.path(VALIDATING_FOLDER)} could not be removed: {error}")
+
+    def _left_over(self, resume_step: int) -> _Pending | None:
+        records = map(json.loads, self._folder.read_lines("metrics.jsonl"))
+        validated = {record["step"] for record in records if record["kind"] == "validation"}
+        for name in self._folder.names(VALIDATING_FOLDER):
+            note = f"{VALIDATING_FOLDER}/{name}/{_NOTE}"
+            pending = _Pending(**json.loads(self._folder.read_text(note))) if self._folder.exists(note) else None
+            # A later step is trained, and validated, again.
+            if pending is None or pending.step in validated or pending.step > resume_step:
+                continue
+            if self._config.training.eval_beside and self._has_room():
+                self._launch(pending)
+                return pending
+            self._warn(pending.step, "was broken off and has no room now")
+        self._remove()
+        return None
+
+
+@ray.remote
+class _Validator:
+    """Answers one export; the process ends with it, and gives back all its memory."""
+
+    def validate(self, setup: WorkerSetup, export: str) -> Results:
+        """Validate on every source as the workers would, but that adapters are merged into the weights."""
+        config = RunConfig.model_validate_json(setup.config)
+        gpu = config.compute.gpus_per_worker > 0
+        if not gpu:
+            torch.set_num_threads(config.compute.cpus_per_worker)
+        folder = local_copy(export)
+        try:
+            dtype = model_dtype(config.model, gpu)
+            model = MoweForConditionalGeneration.from_pretrained(folder, dtype=dtype).to("cuda" if gpu else "cpu")
+            processor = MoweProcessor.from_pretrained(folder)
+        finally:
+            if folder != export:
+                shutil.rmtree(folder, ignore_errors=True)
+        return validate_sources(OneProcess(model), processor, config, setup.validation_indexes, setup.feature_cache)

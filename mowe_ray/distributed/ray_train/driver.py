@@ -1,0 +1,158 @@
+"""The driver of a run: index the data, start the training processes, hand back the result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from mowe_ray.config import RunConfig
+from mowe_ray.data.feature_cache import FeatureCache
+from mowe_ray.distributed import cluster, resources
+from mowe_ray.distributed.ray_data.pipeline import parallel_map
+from mowe_ray.distributed.ray_train.control import Control, WorkerSetup, relay, start_control
+from mowe_ray.distributed.ray_train.worker_group import fit, in_thread, stop_on_signals
+from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.training.checkpoint.layout import committed_steps
+from mowe_ray.training.datasets import Sources, index_sources
+from mowe_ray.training.sample_audit import SAMPLES_FILE, check_samples
+
+# What may change between two runs of the same command without making it another experiment.
+_FREE_TO_CHANGE = {
+    "training": {"max_steps", "epochs", "gradient_accumulation"}
+    | {"eval_every", "eval_beside", "save_every", "log_every", "keep_checkpoints", "max_skipped_steps"}
+    | {"step_timeout_s"},
+    "compute": {"num_workers", "accelerator_type", "max_failures", "resize_interval_s", "cpus_per_worker"},
+    "data": {"batch_seconds", "max_batch_size", "shuffle_buffer", "decode_cpus", "max_bad_fraction", "validation"}
+    | {"feature_cache"},
+}
+
+
+def train(config: RunConfig, say: Callable[[str], None], control: ActorHandle[Control] | None = None) -> dict[str, Any]:
+    """Run the training to its end, or continue it; returns the result, which `result.json` keeps.
+
+    SIGTERM, SIGINT and `control.stop` save and end the run; the result then has `stopped_at_step`, and the `signal`.
+
+    Args:
+        config: The run.
+        say: Shows a line of progress to the person who waits.
+        control: Hears of validations and may stop the run; by default one of its own.
+
+    Raises:
+        ValueError: Something the user must change: the data, the resources, or a folder of another run.
+    """
+    folder = RunFolder(config.storage, config.name)
+    _claim(folder, config)
+    cluster.join(resources.cpus_of(config, config.compute.max_workers))
+    _check_resources(folder, config, say)
+    sources = index_sources(config.data, parallel_map)
+    if folder.exists("result.json") and _finished(result := json.loads(folder.read_text("result.json")), config):
+        say(f"{folder.url} is finished; choose another name to train again")
+        return dict(result)
+    control = control or start_control()
+    printer = relay(control, say)
+    cache = _filled_cache(config, sources, control)
+    setup = WorkerSetup(
+        config=config.model_dump_json(),
+        train_index=ray.put(sources.train),
+        validation_indexes={name: ray.put(index) for name, index in sources.validation.items()},
+        feature_cache=None if cache is None else ray.put(cache),
+        report=sources.report,
+        control=control,
+    )
+    with stop_on_signals(control, say) as signals:
+        result = in_thread(partial(fit, config, folder, setup, say))
+    ray.get(control.say.remote(None))
+    printer.join()
+    if "error" in result:
+        raise ValueError(result["error"])
+    if "stopped_at_step" in result:
+        return {**result, **({"signal": signals[0]} if signals else {})}
+    if config.training.log_samples:
+        weights = [source.weight for source in config.data.train]
+        check = check_samples(
+            sources.train, weights, folder.read_text(SAMPLES_FILE).splitlines(), epochs=result["epochs"]
+        )
+        say(str(check))
+        result["samples"] = {"lost": check.lost, "repeated": check.repeated}
+    folder.write_json("result.json", result)
+    return result
+
+
+def _filled_cache(config: RunConfig, sources: Sources, control: ActorHandle[Control]) -> FeatureCache | None:
+    """Return where the run finds its decoded audio and frozen features, computed if need be; None without a cache."""
+    if config.data.feature_cache is None:
+        return None
+    try:
+        cache: FeatureCache = ray.get(_fill_cache.remote(config, sources, control))
+    except ray.exceptions.RayTaskError as error:
+        raise ValueError(str(error.cause)) from error
+    return cache
+
+
+# In a process of its own, which trials of a study share one after the other: it imports the model, a driver need not.
+@ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")
+def _fill_cache(config: RunConfig, sources: Sources, control: ActorHandle[Control]) -> FeatureCache:
+    from mowe_ray.distributed.ray_data.feature_extraction import fill_cache
+
+    return fill_cache(config, sources, lambda line: ray.get(control.say.remote(line)))
+
+
+def _check_resources(folder: RunFolder, config: RunConfig, say: Callable[[str], None]) -> None:
+    """Refuse a run that the cluster can never hold; one that is on its way waits for what it has lost."""
+    workers = config.compute.min_workers
+    try:
+        waits = resources.check_resources(resources.cpus_of(config, workers), workers * config.compute.gpus_per_worker)
+    except ValueError as error:
+        if not committed_steps(folder):
+            raise
+        waits = f"warning: {error}; waiting for the rest of the cluster"
+    if waits:
+        say(waits)
+
+
+def _finished(result: dict[str, Any], config: RunConfig) -> bool:
+    """Whether the run that gave `result` was at least as long as `config` asks for."""
+    length = config.training
+    if length.max_steps is not None:
+        return bool(result["steps"] >= length.max_steps)
+    return bool(result["epochs"] >= (length.epochs or 0))
+
+
+def _claim(folder: RunFolder, config: RunConfig) -> None:
+    """Take the run folder, new or our own."""
+    new = config.model_dump(mode="json")
+    if folder.exists("config.json"):
+        if not config.resume:
+            raise ValueError(f"{folder.url} exists and resume=false: choose another name")
+        differing = _first_difference(_completed(json.loads(folder.read_text("config.json"))), new)
+        if differing:
+            raise ValueError(
+                f"{folder.url} holds a run with another {differing}: choose another name, or go back to its value"
+            )
+    folder.write_json("config.json", new)
+
+
+def _completed(old: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the keys that came later than the run, at their defaults."""
+    try:
+        return RunConfig.model_validate(old).model_dump(mode="json")
+    except ValueError:  # of a version with other keys; the first one that differs is told
+        return old
+
+
+def _first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    for section in ("seed", "model", "data", "training", "compute"):
+        before, after = old.get(section), new[section]
+        if not isinstance(after, dict):
+            if before != after:
+                return section
+            continue
+        for key, value in after.items():
+            if key not in _FREE_TO_CHANGE.get(section, set()) and (before or {}).get(key) != value:
+                return f"{section}.{key}"
+    return None

@@ -1,0 +1,203 @@
+"""What each training process does: build, restore, train, validate, export."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import ray.train
+import torch
+
+from mowe_ray.config import RunConfig
+from mowe_ray.data.data_report import DataReport
+from mowe_ray.data.feature_cache import FeatureCache
+from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine, build_engine
+from mowe_ray.distributed.ray_train.async_validation import ValidationBeside
+from mowe_ray.distributed.ray_train.control import WorkerSetup
+from mowe_ray.distributed.ray_train.train_run import Run
+from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.training.build import own_tokenizer, tokenizer_of, write_export
+from mowe_ray.training.checkpoint.reader import newest_checkpoint
+from mowe_ray.training.checkpoint.writer import CheckpointWriter
+from mowe_ray.training.fault_tolerance.out_of_memory import Records
+from mowe_ray.training.fault_tolerance.watchdog import Whereabouts
+from mowe_ray.training.frozen_features import encoder_key
+from mowe_ray.training.monitor import Monitor
+from mowe_ray.training.protocols import RunError
+from mowe_ray.training.sample_audit import SampleLog
+from mowe_ray.training.sampler import TrainingOrder
+from mowe_ray.training.tracker import Tracker
+from mowe_ray.training.validation import ValidationResult
+
+
+def train_worker(setup: WorkerSetup) -> dict[str, Any]:
+    """Train on this rank.
+
+    Returns:
+        The result of the run; with `stopped_at_step` if it was told to stop before the end; or {"error": ...} if only
+        the user can mend it.
+    """
+    try:
+        return _train(setup)
+    except RunError as error:  # raised by all ranks together: returning spares the pointless restarts
+        return {"error": str(error)}
+    except Exception as error:
+        innermost = traceback.extract_tb(error.__traceback__)[-1]  # travels to the driver as a note; tracebacks do not
+        error.add_note(f"{innermost.filename}:{innermost.lineno}")
+        raise
+
+
+def _train(setup: WorkerSetup) -> dict[str, Any]:
+    leads = ray.train.get_context().get_world_rank() == 0
+    if leads:
+        setup.control.recovered.remote("restart")
+    run = _start(setup, lambda line: setup.control.say.remote(line) if leads else None)
+    if leads:
+        setup.control.recovered.remote("load")
+    if not run.train():
+        return {"run": run.folder.url, "stopped_at_step": run.order.step}
+    validation = run.validate(last=True)
+    _export(run)
+    run.monitor.finish(validation)
+    return {
+        "run": run.folder.url,
+        "export": run.folder.path("export"),
+        "steps": run.order.step,
+        "epochs": run.order.epochs_finished,
+        "tasks": _scores(validation),
+    }
+
+
+def _start(setup: WorkerSetup, say: Callable[[str], object]) -> Run:
+    """Make the parts of the run in the order they need each other, at its newest checkpoint. Collective."""
+    config = RunConfig.model_validate_json(setup.config)
+    folder, whereabouts = RunFolder(config.storage, config.name), Whereabouts()
+    if config.compute.gpus_per_worker == 0:
+        torch.set_num_threads(config.compute.cpus_per_worker)
+    index = ray.get(setup.train_index)
+    tokenizer = tokenizer_of(config.model, own_tokenizer(config.model, index, folder))
+    processor, engine = build_engine(config, tokenizer, whereabouts, say)
+    if setup.feature_cache is not None and not engine.sharded:
+        _check_cache(ray.get(setup.feature_cache), engine)
+    ranks: dict[str, Any] = {"rank": engine.rank, "world_size": engine.world_size, "gather": engine.gather, "say": say}
+    checkpoint = newest_checkpoint(folder, **ranks)
+    if checkpoint is not None:
+        engine.restore(checkpoint)
+        say(f"continuing after step {checkpoint.step}, on {_workers(engine.world_size)}")
+    order = TrainingOrder(
+        index,
+        config.data,
+        seed=config.seed,
+        lanes=config.lanes,
+        epochs=config.training.epochs,
+        max_steps=config.training.max_steps,
+        warmup_steps=config.training.warmup_steps,
+        state=None if checkpoint is None else checkpoint.state,
+    )
+    return Run(
+        config=config,
+        folder=folder,
+        train_index=setup.train_index,
+        validation_indexes=setup.validation_indexes,
+        feature_cache=setup.feature_cache,
+        processor=processor,
+        engine=engine,
+        order=order,
+        writer=CheckpointWriter(folder, keep=config.training.keep_checkpoints, **ranks),
+        monitor=_monitor(setup.report, config, folder, engine, order, say),
+        records=_records(setup.report, folder, say),
+        log=SampleLog(engine, folder, resume_step=order.step) if config.training.log_samples else None,
+        beside=ValidationBeside(setup, config, folder, engine, processor, say, resume_step=order.step),
+        control=setup.control,
+        whereabouts=whereabouts,
+    )
+
+
+def _records(report: DataReport, folder: RunFolder, say: Callable[[str], object]) -> Records:
+    records = Records.load(folder)
+    if warning := records.warning():
+        say(f"warning: {warning}")
+    report.set_out_of_memory(**records.report())
+    return records
+
+
+def _check_cache(cache: FeatureCache, engine: DeepSpeedEngine) -> None:
+    """Make sure that the cached features are those of the encoders in the model. Collective.
+
+    They can differ only if a checkpoint changes between the driver's look at it and ours, or on one node. Shards of
+    ZeRO-3 have no hash; they come from the same checkpoints.
+    """
+    config, changed = engine.model.config, []
+    if engine.rank == 0:
+        encoders = engine.model.audio_tower.encoders()
+        features = ["last", *(spec.features for spec in config.weak_encoders or [])]
+        changed = [
+            kept.label
+            for kept in cache.encoders
+            if kept.key != encoder_key(encoders[kept.place], features[kept.place], config.pad_audio)
+        ]
+    if changed := engine.gather(changed)[0]:
+        raise RunError(
+            f"data.feature_cache holds features of other weights than those loaded now for {', '.join(changed)}: "
+            f"did a checkpoint change? Remove {cache.folder}/encoders and run the same command again"
+        )
+
+
+def _workers(number: int) -> str:
+    return f"{number} worker{'' if number == 1 else 's'}"
+
+
+def _monitor(
+    report: DataReport,
+    config: RunConfig,
+    folder: RunFolder,
+    engine: DeepSpeedEngine,
+    order: TrainingOrder,
+    say: Callable[[str], object],
+) -> Monitor:
+    tracking = config.tracking
+    tracker = (
+        Tracker(
+            folder,
+            name=config.name,
+            config=config.model_dump(mode="json"),
+            resume_step=order.step,
+            wandb_mode=tracking.wandb.mode,
+            wandb_project=tracking.wandb.project,
+            wandb_group=tracking.wandb.group,
+            tensorboard=tracking.tensorboard,
+        )
+        if engine.rank == 0
+        else None
+    )
+    return Monitor(
+        ranks=engine,
+        folder=folder,
+        tracker=tracker,
+        say=say,
+        report=report,
+        members=[member.name for member in config.model.weak_encoders],
+        start_share=order.share,
+        max_steps=config.training.max_steps,
+        log_every=config.training.log_every,
+        max_bad_fraction=config.data.max_bad_fraction,
+        max_skipped_steps=config.training.max_skipped_steps,
+    )
+
+
+def _export(run: Run) -> None:
+    weights = run.engine.full_state_dict()
+    if run.engine.rank == 0:
+        write_export(run.engine.model, run.processor, weights, run.folder, "export")
+
+
+def _scores(validation: dict[str, ValidationResult]) -> dict[str, dict[str, float]]:
+    """Score and majority by task; by SOURCE/TASK where several validation sources have the task."""
+    sources = Counter(task for result in validation.values() for task in result.tasks)
+    return {
+        task if sources[task] == 1 else f"{name}/{task}": {key: round(scores[key], 4) for key in ("score", "majority")}
+        for name, result in validation.items()
+        for task, scores in result.tasks.items()
+    }

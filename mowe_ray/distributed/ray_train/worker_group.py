@@ -1,0 +1,166 @@
+"""Ray Train: start the worker group, start it again after a failure, shrink and grow it, and end it on a signal."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import ray
+import ray.train
+from ray.actor import ActorHandle
+from ray.train import UserCallback
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util.placement_group import remove_placement_group
+
+from mowe_ray.config import RunConfig
+from mowe_ray.distributed.errors import by_rank, causes
+from mowe_ray.distributed.ray_train.control import Control, WorkerSetup
+from mowe_ray.distributed.ray_train.emergency_checkpoint import RESCUE_S, SaveOnSigterm
+from mowe_ray.distributed.resources import backend, scaling
+from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.training.checkpoint.layout import committed_steps
+
+
+def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train on a group of workers through all failures; returns what rank 0 returned.
+
+    Ray replaces workers and starts the group again, `compute.max_failures` times. When that is used up, or when Ray's
+    own controller has died, the group is started anew, as long as there are new checkpoints between failures.
+
+    Raises:
+        ValueError: It failed too often without a new checkpoint; the message has the last cause.
+    """
+    lost = 0
+    while True:
+        reached = committed_steps(folder)
+        try:
+            return dict(_trainer(config, folder, setup).fit().return_value)
+        except ray.train.TrainingFailedError as error:
+            cause, lost = causes(error), config.compute.max_failures  # Ray has tried so often already
+        except ray.exceptions.RayActorError as error:
+            if ray.get(setup.control.abandoned.remote()):
+                return {"run": folder.url, "stopped_at_step": max(committed_steps(folder), default=0)}
+            cause = f"the training controller died: {str(error).splitlines()[0]}"
+            if held := ray.get(setup.control.held.remote()):
+                remove_placement_group(held)
+            ray.get(setup.control.hold.remote(None))
+        lost = 1 if committed_steps(folder)[-1:] != reached[-1:] else lost + 1
+        if lost > config.compute.max_failures:
+            raise ValueError(
+                f"training failed after {config.compute.max_failures} restarts without a new checkpoint "
+                f"(compute.max_failures): {cause}"
+            )
+        say(f"warning: {cause}; starting the workers again")
+
+
+def _trainer(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> TorchTrainer:
+    compute = config.compute
+    return TorchTrainer(
+        _train_worker,
+        train_loop_config={"setup": setup},
+        # The watchdog is to speak first: it can tell where the ranks are.
+        torch_config=backend(config, timeout_s=int(config.training.step_timeout_s + 2 * RESCUE_S)),
+        scaling_config=scaling(
+            config, (compute.min_workers, compute.max_workers) if compute.elastic else compute.max_workers
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.name,
+            storage_path=folder.storage,
+            failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
+            callbacks=[_TellFailures(setup.control), _HoldResources(setup.control), SaveOnSigterm()],
+        ),
+    )
+
+
+def _train_worker(settings: dict[str, WorkerSetup]) -> dict[str, Any]:
+    # Here, because drivers and Ray's controller, many of them in a study, need neither the model nor DeepSpeed.
+    from mowe_ray.distributed.ray_train.worker import train_worker
+
+    return train_worker(settings["setup"])
+
+
+class _TellFailures(UserCallback):
+    """Tells the person, and the clock, that workers have failed; runs in Ray's controller."""
+
+    def __init__(self, control: ActorHandle[Control]):
+        self._control = control
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        """See the class."""
+        self._control.failed.remote()
+        self._control.say.remote(f"warning: workers failed:{by_rank(worker_exceptions)}")
+
+
+class _HoldResources(WorkerGroupCallback):
+    """Remembers the workers' placement group, for the driver to free it should the controller die.
+
+    Ray has a cleaner of its own for this, which does not find its cluster where a machine runs several (Ray 2.60).
+    """
+
+    def __init__(self, control: ActorHandle[Control]):
+        self._control = control
+
+    def before_worker_group_start(self, worker_group_context: object) -> None:
+        """Tell who is about to wait for nodes; runs in Ray's controller, like the others."""
+        ray.get(self._control.controlled_by.remote(ray.get_runtime_context().current_actor))
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """See the class."""
+        handle = worker_group.get_worker_group_state().placement_group_handle
+        ray.get(self._control.hold.remote(handle.placement_group))
+
+    def after_worker_group_shutdown(self, worker_group_context: object) -> None:
+        """See the class; also after a failure."""
+        ray.get(self._control.hold.remote(None))
+
+
+@contextmanager
+def stop_on_signals(control: ActorHandle[Control], say: Callable[[str], None]) -> Iterator[list[int]]:
+    """Let SIGTERM and SIGINT save and end the run inside; a second SIGINT ends the process at once.
+
+    Yields:
+        The signals that came.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can
+        yield came
+        return
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if number in came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not came:
+            say(f"{signal.Signals(number).name}: saving and stopping after this step")
+            control.stop.remote()
+        came.append(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def in_thread(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `work` returns, computed in another thread: the main one stays free for signals."""
+    done: list[dict[str, Any]] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised below, in the main thread
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="fit")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]

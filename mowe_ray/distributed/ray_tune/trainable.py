@@ -1,0 +1,170 @@
+"""One trial of a study: a whole training run, driven from inside a Ray Tune trial.
+
+Tune's function trainables can deadlock over a nested Ray Train run and give Tune no checkpoints (Ray 2.60); this is a
+class: a step waits for the next validation of the run, which trains on meanwhile in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.tune
+from ray.tune import PlacementGroupFactory
+from ray.util.placement_group import remove_placement_group
+
+from mowe_ray.config import RunConfig
+from mowe_ray.distributed.ray_train.control import start_control
+from mowe_ray.distributed.ray_train.driver import train
+from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.sweeping.trials import Validation, history, joined, objective
+from mowe_ray.training.checkpoint.layout import adopt, committed_steps
+
+LOG_FILE = "log.txt"
+_POINTER = "pointer.json"
+# How long a run that is told to stop may take to save; then its workers are taken away.
+_STOP_S = 90.0
+# How long the checkpoint of a validated step may take to be written before another one must do.
+_CHECKPOINT_S = 120.0
+
+
+def driver_resources(concurrent: int | None) -> PlacementGroupFactory:
+    """Return what a trial's driver asks for: no CPU, but a share of the head node, where no spot machine is taken away.
+
+    Args:
+        concurrent: Trials at a time, if Ray is to count them: paused ones hold nothing, so a scheduler that pauses
+            cannot lock itself out. The rest is for the actors Ray Train starts there, 0.001 a run.
+    """
+    share = 0.0001 if concurrent is None else int(10_000 / (concurrent + 0.5)) / 10_000
+    return PlacementGroupFactory([{"node:__internal_head__": share}])
+
+
+class TrialRun(ray.tune.Trainable):
+    """Runs the configuration in the trial's folder; Tune's trial id is the folder's name.
+
+    Its `config` holds `study`, the URL of the study's folder, `objective`, the metric to report, `limit_s`, the
+    most seconds it may take, and dotted keys that a scheduler changes on the way.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """See the class; called by Tune in the trial's process."""
+        study, self._metric, self._limit_s = config["study"], config["objective"], config["limit_s"]
+        self._folder = RunFolder(study, self.trial_id)
+        self._changes = changes_of(config)
+        self._control = start_control()
+        self._thread: threading.Thread | None = None
+        self._result: dict[str, Any] | Exception | None = None
+        self._alarms: list[str] = []
+        self._began = time.monotonic()
+
+    def step(self) -> dict[str, Any]:
+        """Return the next validation; with `done` when the run has ended.
+
+        Raises:
+            RuntimeError: The run failed, or took too long.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True, name="run")
+            self._thread.start()
+        told = self._next()
+        if told is None or told["share"] >= 1:
+            self._thread.join()
+            if isinstance(self._result, Exception):
+                raise RuntimeError("\n  ".join([str(self._result), *self._alarms[-1:]])) from self._result
+            if told is None:  # the run had ended before: its files tell
+                last = history(self._folder).validations[-1:]
+                return self._report(last[0] if last else None, percent=100.0, done=True)
+        return self._report(
+            joined(told["step"], told["sources"]), percent=100.0 * told["share"], done=told["share"] >= 1
+        )
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Point to the checkpoint of the last validation, for Tune to hand to another trial."""
+        deadline, wanted = time.monotonic() + _CHECKPOINT_S, self._validated_step
+        while not (steps := [step for step in committed_steps(self._folder) if step >= wanted]):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no checkpoint of step {wanted} within {_CHECKPOINT_S:g} s")
+            time.sleep(0.2)
+        pointer = {"folder": self._folder.url, "step": steps[0]}
+        Path(checkpoint_dir, _POINTER).write_text(json.dumps(pointer), encoding="utf-8")
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Continue from the checkpoint of another trial; our own newest one is continued from anyway."""
+        pointer = json.loads(Path(checkpoint_dir, _POINTER).read_text(encoding="utf-8"))
+        if pointer["folder"] != self._folder.url:
+            storage, _, name = pointer["folder"].rpartition("/")
+            adopt(self._folder, RunFolder(storage, name), pointer["step"])
+            self._say(f"continuing from step {pointer['step']} of {name}, with {self._changes}")
+
+    def cleanup(self) -> None:
+        """End the run, saved, and give its workers back."""
+        if self._thread is not None and self._thread.is_alive():
+            ray.get(self._control.stop.remote())
+            self._thread.join(_STOP_S)
+        if held := ray.get(self._control.held.remote()):
+            remove_placement_group(held)
+
+    def _run(self) -> None:
+        try:
+            self._result = train(self._configured(), self._say, self._control)
+        except Exception as error:  # noqa: BLE001 - raised by `step`, in Tune's thread
+            self._result = error
+        self._control.validated.remote(None)
+
+    def _configured(self) -> RunConfig:
+        """Return the run's configuration, with what the scheduler has changed written back to its file."""
+        resolved = json.loads(self._folder.read_text("config.json"))
+        for dotted, value in self._changes.items():
+            _set(resolved, dotted, value)
+        config = RunConfig.model_validate(resolved)
+        self._folder.write_json("config.json", config.model_dump(mode="json"))
+        return config
+
+    def _next(self) -> dict[str, Any] | None:
+        left_s = self._limit_s - (time.monotonic() - self._began)
+        try:
+            told: dict[str, Any] | None = ray.get(self._control.next_validation.remote(), timeout=max(0.0, left_s))
+        except ray.exceptions.GetTimeoutError as error:
+            raise RuntimeError(
+                f"the trial took longer than {self._limit_s / 3600:.3g} hours (budget.trial_hours)"
+            ) from error
+        return told
+
+    def _report(self, validation: Validation | None, *, percent: float, done: bool) -> dict[str, Any]:
+        value = None if validation is None else objective(self._metric, validation.loss, validation.tasks)
+        if validation is None or value is None:
+            raise RuntimeError(
+                f"the run's validation has no {self._metric} (objective.metric): "
+                "give data.validation a source with that task"
+            )
+        self._validated_step = validation.step
+        return {
+            "objective": value,
+            "percent": percent,
+            "step": validation.step,
+            "loss": validation.loss,
+            "tasks": validation.tasks,
+            "done": done,
+        }
+
+    def _say(self, line: str) -> None:
+        if line.startswith("error:"):  # a hang ends a worker, and only here it is said where it hung
+            self._alarms.append(line)
+        self._folder.append_text(LOG_FILE, f"{time.strftime('%H:%M:%S')} {line}\n")
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for part in parents:
+        tree = tree[part]
+    tree[last] = value
+
+
+def changes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dotted keys of a Tune trial's configuration."""
+    return {key: value for key, value in config.items() if "." in key}

@@ -1,0 +1,294 @@
+"""Ray Tune: run the trials of a study, several at a time, stop what is not worth it, and keep the books."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+import ray.tune
+from ray.tune.experiment import Experiment
+from ray.tune.experiment import Trial as TuneTrial
+
+# Private, but what Ray's own search algorithms make trials with; a trial needs a name of ours (Ray 2.60 is pinned).
+from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.search.search_algorithm import SearchAlgorithm
+
+from mowe_ray.config import RunConfig
+from mowe_ray.distributed import cluster, resources
+from mowe_ray.distributed.ray_tune.trainable import TrialRun, changes_of, driver_resources
+from mowe_ray.distributed.resources import cpus_of
+from mowe_ray.sweeping.schema import LogUniform, SchedulerSection, SweepConfig, Uniform
+from mowe_ray.sweeping.study import Study
+from mowe_ray.sweeping.trials import Validation, history, objective, run_folder
+
+_TIME = "percent"
+_PAUSING = ("hyperband", "pbt")
+_MOST_AT_A_TIME_IF_PAUSED = 20  # see `driver_resources`
+# Where an autoscaler does not tell how large the cluster may grow, and `resources.concurrent` is not set.
+_AT_A_TIME_IF_NOBODY_KNOWS = 4
+_TUNE_FOLDER = "tune"  # what Tune keeps while it runs: pointers to checkpoints; the books are ours
+
+
+def run_study(study: Study, say: Callable[[str], None], show: Callable[[Study], None]) -> bool:
+    """Run what is left of a study; returns whether it was interrupted, by a signal or by `budget.hours`.
+
+    Args:
+        study: Its books, which are kept up to date.
+        say: Shows a line to the person who waits.
+        show: Called about once a second and at every change.
+
+    Raises:
+        ValueError: The cluster can never hold a trial.
+    """
+    sweep, base = study.sweep, study.space.base
+    concurrent = _join(sweep, base, say)
+    say(f"{study.folder.url}: {concurrent} trial{'s' if concurrent > 1 else ''} at a time")
+    # Tune's own files and tables are switched off: they tell nothing that ours do not.
+    os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of a failed trial it prints the stacks, we the cause
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000"  # the limit is ours, in `_Trials`
+    study.folder.remove(_TUNE_FOLDER)
+    books = _Books(study, say, show)
+    limit_s = 3600.0 * (sweep.budget.trial_hours or 24.0 * 365)
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(TrialRun, driver_resources(concurrent if sweep.scheduler.kind in _PAUSING else None)),
+        param_space={"study": study.folder.url, "objective": sweep.objective.metric, "limit_s": limit_s},
+        tune_config=ray.tune.TuneConfig(
+            search_alg=cast(Any, _Trials(study, concurrent)),
+            scheduler=scheduler_of(study),
+            num_samples=1,
+            time_budget_s=None if sweep.budget.hours is None else 3600.0 * sweep.budget.hours,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=_TUNE_FOLDER,
+            storage_path=study.folder.url,
+            failure_config=ray.tune.FailureConfig(max_failures=sweep.resources.retries),
+            callbacks=[books],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    interrupted = any(not trial.over for trial in study.trials.values())
+    study.interrupted()
+    study.folder.remove(_TUNE_FOLDER)
+    return interrupted
+
+
+def _join(sweep: SweepConfig, base: RunConfig, say: Callable[[str], None]) -> int:
+    """Connect to Ray; returns how many trials run at a time."""
+    workers, asked = base.compute.max_workers, sweep.resources.concurrent
+    cpus, gpus = cpus_of(base, workers), workers * base.compute.gpus_per_worker
+    cores = os.cpu_count() or 1
+    # A local Ray has as many CPUs as its trials ask for: decoding shares the cores with training.
+    local = asked or max(1, cores // (workers * base.compute.cpus_per_worker))
+    cluster.join(cpus * local)
+    if waits := resources.check_resources(cpus, gpus):
+        say(waits)
+    most = resources.maximum_resources()
+    held = min([most["CPU"] // cpus, *([most.get("GPU", 0.0) // gpus] if gpus else [])])
+    fit = int(held) if math.isfinite(held) else asked or _AT_A_TIME_IF_NOBODY_KNOWS
+    if asked is not None and asked > fit:
+        raise ValueError(f"resources.concurrent: the cluster holds {fit} trials at a time, not {asked}")
+    if sweep.scheduler.kind in _PAUSING:
+        fit = min(fit, _MOST_AT_A_TIME_IF_PAUSED)
+    return min(asked or fit, fit)
+
+
+class _Trials(SearchAlgorithm):
+    """Gives Tune the next trial of the study whenever it asks."""
+
+    def __init__(self, study: Study, concurrent: int):
+        self._study, self._concurrent = study, concurrent
+        self._given: list[TuneTrial] = []
+        self._parser = _make_parser()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its parts to restore them, and we go on from the study's own files."""
+        return {}
+
+    def add_configurations(self, experiments: Experiment | list[Experiment] | dict[str, dict[str, Any]]) -> None:
+        """Take over what is the same for all trials; called by Tune before the first."""
+        (self._experiment,) = cast("list[Experiment]", experiments)
+
+    def next_trial(self) -> TuneTrial | None:
+        """Return a trial; None when there is none, or the search waits for those that run."""
+        alive = sum(trial.status in (TuneTrial.PENDING, TuneTrial.RUNNING) for trial in self._given)
+        # A scheduler that pauses compares trials in groups, and wants to know them all.
+        if alive >= self._concurrent and self._study.sweep.scheduler.kind not in _PAUSING:
+            return None
+        trial = None if self.is_finished() else self._study.next_trial()
+        if trial is None:
+            self.set_finished()
+            return None
+        spec = self._experiment.spec
+        now = {**trial.values, **trial.changed}
+        mutable = {name: now[name] for name in self._mutable()}
+        given = _create_trial_from_spec(
+            {**spec, "config": {**spec["config"], **mutable}}, self._parser, trial_id=trial.name
+        )
+        self._given.append(given)
+        return cast("TuneTrial", given)
+
+    def _mutable(self) -> list[str]:
+        sweep = self._study.sweep
+        return sweep.mutable if sweep.scheduler.kind == "pbt" else []
+
+
+class _Books(ray.tune.Callback):
+    """Writes down what Tune does."""
+
+    def __init__(self, study: Study, say: Callable[[str], None], show: Callable[[Study], None]):
+        self._study, self._say, self._show = study, say, show
+        self._heard: dict[int, float] = {}
+        self._shown = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing, as `_Trials` does."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """See the class."""
+        self._wall(trial)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """See the class."""
+        self._study.validated(
+            _number(trial),
+            Validation(result["step"], result["loss"], result["tasks"]),
+            percent=result["percent"],
+            wall_s=self._wall(trial),
+            changed=changes_of(trial.config),
+        )
+        self._show_now()
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """See the class."""
+        ended = run_folder(self._study.folder, self._study.trials[_number(trial)]).exists("result.json")
+        self._study.over(_number(trial), "finished" if ended else "stopped", wall_s=self._wall(trial))
+        self._show_now()
+
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """See the class."""
+        self._wall(trial)
+        self._study.again(_number(trial))
+        self._say(f"warning: {trial.trial_id} failed and is tried again: {_cause(trial)}")
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """See the class."""
+        self._study.over(_number(trial), "failed", wall_s=self._wall(trial), error=_cause(trial))
+        self._say(f"warning: {trial.trial_id} failed: {_cause(trial)}")
+        self._show_now()
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """See the class."""
+        if time.monotonic() - self._shown > 1.0:
+            self._show_now()
+
+    def _wall(self, trial: TuneTrial) -> float:
+        """Return the seconds since the trial was last heard of; 0 if it has just started."""
+        now = time.monotonic()
+        before, self._heard[_number(trial)] = self._heard.get(_number(trial), now), now
+        return now - before
+
+    def _show_now(self) -> None:
+        self._shown = time.monotonic()
+        self._show(self._study)
+
+
+def _number(trial: TuneTrial) -> int:
+    return int(trial.trial_id.rpartition("-")[2])
+
+
+def _cause(trial: TuneTrial) -> str:
+    """Return the message of a trial's error, without the stack."""
+    file = Path(trial.error_file) if trial.error_file else None
+    text = file.read_text().strip() if file is not None and file.exists() else "its process died"
+    _, found, message = text.rpartition("RuntimeError: ")
+    return message.strip() if found else text.splitlines()[-1]
+
+
+def scheduler_of(study: Study) -> TrialScheduler:
+    """Return the scheduler of a study; it knows what earlier trials gave."""
+    scheduler = _scheduler(study.sweep)
+    scheduler.set_search_properties("objective", study.sweep.objective.mode)
+    _replay(scheduler, study)
+    return scheduler
+
+
+def _scheduler(sweep: SweepConfig) -> TrialScheduler:
+    scheduler = sweep.scheduler
+    match scheduler.kind:
+        case "none":
+            return FIFOScheduler()
+        case "asha":
+            return AsyncHyperBandScheduler(
+                time_attr=_TIME,
+                grace_period=scheduler.grace_percent,
+                max_t=100,
+                reduction_factor=scheduler.reduction_factor,
+            )
+        case "hyperband":
+            return HyperBandScheduler(time_attr=_TIME, max_t=100, reduction_factor=scheduler.reduction_factor)
+        case "median":
+            return MedianStoppingRule(
+                time_attr=_TIME,
+                grace_period=scheduler.grace_percent,
+                min_samples_required=3,
+                min_time_slice=math.inf,  # or it pauses trials to let others begin; they have slots of their own
+            )
+        case "pbt":
+            random.seed(sweep.search.seed)  # Ray's PBT draws from the global generator
+            return _population(sweep, scheduler)
+
+
+def _population(sweep: SweepConfig, scheduler: SchedulerSection) -> PopulationBasedTraining:
+    return PopulationBasedTraining(
+        time_attr=_TIME,
+        perturbation_interval=scheduler.interval_percent,
+        hyperparam_mutations={name: _domain(sweep.space[name]) for name in sweep.mutable},
+        quantile_fraction=scheduler.quantile,
+        resample_probability=scheduler.resample_probability,
+        log_config=False,
+    )
+
+
+def _domain(entry: object) -> Any:
+    match entry:
+        case Uniform(uniform=bounds):
+            return ray.tune.uniform(*bounds)
+        case LogUniform(loguniform=bounds):
+            return ray.tune.loguniform(*bounds)
+    return list(cast("Iterable[Any]", getattr(entry, "choice", None) or getattr(entry, "grid", None)))
+
+
+def _replay(scheduler: TrialScheduler, study: Study) -> None:
+    """Tell a scheduler that compares trials with earlier ones what the earlier ones gave."""
+    if study.sweep.scheduler.kind not in ("asha", "median"):
+        return
+    metric = study.sweep.objective.metric
+    for trial in study.trials.values():
+        if trial.status not in ("finished", "stopped"):
+            continue
+        stub = TuneTrial("replayed", stub=True, trial_id=trial.name)
+        scheduler.on_trial_add(None, stub)
+        for validation in history(run_folder(study.folder, trial)).validations:
+            value = objective(metric, validation.loss, validation.tasks)
+            percent = trial.percent * validation.step / max(1, trial.step)
+            scheduler.on_trial_result(None, stub, {_TIME: percent, "objective": value})

@@ -1,0 +1,127 @@
+"""Which metrics a task has, and what their names mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+import numpy as np
+
+from mowe_ray.evaluation.judge.judge import Judge, Scale
+from mowe_ray.evaluation.metrics.captions import ROUGE_L, cider_d, meteor
+from mowe_ray.evaluation.metrics.classification import accuracy, labels_of, macro_f1, unweighted_accuracy
+from mowe_ray.evaluation.metrics.metric import Array, Metric, MissingDataError, mean_percent
+from mowe_ray.evaluation.metrics.text_overlap import CER, CHRF, EXACT_MATCH, TOKEN_F1, WER
+from mowe_ray.evaluation.predictions import Answer
+
+# How each is made for a set of answers and its closed list of labels.
+_MAKERS: dict[str, Callable[[Sequence[Answer], Sequence[str]], Metric]] = {
+    "wer": lambda answers, labels: WER,
+    "cer": lambda answers, labels: CER,
+    "accuracy": lambda answers, labels: accuracy(labels),
+    "unweighted_accuracy": lambda answers, labels: unweighted_accuracy(labels),
+    "macro_f1": lambda answers, labels: macro_f1(labels),
+    "cider_d": lambda answers, labels: cider_d(answers),
+    "meteor": lambda answers, labels: meteor(),
+    "rouge_l": lambda answers, labels: ROUGE_L,
+    "chrf": lambda answers, labels: CHRF,
+    "exact_match": lambda answers, labels: EXACT_MATCH,
+    "token_f1": lambda answers, labels: TOKEN_F1,
+}
+_DEFAULTS = {
+    "asr": ("wer", "cer"),
+    "er": ("accuracy", "unweighted_accuracy", "macro_f1"),
+    "ac": ("cider_d", "meteor", "rouge_l", "chrf"),
+}
+_DEFAULTS_OF_OTHERS = ("exact_match", "token_f1")
+
+
+def check_names(names: Sequence[str] | None, key: str = "data.validation.N.metrics") -> None:
+    """Refuse names that are no metric.
+
+    Raises:
+        ValueError: Names `key`, the unknown name and the nearest known one.
+    """
+    known = [*_MAKERS, *JUDGED_SCALES]
+    for name in names or ():
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
+            raise ValueError(f"{key}: {name!r} is no metric, {hint}")
+
+
+def metrics_of(
+    task: str,
+    answers: Sequence[Answer],
+    labels: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    extra: Sequence[Metric] = (),
+) -> tuple[list[Metric], dict[str, str]]:
+    """Return the metrics of a set of answers, the main one first, and why others that were asked for are unavailable.
+
+    Args:
+        answers: The whole set, of one task; some metrics depend on all its references.
+        labels: The closed list; None takes the references.
+        names: Of the metrics; None takes those of the task, then `extra`.
+        extra: Metrics that were made elsewhere (judges), also to be chosen by their names.
+    """
+    check_names([name for name in names or () if name not in {metric.name for metric in extra}])
+    made = {metric.name: metric for metric in extra}
+    wanted = list(names) if names is not None else [*_DEFAULTS.get(task, _DEFAULTS_OF_OTHERS), *made]
+    labels = labels_of(answers) if labels is None else labels
+    metrics, unavailable = [], {}
+    for name in dict.fromkeys(wanted):
+        if name in made:
+            metrics.append(made[name])
+        elif name in JUDGED_SCALES:
+            unavailable[name] = "needs a judge: set judge.base_url and judge.model"
+        else:
+            try:
+                metrics.append(_MAKERS[name](answers, labels))
+            except MissingDataError as error:
+                unavailable[name] = str(error)
+    return metrics, unavailable
+
+
+@dataclass(frozen=True)
+class DatasetMetrics:
+    """What a dataset is scored by.
+
+    Attributes:
+        names, labels: As in its `data.validation` entry.
+        judged: Metrics that ask a language model, by name; empty without a judge.
+    """
+
+    names: Sequence[str] | None = None
+    labels: Sequence[str] | None = None
+    judged: Mapping[str, Metric] = field(default_factory=dict)
+
+    def of(self, task: str, answers: Sequence[Answer]) -> tuple[list[Metric], dict[str, str]]:
+        """Return what `metrics_of` does for one of its tasks."""
+        usual = JUDGED_TASKS.get(task)
+        extra = [metric for name, metric in self.judged.items() if self.names is not None or name == usual]
+        return metrics_of(task, answers, self.labels, self.names, extra)
+
+
+# AudioBench's choice for each task; transcripts are counted, not judged.
+JUDGED_TASKS: dict[str, str] = {"ac": "judge", "aqa": "judge", "sqa": "judge", "er": "judge_binary"}
+JUDGED_SCALES: dict[str, Scale] = {"judge": "graded", "judge_binary": "binary"}
+
+
+def judged_metric(name: str, judge: Judge) -> Metric:
+    """Return `judge`, the mean of grades of 0 to 5 times 20, or `judge_binary`, the share of right answers."""
+    scale = JUDGED_SCALES[name]
+
+    def statistics(answers: Sequence[Answer]) -> Array:
+        rows = [(verdict.score, 1.0) for verdict in judge.scores(answers, scale)]
+        return np.array(rows, np.float64).reshape(-1, 2)
+
+    return Metric(
+        name=name,
+        title={"graded": "judge %", "binary": "judge 0/1 %"}[scale],
+        better="higher",
+        statistics=statistics,
+        value=mean_percent,
+        note=lambda answers: judge.note(answers, scale),
+    )

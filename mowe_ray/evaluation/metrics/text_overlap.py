@@ -1,0 +1,112 @@
+"""chrF (Popović 2015, https://aclanthology.org/W15-3049): F2 of character n-grams, over a whole set.
+
+As sacrebleu counts it by default (nc:6, nw:0, space:no, case:mixed, eff:yes), so that its figures can be compared.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import jiwer
+import numpy as np
+
+from mowe_ray.evaluation.metrics.metric import Array, Metric, mean_metric, mean_percent
+from mowe_ray.evaluation.predictions import Answer
+from mowe_ray.evaluation.text_normalization import normalise_answer, normalise_transcript
+
+_ORDERS = 6
+_BETA = 2.0
+
+
+def _ngrams(text: str) -> list[Counter[str]]:
+    text = "".join(text.split())
+    return [Counter(text[i : i + n] for i in range(len(text) - n + 1)) for n in range(1, _ORDERS + 1)]
+
+
+def _counts(given: list[Counter[str]], reference: list[Counter[str]]) -> list[int]:
+    """Return, of each order, the n-grams in common, given, and of the reference; no order that it is too short for."""
+    return [
+        number
+        for g, r in zip(given, reference, strict=True)
+        for number in ((g & r).total(), g.total() if r else 0, r.total())
+    ]
+
+
+def _statistics(answers: Sequence[Answer]) -> Array:
+    rows = np.zeros((len(answers), 3 * _ORDERS))
+    for row, answer in zip(rows, answers, strict=True):
+        given = _ngrams(answer.answer)
+        choices = np.array([_counts(given, _ngrams(reference)) for reference in answer.references], dtype=np.float64)
+        row[:] = choices[np.argmax(_chrf(choices))]
+    return rows
+
+
+def _chrf(sums: Array) -> Array:
+    """Return F2 of the mean precision and the mean recall over the orders that both sides have, in percent."""
+    common, given, reference = np.moveaxis(sums.reshape(*sums.shape[:-1], _ORDERS, 3), -1, 0)
+    orders = (given > 0) & (reference > 0)
+    number = np.maximum(1, orders.sum(-1))
+    precision = np.divide(common, given, out=np.zeros_like(common), where=orders).sum(-1) / number
+    recall = np.divide(common, reference, out=np.zeros_like(common), where=orders).sum(-1) / number
+    below = _BETA**2 * precision + recall
+    above = (1 + _BETA**2) * precision * recall
+    return np.asarray(100 * np.divide(above, below, out=np.zeros_like(below), where=below > 0))
+
+
+CHRF = Metric("chrf", "chrF (%)", "higher", _statistics, _chrf)
+
+
+def _same(answer: Answer) -> float:
+    given = normalise_answer(answer.answer)
+    return float(any(given == normalise_answer(reference) for reference in answer.references))
+
+
+def _best_overlap(answer: Answer) -> float:
+    given = normalise_answer(answer.answer).split()
+    return max(_overlap(given, normalise_answer(reference).split()) for reference in answer.references)
+
+
+def _overlap(given: list[str], wanted: list[str]) -> float:
+    """Return the F1 of two bags of words; two empty ones are the same."""
+    if not given or not wanted:
+        return float(given == wanted)
+    return 2 * (Counter(given) & Counter(wanted)).total() / (len(given) + len(wanted))
+
+
+EXACT_MATCH = mean_metric("exact_match", "exact match (%)", _same)
+TOKEN_F1 = mean_metric("token_f1", "token F1 (%)", _best_overlap)
+
+
+Edits = tuple[int, int]  # insertions, deletions and substitutions; units of the reference
+
+
+def _word_edits(reference: str, answer: str) -> Edits:
+    return _edits(jiwer.process_words(reference, answer))
+
+
+def _character_edits(reference: str, answer: str) -> Edits:
+    return _edits(jiwer.process_characters(reference, answer))
+
+
+def _edits(found: jiwer.WordOutput | jiwer.CharacterOutput) -> Edits:
+    wrong = found.substitutions + found.deletions
+    return wrong + found.insertions, wrong + found.hits
+
+
+def _fewest_edits(answer: Answer, count: Callable[[str, str], Edits]) -> Edits:
+    """Count against the reference with the lowest error rate; of several, the one with the fewest errors."""
+    given = normalise_transcript(answer.answer)
+    found = [count(normalise_transcript(reference), given) for reference in answer.references]
+    return min(found, key=lambda edits: (edits[0] / edits[1], edits[0]))  # normalised, no reference is empty
+
+
+def _error_rate(name: str, title: str, count: Callable[[str, str], Edits]) -> Metric:
+    def statistics(answers: Sequence[Answer]) -> Array:
+        return np.array([_fewest_edits(answer, count) for answer in answers], dtype=np.float64).reshape(-1, 2)
+
+    return Metric(name, title, "lower", statistics, mean_percent)
+
+
+WER = _error_rate("wer", "WER (%)", _word_edits)
+CER = _error_rate("cer", "CER (%)", _character_edits)

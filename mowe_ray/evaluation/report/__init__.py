@@ -1,0 +1,1 @@
+"""The report of it, as one HTML page."""

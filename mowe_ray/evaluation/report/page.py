@@ -1,0 +1,224 @@
+"""An evaluation's report: one HTML file with the answer, the scores, and what the routers did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from mowe_ray.evaluation.report.charts import difference_chart, legend, quality_charts
+from mowe_ray.evaluation.report.router_charts import (
+    ablation_charts,
+    drift,
+    independent_choice,
+    is_on,
+    load_bars,
+    member_legend,
+)
+from mowe_ray.evaluation.report.summary import (
+    WORDS,
+    Line,
+    alarms,
+    bounds,
+    headline,
+    lines,
+    listed,
+    not_computed,
+    others,
+    score,
+    signed,
+    typeset,
+)
+from mowe_ray.evaluation.results import EvaluatedModel, Evaluation
+from mowe_ray.output.html_page import page, section, tiles
+from mowe_ray.output.svg import escape, tag
+from mowe_ray.output.text import amount
+
+_CERTAINTY = (
+    "[low, high] is a 95 % bootstrap interval over samples. A difference is taken on the samples both models answered, "
+    "paired: both are resampled together. It counts as one where its interval does not hold 0; of twenty intervals "
+    "without any difference behind them, one will still not hold it.",
+    "The intervals say how far other samples of the same data would move a score. They do not say how far another seed "
+    "of training would: for that, train and evaluate several.",
+)
+
+
+def report(evaluation: Evaluation) -> str:
+    """Return report.html, for one model or several side by side."""
+    found = lines(evaluation)
+    names = [model.name for model in evaluation.models]
+    datasets = list(dict.fromkeys(line.dataset for line in found))
+    return page(
+        f"Evaluation of {', '.join(names)}",
+        _header(evaluation, names, datasets),
+        section("Scores", score_table(evaluation, found), _table_note(evaluation)),
+        *_comparison(evaluation, found),
+        *(part(model, len(names) > 1) for model in evaluation.models for part in (_routers, _ablation)),
+        section("What is missing", _list(not_computed(evaluation))),
+        section("How certain this is", "".join(tag("p", text) for text in _CERTAINTY)) if found else "",
+    )
+
+
+def _header(evaluation: Evaluation, names: list[str], datasets: list[str]) -> str:
+    first, *rest = headline(evaluation)
+    subject = f"{listed(names, 5)} on {listed(datasets, 4)}" if datasets else listed(names, 5)
+    return tag(
+        "header",
+        tag("p", "Evaluation", class_="study"),
+        tag("h1", escape(subject)),
+        tag("p", escape(first), class_="answer"),
+        _list(rest),
+        _alarms(alarms(evaluation)),
+        _tiles(evaluation),
+        tag("p", escape(f"Measured on {evaluation.device}."), class_="note", style="margin-top:8px"),
+    )
+
+
+def _list(sentences: Sequence[str]) -> str:
+    return tag("ul", *(tag("li", escape(sentence)) for sentence in sentences), class_="more") if sentences else ""
+
+
+def _alarms(found: Sequence[str]) -> str:
+    return "".join(tag("p", tag("b", "Warning: "), escape(alarm), class_="alarm", role="alert") for alarm in found)
+
+
+def _tiles(evaluation: Evaluation) -> str:
+    """Costs: a tile for each number of one model, a tile for each of several models."""
+    if len(evaluation.models) == 1:
+        return tiles([(number, name, more) for number, name, more in _costs(evaluation.models[0])])
+    return tiles(
+        [
+            (model.name, *(f"{number} {name}" for number, name, _ in _costs(model) if number != "–"))
+            for model in evaluation.models
+        ]
+    )
+
+
+def _costs(model: EvaluatedModel) -> list[tuple[str, str, str]]:
+    factor = model.real_time_factor
+    speed = "" if not factor else f"{1 / factor:.3g} s of audio a second"
+    return [
+        (amount(model.stored), "parameters", f"with a pool of {len(model.members)}" if model.members else "no pool"),
+        (amount(model.active), "of them run for a clip", "on average"),
+        ("–" if model.gflops is None else f"{model.gflops:.3g}", "GFLOPs per clip", "of 30 s"),
+        ("–" if factor is None else f"{factor:.3g}", "real-time factor", speed and f"one worker hears {speed}"),
+    ]
+
+
+def _table_note(evaluation: Evaluation) -> str:
+    marked = " A difference is called better or worse only where its interval does not hold 0."
+    return (
+        "Scores with their 95 % interval; a data set's first metric is its main one. Most frequent answer: what always "
+        "giving it would score." + (marked if others(evaluation) else "")
+    )
+
+
+def _comparison(evaluation: Evaluation, found: Sequence[Line]) -> list[str]:
+    if not others(evaluation):
+        return []
+    base = escape(evaluation.baseline)
+    chart, quality = difference_chart(evaluation, found), quality_charts(evaluation, found)
+    several = legend(evaluation) if len(evaluation.models) > 2 else ""
+    return [
+        section(
+            f"Difference to {base}",
+            several + chart if chart else "",
+            f"On each main metric, with its 95 % interval. Dots to the right are better than {base}: where lower is "
+            "better the chart is turned round, the numbers are not. Hollow: cannot be told apart.",
+        ),
+        section(
+            "Quality against cost",
+            legend(evaluation) + quality if quality else "",
+            "What a clip costs each model, and what it gets for that; bars are 95 % intervals.",
+        ),
+    ]
+
+
+def _routers(model: EvaluatedModel, named: bool) -> str:
+    report = model.router_report
+    if not report or not report["datasets"]:
+        return ""
+    course = drift(report)
+    body = [
+        _alarms(report["alarms"]),
+        tag("p", escape(independent_choice(report))),
+        "" if is_on(report, "dependent") else tag("p", "The data-dependent router is off."),
+        member_legend(report["members"]),
+        load_bars(report),
+        tag("h3", "Over training: mean probability of each member, and entropy", style="margin-top:26px") + course
+        if course
+        else "",
+    ]
+    note = (
+        "Share of clips that each member of the pool is chosen for, by the router that looks at the clip. Overlap: how "
+        "much of that the data-independent router runs anyway. Entropy in nats: 0 is sure, "
+        f"{report['entropy_of_uniform_nats']:.2f} undecided."
+    )
+    return section(f"What the routers{f' of {escape(model.name)}' if named else ''} chose", "".join(body), note)
+
+
+def _ablation(model: EvaluatedModel, named: bool) -> str:
+    chart = ablation_charts(model)
+    note = (
+        "Change of the main metric, with its 95 % interval, when the routers cannot choose a member and take the next "
+        "best. To the right it helps: quality is lost without it. To the left it harms: quality is gained without it. "
+        "Hollow: cannot be told from no change. Numbers keep the metric's own direction."
+    )
+    return section(f"What each encoder{f' of {escape(model.name)}' if named else ''} is worth", chart, note)
+
+
+def score_table(evaluation: Evaluation, found: Sequence[Line]) -> str:
+    """Return the table: models side by side, differences to the baseline, a group of rows per test set."""
+    if not found:
+        return ""
+    models, compared = [model.name for model in evaluation.models], [model.name for model in others(evaluation)]
+    majority = any(line.majority is not None for line in found)
+    heads = [tag("th", name) for name in ("data", "metric")] + [tag("th", "samples", class_="n")]
+    heads += [tag("th", escape(name), class_="n") for name in models]
+    heads += [tag("th", "most frequent<br>answer", class_="n")] if majority else []
+    heads += [tag("th", f"{escape(name)} against<br>{escape(evaluation.baseline)}", class_="n") for name in compared]
+    groups = [
+        tag("tbody", *_rows(list(group), models, compared, majority))
+        for _, group in groupby(found, key=lambda line: line.test_set)
+    ]
+    return tag("div", tag("table", tag("thead", tag("tr", *heads)), *groups, class_="sets"), class_="wide")
+
+
+def _rows(group: list[Line], models: list[str], compared: list[str], majority: bool) -> list[str]:
+    line = group[0]
+    task = tag("small", escape(line.task)) if line.task != line.dataset else ""
+    head = tag("th", escape(line.dataset), task, scope="rowgroup", rowspan=len(group))
+    rows = []
+    for i, line in enumerate(group):
+        cells = [
+            tag("td", tag("b", escape(line.title)), tag("small", WORDS[line.better])),
+            tag("td", _samples(line), class_="n"),
+            *(_score(line, name) for name in models),
+            *([_number(score(line.majority))] if majority else []),
+            *(_difference(line, name) for name in compared),
+        ]
+        rows.append(tag("tr", *([head] if i == 0 else []), *cells, class_="first" if line.main else None))
+    return rows
+
+
+def _samples(line: Line) -> str:
+    counts = sorted(set(line.samples.values()))
+    return "–".join(map(str, [counts[0], *counts[1:][-1:]]))
+
+
+def _number(written: str, *below: str, kind: str = "n") -> str:
+    return tag(
+        "td", tag("b", escape(typeset(written))), *(tag("small", escape(typeset(b))) for b in below), class_=kind
+    )
+
+
+def _score(line: Line, model: str) -> str:
+    found = line.scores.get(model)
+    return _number(score(found.value), bounds(found)) if found else _number("–")
+
+
+def _difference(line: Line, model: str) -> str:
+    found = line.differences.get(model)
+    if not found:
+        return _number("–")
+    verdict = line.verdict(model)
+    return _number(f"{signed(found.value)} {verdict}".rstrip(), bounds(found), kind=f"n {verdict}".rstrip())

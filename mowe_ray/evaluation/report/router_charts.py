@@ -1,0 +1,173 @@
+"""Charts of what a model's routers chose, how they came to it, and what each member of the pool is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mowe_ray.evaluation.report.summary import bounds, gain, is_finite, signed, test_set_names, typeset, verdict
+from mowe_ray.evaluation.results import Ablation, EvaluatedModel, Interval
+from mowe_ray.output.charts import IntervalRow, Part, chips, colour, interval_rows, stacked_bar
+from mowe_ray.output.html_page import folded
+from mowe_ray.output.svg import Axis, escape, frame, path, plot, stretched, tag, thinned
+
+_HEIGHT = 170
+_MOST_FIGURES = 6
+_SHARES = Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
+_DASHED = "dashed"
+_ROUTERS = {"dependent": "Data-dependent router", "independent": "Data-independent router"}
+Report = Mapping[str, Any]
+
+
+def member_legend(members: Sequence[str]) -> str:
+    """Say which colour is which member."""
+    return chips((colour(i), member) for i, member in enumerate(members))
+
+
+def summaries(report: Report) -> Iterator[tuple[tuple[str, str], Mapping[str, Any]]]:
+    """Yield (dataset, task) and what the report says of it."""
+    for dataset, tasks in report["datasets"].items():
+        for task, summary in tasks.items():
+            yield (dataset, task), summary
+
+
+def is_on(report: Report, router: str) -> bool:
+    """Whether a router chose anything."""
+    return any(sum(summary[router]["load"].values()) for _, summary in summaries(report))
+
+
+def load_bars(report: Report) -> str:
+    """Draw for each dataset and task which share of its clips the data-dependent router sends to each member."""
+    found = list(summaries(report))
+    names = test_set_names(pair for pair, _ in found)
+    heads = [("", "head"), ("share of clips", "head"), ("overlap", "head n"), ("entropy", "head n")]
+    rows = [tag("span", title, class_=kind) for title, kind in heads]
+    if is_on(report, "independent"):
+        rows += _load_row("same for every clip", found[0][1], "independent", None)
+    if is_on(report, "dependent"):
+        for pair, summary in found:
+            rows += _load_row(names[pair], summary, "dependent", summary["overlap"])
+    return tag("div", *rows, class_="loads told")
+
+
+def _load_row(name: str, summary: Mapping[str, Any], router: str, overlap: float | None) -> list[str]:
+    told, words = summary[router], _ROUTERS[router].lower()
+    parts = [
+        Part(member, load, colour(i), _tip(name, member, load, told["probability"][member], words))
+        for i, (member, load) in enumerate(told["load"].items())
+    ]
+    label = f"{name}: " + ", ".join(f"{part.name} {100 * part.size:.0f} %" for part in parts)
+    return [
+        tag("span", escape(name), class_="name", title=f"{name}, {summary['clips']} clips"),
+        stacked_bar(parts, label) if any(part.size for part in parts) else tag("span", "no clips", class_="note"),
+        tag("span", "" if overlap is None else f"{100 * overlap:.0f} %", class_="n"),
+        tag("span", f"{told['entropy']:.2f}", class_="n"),
+    ]
+
+
+def _tip(name: str, member: str, load: float, probability: float, words: str) -> str:
+    return f"{name}\n{member}: chosen for {100 * load:.1f} % of clips by the {words}, mean weight {probability:.2f}"
+
+
+def independent_choice(report: Report) -> str:
+    """Say in words which members the data-independent router runs, and with what weights."""
+    if not is_on(report, "independent"):
+        return "The data-independent router is off."
+    told = next(
+        summary["independent"] for _, summary in summaries(report) if sum(summary["independent"]["load"].values())
+    )
+    weights = sorted(told["probability"].items(), key=lambda item: -item[1])
+    chosen = " and ".join(f"{member} (weight {w:.2f})" for member, w in weights if told["load"][member])
+    rest = ", ".join(f"{member} {w:.2f}" for member, w in weights if not told["load"][member])
+    return f"The data-independent router runs {chosen} for every clip{f'; it gives {rest}' if rest else ''}."
+
+
+def drift(report: Report) -> str:
+    """Draw how the mean probabilities and the entropies of both routers moved over training."""
+    history = report["training"]
+    if len(history) < 2:
+        return ""
+    on = [router for router in _ROUTERS if any(record[router]["entropy"] for record in history)]
+    members = {member: colour(i) for i, member in enumerate(report["members"])}
+    figures = [
+        _curves(
+            f"{_ROUTERS[router]}",
+            {member: [(r["step"], r[router]["probability"][member]) for r in history] for member in members},
+            _SHARES,
+            list(members.values()),
+        )
+        for router in on
+    ]
+    uniform = report["entropy_of_uniform_nats"]
+    courses = {_ROUTERS[router]: [(r["step"], r[router]["entropy"]) for r in history] for router in on}
+    courses["undecided"] = [(history[0]["step"], uniform), (history[-1]["step"], uniform)]
+    ticks = tuple(tick for tick in Axis.over([0.0, uniform], count=3).ticks if tick >= 0)
+    colours = ["var(--ink)", "var(--muted)"][: len(on)]
+    legend = chips(zip(colours, on, strict=True))
+    entropies = _curves(
+        "Entropy, in nats", courses, Axis(0.0, 1.1 * uniform or 1.0, ticks), [*colours, _DASHED], legend
+    )
+    return tag("div", *figures, entropies, class_="three") if on else ""
+
+
+def _curves(
+    title: str, courses: Mapping[str, list[tuple[float, float]]], y: Axis, colours: Sequence[str], legend: str = ""
+) -> str:
+    x = Axis.over([0.0, *(step for course in courses.values() for step, _ in course)], count=4)
+    lines = [
+        path(thinned(course), x, y, _HEIGHT, class_="front", data_tip=name)
+        if fill == _DASHED
+        else path(thinned(course), x, y, _HEIGHT, class_="curve winner", style=f"--k:{fill}", data_tip=name)
+        for (name, course), fill in zip(courses.items(), colours, strict=True)
+    ]
+    chart = plot(
+        _HEIGHT, frame(x, y, _HEIGHT, "training step"), stretched(_HEIGHT, *lines), label=f"{title}, over training"
+    )
+    return tag("figure", tag("h3", title), legend, chart)
+
+
+def ablation_charts(model: EvaluatedModel) -> str:
+    """Draw what is lost on each test set without each member, so that right is what it is worth."""
+    scored = {(task.dataset, task.task): task for task in model.scores}
+    lost: dict[tuple[str, str], list[tuple[Ablation, Interval]]] = {}
+    for one in model.ablation:
+        task = scored.get((one.dataset, one.task))
+        if task is not None and one.metric in task.better and is_finite(one.change):
+            lost.setdefault((one.dataset, one.task), []).append((one, _lost(one, task.better[one.metric])))
+    ends = [end for rows in lost.values() for _, interval in rows for end in (interval.low, interval.high)]
+    axis = Axis.over([0.0, *ends], count=4)
+    colours = {member: colour(i) for i, member in enumerate(model.members)}
+    figures = []
+    for pair, name in test_set_names(lost).items():
+        first, _ = lost[pair][0]
+        note = f"change of {scored[pair].titles[first.metric]} without it, {first.samples} samples"
+        rows = [_ablation_row(one, interval, colours[one.member]) for one, interval in lost[pair]]
+        chart = interval_rows(rows, axis, zero=True, ends=("← harms", "helps →"))
+        figures.append(
+            tag("figure", tag("h3", escape(name)), tag("p", escape(note), class_="note"), chart, class_="effect")
+        )
+    return folded(figures, _MOST_FIGURES, "two")
+
+
+def _lost(one: Ablation, better: str) -> Interval:
+    gained = gain(one.change, better)
+    return Interval(-gained.value, -gained.high, -gained.low)
+
+
+def _ablation_row(one: Ablation, lost: Interval, fill: str) -> IntervalRow:
+    clear = {"better": "worse without it", "worse": "better without it", "": "cannot be told from no change"}[
+        verdict(lost)
+    ]
+    change = f"{signed(one.change.value)} {bounds(one.change)}"
+    return IntervalRow(
+        one.member,
+        lost.value,
+        lost.low,
+        lost.high,
+        written=typeset(signed(one.change.value)),
+        more=typeset(bounds(one.change)),
+        tip=f"without {one.member}\n{typeset(change)}\n{clear}",
+        colour=fill,
+        strong=bool(verdict(lost)),
+        hollow=not verdict(lost),
+    )

@@ -1,0 +1,1 @@
+"""What the routers chose: sums and report."""

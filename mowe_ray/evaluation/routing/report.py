@@ -1,0 +1,195 @@
+"""What the routers learned: choices by dataset and task and over training, as JSON and as one picture."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import matplotlib
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from mowe_ray.evaluation.results import Ablation
+from mowe_ray.evaluation.routing.stats import RoutingSums
+
+matplotlib.use("Agg")  # workers have no screen
+
+
+_WIDTH = 15.0  # inches
+_ROW = 0.34
+_EVERY_CLIP = "every clip\n(data-independent)"
+
+
+def router_report(
+    members: Sequence[str],
+    datasets: Mapping[str, Mapping[str, RoutingSums]],
+    history: Sequence[Mapping[str, Any]],
+    ablation: Sequence[Ablation] = (),
+) -> dict[str, Any]:
+    """Return loads, mean probabilities, entropies, overlap and alarms, and the course over training.
+
+    Args:
+        members: Names of the M pool members, in pool order.
+        datasets: Routing sums by dataset and task.
+        history: Records with `step` and `routing` (a `RoutingSums.summary`), oldest first.
+        ablation: What each member is worth, if that was measured.
+    """
+    names = list(members)
+    found = {
+        dataset: {task: _task(names, sums) for task, sums in sorted(tasks.items())}
+        for dataset, tasks in datasets.items()
+        if tasks
+    }
+    report = {
+        "members": names,
+        "entropy_of_uniform_nats": math.log(len(names)),
+        "datasets": found,
+        "training": [{"step": record["step"], **record["routing"]} for record in history],
+        "alarms": alarms(names, found),
+    }
+    return report | ({"ablation": [asdict(one) for one in ablation]} if ablation else {})
+
+
+def _task(members: list[str], sums: RoutingSums) -> dict[str, Any]:
+    summary = sums.summary(members)
+    return {"clips": round(float(sums.clips)), **summary, "overlap": _overlap(summary)}
+
+
+def _overlap(summary: Mapping[str, Any]) -> float | None:
+    """Of the members the data-dependent router runs, the share that the data-independent one runs as well.
+
+    For top-1 that is the share of clips on which both run the same member. The data-independent choice is the same for
+    all clips, so the mean over clips is a sum over members. None where a router is off.
+    """
+    dependent, independent = summary["dependent"]["load"], summary["independent"]["load"]
+    total = sum(dependent.values())
+    if not total or not any(independent.values()):
+        return None
+    return float(sum(load * independent[member] for member, load in dependent.items()) / total)
+
+
+def draw(report: Mapping[str, Any]) -> bytes:
+    """Draw a router report as PNG: who is chosen for what, and how the choices settled; alarms above."""
+    rows = _rows(report)
+    columns = 3 if report["training"] else 1
+    alarms = "\n".join(line for alarm in report["alarms"] for line in textwrap.wrap(f"Warning: {alarm}", 130))
+    height = max(4.5, 2.2 + _ROW * len(rows)) + 0.3 * (alarms.count("\n") + bool(alarms))
+    figure, axes = plt.subplots(1, columns, figsize=(_WIDTH * columns / 3 + 3, height), layout="constrained")
+    places = [axes] if columns == 1 else list(axes)
+    _draw_loads(places[0], rows, report["members"])
+    if columns == 3:
+        _draw_history(places[1], report)
+        _draw_entropies(places[2], report)
+    if alarms:
+        figure.suptitle(alarms, color="#b3261e", fontweight="bold", fontsize="medium", parse_math=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _rows(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    """Shares of clips to draw, from the top: the data-independent choice, then each dataset and task."""
+    found = [
+        (dataset, task, summary) for dataset, tasks in report["datasets"].items() for task, summary in tasks.items()
+    ]
+    several = len(report["datasets"]) > 1
+    rows = [
+        (f"{dataset}  {task}" if several else task, summary["dependent"]["load"]) for dataset, task, summary in found
+    ]
+    if found and any(found[0][2]["independent"]["load"].values()):
+        rows.insert(0, (_EVERY_CLIP, found[0][2]["independent"]["load"]))
+    return rows
+
+
+def _draw_loads(axis: Axes, rows: list[tuple[str, Mapping[str, float]]], members: list[str]) -> None:
+    places = [-i - (0.4 if i and rows[0][0] == _EVERY_CLIP else 0.0) for i in range(len(rows))]
+    left = [0.0] * len(rows)
+    for member in members:
+        shares = [load[member] for _, load in rows]
+        axis.barh(places, shares, left=left, label=member, height=0.76)
+        left = [before + share for before, share in zip(left, shares, strict=True)]
+    axis.set_yticks(places, [label for label, _ in rows], parse_math=False)
+    axis.set(title="Chosen for which share of clips (data-dependent)", xlim=(0, None))
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+    _legend(axis, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=4, frameon=False)
+
+
+def _draw_history(axis: Axes, report: Mapping[str, Any]) -> None:
+    steps = [record["step"] for record in report["training"]]
+    for i, member in enumerate(report["members"]):
+        for router, style in (("dependent", "-"), ("independent", "--")):
+            values = [record[router]["probability"][member] for record in report["training"]]
+            axis.plot(steps, values, style, color=f"C{i}", label=member if style == "-" else None)
+    axis.set(title="Mean probability (solid: dependent, dashed: independent)", xlabel="training step", ylim=(0, 1))
+    _legend(axis)
+
+
+def _draw_entropies(axis: Axes, report: Mapping[str, Any]) -> None:
+    steps = [record["step"] for record in report["training"]]
+    for router, style in (("dependent", "-"), ("independent", "--")):
+        axis.plot(steps, [record[router]["entropy"] for record in report["training"]], style, color="k", label=router)
+    axis.axhline(report["entropy_of_uniform_nats"], color="0.7", linestyle=":", label="undecided")
+    axis.set(title="Router entropy (nats)", xlabel="training step", ylim=(0, None))
+    _legend(axis)
+
+
+def _legend(axis: Axes, **place: Any) -> None:
+    for text in axis.legend(fontsize="small", **place).get_texts():
+        text.set_parse_math(False)  # names may hold $
+
+
+# From this share of the data-dependent router's choices on, it counts as collapsed.
+_COLLAPSED = 0.95
+
+
+def alarms(members: Sequence[str], datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say what is wrong with the choices, a sentence each; usually nothing.
+
+    Collapsed: with top-K, the K members chosen most get over 95 % of the data-dependent router's choices, unless these
+    are all members. Every task counts alike, so that one with many clips does not hide the others.
+
+    Args:
+        datasets: As in the report.
+    """
+    tasks: dict[str, list[Mapping[str, Any]]] = {}
+    for by_task in datasets.values():
+        for task, summary in by_task.items():
+            if summary["clips"]:
+                tasks.setdefault(task, []).append(summary)
+    if not tasks:
+        return []
+    load = {router: _mean_load(members, tasks, router) for router in ("dependent", "independent")}
+    clips = sum(summary["clips"] for summaries in tasks.values() for summary in summaries)
+    over = f"over {len(tasks)} task{'s' if len(tasks) > 1 else ''} ({clips} clips)"
+    found = []
+    total = sum(load["dependent"].values())
+    favourites = sorted(members, key=lambda member: -load["dependent"][member])[: round(total)]
+    share = sum(load["dependent"][member] for member in favourites) / total if total else 0.0
+    if len(favourites) < len(members) and share > _COLLAPSED + 1e-9:
+        found.append(
+            f"The data-dependent router has collapsed: {100 * share:.3g} % of its choices {over} are "
+            f"{' and '.join(favourites)}."
+        )
+    idle = [member for member in members if not load["dependent"][member] and not load["independent"][member]]
+    if idle:
+        found.append(f"Never chosen by either router {over}: {', '.join(idle)}.")
+    return found
+
+
+def _mean_load(
+    members: Sequence[str], tasks: Mapping[str, Sequence[Mapping[str, Any]]], router: str
+) -> dict[str, float]:
+    """Share of clips each member was chosen for: over the clips of a task, then over tasks."""
+    mean = dict.fromkeys(members, 0.0)
+    for summaries in tasks.values():
+        clips = sum(summary["clips"] for summary in summaries)
+        for member in members:
+            chosen = sum(summary[router]["load"][member] * summary["clips"] for summary in summaries)
+            mean[member] += chosen / clips / len(tasks)
+    return mean

@@ -1,0 +1,199 @@
+"""Write a trained model as a folder that plain transformers loads."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from .configuration_mowe import MoweConfig
+from .lora import merge_lora
+from .modeling_mowe import MoweForConditionalGeneration
+from .processing_mowe import MoweProcessor
+from .tower import AudioTower
+
+_AUTO_CLASSES = {
+    "AutoConfig": "configuration_mowe.MoweConfig",
+    "AutoModel": "modeling_mowe.MoweForConditionalGeneration",
+    "AutoModelForCausalLM": "modeling_mowe.MoweForConditionalGeneration",
+    "AutoProcessor": "processing_mowe.MoweProcessor",
+}
+
+
+def export(
+    model: MoweForConditionalGeneration,
+    processor: MoweProcessor,
+    folder: str | Path,
+    *,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write `model` with its LoRA adapters merged, and `processor`, as safetensors and their code.
+
+    Where `mowe_ray.model` is imported, `AutoModel.from_pretrained(folder)` uses it; elsewhere
+    `trust_remote_code=True` runs the copy of its code in the folder, with nothing but torch and
+    transformers. That is the reader's own consent: nothing of ours passes it.
+
+    Args:
+        model: What to write; stays as it is.
+        processor: Makes its inputs.
+        folder: Where to write.
+        state_dict: All weights, where the model itself holds only shards of them.
+    """
+    folder = Path(folder)
+    config: MoweConfig = copy.deepcopy(model.config)
+    config.auto_map = dict(_AUTO_CLASSES)
+    weights = merged_state(config, state_dict or model.state_dict())
+    config.lora = {}
+    with torch.device("meta"):
+        plain = MoweForConditionalGeneration(config)
+    missing, unexpected = plain.load_state_dict(weights, strict=False, assign=True)
+    # Gathered weights may come with buffers that are computed, not saved.
+    assert set(unexpected) <= {name for name, _ in plain.named_buffers()}, unexpected
+    # Tied weights may be listed under one of their names.
+    assert set(missing) <= plain.all_tied_weights_keys.keys(), missing
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(folder)
+    processor = copy.copy(processor)
+    setattr(processor, "auto_map", dict(_AUTO_CLASSES))  # noqa: B010
+    processor.save_pretrained(folder)
+    _copy_code(folder)
+
+
+def merged_state(config: MoweConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights without adapters: W + (alpha / r) B A where there was one, in W's dtype.
+
+    Args:
+        config: Tells the scales, by the adapted modules' paths.
+        state: Weights under the names that LoRA gives them.
+    """
+    merged = {}
+    for name, weight in state.items():
+        if ".lora_" in name:
+            continue
+        plain_name = name.replace(".base_layer.", ".")
+        prefix = name.removesuffix(".base_layer.weight")
+        if f"{prefix}.lora_A.default.weight" in state and prefix != name:
+            scale = next(
+                lora["alpha"] / lora["r"] for path, lora in (config.lora or {}).items() if name.startswith(path + ".")
+            )
+            down, up = (state[f"{prefix}.lora_{factor}.default.weight"].float() for factor in "AB")
+            weight = (weight.float() + up @ down * scale).to(weight.dtype)
+        merged[plain_name] = weight
+    return merged
+
+
+def _copy_code(folder: Path) -> None:
+    for module in {reference.split(".")[0] for reference in _AUTO_CLASSES.values()}:
+        file = sys.modules[f"{__package__}.{module}"].__file__
+        assert file is not None
+        for needed in (file, *get_relative_import_files(file)):
+            shutil.copyfile(needed, folder / Path(needed).name)
+
+
+def load_exported(
+    folder: str, config: MoweConfig, dtype: torch.dtype, loading: AbstractContextManager[None] | None
+) -> MoweForConditionalGeneration:
+    """Load the weights of a `save_pretrained` folder or hub id.
+
+    Args:
+        folder: Where they are.
+        config: The folder's configuration.
+        dtype: Type of all weights.
+        loading: Entered while the language model loads, alone. A folder with unmerged adapters loads as a whole,
+            outside of it: they are not in a plain language model.
+    """
+    if loading is None or config.lora:
+        whole: MoweForConditionalGeneration = MoweForConditionalGeneration.from_pretrained(
+            folder, config=config, dtype=dtype
+        )
+        return whole
+    tower = _TowerAlone.from_pretrained(folder, config=copy.deepcopy(config), dtype=dtype).audio_tower
+    with loading:
+        language_model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            # A copy: building the outer model resets the attention implementation of the inner.
+            config=copy.deepcopy(config.text_config),
+            dtype=dtype,
+            key_mapping={r"^language_model\.": ""},
+            trust_remote_code=False,
+        )
+    base, *weak = tower.encoders()
+    with torch.random.fork_rng():
+        model = MoweForConditionalGeneration(config, base, weak, language_model)
+    model.audio_tower = tower
+    model.generation_config = language_model.generation_config
+    model.eval()
+    return model
+
+
+def open_exported(folder: str) -> MoweForConditionalGeneration:
+    """Return the model of an export without its weights, on the meta device, once it is sure that they are there.
+
+    Raises:
+        ValueError: It is no export, or weights of a part are missing; transformers would make them up.
+    """
+    try:
+        config = MoweConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read an export from {folder!r}: {error}") from error
+    with torch.device("meta"):
+        model = MoweForConditionalGeneration(config)
+    files = sorted(Path(folder).glob("*.safetensors"))
+    stored = {name for file in files for name in safe_open(file, "pt").keys()}  # noqa: SIM118 - it is no dict
+    missing = model.state_dict().keys() - stored - model.all_tied_weights_keys.keys()
+    if missing:
+        names = [spec.name for spec in config.weak_encoders or []]
+        parts = {_part(name, names) for name in missing}
+        raise ValueError(
+            f"{folder} lacks {len(missing)} weights, of {', '.join(sorted(parts))} (such as {min(missing)}): "
+            "export the model again, or copy the missing files"
+        )
+    return model
+
+
+def _part(weight: str, members: list[str]) -> str:
+    """Name the part of the model a weight belongs to."""
+    path = weight.split(".")
+    if path[:3] == ["audio_tower", "pool", "members"]:
+        return f"the weak encoder {members[int(path[3])]}"
+    return path[1] if path[0] == "audio_tower" else path[0]
+
+
+def load_tower(folder: str, dtype: torch.dtype) -> AudioTower:
+    """Load the audio side of a `save_pretrained` folder or hub id, as `load_model` gives it to the model."""
+    config = MoweConfig.from_pretrained(folder)
+    if config.lora:
+        whole = load_exported(folder, config, dtype, None)
+        merge_lora(whole)
+        return whole.audio_tower
+    tower: AudioTower = _TowerAlone.from_pretrained(folder, config=config, dtype=dtype).audio_tower
+    return tower
+
+
+class _TowerAlone(PreTrainedModel):
+    """The part of a MoWE checkpoint that is not the language model."""
+
+    config_class = MoweConfig
+    base_model_prefix = ""
+    _keys_to_ignore_on_load_unexpected = [r"^language_model\."]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: MoweConfig):
+        super().__init__(config)
+        self.audio_tower = AudioTower(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        MoweForConditionalGeneration._init_weights(self, module)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Checkpoints: their files, reading, writing."""

@@ -1,0 +1,189 @@
+"""Reads checkpoints: finds the newest that is whole, and pieces tensors together from its files.
+
+A checkpoint holds stretches of flattened tensors. Who wrote which stretch says nothing about who may read it:
+any number of ranks reads what any other number has written.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.training.checkpoint.layout import (
+    FORMAT,
+    commit_file,
+    data_file,
+    digest,
+    load_json,
+    remove_step,
+    report_file,
+    saved_steps,
+    step_folder,
+)
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A stretch of a flattened tensor.
+
+    Attributes:
+        data: The stretch (N), on the CPU.
+        start: Its first element in the flattened tensor.
+        shape: Of the whole tensor.
+    """
+
+    data: torch.Tensor
+    start: int
+    shape: tuple[int, ...]
+
+
+class Checkpoint:
+    """A whole checkpoint.
+
+    Attributes:
+        step: Optimizer steps finished.
+        state: What the writer was given besides tensors.
+        shapes: Shape of every tensor.
+    """
+
+    def __init__(self, folder: RunFolder, step: int):
+        """Read who wrote what; tensors are read when asked for."""
+        commit = load_json(folder, commit_file(step))
+        self.step: int = commit["step"]
+        self.state: dict[str, Any] = commit["state"]
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._folder = folder
+        self._stretches: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        self._opened: dict[str, Any] = {}
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        for rank in range(commit["world_size"]):
+            report = load_json(folder, report_file(step, rank, commit["world_size"]))
+            for name, (start, stop, *shape) in report["stretches"].items():
+                self._stretches[name].append((start, stop, data_file(step, rank, commit["world_size"])))
+                self.shapes[name] = tuple(shape)
+        for stretches in self._stretches.values():
+            stretches.sort()
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return elements `start` to `stop` of the flattened tensor `name` (stop - start), in the type it was written.
+
+        Raises:
+            ValueError: The checkpoint does not have all of them.
+        """
+        pieces, at = [], start
+        for begin, end, file in self._stretches.get(name, []):
+            if begin <= at < end and at < stop:
+                upto = min(end, stop)
+                pieces.append(self._open(file).get_slice(name)[at - begin : upto - begin])
+                at = upto
+        if at < stop:
+            raise ValueError(
+                f"{self._folder.path(step_folder(self.step))} has no element {at} of {name}: "
+                "it was written by another model; choose another name"
+            )
+        return torch.cat(pieces) if pieces else torch.empty(0)
+
+    def _open(self, file: str) -> Any:
+        """Return the open file: mapped into memory where it is local, else fetched once."""
+        if file not in self._opened:
+            local = self._folder.local_path(file)
+            if local is None:
+                self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="mowe_ray_checkpoint_")
+                local = Path(self._scratch.name) / file.replace("/", "_")
+                self._folder.fetch(file, local)
+            self._opened[file] = safe_open(local, framework="pt")
+        return self._opened[file]
+
+
+def newest_checkpoint(
+    folder: RunFolder,
+    *,
+    rank: int,
+    world_size: int,
+    gather: Callable[[Any], list[Any]],
+    say: Callable[[str], None],
+) -> Checkpoint | None:
+    """Return the newest whole checkpoint, None in a new run; removes all that would mix with later ones. Collective.
+
+    Every file is compared with its checksum, shared out over the ranks. A damaged checkpoint is told through
+    rank 0's `say`, and the one before is tried.
+
+    Args:
+        gather: Returns every rank's value, by rank; no rank goes on before all have called it.
+
+    Raises:
+        ValueError: There are checkpoints and none is whole, or one of another version of this program.
+    """
+    steps: list[int] = gather(saved_steps(folder) if rank == 0 else None)[0]
+    damaged = False
+    for step in reversed(steps):
+        problem = next(filter(None, gather(_problem(folder, step, rank, world_size))), None)
+        if problem is None:
+            _clear(folder, keep=[s for s in steps if s <= step], rank=rank, gather=gather)
+            return Checkpoint(folder, step)
+        damaged = damaged or problem != _UNFINISHED
+        if rank == 0:
+            say(f"warning: {folder.path(step_folder(step))} is not used: {problem}")
+    if damaged:
+        raise ValueError(
+            f"none of the checkpoints in {folder.url} is whole: put one back, "
+            "or choose another name to start from the beginning"
+        )
+    _clear(folder, keep=[], rank=rank, gather=gather)
+    return None
+
+
+_UNFINISHED = "it was never finished"
+
+
+def _problem(folder: RunFolder, step: int, rank: int, world_size: int) -> str | None:
+    """What is wrong with the checkpoint, as far as it is this rank's to see."""
+    try:
+        commit = load_json(folder, commit_file(step))
+    except FileNotFoundError:
+        return _UNFINISHED
+    except ValueError as error:
+        return str(error)
+    if commit["format"] != FORMAT:
+        raise ValueError(f"{folder.path(step_folder(step))} was written by another version of mowe_ray: use that one")
+    for writer in range(rank, commit["world_size"], world_size):
+        try:
+            report = load_json(folder, report_file(step, writer, commit["world_size"]))
+            if report["token"] != commit["token"]:
+                return f"rank-{writer:05d} is of another save"
+            _compare(folder, f"{step_folder(step)}/{commit['files'][writer]['name']}", commit["files"][writer])
+        except FileNotFoundError as error:
+            return f"a file is missing: {error.filename or error}"
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def _compare(folder: RunFolder, file: str, expected: dict[str, Any]) -> None:
+    local = folder.local_path(file)
+    if local is None:
+        with tempfile.TemporaryDirectory(prefix="mowe_ray_checkpoint_") as scratch:
+            folder.fetch(file, Path(scratch) / "file")
+            found = digest(Path(scratch) / "file")
+    else:
+        found = digest(local)
+    for key, value in found.items():
+        if value != expected[key]:
+            raise ValueError(f"{file} has {value} as its {key}, instead of {expected[key]}")
+
+
+def _clear(folder: RunFolder, keep: list[int], *, rank: int, gather: Callable[[Any], list[Any]]) -> None:
+    """Remove, on rank 0, the steps not kept and those never finished; the others wait."""
+    if rank == 0:
+        for step in saved_steps(folder):
+            if step not in keep or not folder.exists(commit_file(step)):
+                remove_step(folder, step)
+    gather(None)

@@ -1,0 +1,240 @@
+"""Writes checkpoints in the background: every rank its own file, and rank 0 the commit when all are there."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors.torch import save_file
+
+from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.training.checkpoint.layout import (
+    FORMAT,
+    commit_file,
+    committed_steps,
+    data_file,
+    load_json,
+    remove_step,
+    report_file,
+    saved_steps,
+    step_folder,
+    store,
+    store_json,
+)
+from mowe_ray.training.checkpoint.reader import Fragment
+
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class _Save:
+    # `token` is the same on all ranks, and another for every save of every life of the run: it tells which files
+    # belong together, for a process that was taken for dead may still write.
+    step: int
+    token: str
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time, in a thread, without collectives.
+
+    The ranks talk through their files alone: each writes its fragments and then a report, of success or of
+    failure; rank 0 waits for the reports and commits, or says why not. A failure never reaches the training.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        rank: int,
+        world_size: int,
+        keep: int,
+        gather: Callable[[Any], list[Any]],
+        say: Callable[[str], None],
+        timeout_s: float = 600.0,
+    ):
+        """Agree with the other ranks on a name for this life of the run. Collective; nothing after it is.
+
+        Args:
+            keep: Newest checkpoints that rank 0 keeps.
+            gather: Returns every rank's value, by rank.
+            say: Shows a line to the person who waits.
+            timeout_s: How long rank 0 waits for the files of the others.
+        """
+        self._folder, self._rank, self._world_size, self._keep = folder, rank, world_size, keep
+        self._say, self._timeout_s = say, timeout_s
+        self._life: str = gather(uuid.uuid4().hex)[0]
+        self._lock = threading.Lock()
+        self._thread = threading.Thread()
+        self._save: _Save | None = None
+        self._attempt = 0
+        self._error: str | None = None
+
+    def save(
+        self,
+        step: int,
+        fragments: Mapping[str, Fragment],
+        state: Mapping[str, Any],
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        """Start to write a checkpoint, after the one before is done with; all ranks call it for the same steps.
+
+        A step that has a checkpoint already is left as it is.
+
+        Args:
+            step: Optimizer steps finished.
+            fragments: This rank's part, on the CPU; nobody may change it any more.
+            state: Whatever else resuming needs, as JSON; rank 0's is kept.
+            before: Called first, in the thread: what it writes must be there if the checkpoint is.
+        """
+        with self._lock:
+            if self._save is not None:
+                self._thread.join()
+            repeated = self._save is not None and self._save.step == step
+            self._attempt = self._attempt + 1 if repeated else 0
+            self._error = None
+            self._save = _Save(step, f"{self._life}-{step}-{self._attempt}")
+            self._thread = threading.Thread(
+                target=self._write, args=(self._save, fragments, state, before), daemon=True
+            )
+            self._thread.start()
+
+    def wait(self, timeout_s: float, *, insist: bool = False) -> bool:
+        """Wait until the latest save is a whole checkpoint; returns whether it is.
+
+        Args:
+            timeout_s: At most so long; a save that has failed returns at once.
+            insist: Raise instead of returning False.
+
+        Raises:
+            ValueError: It is not, and `insist`.
+        """
+        save, deadline = self._save, time.monotonic() + timeout_s
+        if save is None:
+            return True
+        self._thread.join(timeout_s)
+        while not (whole := self._is_whole(save.step)) and self._failure(save) is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        if insist and not whole:
+            raise ValueError(
+                f"the checkpoint of step {save.step} could not be written to {self._folder.url}: "
+                f"{self._failure(save) or f'it is not finished after {timeout_s:g} s'}; "
+                "make room there, or choose another storage"
+            )
+        return whole
+
+    def _write(
+        self,
+        save: _Save,
+        fragments: Mapping[str, Fragment],
+        state: Mapping[str, Any],
+        before: Callable[[], None] | None,
+    ) -> None:
+        try:
+            if self._is_whole(save.step):
+                return
+            if before is not None:
+                before()
+            self._write_part(save, fragments)
+            if self._rank == 0:
+                self._commit(save, state)
+            elif "error" in (told := self._report(save, 0) or {}):
+                raise OSError(told["error"])  # rank 0 has given up: our part is of no use
+        except Exception as error:  # noqa: BLE001 - each storage raises its own; told below, and raised by `wait`
+            self._give_up(save, error)
+        else:
+            if self._rank == 0:
+                self._prune(save.step)
+
+    def _write_part(self, save: _Save, fragments: Mapping[str, Fragment]) -> None:
+        tensors = {name: fragment.data for name, fragment in fragments.items()}
+        data = data_file(save.step, self._rank, self._world_size)
+        written = store(self._folder, data, lambda local: save_file(tensors, local))
+        stretches = {name: [f.start, f.start + f.data.numel(), *f.shape] for name, f in fragments.items()}
+        report = {"token": save.token, **written, "stretches": stretches}
+        store_json(self._folder, report_file(save.step, self._rank, self._world_size), report)
+
+    def _commit(self, save: _Save, state: Mapping[str, Any]) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        files = []
+        for rank in range(self._world_size):
+            report = self._await_report(save, rank, deadline)
+            name = data_file(save.step, rank, self._world_size).rsplit("/", 1)[-1]
+            files.append({"name": name, "bytes": report["bytes"], "crc32": report["crc32"]})
+        commit = {
+            "format": FORMAT,
+            "step": save.step,
+            "world_size": self._world_size,
+            "token": save.token,
+            "files": files,
+            "state": dict(state),
+        }
+        store_json(self._folder, commit_file(save.step), commit)
+
+    def _await_report(self, save: _Save, rank: int, deadline: float) -> dict[str, Any]:
+        while (report := self._report(save, rank)) is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"rank {rank} has not written its part within {self._timeout_s:g} s")
+            time.sleep(_POLL_S)
+        if "error" in report:
+            raise OSError(f"rank {rank}: {report['error']}")
+        return report
+
+    def _report(self, save: _Save, rank: int) -> dict[str, Any] | None:
+        """What `rank` says about this very save; None as long as it says nothing."""
+        report = self._load(report_file(save.step, rank, self._world_size))
+        return report if report is not None and report["token"] == save.token else None
+
+    def _give_up(self, save: _Save, error: Exception) -> None:
+        """Make room, tell the other ranks through the report, and the user through rank 0."""
+        self._error = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        own = report_file(save.step, self._rank, self._world_size)
+        data = data_file(save.step, self._rank, self._world_size)
+        try:
+            for file in (*([commit_file(save.step)] if self._rank == 0 else []), data, f"{data}.part"):
+                self._folder.remove(file)
+            store_json(self._folder, own, {"token": save.token, "error": self._error})
+            if self._rank == 0:  # a rank that is still writing reads the report when it is done, and cleans up itself
+                for name in self._folder.names(step_folder(save.step)):
+                    file = f"{step_folder(save.step)}/{name}"
+                    if file != own and not name.endswith(".part"):
+                        self._folder.remove(file)
+        except Exception as second:  # noqa: BLE001 - the storage is broken; without a report, rank 0 times out
+            self._error += f" (and then: {second})"
+        if self._rank == 0:
+            self._say(f"warning: checkpoint at step {save.step} failed: {self._error}; {self._newest()}")
+
+    def _newest(self) -> str:
+        try:
+            steps = committed_steps(self._folder)
+        except Exception as error:  # noqa: BLE001 - as above
+            return f"which others there are cannot be seen: {error}"
+        return f"the newest is step {steps[-1]}" if steps else "there is none yet"
+
+    def _failure(self, save: _Save) -> str | None:
+        if self._error is not None:
+            return self._error
+        report = self._report(save, 0)
+        return None if report is None else report.get("error")
+
+    def _is_whole(self, step: int) -> bool:
+        return self._load(commit_file(step)) is not None
+
+    def _load(self, file: str) -> dict[str, Any] | None:
+        try:
+            return load_json(self._folder, file)
+        except Exception:  # noqa: BLE001 - every storage has errors of its own, and this thread must answer its rank:
+            return None  # what cannot be read now is not there yet; who waits asks again, until its timeout
+
+    def _prune(self, step: int) -> None:
+        """Remove what the checkpoint of `step` makes superfluous: old checkpoints, and older attempts that failed."""
+        try:
+            keep = {*committed_steps(self._folder)[-self._keep :], step}
+            for old in saved_steps(self._folder):
+                if old < step and old not in keep:
+                    remove_step(self._folder, old)
+        except Exception as error:  # noqa: BLE001 - the new checkpoint is whole all the same
+            self._say(f"warning: old checkpoints in {self._folder.url} could not be removed: {error}")

@@ -1,0 +1,116 @@
+"""Find the samples of a run: index its sources, and plan a validation of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mowe_ray.config.data_section import DataSection, EvaluatedData, Source, ValidationSource
+from mowe_ray.data.data_report import DataReport
+from mowe_ray.data.epoch_plan import count_samples, plan_epoch
+from mowe_ray.data.index import Index, ParallelMap, SourceSpec, build_index
+from mowe_ray.data.synthetic_corpus import builtin_corpus
+
+_BUILTIN = "builtin:"
+# Validation samples among which those of equal length are sought.
+_MIXED = 10_000
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The samples of a run: the training mixture, each validation source by name, and what was unusable."""
+
+    train: Index
+    validation: dict[str, Index]
+    report: DataReport
+
+
+def cache_folder() -> Path:
+    """Where scans and the built-in corpus are kept: $XDG_CACHE_HOME/mowe_ray, or ~/.cache/mowe_ray."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mowe_ray"
+
+
+def index_sources(data: DataSection, run_map: ParallelMap = map) -> Sources:
+    """Index all sources of a run, and refuse data that is not worth training on.
+
+    Args:
+        run_map: As for `scan_sources`.
+
+    Raises:
+        ValueError: A path holds no shards, or too much in it is unusable.
+    """
+    sources = scan_sources(data, run_map)
+    sources.report.check(data.max_bad_fraction)
+    if not count_samples(sources.train.sources, [source.weight for source in data.train]):
+        paths = ", ".join(source.path for source in data.train)
+        raise ValueError(f"data.train: no usable sample in {paths}, or too few for the weight")
+    return sources
+
+
+def scan_sources(data: DataSection, run_map: ParallelMap = map) -> Sources:
+    """Find all samples of a run, good and bad; scans are cached, so only new shards cost time.
+
+    Args:
+        run_map: Applies the scan to shards, in order; the cluster passes a parallel one.
+
+    Raises:
+        ValueError: A path holds no shards.
+    """
+    train = _build(data, [_spec(source, f"train{i}:{source.path}") for i, source in enumerate(data.train)], run_map)
+    validation = scan_validation(data, run_map)
+    return Sources(train, validation, data_report([train, *validation.values()]))
+
+
+def scan_validation(data: EvaluatedData, run_map: ParallelMap = map) -> dict[str, Index]:
+    """Find the samples of each validation source, by its name; as `scan_sources`."""
+    return {source.name: _build(data, [_spec(source, source.name)], run_map) for source in data.validation}
+
+
+def data_report(indexes: Iterable[Index]) -> DataReport:
+    """Return a report that knows what is in these indexes, good and bad."""
+    indexes = list(indexes)
+    report = DataReport({name: n for index in indexes for name, n in index.samples_per_source.items()})
+    for index in indexes:
+        report.add_unindexed(index.bad)
+    return report
+
+
+def _build(data: EvaluatedData, specs: list[SourceSpec], run_map: ParallelMap) -> Index:
+    limits = {"min_s": data.min_duration_s, "max_s": data.max_duration_s}
+    return build_index(specs, cache_folder(), run_map=run_map, **limits)
+
+
+def validation_plan(index: Index, data: EvaluatedData, *, lanes: int = 1) -> Iterator[list[np.ndarray]]:
+    """Return the steps of one pass over a validation source, the same in every validation."""
+    return plan_epoch(
+        index.durations,
+        index.shards,
+        index.sources,
+        [1.0],
+        seed=0,
+        epoch=0,
+        lanes=lanes,
+        batch_seconds=data.batch_seconds,
+        max_batch_size=data.max_batch_size,
+        shuffle_buffer=_MIXED,
+    )
+
+
+def _spec(source: Source | ValidationSource, name: str) -> SourceSpec:
+    return SourceSpec(name, shards_of(source.path), source.task)
+
+
+def shards_of(path: str) -> str:
+    """Return where the shards of a configured path are; those of a built-in corpus are written on first use."""
+    if path.startswith(_BUILTIN):
+        return str(builtin_corpus(path.removeprefix(_BUILTIN), cache_folder()))
+    return path
+
+
+def sample_rows(size: int, at_most: int) -> np.ndarray:
+    """Return row numbers spread evenly over `size` rows."""
+    return np.unique(np.linspace(0, size - 1, min(size, at_most)).astype(np.int64))

@@ -1,0 +1,1 @@
+"""Watchdog, supervisor, out-of-memory records."""

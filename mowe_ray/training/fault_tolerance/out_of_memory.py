@@ -1,0 +1,201 @@
+"""Micro-batches that did not fit into memory: written down, then tried in halves, then left out.
+
+A rank cannot simply try again: under ZeRO-2 and 3 the others wait in the middle of a collective. So it writes down the
+micro-batch and fails; all ranks start again from the last checkpoint, read what was written, and change the plan alike.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.training.collate import Batch
+
+Rows = npt.NDArray[np.int64]
+
+FOLDER = "out_of_memory"
+# How allocators say it when it comes as a plain RuntimeError: torch's for the CPU, C++'s own, CUDA's, cuBLAS's.
+_MESSAGES = ("can't allocate memory", "bad_alloc", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# The whole message of oneDNN when there is no room for a kernel or its scratch pad; a kernel it does not have fails
+# earlier, with "could not create a primitive descriptor".
+_ONEDNN_MESSAGES = ("could not create a primitive", "could not create a memory object")
+
+
+class MicroBatchOutOfMemory(RuntimeError):  # noqa: N818 - it names what ran out of memory
+    """A micro-batch did not fit; carries what `record` needs to know about it."""
+
+    def __init__(self, step: int, lane: int, batch: Batch):
+        """Name the optimizer step (counted from 1) and the lane among those of all ranks."""
+        super().__init__(f"out of memory at step {step} on {_size(len(batch.ids), batch.audio_s)}")
+        self.step, self.lane, self.ids, self.audio_s = step, lane, batch.ids, batch.audio_s
+
+
+@contextmanager
+def naming(step: int, lane: int, batch: Batch) -> Iterator[None]:
+    """Turn running out of memory in the body into `MicroBatchOutOfMemory`; other errors pass."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MicroBatchOutOfMemory(step, lane, batch) from error
+
+
+def release(error: MicroBatchOutOfMemory) -> None:
+    """Free what the failed micro-batch still holds: the frames of its traceback keep all activations alive."""
+    for one in (error, error.__cause__):
+        if one is not None:
+            traceback.clear_frames(one.__traceback__)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, of host or device memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    told = str(error)
+    return isinstance(error, RuntimeError) and (told in _ONEDNN_MESSAGES or any(part in told for part in _MESSAGES))
+
+
+@dataclass(frozen=True)
+class Event:
+    """One micro-batch that did not fit, as its rank wrote it down.
+
+    Attributes:
+        step: Optimizer step, counted from 1, and `lane` among those of all ranks; `rank` is the one that failed.
+        rows: Its rows of the training index, which identify it.
+        ids: Its samples; `audio_s` their seconds of audio.
+    """
+
+    step: int
+    lane: int
+    rank: int
+    rows: list[int]
+    ids: list[str]
+    audio_s: float
+
+
+def record(folder: RunFolder, error: MicroBatchOutOfMemory, *, rank: int, rows: Rows) -> Event:
+    """Write down that the micro-batch `rows` did not fit, in a file of its own; returns what was written.
+
+    No two ranks share a lane, so none overwrites what another writes.
+    """
+    event = Event(error.step, error.lane, rank, rows.tolist(), error.ids, error.audio_s)
+    stem, number = f"{FOLDER}/step-{event.step}-lane-{event.lane}", 1
+    while folder.exists(file := f"{stem}{'' if number == 1 else f'-{number}'}.json"):
+        number += 1
+    folder.write_json(file, asdict(event))
+    return event
+
+
+class Records:
+    """All micro-batches of a run that did not fit, and what follows for the plan.
+
+    One that was written down once is tried in two halves. One that was written down twice, itself or one of its halves,
+    is left out, and so is one that is a single sample.
+    """
+
+    def __init__(self, events: Sequence[Event]):
+        self.events = list(events)
+        self._times = Counter(tuple(event.rows) for event in events if event.rows)
+
+    @classmethod
+    def load(cls, folder: RunFolder) -> Records:
+        """Read what the ranks of this run wrote down."""
+        texts = [folder.read_text(f"{FOLDER}/{name}") for name in folder.names(FOLDER) if name.endswith(".json")]
+        return cls(sorted((Event(**json.loads(text)) for text in texts), key=lambda event: (event.step, event.lane)))
+
+    def apply(self, lanes: Sequence[Rows]) -> list[Rows]:
+        """Return the micro-batches of a step as they are to be tried now.
+
+        Lanes keep their place, what is left out becomes an empty lane, second halves come after the last.
+
+        Args:
+            lanes: The planned micro-batches of the whole step.
+        """
+        if not self._times:
+            return list(lanes)
+        tried, second_halves = [], []
+        for rows in lanes:
+            first, second = _halves(rows)
+            if self._left_out(rows):
+                first = rows[:0]
+            elif self._times[tuple(rows.tolist())]:
+                second_halves.append(second)
+            else:
+                first = rows
+            tried.append(first)
+        return tried + second_halves
+
+    def line(self, event: Event) -> str:
+        """Tell a person what `event` leads to, these records being those written before it."""
+        what = f"out of memory at step {event.step} on {_size(len(event.rows), event.audio_s)} (rank {event.rank})"
+        after = Records([*self.events, event])
+        whole = after._whole(event)
+        if not after._left_out(whole):
+            return (
+                f"{what}: trying it in two halves after a restart; "
+                "if this repeats, lower data.batch_seconds or run --find-batch"
+            )
+        other_half = " with its other half" if len(whole) > len(event.rows) else ""
+        return (
+            f"{what}: it is left out{other_half} after a restart, data_report.json will name its samples; "
+            "lower data.batch_seconds or run --find-batch"
+        )
+
+    def warning(self) -> str | None:
+        """Tell a person what a run that starts now does differently because of these records."""
+        split, left_out = (len(ids) for ids in self.report().values())
+        if not self.events:
+            return None
+        return (
+            f"memory did not suffice before: {split} samples are tried in smaller micro-batches, {left_out} left out "
+            "(data_report.json names them); lower data.batch_seconds or run --find-batch"
+        )
+
+    def report(self) -> dict[str, list[str]]:
+        """Return the ids of the samples that are tried in halves (`split`), and of those that are left out."""
+        split: dict[str, None] = {}
+        left_out: dict[str, None] = {}
+        for event in self.events:
+            ids = dict.fromkeys(event.ids)
+            if self._left_out(self._whole(event)):
+                left_out |= ids
+            else:
+                split |= ids
+        return {"split": list(split), "left_out": list(left_out)}
+
+    def _left_out(self, rows: Rows) -> bool:
+        pieces = (rows, *_halves(rows)) if len(rows) > 1 else (rows,)
+        times = [self._times[tuple(piece.tolist())] for piece in pieces]
+        return bool(times[0]) and (len(rows) == 1 or sum(times) > 1)
+
+    def _whole(self, event: Event) -> Rows:
+        """Return the micro-batch that `event` is a half of, or its own rows."""
+        for other in self.events:
+            if len(other.rows) > 1 and any(
+                half.tolist() == event.rows for half in _halves(np.asarray(other.rows, np.int64))
+            ):
+                return np.asarray(other.rows, np.int64)
+        return np.asarray(event.rows, np.int64)
+
+
+def _halves(rows: Rows) -> tuple[Rows, Rows]:
+    middle = (len(rows) + 1) // 2
+    return rows[:middle], rows[middle:]
+
+
+def _size(samples: int, audio_s: float) -> str:
+    return f"{samples} clip{'' if samples == 1 else 's'}, {audio_s:.0f} s"

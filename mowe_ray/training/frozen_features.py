@@ -1,0 +1,178 @@
+"""The encoders of a run that never change: which they are, the hash of what they compute, and their features."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from transformers.utils import CONFIG_NAME, cached_file
+
+from mowe_ray.config.fields import InlineConfig
+from mowe_ray.config.model_section import ModelSection
+from mowe_ray.data.decode import SAMPLE_RATE
+from mowe_ray.data.feature_cache import CachedAudio, CachedEncoder
+from mowe_ray.model.encoders import AudioEncoder, PadAudio, load_encoder, read_config
+from mowe_ray.model.export import load_tower
+from mowe_ray.model.pool import chosen_layers, hop_samples
+from mowe_ray.training.build import model_dtype
+
+_VERSION = 1  # raise it when the same encoder would give other features
+# What a configuration says about where it comes from, not about what the encoder computes.
+_ORIGIN = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder whose features stay the same for the whole run.
+
+    Attributes:
+        label: `base_encoder`, or the name of the pool member.
+        place: In the model: 0 is the base, then comes the pool.
+        source: Where its weights come from: a hub id, a folder, or an inline configuration.
+        features: `last`, `layer:N` or `weighted_sum`.
+    """
+
+    label: str
+    place: int
+    source: str | dict[str, Any]
+    features: str
+
+
+def frozen_encoders(model: ModelSection) -> tuple[list[FrozenEncoder], list[str]]:
+    """Return the encoders whose features can be kept, and a line about each of the others."""
+    frozen, others = [], []
+    for place, (label, source, train, features) in enumerate(_encoders(model)):
+        if train != "frozen":
+            others.append(f"feature_cache: {label} is trained ({train}), so its features are computed every time")
+        elif place == 0 and model.spec_augment is not None:
+            others.append(
+                f"feature_cache: model.spec_augment masks the input of {label}, so its features are computed every time"
+            )
+        else:
+            frozen.append(FrozenEncoder(label, place, source, features))
+    return frozen, others
+
+
+def _encoders(model: ModelSection) -> Iterator[tuple[str, str | dict[str, Any], str, str]]:
+    """Yield label, source, training and features of each encoder, in the order of the model."""
+    if model.init_from is None:
+        yield "base_encoder", _plain(model.base_encoder), model.train_base, "last"
+        for weak in model.weak_encoders:
+            yield weak.name, _plain(weak.checkpoint), weak.train, weak.features
+        return
+    train = {weak.name: weak.train for weak in model.weak_encoders}
+    yield "base_encoder", model.init_from, model.train_base, "last"
+    config = read_config(model.init_from)  # an export keeps its own pool
+    for spec in getattr(config, "weak_encoders", None) or []:
+        yield spec.name, model.init_from, train.get(spec.name, "frozen"), spec.features
+
+
+def _plain(checkpoint: str | InlineConfig) -> str | dict[str, Any]:
+    return checkpoint if isinstance(checkpoint, str) else checkpoint.config
+
+
+def load_frozen(
+    model: ModelSection, wanted: Sequence[FrozenEncoder], *, seed: int, gpu: bool
+) -> dict[int, AudioEncoder]:
+    """Load encoders, by place, with the weights and in the type in which `assemble` gives them to the model."""
+    dtype = model_dtype(model, gpu)
+    if model.init_from is not None:
+        every = load_tower(model.init_from, dtype).encoders() if wanted else []
+        loaded = {encoder.place: every[encoder.place] for encoder in wanted}
+    else:
+        loaded = {one.place: load_encoder(one.source, seed + one.place)[0].to(dtype) for one in wanted}
+    for encoder in loaded.values():
+        encoder.requires_grad_(False).eval()
+    return loaded
+
+
+def describe(encoder: AudioEncoder, frozen: FrozenEncoder, pad_audio: str) -> CachedEncoder:
+    """Hash an encoder with its weights, and measure what its features take."""
+    layers = encoder.num_layers + 1 if frozen.features == "weighted_sum" else 1
+    bytes_per_s = 2 * layers * encoder.width * SAMPLE_RATE / hop_samples(encoder)
+    key = encoder_key(encoder, frozen.features, pad_audio)
+    return CachedEncoder(key, frozen.label, frozen.place, layers, encoder.width, bytes_per_s)
+
+
+def encoder_key(encoder: AudioEncoder, features: str, pad_audio: str) -> str:
+    """Hash all that decides on the features of a frozen encoder; its weights with their type, above all."""
+    config = {name: value for name, value in encoder.config.to_dict().items() if name not in _ORIGIN}
+    settings = [_VERSION, type(encoder).__name__, config, encoder.front_end.to_dict(), features, pad_audio]
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
+    for name, weight in sorted(encoder.model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def origin_key(model: ModelSection, frozen: FrozenEncoder, *, seed: int, gpu: bool) -> str:
+    """Hash what decides on `describe` without loading the weights: their files, or how they are drawn."""
+    if isinstance(frozen.source, str):
+        drawn = 0
+        read_config(frozen.source)  # says it well if there is none
+        folder = Path(str(cached_file(frozen.source, CONFIG_NAME))).parent
+        stats = ((file.name, file.stat()) for file in sorted(folder.iterdir()) if file.is_file())
+        files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    else:
+        drawn, files = seed + frozen.place, []
+    origin = [_VERSION, torch.__version__, transformers.__version__, str(model_dtype(model, gpu)), model.pad_audio]
+    origin += [frozen.source, frozen.place, frozen.label, frozen.features, drawn, files]
+    return hashlib.blake2b(json.dumps(origin, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def encode_clips(
+    encoder: AudioEncoder,
+    features: str,
+    audio: CachedAudio,
+    *,
+    pad_audio: PadAudio,
+    device: torch.device,
+    batch_seconds: float,
+    max_batch_size: int,
+) -> Iterator[tuple[list[int], list[npt.NDArray[np.uint16]]]]:
+    """Yield the features of all clips of a shard, batch by batch: rows, and (L, frames, E) in bfloat16 of each.
+
+    Only clips that the encoder pads to the same length share a batch, so that features depend on their clip alone.
+    """
+    for rows, samples in _equally_padded(encoder, audio.lengths, pad_audio, batch_seconds, max_batch_size):
+        lengths = torch.from_numpy(audio.lengths[rows].astype(np.int64)).to(device)
+        wave = np.zeros((len(rows), int(lengths.max())), np.float32)
+        for clip, row in zip(wave, rows, strict=True):
+            clip[: audio.lengths[row]] = audio.wave(row)
+        with torch.no_grad():
+            inputs = encoder.front_end(torch.from_numpy(wave).to(device), lengths, samples)
+            states = torch.stack(chosen_layers(encoder, features, inputs, lengths), 1)
+        values = states.to(torch.bfloat16).cpu().view(torch.uint16).numpy()
+        frames = encoder.num_frames(lengths).tolist()
+        yield rows, [clip[:, :count] for clip, count in zip(values, frames, strict=True)]
+
+
+def _equally_padded(
+    encoder: AudioEncoder,
+    lengths: npt.NDArray[np.int32],
+    pad_audio: PadAudio,
+    batch_seconds: float,
+    max_batch_size: int,
+) -> Iterator[tuple[list[int], int]]:
+    """Yield rows with audio that are padded alike, and to how many samples."""
+    rows: list[int] = []
+    padded = 0
+    for row in np.argsort(lengths, kind="stable").tolist():
+        if not lengths[row]:
+            continue
+        samples = encoder.pad_samples(int(lengths[row]), pad_audio)
+        full = len(rows) == max_batch_size or (len(rows) + 1) * samples > batch_seconds * SAMPLE_RATE
+        if rows and (samples != padded or full):
+            yield rows, padded
+            rows = []
+        rows, padded = [*rows, row], samples
+    if rows:
+        yield rows, padded

@@ -1,1 +1,0 @@
-"""What can be told before a run about the machines it would use; the floor above asks every node."""

@@ -1,0 +1,129 @@
+"""Which samples were really trained on, step by step, and a check of it that knows nothing of the plan."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mowe_ray.data.index import Index
+from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.training.protocols import Ranks
+
+if TYPE_CHECKING:  # drivers only check the log, and need no torch for it
+    from mowe_ray.training.collate import Batch
+
+SAMPLES_FILE = "samples.jsonl"
+_BUFFER_CHARACTERS = 1 << 20
+_NAMED = 8  # samples that a finding names before it says how many more
+
+
+class SampleLog:
+    """Gathers the samples of every step from all ranks; rank 0 appends them to `samples.jsonl`.
+
+    A line is `{"step": ..., "epoch": ..., "samples": [[source, id], ...]}`, unusable samples included. A resumed run
+    drops the lines after the step it resumes from.
+    """
+
+    def __init__(self, ranks: Ranks, folder: RunFolder, *, resume_step: int):
+        """Go on after `resume_step` finished steps."""
+        self._ranks, self._folder = ranks, folder
+        self._lines: list[str] = []
+        self._writing = threading.Lock()
+        if ranks.rank == 0:
+            folder.keep_lines_up_to(SAMPLES_FILE, resume_step)
+
+    def add(self, step: int, epoch: int, batches: list[Batch]) -> None:
+        """Take in this rank's micro-batches of a step. Collective."""
+        mine = [[source, id_] for batch in batches for source, id_ in zip(batch.sources, batch.ids, strict=True)]
+        mine += [[bad.source, bad.id] for batch in batches for bad in batch.bad]
+        samples = [sample for rank in self._ranks.gather(mine) for sample in rank]
+        if self._ranks.rank == 0:
+            self._lines.append(json.dumps({"step": step, "epoch": epoch, "samples": samples}) + "\n")
+            if sum(map(len, self._lines)) > _BUFFER_CHARACTERS:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered, from any thread; before a checkpoint, so that no restored run misses a line.
+
+        Raises:
+            OSError: It could not be written, and stays in the buffer.
+        """
+        with self._writing:
+            if lines := self._lines[:]:
+                self._folder.append_text(SAMPLES_FILE, "".join(lines))
+                del self._lines[: len(lines)]
+
+
+@dataclass(frozen=True)
+class SampleCheck:
+    """What became of every sample.
+
+    Attributes:
+        epochs: Finished epochs that were checked; an unfinished one is checked for repeats only.
+        lost: Times that samples were missing in finished epochs.
+        repeated: Times that samples came more often than their weight allows.
+        findings: What was lost or repeated, in words.
+    """
+
+    epochs: int
+    lost: int
+    repeated: int
+    findings: list[str]
+
+    def __str__(self) -> str:
+        """Return a line for people, and one for each finding."""
+        epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
+        return "\n  ".join([f"samples: {epochs}, {self.lost} lost, {self.repeated} repeated", *self.findings])
+
+
+def check_samples(index: Index, weights: Sequence[float], lines: Iterable[str], epochs: int) -> SampleCheck:
+    """Count how often each sample of `index` was trained on in each epoch, against its weight.
+
+    A weight of 2.3 asks for every sample twice, and for 3 of 10 once more. Samples that the index no longer has
+    are passed over.
+
+    Args:
+        weights: By source number.
+        lines: Of `samples.jsonl`.
+        epochs: How many are finished.
+    """
+    counts: dict[int, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for line in lines:
+        record = json.loads(line)
+        counts[record["epoch"]].update((source, id_) for source, id_ in record["samples"])
+    samples: dict[str, list[str]] = {name: [] for name in index.source_names}
+    for source, id_ in zip(index.table["source"].to_pylist(), index.table["id"].to_pylist(), strict=True):
+        samples[source].append(id_)
+    lost = repeated = 0
+    findings: list[str] = []
+    for epoch in sorted({*counts, *range(epochs)}):
+        for (source, ids), weight in zip(samples.items(), weights, strict=True):
+            times = {id_: counts[epoch][source, id_] for id_ in ids}
+            missing, surplus, told = _compare(times, weight, finished=epoch < epochs)
+            lost, repeated = lost + missing, repeated + surplus
+            findings += [f"epoch {epoch}, {source}: {finding}" for finding in told]
+    return SampleCheck(epochs, lost, repeated, findings)
+
+
+def _compare(times: dict[str, int], weight: float, *, finished: bool) -> tuple[int, int, list[str]]:
+    """Return how much is missing and how much too much in one epoch of one source, and what it is."""
+    passes, extra_turns = int(weight), round(weight % 1 * len(times))
+    most = passes + (extra_turns > 0)
+    missing = {id_: passes - n for id_, n in times.items() if finished and n < passes}
+    surplus = {id_: n - most for id_, n in times.items() if n > most}
+    extra = sum(n > passes for n in times.values()) if extra_turns else 0
+    too_few, too_many = max(0, extra_turns - extra) if finished else 0, max(0, extra - extra_turns)
+    findings = [f"lost {_named(missing)}"] if missing else []
+    findings += [f"{too_few} of {extra_turns} extra turns lost"] if too_few else []
+    findings += [f"repeated {_named(surplus)}"] if surplus else []
+    findings += [f"{too_many} extra turns more than {extra_turns}"] if too_many else []
+    return sum(missing.values()) + too_few, sum(surplus.values()) + too_many, findings
+
+
+def _named(ids: dict[str, int]) -> str:
+    some = ", ".join(list(ids)[:_NAMED])
+    return some if len(ids) <= _NAMED else f"{some} and {len(ids) - _NAMED} more"

@@ -1,0 +1,313 @@
+"""Which samples each step of a run trains on, and how far the run is: the epoch plans, one after another.
+
+The position in them is kept as counts per sample, so a run can go on with other batches, on other numbers of
+workers or with other shards, and still train every sample as often in an epoch as its weight says.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mowe_ray.config.data_section import DataSection
+from mowe_ray.data.epoch_plan import Rows, count_samples, plan_epoch
+from mowe_ray.data.index import Index
+from mowe_ray.training.collate import Batch
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One optimizer step to come.
+
+    Attributes:
+        step: Optimizer steps finished once it is trained.
+        epoch: Counted from 0.
+        lanes: Index rows of each micro-batch of the global batch, whoever computes it.
+        decay: Share of the run after warm-up that lies before this step, 0 to 1; see `learning_rate_factor`.
+        share: Share of the run that is done once it is trained.
+        last: Whether the run ends with it.
+    """
+
+    step: int
+    epoch: int
+    lanes: list[Rows]
+    decay: float
+    share: float
+    last: bool
+
+    @property
+    def samples(self) -> int:
+        """Samples in the step, repeats counted."""
+        return sum(map(len, self.lanes))
+
+
+@dataclass(frozen=True)
+class _Position:
+    """Where in the run a step lies; `before` and `plan_step` say where in which plan.
+
+    Attributes:
+        samples: Trained in the run so far.
+        warmup_samples: Of these, trained during warm-up.
+        before: How often each sample was trained in the epoch when its present plan began.
+        left: Samples of the epoch still to train.
+    """
+
+    step: int
+    samples: int
+    warmup_samples: int
+    epoch: int
+    before: Counts
+    plan_step: int
+    left: int
+
+
+class TrainingOrder:
+    """The steps of a run, in order, from a position that moves as they are trained.
+
+    Iterating yields the steps from the present position, as far ahead as the caller likes and in any thread;
+    only `advance` moves the position.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        data: DataSection,
+        *,
+        seed: int,
+        lanes: int,
+        epochs: int | None = None,
+        max_steps: int | None = None,
+        warmup_steps: int = 0,
+        state: dict[str, Any] | None = None,
+    ):
+        """Begin a run, or go on from the `state()` of an earlier one.
+
+        If the plan that the earlier run followed can be planned again, it is followed to its end: a resumed run
+        trains the same steps as an undisturbed one. Else what is left of the epoch is planned anew.
+
+        Args:
+            index: Training samples; they may be others than the earlier run had.
+            lanes: Micro-batches of a step over all workers.
+            epochs: Length of the run; or give max_steps.
+            warmup_steps: Steps before the learning rate begins to decay.
+        """
+        assert (epochs is None) != (max_steps is None)
+        self._index, self._data, self._seed, self._lanes = index, data, seed, lanes
+        self._epochs, self._max_steps, self._warmup_steps = epochs, max_steps, warmup_steps
+        self._shards, self._sources, self._durations = index.shards, index.sources, index.durations
+        self._weights = [source.weight for source in data.train]
+        self._per_epoch = count_samples(self._sources, self._weights)
+        assert self._per_epoch, "index_sources refuses a mixture without samples"
+        self._trained = np.zeros(len(index), np.int32)
+        self._at = _Position(0, 0, 0, 0, self._trained.copy(), 0, self._per_epoch)
+        if state is not None:
+            self._restore(state)
+
+    def __iter__(self) -> Iterator[PlannedStep]:
+        """Yield the steps from the present position to the end of the run."""
+        return self._steps(self._at)  # of now, though the generator starts later, in another thread
+
+    def advance(self, planned: PlannedStep) -> None:
+        """Move the position past `planned`, the next step, which has been trained."""
+        assert planned.step == self._at.step + 1
+        if planned.epoch != self._at.epoch:
+            self._at = self._next_epoch(self._at)
+            self._trained = self._at.before.copy()
+        _count(self._trained, planned.lanes)
+        self._at = self._after(self._at, planned.samples)
+
+    def state(self) -> dict[str, Any]:
+        """Return the position as JSON, for a checkpoint; its size grows with the shards, hardly with the samples."""
+        at = self._at
+        return {
+            "step": at.step,
+            "samples": at.samples,
+            "warmup_samples": at.warmup_samples,
+            "epoch": at.epoch,
+            "plan_step": at.plan_step,
+            "before": write_ledger(at.before, self._index),
+            "trained": write_ledger(self._trained, self._index),
+        }
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps finished."""
+        return self._at.step
+
+    @property
+    def epochs_finished(self) -> int:
+        """Epochs of which nothing is left to train."""
+        return self._at.epoch + (self._at.left == 0)
+
+    @property
+    def share(self) -> float:
+        """Share of the run that is done: of its steps where they are given, else of its samples."""
+        done, _, total = self._lengths(self._at)
+        return min(1.0, done / total)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        before, self._trained = (read_ledger(state[name], self._index) for name in ("before", "trained"))
+        found, plan_step = before.copy(), int(state["plan_step"])
+        for lanes in islice(self._plan(state["epoch"], before), plan_step):
+            _count(found, lanes)
+        if not np.array_equal(found, self._trained):
+            before, plan_step = self._trained.copy(), 0
+        left = count_samples(self._sources, self._weights, self._trained)
+        counts = {name: int(state[name]) for name in ("step", "samples", "warmup_samples", "epoch")}
+        self._at = _Position(**counts, before=before, plan_step=plan_step, left=left)
+
+    def _steps(self, at: _Position) -> Iterator[PlannedStep]:
+        while self._epochs is None or at.epoch < self._epochs:
+            for lanes in islice(self._plan(at.epoch, at.before), at.plan_step, None):
+                if at.step == self._max_steps:
+                    return
+                yield self._planned(at, lanes)
+                at = self._after(at, sum(map(len, lanes)))
+            assert at.left == 0, "the closed form and the plan agree"
+            at = self._next_epoch(at)
+
+    def _plan(self, epoch: int, before: Counts) -> Iterator[list[Rows]]:
+        return plan_epoch(
+            self._durations,
+            self._shards,
+            self._sources,
+            self._weights,
+            seed=self._seed,
+            epoch=epoch,
+            lanes=self._lanes,
+            batch_seconds=self._data.batch_seconds,
+            max_batch_size=self._data.max_batch_size,
+            shuffle_buffer=self._data.shuffle_buffer,
+            done=before,
+        )
+
+    def _planned(self, at: _Position, lanes: list[Rows]) -> PlannedStep:
+        done, warmup, total = self._lengths(at)
+        done_after, *_ = self._lengths(self._after(at, sum(map(len, lanes))))
+        # Whole numbers until here: steps of equal size decay exactly as their number says.
+        decay = 0.0 if at.step < self._warmup_steps else (done - warmup) / max(1, total - warmup)
+        return PlannedStep(at.step + 1, at.epoch, lanes, decay, done_after / total, last=done_after == total)
+
+    def _lengths(self, at: _Position) -> tuple[int, int, int]:
+        """Return what is done, what of it was warm-up, and the length of the run, in one unit."""
+        if self._max_steps is not None:
+            return at.step, self._warmup_steps, self._max_steps
+        assert self._epochs is not None
+        return (
+            at.samples,
+            at.warmup_samples,
+            at.samples + at.left + max(0, self._epochs - at.epoch - 1) * self._per_epoch,
+        )
+
+    def _after(self, at: _Position, samples: int) -> _Position:
+        return replace(
+            at,
+            step=at.step + 1,
+            plan_step=at.plan_step + 1,
+            samples=at.samples + samples,
+            warmup_samples=at.warmup_samples + (samples if at.step < self._warmup_steps else 0),
+            left=at.left - samples,
+        )
+
+    def _next_epoch(self, at: _Position) -> _Position:
+        fresh = np.zeros_like(at.before)
+        return replace(at, epoch=at.epoch + 1, before=fresh, plan_step=0, left=self._per_epoch)
+
+
+def _count(counts: Counts, lanes: list[Rows]) -> None:
+    np.add.at(counts, np.concatenate(lanes), 1)
+
+
+Ledger = dict[str, list[list[int]]]
+Counts = npt.NDArray[np.int32]
+
+
+def write_ledger(counts: Counts, index: Index) -> Ledger:
+    """Return (N,) counts of the samples of `index` as ranges."""
+    order, shard_starts, names = _by_shard(index)
+    times = counts[order]
+    first_of_range = np.ones(len(times), bool)
+    first_of_range[1:] = times[1:] != times[:-1]
+    first_of_range[shard_starts[:-1][np.diff(shard_starts) > 0]] = True
+    starts = np.flatnonzero(first_of_range)
+    ends = np.append(starts[1:], len(times))
+    trained = times[starts] > 0
+    starts, ends = starts[trained], ends[trained]
+    shard = np.searchsorted(shard_starts, starts, side="right") - 1
+    ranges = np.stack([starts - shard_starts[shard], ends - shard_starts[shard], times[starts]], axis=1)
+    ledger: Ledger = {}
+    for number, entry in zip(shard.tolist(), ranges.tolist(), strict=True):
+        ledger.setdefault(names[number], []).append(entry)
+    return ledger
+
+
+def read_ledger(ledger: Ledger, index: Index) -> Counts:
+    """Return (N,) counts of the samples of `index`; shards it does not have are passed over."""
+    order, shard_starts, names = _by_shard(index)
+    steps = np.zeros(len(order) + 1, np.int64)  # up at the first of a range, down after its last
+    for number, name in enumerate(names):
+        if name in ledger:
+            first, last, times = np.asarray(ledger[name], np.int64).reshape(-1, 3).T
+            low, high = shard_starts[number : number + 2]
+            np.add.at(steps, np.minimum(low + first, high), times)
+            np.subtract.at(steps, np.minimum(low + last, high), times)
+    counts = np.zeros(len(order), np.int32)
+    counts[order] = np.cumsum(steps)[:-1]
+    return counts
+
+
+def _by_shard(index: Index) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[str]]:
+    """Return the samples shard after shard, where the S shards start (S + 1 places), and their paths.
+
+    A shard of two sources is one here, the samples of the second source after those of the first.
+    """
+    names, number = np.unique(np.asarray(index.shard_names, np.str_), return_inverse=True)
+    shard = number[index.shards]
+    sizes = np.bincount(shard, minlength=len(names))
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    return np.argsort(shard, kind="stable"), starts, names.tolist()
+
+
+def rows_of_rank(lanes: list[Rows], rank: int, world_size: int) -> list[Rows]:
+    """Return the micro-batches of a rank: lanes r, r + W, ... of W ranks, equally many on every one.
+
+    Where W does not divide the lanes, the missing ones are empty.
+    """
+    rows = lanes[rank::world_size]
+    return rows + [np.zeros(0, np.int64)] * (-(-len(lanes) // world_size) - len(rows))
+
+
+def with_batches(
+    order: Iterable[PlannedStep],
+    load: Callable[[Iterator[Rows]], Iterator[Batch]],
+    rank: int,
+    world_size: int,
+    change: Callable[[list[Rows]], list[Rows]] = lambda lanes: lanes,
+) -> Iterator[tuple[PlannedStep, list[Batch]]]:
+    """Yield the steps to come, each with this rank's micro-batches.
+
+    Args:
+        load: Turns rows into micro-batches, one each and in order; it may run ahead, in another thread.
+        change: Returns the micro-batches that are run for the planned ones of a step, the same on every rank.
+    """
+    ahead: deque[tuple[PlannedStep, list[Rows]]] = deque()
+    steps = iter(order)
+
+    def rows() -> Iterator[Rows]:
+        for planned in steps:
+            mine = rows_of_rank(change(planned.lanes), rank, world_size)
+            ahead.append((planned, mine))
+            yield from mine
+
+    batches = load(rows())
+    for first in batches:
+        planned, mine = ahead.popleft()
+        step = [first, *islice(batches, len(mine) - 1)]
+        assert [len(batch.ids) + len(batch.bad) for batch in step] == list(map(len, mine))
+        yield planned, step

@@ -1,0 +1,197 @@
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from mowe_ray.data.epoch_plan import count_samples, plan_epoch
+
+LIMITS = {"lanes": 4, "batch_seconds": 60.0, "max_batch_size": 12, "shuffle_buffer": 500}
+
+
+def corpus(count: int, sources: int = 1, shards: int = 10, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    durations = rng.uniform(0.2, 30.0, count).astype(np.float32)
+    shard = np.sort(rng.integers(0, shards, count)).astype(np.int32)
+    return durations, shard, (shard * sources // shards).astype(np.int32)
+
+
+def steps(data, weights=(1.0,), seed=0, epoch=0, done=None, **limits):
+    plan = plan_epoch(*data, weights, seed=seed, epoch=epoch, done=done, **{**LIMITS, **limits})
+    return [[batch.tolist() for batch in step] for step in plan]
+
+
+def counts(plan) -> Counter:
+    return Counter(row for step in plan for batch in step for row in batch)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 17, 100, 1003])
+@pytest.mark.parametrize("lanes", [1, 2, 4, 7])
+def test_every_sample_once_in_steps_of_equal_width_within_the_limits(count, lanes):
+    data = corpus(count, shards=3)
+    plan = steps(data, lanes=lanes)
+    assert counts(plan) == Counter(range(count))
+    for step in plan:
+        assert len(step) == lanes
+        for batch in step:
+            padded = len(batch) * data[0][batch].max(initial=0.0)
+            assert len(batch) <= 12
+            assert padded <= 60.0 or len(batch) == 1
+            if count >= 2 * lanes:
+                assert batch
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_limits_keep_the_contract(seed):
+    rng = np.random.default_rng(seed)
+    data = corpus(int(rng.integers(50, 400)), sources=3, seed=seed)
+    weights = rng.uniform(0, 3, 3).tolist()
+    limits = {
+        "lanes": int(rng.integers(1, 9)),
+        "batch_seconds": float(rng.uniform(5, 100)),
+        "max_batch_size": int(rng.integers(1, 20)),
+        "shuffle_buffer": int(rng.integers(1, 300)),
+    }
+    plan = steps(data, weights, seed=seed, **limits)
+    for source, weight in enumerate(weights):
+        rows = np.flatnonzero(data[2] == source)
+        seen = [counts(plan)[row] for row in rows.tolist()]
+        assert sum(seen) == int(weight) * len(rows) + round(weight % 1 * len(rows))
+        assert set(seen) <= {int(weight), int(weight) + 1}
+    for step in plan:
+        assert len(step) == limits["lanes"]
+        for batch in step:
+            assert len(batch) <= limits["max_batch_size"]
+            padded = len(batch) * data[0][batch].max(initial=0.0)
+            assert padded <= limits["batch_seconds"] or len(batch) == 1
+
+
+def test_the_plan_is_a_function_of_seed_and_epoch():
+    data = corpus(500)
+    assert steps(data, seed=1, epoch=2) == steps(data, seed=1, epoch=2)
+    assert steps(data, seed=1, epoch=2) != steps(data, seed=1, epoch=3)
+    assert steps(data, seed=1, epoch=2) != steps(data, seed=2, epoch=2)
+
+
+def test_a_broken_pass_covers_the_source_over_the_epochs():
+    data = corpus(400)
+    halves = [set(counts(steps(data, [0.5], epoch=epoch))) for epoch in range(2)]
+    assert len(halves[0]) == len(halves[1]) == 200
+    assert halves[0] | halves[1] == set(range(400))
+    assert counts(steps(data, [2.5])).total() == 1000
+
+
+def test_a_weight_of_zero_leaves_the_source_out():
+    data = corpus(300, sources=2)
+    assert set(counts(steps(data, [1.0, 0.0]))) == set(np.flatnonzero(data[2] == 0).tolist())
+
+
+def test_sources_are_mixed_in_proportion_all_the_way():
+    data = corpus(2000, sources=2)
+    plan = steps(data, [1.0, 3.0])
+    quarter = len(plan) // 4
+    shares = []
+    for start in range(0, 4 * quarter, quarter):
+        rows = [row for step in plan[start : start + quarter] for batch in step for row in batch]
+        shares.append(np.mean(data[2][rows]))
+    total = counts(plan)
+    expected = sum(n for row, n in total.items() if data[2][row] == 1) / total.total()
+    np.testing.assert_allclose(shares, expected, atol=0.1)
+
+
+def test_a_label_sorted_corpus_is_mixed_within_steps():
+    count = 8000
+    labels = np.arange(count) * 4 // count
+    durations = np.full(count, 3.0, np.float32)
+    plan = steps((durations, np.zeros(count, np.int32), np.zeros(count, np.int32)), shuffle_buffer=500)
+    for step in plan[:-1]:
+        shares = np.bincount(labels[np.concatenate(step)], minlength=4) / sum(map(len, step))
+        assert shares.max() < 0.7
+    assert np.mean([len(set(labels[np.concatenate(step)])) for step in plan]) > 3.9
+
+
+def test_clips_of_a_batch_are_of_like_length():
+    data = corpus(5000)
+    plan = steps(data, shuffle_buffer=5000)
+    padded = sum(len(b) * data[0][b].max() for step in plan for b in step)
+    assert data[0].sum() / padded > 0.85
+
+
+def test_resume_by_skipping_steps_is_the_rest_of_the_plan():
+    data = corpus(600)
+    whole = steps(data)
+    plan = plan_epoch(*data, (1.0,), seed=0, epoch=0, **LIMITS)
+    rest = [[batch.tolist() for batch in step] for step in islice(plan, 7, None)]
+    assert rest == whole[7:]
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (2.5, 0.7)])
+def test_resume_with_other_lanes_trains_exactly_what_is_left(weights):
+    data = corpus(600, sources=2)
+    before = counts(steps(data, weights)[:9])
+    done = np.zeros(600, np.uint8)
+    for row, times in before.items():
+        done[row] = times
+    after = counts(steps(data, weights, done=done, lanes=3))
+    assert before + after == counts(steps(data, weights))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_interruption_leaves_the_rest_of_what_the_weights_say(seed):
+    rng = np.random.default_rng(seed)
+    data = corpus(int(rng.integers(10, 300)), sources=3, seed=seed)
+    weights = rng.choice([0.3, 0.5, 1.0, 1.7, 2.0, 2.5, 3.1], 3).tolist()
+    whole = counts(steps(data, weights, epoch=seed))
+    done = np.zeros(len(data[0]), np.int64)
+    while done.sum() < whole.total():
+        limits = {"lanes": int(rng.integers(1, 6)), "shuffle_buffer": int(rng.integers(1, 200))}
+        rest = steps(data, weights, epoch=seed, done=done, **limits)
+        assert counts(rest).total() == count_samples(data[2], weights, done) == whole.total() - done.sum()
+        for row, times in counts(rest[: rng.integers(1, len(rest) + 1)]).items():
+            done[row] += times
+    assert {row: times for row, times in enumerate(done.tolist()) if times} == whole
+    assert steps(data, weights, epoch=seed, done=done) == []
+
+
+@pytest.mark.parametrize("weights", [(2.5, 0.7), (1.0, 3.0), (0.5, 0.25)])
+def test_the_rest_is_mixed_in_proportion_all_the_way(weights):
+    data = corpus(4000, sources=2)
+    plan = steps(data, weights)
+    done = np.zeros(4000, np.int32)
+    for row, times in counts(plan[: len(plan) // 3]).items():
+        done[row] = times
+    rest = steps(data, weights, done=done, lanes=3)
+    total = counts(plan)
+    expected = sum(n for row, n in total.items() if data[2][row] == 1) / total.total()
+    quarter = len(rest) // 4
+    for start in range(0, 4 * quarter, quarter):
+        rows = [row for step in rest[start : start + quarter] for batch in step for row in batch]
+        assert np.mean(data[2][rows]) == pytest.approx(expected, abs=0.08)
+
+
+@pytest.mark.parametrize("growth", [-37, 0, 60])
+def test_extra_turns_that_were_had_count_when_the_source_has_grown_or_shrunk(growth):
+    data = corpus(200)
+    plan = steps(data, [1.4], epoch=3)
+    done = np.zeros(200, np.int32)
+    for row, times in counts(plan[: len(plan) // 2]).items():
+        done[row] = times
+    size = 200 + growth
+    done = np.append(done, np.zeros(60, np.int32))[:size]
+    extra_turns = max(round(0.4 * size), int((done > 1).sum()))
+    after = counts(steps(corpus(size), [1.4], epoch=3, done=done))
+    total = done + np.array([after[row] for row in range(size)])
+    assert set(total.tolist()) == {1, 2}
+    assert (total == 2).sum() == extra_turns
+
+
+def test_text_only_samples_count_by_number():
+    zeros = np.zeros(100, np.int32)
+    plan = steps((np.zeros(100, np.float32), zeros, zeros))
+    assert counts(plan) == Counter(range(100))
+    assert max(len(batch) for step in plan for batch in step) == 12
+
+
+def test_nothing_to_train_is_no_step():
+    empty = np.zeros(0, np.int32)
+    assert steps((empty.astype(np.float32), empty, empty)) == []
