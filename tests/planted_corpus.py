@@ -11,7 +11,7 @@ import numpy as np
 
 from mowe_ray.data.sample import Sample
 from mowe_ray.data.shards.write import write_webdataset
-from mowe_ray.data.synthetic_corpus.recording import encode_flac
+from mowe_ray.data.synthetic_corpus.sounds import encode_flac
 from tests.tiny_runs import Corpus
 
 RATE = 16_000

@@ -1,8 +1,9 @@
-"""What the sections of the configuration are made of: their base class and shared field types."""
+"""What the sections of the configuration share: their base class, field types, and the error of an unusable one."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -73,6 +74,15 @@ WorkerCount = Annotated[
     Annotated[PositiveInt, Tag("<number>")] | Annotated[tuple[PositiveInt, PositiveInt], Tag("<list>")],
     Discriminator(_number_or_list),
 ]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; `problems` has one `key: what is wrong` line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        assert problems, "a ConfigError names at least one problem"
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
 
 
 def refuse(*problems: str | None) -> None:

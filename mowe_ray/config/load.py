@@ -16,9 +16,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from mowe_ray.config.data_section import EvaluatedData
-from mowe_ray.config.errors import ConfigError
 from mowe_ray.config.evaluation import EvaluationConfig
-from mowe_ray.config.fields import Section
+from mowe_ray.config.fields import ConfigError, Section
 from mowe_ray.config.keys import find_key, is_known, members, nearest_key
 from mowe_ray.config.schema import RunConfig, WorkersSection
 

@@ -12,8 +12,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mowe_ray.config.data_section import DataSection
-from mowe_ray.config.errors import ConfigError
-from mowe_ray.config.fields import Name, Section, WorkerCount, refuse
+from mowe_ray.config.fields import ConfigError, Name, Section, WorkerCount, refuse
 from mowe_ray.config.model_section import ModelSection
 from mowe_ray.config.training_section import TrainingSection
 

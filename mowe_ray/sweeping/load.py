@@ -15,8 +15,7 @@ from pydantic_core import ErrorDetails
 
 from mowe_ray.config import ConfigError, preset_names
 from mowe_ray.config.fields import Section
-from mowe_ray.config.help import WIDTH
-from mowe_ray.config.keys import is_known, members, nearest_key
+from mowe_ray.config.keys import WIDTH, is_known, members, nearest_key
 from mowe_ray.config.load import parse_yaml
 from mowe_ray.sweeping.schema import Entry, LibraryEncoder, SweepConfig
 

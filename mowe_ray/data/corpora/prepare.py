@@ -16,7 +16,7 @@ from mowe_ray.data.decode import SAMPLE_RATE, decode_audio
 from mowe_ray.data.progress import with_progress
 from mowe_ray.data.sample import BadAudio, BadSample, Sample
 from mowe_ray.data.shards.write import Written, write_parquet, write_webdataset
-from mowe_ray.data.synthetic_corpus.recording import encode_flac
+from mowe_ray.data.synthetic_corpus.sounds import encode_flac
 
 Format = Literal["webdataset", "parquet"]
 

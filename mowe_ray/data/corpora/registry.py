@@ -6,12 +6,38 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from mowe_ray.data.corpora import audiocaps, clotho_aqa, common_voice, iemocap, meld, slue_sqa5, spoken_squad, wavcaps
-from mowe_ray.data.corpora.audiobench import is_audiobench, read_audiobench
-from mowe_ray.data.corpora.hf_parquet import parquet_files, read_parquet
+from mowe_ray.data.corpora.captions import (
+    AUDIOCAPS_SPLITS,
+    WAVCAPS_SOURCES,
+    is_audiocaps,
+    is_wavcaps,
+    read_audiocaps,
+    read_wavcaps,
+)
+from mowe_ray.data.corpora.emotion import (
+    IEMOCAP_SESSIONS,
+    MELD_LABELS,
+    MELD_SPLITS,
+    is_iemocap,
+    is_meld,
+    read_iemocap,
+    read_meld,
+)
 from mowe_ray.data.corpora.layout import Defaults, audio_files
-from mowe_ray.data.corpora.librispeech import read_librispeech
 from mowe_ray.data.corpora.manifest_and_folders import LABELS, SUFFIXES, read_labelled_folders, read_manifest
+from mowe_ray.data.corpora.parquet import is_audiobench, parquet_files, read_audiobench, read_parquet
+from mowe_ray.data.corpora.question_answering import (
+    CLOTHO_AQA_SPLITS,
+    SLUE_SQA5_SPLITS,
+    SPOKEN_SQUAD_SPLITS,
+    is_clotho_aqa,
+    is_slue_sqa5,
+    is_spoken_squad,
+    read_clotho_aqa,
+    read_slue_sqa5,
+    read_spoken_squad,
+)
+from mowe_ray.data.corpora.speech import COMMON_VOICE_SPLITS, is_common_voice, read_common_voice, read_librispeech
 from mowe_ray.data.sample import BadSample, Sample
 
 
@@ -60,56 +86,54 @@ KINDS: dict[str, Kind] = {
     ),
     "common-voice": Kind(
         "folder of one language, TSVs beside clips/",
-        common_voice.is_common_voice,
-        common_voice.read_common_voice,
+        is_common_voice,
+        read_common_voice,
         "asr",
-        common_voice.SPLITS,
+        COMMON_VOICE_SPLITS,
         whole=False,
     ),
     "audiocaps": Kind(
         "its CSVs, and the clips that were still to be had",
-        audiocaps.is_audiocaps,
-        audiocaps.read_audiocaps,
+        is_audiocaps,
+        read_audiocaps,
         "ac",
-        audiocaps.SPLITS,
+        AUDIOCAPS_SPLITS,
         whole=False,
     ),
-    "wavcaps": Kind(
-        "json_files/, and the unpacked Zip_files/", wavcaps.is_wavcaps, wavcaps.read_wavcaps, "ac", wavcaps.SPLITS
-    ),
+    "wavcaps": Kind("json_files/, and the unpacked Zip_files/", is_wavcaps, read_wavcaps, "ac", WAVCAPS_SOURCES),
     "clotho-aqa": Kind(
         "its CSVs, and audio_files/",
-        clotho_aqa.is_clotho_aqa,
-        clotho_aqa.read_clotho_aqa,
+        is_clotho_aqa,
+        read_clotho_aqa,
         "aqa",
-        clotho_aqa.SPLITS,
+        CLOTHO_AQA_SPLITS,
         whole=False,
     ),
-    "iemocap": Kind("Session1/ to Session5/", iemocap.is_iemocap, iemocap.read_iemocap, "er", iemocap.SPLITS),
+    "iemocap": Kind("Session1/ to Session5/", is_iemocap, read_iemocap, "er", IEMOCAP_SESSIONS),
     "meld": Kind(
         "its CSVs, and the folders of clips",
-        meld.is_meld,
-        meld.read_meld,
+        is_meld,
+        read_meld,
         "er",
-        meld.SPLITS,
+        MELD_SPLITS,
         whole=False,
-        labels=tuple(meld.LABELS),
+        labels=tuple(MELD_LABELS),
     ),
     "spoken-squad": Kind(
         "its JSON files, train_wav/ and dev_wav/",
-        spoken_squad.is_spoken_squad,
-        spoken_squad.read_spoken_squad,
+        is_spoken_squad,
+        read_spoken_squad,
         "sqa",
-        spoken_squad.SPLITS,
+        SPOKEN_SQUAD_SPLITS,
         whole=False,
     ),
     "audiobench": Kind("Parquet with context, instruction and answer", _parquet(is_audiobench), read_audiobench),
     "slue-sqa5": Kind(
         "Parquet of SLUE phase 2",
-        _parquet(slue_sqa5.is_slue_sqa5),
-        slue_sqa5.read_slue_sqa5,
+        _parquet(is_slue_sqa5),
+        read_slue_sqa5,
         "sqa",
-        slue_sqa5.SPLITS,
+        SLUE_SQA5_SPLITS,
         whole=False,
     ),
     "parquet": Kind(

@@ -10,7 +10,7 @@ import numpy as np
 from mowe_ray.data.progress import with_progress
 from mowe_ray.data.sample import Sample
 from mowe_ray.data.shards.write import write_webdataset
-from mowe_ray.data.synthetic_corpus.recording import encode_flac
+from mowe_ray.data.synthetic_corpus.sounds import encode_flac
 from mowe_ray.data.synthetic_corpus.speech import speaker
 from mowe_ray.data.synthetic_corpus.tasks import TASKS, Studio
 

@@ -11,8 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from mowe_ray.data.synthetic_corpus.recording import record
-from mowe_ray.data.synthetic_corpus.sounds import SOUNDS, Rng, Wave, beeps
+from mowe_ray.data.synthetic_corpus.sounds import SOUNDS, Rng, Wave, beeps, record
 from mowe_ray.data.synthetic_corpus.speech import Prosody, Speaker
 
 COLOURS = ("green", "blue", "yellow", "purple")

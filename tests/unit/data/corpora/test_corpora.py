@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from mowe_ray.data.corpora.clotho_aqa import best_answers
 from mowe_ray.data.corpora.layout import Defaults
 from mowe_ray.data.corpora.prepare import check_sample
+from mowe_ray.data.corpora.question_answering import best_answers
 from mowe_ray.data.corpora.registry import KINDS, check_source, detect_kind, read_source
 from mowe_ray.data.sample import BadSample, Sample
 from tests import tiny_corpora

@@ -3,8 +3,8 @@
 import pytest
 
 from mowe_ray.data.corpora.layout import Defaults
-from mowe_ray.data.corpora.librispeech import read_librispeech
 from mowe_ray.data.corpora.manifest_and_folders import read_labelled_folders
+from mowe_ray.data.corpora.speech import read_librispeech
 
 
 def test_librispeech_keeps_the_flac_bytes_and_lowers_the_words(tmp_path, make_audio, asr):

@@ -6,9 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mowe_ray.data.corpora.audiobench import is_audiobench, read_audiobench
-from mowe_ray.data.corpora.hf_parquet import read_parquet
 from mowe_ray.data.corpora.layout import Defaults
+from mowe_ray.data.corpora.parquet import is_audiobench, read_audiobench, read_parquet
 from mowe_ray.data.sample import BadSample
 
 

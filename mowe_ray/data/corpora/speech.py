@@ -1,4 +1,8 @@
-"""Common Voice: a folder per language, with one TSV a split beside the clips.
+"""Corpora of transcribed speech: LibriSpeech and Common Voice.
+
+LibriSpeech's layout: SUBSET/SPEAKER/CHAPTER/*.flac beside one *.trans.txt.
+
+Common Voice: a folder per language, with one TSV a split beside the clips.
 
     en/train.tsv  en/dev.tsv  en/test.tsv  en/validated.tsv  en/other.tsv  en/invalidated.tsv  en/clips/*.mp3
 
@@ -13,12 +17,39 @@ from pathlib import Path
 from mowe_ray.data.corpora.layout import Defaults
 from mowe_ray.data.sample import BadSample, Sample
 
-SPLITS = ("train", "dev", "test", "validated", "other", "invalidated")
+
+def read_librispeech(folder: Path, defaults: Defaults, subset: str | None = None) -> Iterator[Sample | BadSample]:
+    """Read every chapter below `folder`; the FLAC files are kept as they are.
+
+    The transcripts are all capitals. Lower case suits language models better; scoring ignores case.
+
+    Args:
+        folder: the corpus or any part of it.
+        defaults: task and instruction.
+        subset: only this sub-folder, such as `train-clean-100`; None = all.
+
+    Raises:
+        ValueError: there is no transcript.
+    """
+    root = folder / subset if subset else folder
+    transcripts = sorted(root.rglob("*.trans.txt"))
+    if not transcripts:
+        raise ValueError(f"{root}: no *.trans.txt, so this is not LibriSpeech's layout")
+    for transcript in transcripts:
+        for line in transcript.read_text(encoding="utf-8").splitlines():
+            id, _, words = line.strip().partition(" ")
+            if id:
+                yield defaults.file(transcript.with_name(f"{id}.flac"), id, words.strip().lower())
+
+
+COMMON_VOICE_SPLITS = ("train", "dev", "test", "validated", "other", "invalidated")
 
 
 def is_common_voice(path: Path) -> bool:
     """Whether a folder holds clips and tables of one language, or folders that do."""
-    return any((clips.parent / f"{split}.tsv").is_file() for clips in _clips(path) for split in SPLITS)
+    return any(
+        (clips.parent / f"{split}.tsv").is_file() for clips in _clip_folders(path) for split in COMMON_VOICE_SPLITS
+    )
 
 
 def read_common_voice(folder: Path, defaults: Defaults, split: str) -> Iterator[Sample | BadSample]:
@@ -27,12 +58,12 @@ def read_common_voice(folder: Path, defaults: Defaults, split: str) -> Iterator[
     Args:
         folder: of the language, such as `cv-corpus-15.0-2023-09-08/en`; or the release, if it has one language only.
         defaults: task and instruction.
-        split: one of SPLITS; `validated` holds train, dev and test and more.
+        split: one of COMMON_VOICE_SPLITS; `validated` holds train, dev and test and more.
 
     Raises:
         ValueError: it is not this layout, there are several languages, or no table of the split.
     """
-    found = _clips(folder)
+    found = _clip_folders(folder)
     if len(found) != 1:
         languages = ", ".join(clips.parent.name for clips in found) or "none"
         raise ValueError(
@@ -50,5 +81,5 @@ def read_common_voice(folder: Path, defaults: Defaults, split: str) -> Iterator[
                 yield defaults.file(clip, clip.stem, row.get("sentence", ""))
 
 
-def _clips(path: Path) -> list[Path]:
+def _clip_folders(path: Path) -> list[Path]:
     return [path / "clips"] if (path / "clips").is_dir() else sorted(path.glob("*/clips"))

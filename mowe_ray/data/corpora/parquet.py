@@ -1,4 +1,4 @@
-"""Parquet files as `datasets` writes them: an audio column `{bytes, path}` beside text columns."""
+"""Parquet files as `datasets` writes them, an audio column `{bytes, path}` beside text columns, and as AudioBench has them."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -81,3 +81,34 @@ def _labels(row: Row, classes: Mapping[str, list[str]]) -> dict[str, str | None]
         column: None if position is None or position < 0 else classes[column][position]
         for column, position in positions.items()
     }
+
+
+_AUDIOBENCH_COLUMNS = {"context": "audio", "instruction": "text", "answer": "text"}
+
+
+def is_audiobench(file: Path) -> bool:
+    """Whether a Parquet file has AudioBench's three columns."""
+    return set(pq.read_schema(file).names) >= _AUDIOBENCH_COLUMNS.keys()
+
+
+def read_audiobench(path: Path, defaults: Defaults, split: str | None = None) -> Iterator[Sample | BadSample]:
+    """Read an AudioBench set: a Parquet file or a folder of them.
+
+    The columns are plain values in some sets and dictionaries in others: `context` is the audio
+    cell or `{audio: cell}`, `instruction` and `answer` are the text or `{text: ...}`. Other columns
+    are left out.
+
+    Raises:
+        ValueError: a file lacks one of the three columns.
+    """
+
+    def fields_of(row: Row) -> Row:
+        if missing := _AUDIOBENCH_COLUMNS.keys() - row.keys():
+            raise ValueError(f"{path}: not AudioBench, it has no {', '.join(sorted(missing))}")
+        return {column: _inner(row[column], key) for column, key in _AUDIOBENCH_COLUMNS.items()}
+
+    return read_parquet(path, defaults, split, fields_of)
+
+
+def _inner(value: Any, key: str) -> Any:
+    return value[key] if isinstance(value, Mapping) and value.get(key) is not None else value
