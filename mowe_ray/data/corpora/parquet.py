@@ -1,4 +1,4 @@
-"""Parquet files as `datasets` writes them, an audio column `{bytes, path}` beside text columns, and as AudioBench has them."""
+"""Parquet files: as `datasets` writes them (an audio column `{bytes, path}` beside text columns), and AudioBench's."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
