@@ -7,10 +7,7 @@ import os
 
 import ray
 
-# Private, all of these: Ray 2.60 is pinned.
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
-from ray.data._internal.execution.node_trackers import get_or_create_actor_location_tracker
-from ray.data._internal.stats import get_or_create_stats_actor
+from mowe_ray.distributed import ray_internals
 
 
 def join(cpus: float) -> None:
@@ -42,6 +39,6 @@ def _settle_ray_data() -> None:
 
     On a node of the autoscaler they would keep it from ever being idle.
     """
-    get_or_create_stats_actor()
-    get_or_create_autoscaling_coordinator()
-    get_or_create_actor_location_tracker()
+    ray_internals.get_or_create_stats_actor()
+    ray_internals.get_or_create_autoscaling_coordinator()
+    ray_internals.get_or_create_actor_location_tracker()

@@ -7,15 +7,10 @@ import random
 from typing import Any
 
 import ray
-import ray.train
-
-# Private; Ray 2.60 is pinned.
-from ray._private.state import available_resources_per_node, total_resources_per_node
-from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mowe_ray.config import RunConfig
+from mowe_ray.distributed import ray_internals
 
 
 def decoding_options(*, reserved: bool) -> dict[str, Any]:
@@ -33,10 +28,10 @@ def decoding_options(*, reserved: bool) -> dict[str, Any]:
 
 def _away_from_gpus() -> dict[str, Any]:
     """Choose a node without GPUs that has a CPU to spare; any node if there is none."""
-    total = total_resources_per_node()
+    total = ray_internals.total_resources_per_node()
     roomy = [
         node
-        for node, free in available_resources_per_node().items()
+        for node, free in ray_internals.available_resources_per_node().items()
         if free.get("CPU", 0.0) >= 1 and not total.get(node, {}).get("GPU")
     ]
     if not roomy:
@@ -65,29 +60,12 @@ def bundle_of(config: RunConfig) -> dict[str, float]:
     return bundle if kind is None else {**bundle, f"accelerator_type:{kind}": 0.001}
 
 
-def scaling(config: RunConfig, num_workers: int | tuple[int, int]) -> ray.train.ScalingConfig:
-    """Return where so many workers of a run are placed."""
-    compute = config.compute
-    return ray.train.ScalingConfig(
-        num_workers=num_workers,
-        elastic_resize_monitor_interval_s=compute.resize_interval_s,
-        use_gpu=compute.gpus_per_worker > 0,
-        resources_per_worker=worker_resources(config),
-        accelerator_type=compute.accelerator_type,
-    )
-
-
-def backend(config: RunConfig, timeout_s: int) -> TorchConfig:
-    """Return how the workers talk to each other."""
-    return TorchConfig(backend="nccl" if config.compute.gpus_per_worker else "gloo", timeout_s=timeout_s)
-
-
 def has_room(cpus: float, gpus: float, accelerator_type: str | None) -> bool:
     """Whether a node has so much to spare, as far as Ray knows right now."""
     need = {"CPU": cpus, "GPU": gpus, f"accelerator_type:{accelerator_type}": 0.0 if accelerator_type is None else 1e-3}
     return any(
         all(free.get(kind, 0.0) >= amount for kind, amount in need.items())
-        for free in available_resources_per_node().values()
+        for free in ray_internals.available_resources_per_node().values()
     )
 
 
@@ -125,7 +103,7 @@ def maximum_resources() -> dict[str, float]:
     says so; without an autoscaler it is refused.
     """
     here = ray.cluster_resources()
-    most = ray._private.state.state.get_max_resources_from_cluster_config()
-    if most is None and is_autoscaler_v2(fetch_from_server=True):
+    most = ray_internals.cluster_state.get_max_resources_from_cluster_config()
+    if most is None and ray_internals.is_autoscaler_v2(fetch_from_server=True):
         most = {"CPU": math.inf, "GPU": math.inf}
     return {kind: max(here.get(kind, 0.0), float((most or {}).get(kind, 0.0))) for kind in {*here, *(most or {})}}

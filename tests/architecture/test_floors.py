@@ -1,7 +1,9 @@
 """Imports only go down, and the light packages stay light."""
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,5 +27,36 @@ def test_import_contracts_hold() -> None:
 )
 def test_light_packages_load_nothing_heavy(module: str, unwanted: tuple[str, ...]) -> None:
     code = f"import sys, {module}; print([m for m in {unwanted!r} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_private_names_of_ray_are_in_one_file() -> None:
+    found = {file.name for file in (ROOT / "mowe_ray").rglob("*.py") if any(_private_imports(file))}
+    assert found - {"tuner.py"} == {"ray_internals.py"}  # Tune's `_create_trial_from_spec` and `_make_parser`
+
+
+def _private_imports(file: Path) -> Iterator[str]:
+    """Modules of Ray that are no part of its API, as imported or as reached through `ray`."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        match node:
+            case ast.ImportFrom(module=str(module), names=names):
+                found = [f"{module}.{alias.name}" for alias in names]
+            case ast.Import(names=names):
+                found = [alias.name for alias in names]
+            case ast.Attribute():
+                found = [ast.unparse(node)]
+            case _:
+                continue
+        for name in found:
+            top, *parts = name.split(".")
+            private = any(part.startswith("_") and not part.startswith("__") for part in parts)
+            if top == "ray" and (private or parts[:2] == ["autoscaler", "v2"]):
+                yield name
+
+
+def test_decoding_does_not_import_ray_train() -> None:
+    """Each process that decodes would pay seconds for it."""
+    code = "import sys, mowe_ray.distributed.ray_data.pipeline; print([m for m in sys.modules if m == 'ray.train'])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -12,7 +12,7 @@ from ray.train.torch import TorchTrainer
 
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed.errors import causes
-from mowe_ray.distributed.resources import backend, scaling
+from mowe_ray.distributed.ray_train.worker_group import backend, scaling
 
 _LARGE = 16 << 20  # fp32 numbers
 _SMALL_REPEATS, _LARGE_REPEATS = 50, 4

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.train.v2._internal.execution.callback import WorkerCallback
-from ray.train.v2._internal.execution.context import get_train_context
 
+from mowe_ray.distributed.ray_internals import WorkerCallback, get_train_context
 from mowe_ray.distributed.ray_train.control import Control, when
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.fault_tolerance.watchdog import Hang

@@ -13,15 +13,15 @@ import ray
 import ray.train
 from ray.actor import ActorHandle
 from ray.train import UserCallback
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import remove_placement_group
 
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed.errors import by_rank, causes
+from mowe_ray.distributed.ray_internals import WorkerGroupCallback
 from mowe_ray.distributed.ray_train.control import Control, WorkerSetup
 from mowe_ray.distributed.ray_train.emergency_checkpoint import RESCUE_S, SaveOnSigterm
-from mowe_ray.distributed.resources import backend, scaling
+from mowe_ray.distributed.resources import worker_resources
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint.layout import committed_steps
 
@@ -75,6 +75,23 @@ def _trainer(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> TorchT
             callbacks=[_TellFailures(setup.control), _HoldResources(setup.control), SaveOnSigterm()],
         ),
     )
+
+
+def scaling(config: RunConfig, num_workers: int | tuple[int, int]) -> ray.train.ScalingConfig:
+    """Return where so many workers of a run are placed."""
+    compute = config.compute
+    return ray.train.ScalingConfig(
+        num_workers=num_workers,
+        elastic_resize_monitor_interval_s=compute.resize_interval_s,
+        use_gpu=compute.gpus_per_worker > 0,
+        resources_per_worker=worker_resources(config),
+        accelerator_type=compute.accelerator_type,
+    )
+
+
+def backend(config: RunConfig, timeout_s: int) -> TorchConfig:
+    """Return how the workers talk to each other."""
+    return TorchConfig(backend="nccl" if config.compute.gpus_per_worker else "gloo", timeout_s=timeout_s)
 
 
 def _train_worker(settings: dict[str, WorkerSetup]) -> dict[str, Any]:

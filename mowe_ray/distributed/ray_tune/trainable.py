@@ -19,6 +19,7 @@ from ray.tune import PlacementGroupFactory
 from ray.util.placement_group import remove_placement_group
 
 from mowe_ray.config import RunConfig
+from mowe_ray.distributed.ray_internals import HEAD_NODE
 from mowe_ray.distributed.ray_train.control import start_control
 from mowe_ray.distributed.ray_train.driver import train
 from mowe_ray.output.run_folder import RunFolder
@@ -41,7 +42,7 @@ def driver_resources(concurrent: int | None) -> PlacementGroupFactory:
             cannot lock itself out. The rest is for the actors Ray Train starts there, 0.001 a run.
     """
     share = 0.0001 if concurrent is None else int(10_000 / (concurrent + 0.5)) / 10_000
-    return PlacementGroupFactory([{"node:__internal_head__": share}])
+    return PlacementGroupFactory([{HEAD_NODE: share}])
 
 
 class TrialRun(ray.tune.Trainable):
