@@ -10,11 +10,19 @@ interruption: what is answered is not asked again. The last line on stdout is th
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from mowe_ray.command_line import (
+    INTERRUPTED,
+    SUCCESS,
+    log,
+    make_parser,
+    print_result,
+    reject,
+    run_and_print,
+)
 from mowe_ray.config import ConfigError, EvaluationConfig, load_evaluation, render_help
 from mowe_ray.config.data_section import ValidationSource
 from mowe_ray.evaluation.judge.client import ChatEndpoint
@@ -36,7 +44,6 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     arguments = _parser().parse_intermixed_args(argv)
     models = [text for text in arguments.arguments if "=" not in text]
     overrides = [text for text in arguments.arguments if "=" in text]
-    out = out or sys.stdout
     try:
         targets = find_models(models)
         if not targets:
@@ -48,21 +55,13 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
             check_names(source.metrics, f"data.validation.{i}.metrics")
         check_baseline(targets, config.baseline)
     except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return reject(error)
+    subject = {"models": [target.home for target in targets]}
     try:
-        result, code = _evaluate(targets, config), 0
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        result, code = {"models": [target.home for target in targets], "error": str(error)}, 1
+        return run_and_print(lambda: (_evaluate(targets, config), SUCCESS), subject, out, (ConfigError,))
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        result, code = {"models": [target.home for target in targets], "interrupted": True}, 130
-    print(json.dumps(result), file=out, flush=True)
-    return code
+        log("interrupted: run the same command again to go on")
+        return print_result({**subject, "interrupted": True}, INTERRUPTED, out)
 
 
 def _evaluate(targets: Sequence[Target], config: EvaluationConfig) -> dict[str, Any]:
@@ -72,14 +71,14 @@ def _evaluate(targets: Sequence[Target], config: EvaluationConfig) -> dict[str, 
     from mowe_ray.evaluation.report.summary import table
 
     metrics = {source.name: _metrics(source, targets, config) for source in config.data.validation}
-    answered = answer_datasets(targets, config, _say)
-    _say("scoring")
+    answered = answer_datasets(targets, config, log)
+    log("scoring")
     evaluation = compare(
         answered, metrics=metrics, baseline=config.baseline, seed=config.seed, device=device(config.compute)
     )
     result = write_results(evaluation, targets, config.out)
-    _say(table(evaluation))
-    _say(f"report: {result['report']}")
+    log(table(evaluation))
+    log(f"report: {result['report']}")
     return result
 
 
@@ -87,22 +86,13 @@ def _metrics(source: ValidationSource, targets: Sequence[Target], config: Evalua
     if config.judge.base_url is None:
         return DatasetMetrics(source.metrics, source.labels)
     endpoint = ChatEndpoint(**config.judge.model_dump())
-    judge = Judge(endpoint, report_folder(targets, config.out), source.name, _say)
+    judge = Judge(endpoint, report_folder(targets, config.out), source.name, log)
     judged = {name: judged_metric(name, judge) for name in JUDGED_SCALES}
     return DatasetMetrics(source.metrics, source.labels, judged)
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m mowe_ray.evaluate",
-        description=__doc__,
-        epilog=render_help(EvaluationConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("evaluate", __doc__, render_help(EvaluationConfig))
     parser.add_argument("arguments", nargs="+", metavar="RUN_OR_EXPORT | section.key=value", help="models, then keys")
     return parser
 

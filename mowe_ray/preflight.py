@@ -10,17 +10,17 @@ leaves nothing behind. The last line on stdout is the result as JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from mowe_ray.config import ConfigError, RunConfig, load_config, render_help
+from mowe_ray.command_line import FAILURE, SUCCESS, log, make_run_parser, print_result, reject
+from mowe_ray.config import ConfigError, RunConfig, load_config
 from mowe_ray.output.text import duration
 
-_TOLD = {"ok": "ok", "warning": "warning", "failed": "FAILED"}
+_STATUS_LABELS = {"ok": "ok", "warning": "warning", "failed": "FAILED"}
 
 
 def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
@@ -37,11 +37,9 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     try:
         config = load_config(arguments.config, arguments.overrides)
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return reject(error)
     result = _preflight(config, arguments.timeout)
-    print(json.dumps(result), file=out or sys.stdout, flush=True)
-    return 0 if result["preflight"] == "ok" else 1
+    return print_result(result, SUCCESS if result["preflight"] == "ok" else FAILURE, out)
 
 
 def _preflight(config: RunConfig, timeout_s: float) -> dict[str, Any]:
@@ -52,27 +50,17 @@ def _preflight(config: RunConfig, timeout_s: float) -> dict[str, Any]:
     for check in preflight(config, timeout_s):
         now = time.monotonic()
         checks.append(check)
-        _say(f"{_TOLD[check.status]:<8} {check.name:<12} {check.detail} ({now - before:.1f} s)")
+        log(f"{_STATUS_LABELS[check.status]:<8} {check.name:<12} {check.detail} ({now - before:.1f} s)")
         if check.fix is not None:
-            _say(f"{'':21} -> {check.fix}")
+            log(f"{'':21} -> {check.fix}")
         before = now
     failed = [check.name for check in checks if check.status == "failed"]
-    _say(f"{len(checks)} checks in {duration(time.monotonic() - began)}: {', '.join(failed) or 'none'} failed")
+    log(f"{len(checks)} checks in {duration(time.monotonic() - began)}: {', '.join(failed) or 'none'} failed")
     return {"preflight": "failed" if failed else "ok", "checks": [asdict(check) for check in checks]}
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m mowe_ray.preflight",
-        description=__doc__,
-        epilog=render_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", default="quickstart", metavar="PRESET_OR_FILE", help="default: quickstart")
+    parser = make_run_parser("preflight", __doc__)
     parser.add_argument(
         "--timeout",
         type=float,
@@ -80,7 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="how long to wait for the answer of a node, and for the nodes of an autoscaler; default: 120",
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="wins over file and preset")
     return parser
 
 

@@ -7,7 +7,6 @@ and lists what was left out.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from mowe_ray.command_line import FAILURE, SUCCESS, USAGE_ERROR, log, make_parser, print_result
 from mowe_ray.data.corpora.layout import Defaults
 from mowe_ray.data.corpora.prepare import REPORT, Packing, pack
 from mowe_ray.data.corpora.registry import KINDS, check_source, count_samples, detect_kind, read_source
@@ -52,22 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             overwrite=options.overwrite,
         )
     except ValueError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        parser.exit(USAGE_ERROR, f"{parser.prog}: error: {error}\n")
     if result["bad"]:
-        print(f"left out {result['bad']}, listed in {options.out}/{REPORT}", file=sys.stderr)
+        log(f"left out {result['bad']}, listed in {options.out}/{REPORT}")
     if not result["samples"]:
-        print(f"{options.source} has no usable sample", file=sys.stderr)
-    print(json.dumps(result))
-    return 0 if result["samples"] else 1
+        log(f"{options.source} has no usable sample")
+    return print_result(result, SUCCESS if result["samples"] else FAILURE)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m mowe_ray.prepare",
-        description="Turn a corpus into shards to train from.",
-        epilog=_kinds() + _EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("prepare", "Turn a corpus into shards to train from.", _kinds() + _EXAMPLES)
     add = parser.add_argument
     add("source", metavar="SOURCE", help="file or folder, or the word builtin")
     add("--out", required=True, metavar="DIR", help="folder or fsspec URL for the shards")

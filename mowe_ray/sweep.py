@@ -10,7 +10,6 @@ interruption. The last line on stdout is the result as JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -18,6 +17,17 @@ import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from mowe_ray.command_line import (
+    FAILURE,
+    INTERRUPTED,
+    SUCCESS,
+    Supervision,
+    log,
+    make_parser,
+    reject,
+    run_and_print,
+    run_supervised,
+)
 from mowe_ray.config import ConfigError, RunConfig
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.dry_run import dry_run
@@ -29,10 +39,12 @@ from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search_space import Space
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Cost, load_all
-from mowe_ray.training.fault_tolerance.supervisor import run_child, supervise, supervised
+from mowe_ray.training.fault_tolerance.supervisor import supervised
 
 # Deaths of the driver without a validation in between after which the supervisor gives up.
 _MAX_FAILURES = 3
+# Exit code of a study that has an answer although trials failed.
+_SOME_FAILED = 3
 
 
 def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
@@ -47,21 +59,17 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
         but trials failed, 130 when it was interrupted.
     """
     arguments = _parser().parse_intermixed_args(argv)
-    out = out or sys.stdout
     try:
         sweep = load_sweep(arguments.sweep, arguments.overrides)
         if not arguments.dry_run:
             Space(sweep).base.require_data()
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    try:
-        result, code = (dry_run(sweep, _cost, sys.stderr), 0) if arguments.dry_run else _run(sweep)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        result, code = {"sweep": sweep.name, "error": str(error)}, 1
-    print(json.dumps(result), file=out, flush=True)
-    return code
+        return reject(error)
+    return run_and_print(
+        lambda: (dry_run(sweep, _cost, sys.stderr), SUCCESS) if arguments.dry_run else _run(sweep),
+        {"sweep": sweep.name},
+        out,
+    )
 
 
 def supervised_main() -> int:
@@ -69,27 +77,22 @@ def supervised_main() -> int:
     if supervised():
         # Tune saves and ends on SIGINT alone.
         signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-        return run_child(lambda out: main(out=out))
+    return run_supervised("sweep", main, _supervision)
+
+
+def _supervision() -> Supervision | None:
     arguments = _parser().parse_intermixed_args()
-    try:
-        sweep = load_sweep(arguments.sweep, arguments.overrides)
-    except ConfigError:
-        return main()  # it says what is wrong
+    sweep = load_sweep(arguments.sweep, arguments.overrides)
     if arguments.dry_run:
-        return main()
+        return None
     folder = RunFolder(sweep.storage, sweep.name)
-    return supervise(
-        [sys.executable, "-m", "mowe_ray.sweep", *sys.argv[1:]],
-        max_failures=_MAX_FAILURES,
-        progress=lambda: sum(trial.step for trial in load_all(folder)),
-        say=_say,
-    )
+    return Supervision(_MAX_FAILURES, lambda: sum(trial.step for trial in load_all(folder)))
 
 
 def _run(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
     from mowe_ray.distributed.ray_tune.tuner import run_study  # imports torch and ray
 
-    began, progress = time.monotonic(), StudyProgress(_say)
+    began, progress = time.monotonic(), StudyProgress(log)
     study = Study(sweep, _cost)
     written = 0
 
@@ -102,17 +105,17 @@ def _run(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
             write_results(study)
 
     try:
-        interrupted = run_study(study, _say, show)
+        interrupted = run_study(study, log, show)
     finally:
         progress.close()
     result = write_results(study, elapsed_s=time.monotonic() - began)
     trials = list(study.trials.values())
-    _say(f"{table(sweep, trials)}\n\n{result['answer']}\n\nreport: {result['report']}")
+    log(f"{table(sweep, trials)}\n\n{result['answer']}\n\nreport: {result['report']}")
     if interrupted:
-        return result, 130
+        return result, INTERRUPTED
     if result["best"] is None:
-        return result, 1
-    return result, 3 if result["trials"].get("failed") else 0
+        return result, FAILURE
+    return result, _SOME_FAILED if result["trials"].get("failed") else SUCCESS
 
 
 def _cost(config: RunConfig) -> Cost | None:
@@ -130,17 +133,8 @@ def _cost(config: RunConfig) -> Cost | None:
     return Cost(total.weights.total, total.weights.expected(share), total.gflops.expected(share))
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m mowe_ray.sweep",
-        description=__doc__,
-        epilog=render_sweep_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("sweep", __doc__, render_sweep_help())
     parser.add_argument("sweep", metavar="SWEEP.yaml", help="the study")
     parser.add_argument("--dry-run", action="store_true", help="print trials, resources and costs; start nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="wins over the file")

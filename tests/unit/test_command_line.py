@@ -1,0 +1,51 @@
+"""What a command prints where, and with which exit code it ends."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mowe_ray.command_line import FAILURE, USAGE_ERROR, run_and_print
+from mowe_ray.config import ConfigError
+
+
+def failing(error):
+    def run():
+        raise error
+
+    return run
+
+
+def test_the_result_is_one_line_of_json_and_the_code_is_handed_on(capsys):
+    out = io.StringIO()
+    assert run_and_print(lambda: ({"run": "a", "steps": 3}, 143), {}, out) == 143
+    assert json.loads(out.getvalue()) == {"run": "a", "steps": 3}
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_failure_is_the_result_and_an_error_line(capsys):
+    out = io.StringIO()
+    assert run_and_print(failing(ValueError("data.train: no")), {"run": "a"}, out) == FAILURE
+    assert json.loads(out.getvalue()) == {"run": "a", "error": "data.train: no"}
+    assert capsys.readouterr().err == "error: data.train: no\n"
+
+
+def test_a_wrong_request_has_no_result_line(capsys):
+    out = io.StringIO()
+    code = run_and_print(failing(ConfigError(["seed: no"])), {}, out, (ConfigError,))
+    assert (code, out.getvalue()) == (USAGE_ERROR, "")
+    assert capsys.readouterr().err == "seed: no\n"
+
+
+def test_errors_of_ours_are_not_hidden():
+    with pytest.raises(KeyError):
+        run_and_print(failing(KeyError("bug")), {}, io.StringIO())
+
+
+@pytest.mark.parametrize("command", ["train", "sweep", "evaluate", "prepare", "preflight"])
+def test_help_needs_neither_torch_nor_ray(command):
+    code = f"import sys, mowe_ray.{command}; print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert loaded.strip() == "[]"
