@@ -1,7 +1,7 @@
 """What every audio encoder of a MoWE model can do, whatever its family.
 
 A new family is one subclass of `AudioEncoder` (see `encoder_wav2vec2.py` for the shortest ones) and
-one line in `encoders.py`; `tests/unit/model/encoders/test_contract.py` then checks it.
+one line in `encoders.py`; `tests/unit/model/test_encoders_contract.py` then checks it.
 
 Shapes: C clips, S samples, T frames, D width, L layers.
 """

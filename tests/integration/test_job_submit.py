@@ -81,8 +81,10 @@ def checkout(tmp_path_factory):
     shutil.copytree(ROOT / "mowe_ray", copy / "mowe_ray", ignore=shutil.ignore_patterns("__pycache__"))
     for name in (".gitignore", ".rayignore", "pyproject.toml"):
         shutil.copy(ROOT / name, copy)
-    for module in ("trainer.py", "worker.py"):
-        with (copy / "mowe_ray" / "distributed" / module).open("a") as file:
+    for module in ("driver.py", "worker.py"):
+        path = copy / "mowe_ray" / "distributed" / "ray_train" / module
+        assert path.exists()
+        with path.open("a") as file:
             file.write(_WITNESS.format(folder=str(witnesses)))
     return copy, witnesses
 
@@ -131,7 +133,7 @@ def test_a_submitted_job_trains_with_the_uploaded_code(dashboard, checkout, tmp_
         assert (run / name).stat().st_size > 0, name
     sources = [file.read_text() for file in witnesses.iterdir()]
     assert len({file.name.partition("-")[0] for file in witnesses.iterdir()}) >= 2, "the driver and a training worker"
-    assert {Path(source).name for source in sources} == {"trainer.py", "worker.py"}
+    assert {Path(source).name for source in sources} == {"driver.py", "worker.py"}
     assert all("working_dir_files" in source for source in sources), sources
 
 

@@ -22,7 +22,7 @@ SETTINGS = (
     *("data.max_duration_s=30", "data.batch_seconds=300", f"data.max_batch_size={LONG}", "compute.zero_stage=0"),
 )
 
-# A minute; real lacks of memory in a step are in tests/unit/training/test_out_of_memory.py, by default.
+# A minute; real lacks of memory in a step are in tests/unit/training/fault_tolerance/test_out_of_memory.py, by default.
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 

@@ -1,5 +1,6 @@
 """Answers to decoded samples: the same whoever shares the batch, long clips in pieces, and the routers' choices."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from mowe_ray.data.micro_batch import MicroBatch
-from mowe_ray.evaluation.generation import answer_micro_batch
+from mowe_ray.evaluation.generation import answer_micro_batch, instruction_of
 from tests.ranks import make_model, merged, micro_batch, steer_routers
 
 OPTIONS = {
@@ -124,3 +125,31 @@ def test_beams_and_other_instructions_reach_the_model(model):
 def test_a_micro_batch_that_lost_all_its_samples_has_no_answers(model):
     with torch.inference_mode():
         assert answer_micro_batch(*model, micro_batch([]), **OPTIONS) == []
+
+
+LABELS = ["happy", "sad"]
+
+
+@pytest.mark.parametrize("task", ["asr", "ac", "er"])
+def test_the_usual_phrasings_are_drawn_evenly_by_id(task):
+    drawn = Counter(instruction_of(task, f"clip-{i}", LABELS, seed=0) for i in range(800))
+    assert len(drawn) == 8
+    assert min(drawn.values()) > 60
+
+
+def test_the_draw_depends_on_the_seed_and_the_id_alone():
+    one = [instruction_of("asr", str(i), None, seed=1) for i in range(50)]
+    assert one == [instruction_of("asr", str(i), LABELS, seed=1) for i in reversed(range(50))][::-1]
+    assert one != [instruction_of("asr", str(i), None, seed=2) for i in range(50)]
+    assert instruction_of("asr", "clip", None, seed=0) == "Note down the spoken sentence."  # in every process
+
+
+def test_a_classification_names_its_labels():
+    assert all(str(instruction_of("er", str(i), LABELS, 0)).endswith(" (happy, sad)") for i in range(20))
+    assert instruction_of("er", "1", None, 0) is None
+    assert "happy" not in str(instruction_of("ac", "1", LABELS, 0))
+
+
+@pytest.mark.parametrize("task", ["aqa", "sqa", "mine"])
+def test_questions_of_their_own_stay(task):
+    assert instruction_of(task, "1", LABELS, seed=0) is None

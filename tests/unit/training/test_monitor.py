@@ -14,7 +14,7 @@ from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.protocols import RunError
 from mowe_ray.training.tracker import Tracker
 from mowe_ray.training.validation import ValidationResult
-from tests.unit.training.test_progress import result
+from tests.unit.training.test_monitor_progress import result
 
 
 class Board:

@@ -1,4 +1,4 @@
-"""Checkpoints and audio, as far as this machine can read them."""
+"""Checkpoints and audio, as far as this machine can read them, and one folder that all write and read."""
 
 import json
 import shutil
@@ -13,9 +13,13 @@ from mowe_ray.distributed.preflight.reachability import (
     Reach,
     audio_places,
     checkpoint_places,
+    judge_folder,
     judge_place,
     reach_audio,
     reach_checkpoint,
+    read_probes,
+    remove_probes,
+    write_probe,
 )
 from tests.end_to_end import tone_samples, write_tones
 from tests.tiny_runs import TINY
@@ -129,3 +133,37 @@ def test_every_place_that_a_run_reads_is_named_by_its_key() -> None:
     assert checkpoint_places(inline.model) == {}
     exported = load_config("paper", ["model.init_from=export"])
     assert checkpoint_places(exported.model) == {"model.init_from": "export"}, "the parts are in the export"
+
+
+def look(folders: dict[str, Path]):
+    """Let each machine write and read its own idea of the folder."""
+    for machine, folder in folders.items():
+        write_probe(str(folder), "probe", machine)
+    seen = {machine: read_probes(str(folder), "probe") for machine, folder in folders.items()}
+    for folder in folders.values():
+        remove_probes(str(folder), "probe")
+    return judge_folder("storage", "/runs", dict.fromkeys(folders), seen, {})
+
+
+def test_all_see_the_same_folder(tmp_path: Path) -> None:
+    assert look({"a": tmp_path, "b": tmp_path, "node 1/x": tmp_path}) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_machine_that_looks_elsewhere_is_named(tmp_path: Path) -> None:
+    (finding,) = look({"a": tmp_path / "shared", "b": tmp_path / "own", "c": tmp_path / "shared"})
+    assert finding.status == "failed"
+    assert finding.detail == "storage: /runs is not one folder, these do not see each other's files: a, c | b"
+    assert finding.fix.startswith("storage: ")
+
+
+def test_a_machine_that_cannot_write_but_sees_the_rest(tmp_path: Path) -> None:
+    write_probe(str(tmp_path), "probe", "a")
+    seen = {machine: read_probes(str(tmp_path), "probe") for machine in ("a", "b")}
+    (finding,) = judge_folder("storage", "/runs", {"a": None, "b": "Read-only file system"}, seen, {})
+    assert finding.detail == "storage: b cannot write to /runs: Read-only file system"
+
+
+def test_a_machine_that_cannot_read(tmp_path: Path) -> None:
+    (finding,) = judge_folder("storage", "/runs", {"a": None}, {"a": ["a"]}, {"b": "no answer within 5 s"})
+    assert finding.detail == "storage: b cannot read /runs: no answer within 5 s"

@@ -1,9 +1,11 @@
+"""Manifests and labelled folders."""
+
 import json
 
 import pytest
 
 from mowe_ray.data.corpora.layout import Defaults
-from mowe_ray.data.corpora.manifest_and_folders import read_manifest
+from mowe_ray.data.corpora.manifest_and_folders import read_labelled_folders, read_manifest
 from mowe_ray.data.sample import BadSample, Sample
 
 
@@ -80,3 +82,17 @@ def test_a_task_or_an_instruction_that_nothing_says_is_an_error(folder):
         list(read_manifest(manifest, Defaults("corpus")))
     with pytest.raises(ValueError, match="--instruction"):
         list(read_manifest(manifest, Defaults("corpus", task="my_task")))
+
+
+def test_the_answer_is_the_folder_or_the_file(tmp_path, make_audio):
+    for name in ("angry/2.wav", "angry/1.WAV", "very_sad/1.wav", "very_sad/notes.txt", "loose.wav"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(make_audio())
+    er = Defaults("corpus", "er")
+    by_folder = list(read_labelled_folders(tmp_path, er))
+    found = {item.id: getattr(item, "answer", None) for item in by_folder}
+    assert found == {"angry/1": "angry", "angry/2": "angry", "loose": None, "very_sad/1": "very sad"}
+    assert next(item for item in by_folder if item.id == "loose").cause == "no_answer"
+    by_stem = [sample.answer for sample in read_labelled_folders(tmp_path, er, "stem")]
+    assert by_stem == ["1", "2", "loose", "1"]
