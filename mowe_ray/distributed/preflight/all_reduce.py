@@ -11,7 +11,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from mowe_ray.config import RunConfig
-from mowe_ray.distributed.errors import causes
+from mowe_ray.distributed.errors import format_training_failure
 from mowe_ray.distributed.ray_train.worker_group import backend, scaling
 
 _LARGE = 16 << 20  # fp32 numbers
@@ -61,7 +61,7 @@ def round_trip(config: RunConfig, name: str, storage: str, timeout_s: float) -> 
     try:
         result: dict[str, Any] = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise ValueError(causes(error).strip()) from error
+        raise ValueError(format_training_failure(error).strip()) from error
     return RoundTrip(**result)
 
 

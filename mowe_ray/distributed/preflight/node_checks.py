@@ -16,7 +16,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mowe_ray.config import RunConfig
-from mowe_ray.distributed.errors import last_line
+from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.preflight.reachability import (
     Reach,
     audio_places,
@@ -236,7 +236,7 @@ class Machines:
             answers.silent[machine] = f"no answer within {self._timeout_s:g} s"
             self._late.add(machine)
         except Exception as error:  # noqa: BLE001 - whatever a machine, its disk or its network says is the finding
-            answers.silent[machine] = last_line(error)
+            answers.silent[machine] = cause_of(error)
 
 
 def _on(node: Node) -> ray.remote_function.RemoteFunction:

@@ -13,7 +13,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed import cluster, resources
-from mowe_ray.distributed.errors import last_line
+from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.preflight.all_reduce import round_trip
 from mowe_ray.distributed.preflight.node_checks import (
     Machines,
@@ -82,7 +82,7 @@ def _check(name: str, limit_s: float | None, work: Callable[[], Check]) -> Check
     try:
         return work() if limit_s is None else within(limit_s, work)
     except Exception as error:  # noqa: BLE001 - of Ray, of storage libraries, of the network: all of them are findings
-        return Check(name, "failed", last_line(error), _FIXES[name])
+        return Check(name, "failed", cause_of(error), _FIXES[name])
 
 
 _FIXES = {

@@ -28,7 +28,7 @@ from mowe_ray.data.index import Index
 from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards.storage import fingerprint
-from mowe_ray.distributed.errors import innermost_cause
+from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.resources import decoding_options
 from mowe_ray.evaluation.generation import answer_micro_batch, instruction_of
 from mowe_ray.evaluation.predictions import Answer, Predictions
@@ -71,7 +71,7 @@ def inspect_export(export: str) -> ExportCost:
     try:
         found: ExportCost = ray.get(_inspect.remote(export))
     except ray.exceptions.RayTaskError as error:
-        raise ValueError(str(error.cause)) from error
+        raise ValueError(cause_of(error)) from error
     return found
 
 
@@ -109,7 +109,7 @@ def answer_all(export: str, parts: Sequence[Part], config: EvaluationConfig, say
             _store(parts[p].predictions, table)
             progress.add(p, table)
     except ray.exceptions.RayError as error:
-        raise ValueError(f"{export}: {innermost_cause(error)}") from error
+        raise ValueError(f"{export}: {cause_of(error)}") from error
     finally:
         for part in parts:
             part.predictions.flush()

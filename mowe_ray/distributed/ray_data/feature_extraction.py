@@ -31,7 +31,7 @@ from mowe_ray.data.feature_cache import (
     write_audio,
     write_features,
 )
-from mowe_ray.distributed.errors import innermost_cause
+from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.resources import decoding_options
 from mowe_ray.output.text import duration
 from mowe_ray.training.datasets import Sources
@@ -80,7 +80,7 @@ def fill_cache(config: RunConfig, sources: Sources, say: Callable[[str], None]) 
             for line in _compute.remote(rows, replace(cache, encoders=list(wanted.values())), config):
                 say(ray.get(line))
     except ray.exceptions.RayTaskError as error:
-        raise ValueError(f"data.feature_cache: {innermost_cause(error)}") from error
+        raise ValueError(f"data.feature_cache: {cause_of(error)}") from error
     return cache
 
 
@@ -175,7 +175,7 @@ def _described(frozen: list[FrozenEncoder], config: RunConfig, folder: str) -> l
         try:
             ray.get(_describe.remote(unknown, config))
         except ray.exceptions.RayTaskError as error:
-            raise ValueError(f"data.feature_cache: {error.cause}") from error
+            raise ValueError(f"data.feature_cache: {cause_of(error)}") from error
     return [CachedEncoder(**json.loads(note.read_text())) for note in notes]
 
 

@@ -21,6 +21,7 @@ from ray.actor import ActorHandle
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed import resources
 from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine
+from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.ray_data.batch_inference import local_copy
 from mowe_ray.distributed.ray_data.pipeline import validation_batches
 from mowe_ray.distributed.ray_train.control import WorkerSetup
@@ -186,7 +187,7 @@ class ValidationBeside:
                 late = f"did not end within {wait_s:g} s (training.step_timeout_s)"
                 self._warn(self._pending.step, late if begun else "found its resources taken")
         except ray.exceptions.RayError as error:
-            self._warn(self._pending.step, f"failed: {str(error).strip().splitlines()[-1]}")
+            self._warn(self._pending.step, f"failed: {cause_of(error)}")
         ray.kill(self._actor)
         self._released = time.monotonic()
         return results

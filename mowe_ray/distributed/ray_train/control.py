@@ -128,8 +128,11 @@ def relay(control: ActorHandle[Control], say: Callable[[str], None]) -> threadin
     """Print what the workers say, in a thread that ends after `say(None)`."""
 
     def run() -> None:
-        while (line := ray.get(control.next_line.remote())) is not None:
-            say(line)
+        try:
+            while (line := ray.get(control.next_line.remote())) is not None:
+                say(line)
+        except ray.exceptions.RayError:
+            return  # the actor ends with its driver's connection to Ray
 
     thread = threading.Thread(target=run, daemon=True, name="relay")
     thread.start()

@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 from mowe_ray.config import RunConfig
 from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.distributed import cluster, resources
+from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.ray_data.pipeline import parallel_map
 from mowe_ray.distributed.ray_train.control import Control, WorkerSetup, relay, start_control
 from mowe_ray.distributed.ray_train.worker_group import fit, in_thread, stop_on_signals
@@ -90,7 +91,7 @@ def _filled_cache(config: RunConfig, sources: Sources, control: ActorHandle[Cont
     try:
         cache: FeatureCache = ray.get(_fill_cache.remote(config, sources, control))
     except ray.exceptions.RayTaskError as error:
-        raise ValueError(str(error.cause)) from error
+        raise ValueError(cause_of(error)) from error
     return cache
 
 

@@ -17,7 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import remove_placement_group
 
 from mowe_ray.config import RunConfig
-from mowe_ray.distributed.errors import by_rank, causes
+from mowe_ray.distributed.errors import format_failures, format_training_failure
 from mowe_ray.distributed.ray_internals import WorkerGroupCallback
 from mowe_ray.distributed.ray_train.control import Control, WorkerSetup
 from mowe_ray.distributed.ray_train.emergency_checkpoint import RESCUE_S, SaveOnSigterm
@@ -41,7 +41,7 @@ def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, say: Callable[
         try:
             return dict(_trainer(config, folder, setup).fit().return_value)
         except ray.train.TrainingFailedError as error:
-            cause, lost = causes(error), config.compute.max_failures  # Ray has tried so often already
+            cause, lost = format_training_failure(error), config.compute.max_failures  # Ray has tried so often already
         except ray.exceptions.RayActorError as error:
             if ray.get(setup.control.abandoned.remote()):
                 return {"run": folder.url, "stopped_at_step": max(committed_steps(folder), default=0)}
@@ -110,7 +110,7 @@ class _TellFailures(UserCallback):
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         """See the class."""
         self._control.failed.remote()
-        self._control.say.remote(f"warning: workers failed:{by_rank(worker_exceptions)}")
+        self._control.say.remote(f"warning: workers failed:{format_failures(worker_exceptions)}")
 
 
 class _HoldResources(WorkerGroupCallback):

@@ -30,6 +30,7 @@ from ray.tune.search.search_algorithm import SearchAlgorithm
 
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed import cluster, resources
+from mowe_ray.distributed.errors import cause_in
 from mowe_ray.distributed.ray_tune.trainable import TrialRun, changes_of, driver_resources
 from mowe_ray.distributed.resources import cpus_of
 from mowe_ray.sweeping.schema import LogUniform, SchedulerSection, SweepConfig, Uniform
@@ -219,9 +220,10 @@ def _number(trial: TuneTrial) -> int:
 def _cause(trial: TuneTrial) -> str:
     """Return the message of a trial's error, without the stack."""
     file = Path(trial.error_file) if trial.error_file else None
-    text = file.read_text().strip() if file is not None and file.exists() else "its process died"
-    _, found, message = text.rpartition("RuntimeError: ")
-    return message.strip() if found else text.splitlines()[-1]
+    if file is None or not file.exists():
+        return "its process died"
+    # Tune appends the error of every attempt, after a line of its own.
+    return cause_in(file.read_text().rpartition("Failure # ")[2].partition("\n")[2])
 
 
 def scheduler_of(study: Study) -> TrialScheduler:
