@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from mowe_ray.data.corpora.layout import Defaults
 from mowe_ray.data.sample import BadSample, Sample
+from mowe_ray.data.shards.parquet import refuse_pickles
 
 Row = dict[str, Any]
 
@@ -57,6 +58,7 @@ def _splits(file: Path) -> set[str]:
 
 def _rows(file: Path) -> Iterator[Row]:
     with pq.ParquetFile(file) as table:
+        refuse_pickles(str(file), table.schema_arrow)
         classes = _class_names(table.schema_arrow)
         for batch in table.iter_batches(batch_size=_BATCH_ROWS):
             for row in batch.to_pylist():

@@ -34,6 +34,7 @@ from mowe_ray.data.shards.record import (
 from mowe_ray.data.shards.storage import fingerprint, is_remote, open_file
 
 _CACHE_BYTES = 256 << 20
+_PICKLED = "ray.data.arrow_pickled_object"  # an extension type of Ray Data
 
 
 class _Parquet:
@@ -41,6 +42,7 @@ class _Parquet:
 
     def __init__(self, shard: str) -> None:
         self._file = pq.ParquetFile(open_file(shard) if is_remote(shard) else shard)
+        refuse_pickles(shard, self._file.schema_arrow)
         self.names: list[str] = self._file.schema_arrow.names
         self.num_groups: int = self._file.num_row_groups
 
@@ -60,11 +62,40 @@ class _Arrow:
             self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         else:
             self._batches = list(reader)
+        refuse_pickles(shard, reader.schema)
         self.names: list[str] = reader.schema.names
         self.num_groups = len(self._batches)
 
     def read(self, group: int, columns: list[str]) -> pa.Table:
         return pa.Table.from_batches([self._batches[group]]).select(columns)
+
+
+def refuse_pickles(shard: str, schema: pa.Schema) -> None:
+    """Refuse a table with columns of pickled Python objects.
+
+    Ray Data registers an extension type that unpickles the values of such a column when they are read, which runs
+    code of whoever wrote the file (https://github.com/ray-project/ray/pull/63470).
+
+    Raises:
+        ValueError: naming the file and the columns.
+    """
+    pickled = [field.name for field in schema if _holds_pickles(field)]
+    if pickled:
+        names = ", ".join(pickled)
+        raise ValueError(f"{shard} has pickled Python objects in {names}: write these columns as strings or bytes")
+
+
+def _holds_pickles(field: pa.Field) -> bool:
+    # Where the extension type is not registered, its name stands in the metadata of the field.
+    names = {(field.metadata or {}).get(b"ARROW:extension:name", b"").decode(errors="replace")}
+    kind = field.type
+    while isinstance(kind, pa.BaseExtensionType) or pa.types.is_dictionary(kind):
+        if isinstance(kind, pa.BaseExtensionType):
+            names.add(kind.extension_name)
+            kind = kind.storage_type
+        else:
+            kind = kind.value_type
+    return _PICKLED in names or any(_holds_pickles(kind.field(i)) for i in range(kind.num_fields))
 
 
 @lru_cache(maxsize=32)
