@@ -110,7 +110,7 @@ def _run(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
         progress.close()
     result = write_results(study, elapsed_s=time.monotonic() - began)
     trials = list(study.trials.values())
-    log(f"{table(sweep, trials)}\n\n{result['answer']}\n\nreport: {result['report']}")
+    log(f"{table(sweep, trials)}\n{result['answer']}\n\nreport: {result['report']}")
     if interrupted:
         return result, INTERRUPTED
     if result["best"] is None:

@@ -12,7 +12,8 @@ from typing import Any, TextIO
 
 from mowe_ray.config import RunConfig
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.output.text import amount, duration, write_table
+from mowe_ray.output.terminal import format_table
+from mowe_ray.output.text import amount, duration
 from mowe_ray.sweeping.compute_cost import CLIP_S, Work, device
 from mowe_ray.sweeping.labels import point_label
 from mowe_ray.sweeping.schema import SweepConfig
@@ -175,15 +176,16 @@ _SHOWN = 40
 def write_plan(facts: dict[str, Any], out: TextIO) -> None:
     """Write the facts that `dry_run` returns."""
     out.write(f"{facts['question']}\n")
-    write_table(out, _setting(facts))
+    out.write(format_table(_setting(facts)))
     out.write("\nspace\n")
     constraints = [["only where", " and ".join(facts["constraints"])]] if facts["constraints"] else []
-    write_table(out, [[name, _entry(values)] for name, values in facts["space"].items()] + constraints)
+    out.write(format_table([[name, _entry(values)] for name, values in facts["space"].items()] + constraints))
     if facts["planned"]:
         out.write(f"\n{facts['trials']} trials: parameters, GFLOPs of a forward pass over {CLIP_S:g} s, training\n")
-        write_table(out, [["", "seed", "stored", "active", "GFLOPs", "training", "", ""], *_trials(facts["planned"])])
+        header = ["", "seed", "stored", "active", "GFLOPs", "training", "", ""]
+        out.write(format_table(_trials(facts["planned"]), header))
     out.write("\ncost\n")
-    write_table(out, _costs(facts))
+    out.write(format_table(_costs(facts)))
     out.write(
         "  training counts as 3 forward passes; text, validation and start-up come on top, frozen parts need less\n"
     )

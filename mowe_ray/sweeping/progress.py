@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from mowe_ray.output.terminal import Pace, make_table
 from mowe_ray.output.text import duration
 from mowe_ray.sweeping.analysis.points import by_status
 from mowe_ray.sweeping.labels import point_label
@@ -25,46 +26,36 @@ _LINE_EVERY_S = 30.0
 class StudyProgress:
     """Shows a study on stderr: a table that stays in its place on a terminal, lines elsewhere."""
 
-    def __init__(self, say: Callable[[str], None]):
-        """Show nothing yet; `say` prints a line where there is no terminal."""
-        self._say = say
+    def __init__(self, log: Callable[[str], object]):
+        """Show nothing yet; `log` prints a line where there is no terminal."""
+        self._log = log
         self._console = Console(file=sys.stderr)
         self._live: Live | None = None
-        self._began: tuple[float, float] | None = None
-        self._last_line, self._last_ended = 0.0, 0
+        self._pace: Pace | None = None
+        self._last_line_s, self._last_ended = 0.0, 0
 
     def show(self, study: Study) -> None:
         """Show the study as it is now."""
-        done, now = _share_done(study.trials.values()), time.monotonic()
-        self._began = self._began or (now, done)
-        left_s = time_left(study, done, now - self._began[0], done - self._began[1])
+        done = _share_done(study.trials.values())
+        if self._pace is None:
+            self._pace = Pace(study.expected_trials, done)
+        self._pace.done = done
+        left_s = self._pace.left_s
         if self._console.is_terminal:
             if self._live is None:
                 self._live = Live(console=self._console, auto_refresh=False, transient=False)
                 self._live.start()
             self._live.update(table(study, left_s), refresh=True)
             return
-        ended = sum(trial.over for trial in study.trials.values())
-        if now - self._last_line > _LINE_EVERY_S or ended != self._last_ended:
-            self._last_line, self._last_ended = now, ended
-            self._say(summary(study, left_s))
+        ended, now = sum(trial.over for trial in study.trials.values()), time.monotonic()
+        if now - self._last_line_s > _LINE_EVERY_S or ended != self._last_ended:
+            self._last_line_s, self._last_ended = now, ended
+            self._log(summary(study, left_s))
 
     def close(self) -> None:
         """Leave the last table where it is."""
         if self._live is not None:
             self._live.stop()
-
-
-def time_left(study: Study, done: float, elapsed_s: float, done_since: float) -> float | None:
-    """Return seconds to the end at the pace of this session, None before that can be told.
-
-    Args:
-        done: Trials done, parts of running ones included; `done_since` of them in the last `elapsed_s`.
-    """
-    total = study.expected_trials
-    if total is None or done_since <= 0:
-        return None
-    return max(0.0, total - done) * elapsed_s / done_since
 
 
 def summary(study: Study, left_s: float | None) -> str:
@@ -81,18 +72,17 @@ def summary(study: Study, left_s: float | None) -> str:
 
 def table(study: Study, left_s: float | None) -> Table:
     """Return the running trials and the best five as a table under the summary."""
-    drawn = Table(title=summary(study, left_s), title_justify="left", box=None, pad_edge=False)
-    for heading in ("trial", "state", "done", study.sweep.objective.metric, "values"):
-        drawn.add_column(heading, overflow="ellipsis", no_wrap=True)
     running = [trial for trial in study.trials.values() if trial.status == "running"]
     ended = sorted(
         (trial for trial in study.trials.values() if trial.over),
         key=lambda trial: _rank(trial, study.sweep.objective),
     )
-    for trial in [*running, *ended[:5]]:
-        drawn.add_row(
-            trial.name, trial.status, f"{trial.percent:.0f} %", _value(trial, study), point_label(trial.values)
-        )
+    rows = [
+        [trial.name, trial.status, f"{trial.percent:.0f} %", _value(trial, study), point_label(trial.values)]
+        for trial in [*running, *ended[:5]]
+    ]
+    drawn = make_table(rows, ["trial", "state", "done", study.sweep.objective.metric, "values"])
+    drawn.title, drawn.title_justify, drawn.title_style = summary(study, left_s), "left", ""
     return drawn
 
 

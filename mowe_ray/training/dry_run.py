@@ -12,7 +12,8 @@ from mowe_ray.config import RunConfig
 from mowe_ray.data.epoch_plan import count_samples
 from mowe_ray.data.index import Index
 from mowe_ray.model.cost import zero_memory_bytes
-from mowe_ray.output.text import byte_size, write_table
+from mowe_ray.output.terminal import format_table
+from mowe_ray.output.text import byte_size
 from mowe_ray.training.build import model_dtype
 from mowe_ray.training.datasets import Sources, scan_sources
 from mowe_ray.training.estimate import CLIP_S, Estimate, Part, estimate
@@ -72,10 +73,10 @@ def _model_facts(costs: Estimate) -> dict[str, Any]:
 
 
 def _model_table(costs: Estimate) -> list[list[str]]:
-    rows = [["part", "stored", "active per clip", "trainable", "GFLOPs active", "GFLOPs dense"]]
+    rows = [["part", "stored", "active per clip", "trainable", "GFLOPs active", "GFLOPs dense", ""]]
     for part in [*costs.parts, costs.total]:
         if part.weights is None:
-            rows.append([part.name, f"unknown (needs {', '.join(part.needs)})"])
+            rows.append([part.name, *[""] * 5, f"unknown (needs {', '.join(part.needs)})"])
             continue
         work = ["", ""]
         if part.gflops is not None:
@@ -192,7 +193,7 @@ def _step_facts(config: RunConfig, train: Index | None) -> dict[str, Any]:
 
 def _write(out: TextIO, title: str, rows: Sequence[Sequence[str]]) -> None:
     out.write(f"\n{title}\n")
-    write_table(out, rows)
+    out.write(format_table(rows))
 
 
 def _write_lines(out: TextIO, lines: Sequence[str]) -> None:

@@ -13,10 +13,10 @@ import fsspec
 
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.decode import SAMPLE_RATE, decode_audio
-from mowe_ray.data.progress import with_progress
 from mowe_ray.data.sample import BadAudio, BadSample, Sample
 from mowe_ray.data.shards.write import Written, write_parquet, write_webdataset
 from mowe_ray.data.synthetic_corpus.sounds import encode_flac
+from mowe_ray.output.terminal import track
 
 Format = Literal["webdataset", "parquet"]
 
@@ -79,7 +79,7 @@ def pack(
     bad: list[BadSample] = []
 
     def write(folder: str, held_out: bool | None) -> Written:
-        items = with_unique_ids(with_progress(read(), f"preparing {folder}", total))
+        items = with_unique_ids(track(read(), f"preparing {folder}", total))
         samples = _good(_side(items, packing, held_out), packing, bad)
         return _WRITERS[packing.format](samples, folder, packing.shard_bytes)
 

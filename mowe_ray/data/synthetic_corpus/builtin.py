@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mowe_ray.data.progress import with_progress
 from mowe_ray.data.sample import Sample
 from mowe_ray.data.shards.write import write_webdataset
 from mowe_ray.data.synthetic_corpus.sounds import encode_flac
 from mowe_ray.data.synthetic_corpus.speech import speaker
 from mowe_ray.data.synthetic_corpus.tasks import TASKS, Studio
+from mowe_ray.output.terminal import track
 
 VERSION = 2  # raise it whenever a clip would sound or read differently: it retires old caches
 DEFAULT_CLIPS: dict[str, int] = {"train": 600, "validation": 150}
@@ -84,7 +84,7 @@ def builtin_corpus(split: str, cache_dir: str | Path, clips: int | None = None, 
     try:
         samples = builtin_samples(split, clips, seed)
         label = f"generating the built-in corpus, {split}"
-        write_webdataset(with_progress(samples, label, total=clips), str(work / "shards"))
+        write_webdataset(track(samples, label, total=clips), str(work / "shards"))
         _publish(work / "shards", final)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -13,7 +13,7 @@ from typing import Literal
 from mowe_ray.evaluation.judge.client import ChatEndpoint, JudgeError
 from mowe_ray.evaluation.predictions import Answer
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.output.text import duration
+from mowe_ray.output.terminal import Clock, ProgressReporter
 
 _NUMBER = r"(?>(-?\d+(?:\.\d+)?))(?!\s*[-–]\s*\d)"  # "3-4" is no number
 _RATING = re.compile(rf"rating[^\n:]*:[^\w-]*{_NUMBER}", re.IGNORECASE)
@@ -53,17 +53,21 @@ class Judge:
         endpoint: ChatEndpoint,
         folder: RunFolder,
         dataset: str,
-        say: Callable[[str], None],
-        say_every_s: float = 10.0,
+        log: Callable[[str], object],
+        log_every_s: float = 10.0,
+        clock: Clock = time.monotonic,
     ):
         """Read what was judged before.
 
         Args:
+            endpoint: The judge.
             folder: Of the evaluation.
-            say: Shows a line of progress, every `say_every_s`.
+            dataset: Its name.
+            log: Prints a line of progress, every `log_every_s` seconds of `clock`.
         """
         self.model = endpoint.model
-        self._endpoint, self._dataset, self._say, self._say_every_s = endpoint, dataset, say, say_every_s
+        self._endpoint, self._dataset = endpoint, dataset
+        self._log, self._log_every_s, self._clock = log, log_every_s, clock
         self._file = _Judgements(folder, f"judgements/{dataset}.jsonl")
 
     def scores(self, answers: Sequence[Answer], scale: Scale) -> list[Verdict]:
@@ -91,23 +95,24 @@ class Judge:
         """Ask the questions, given as (id of a sample, text) by key, and keep the replies."""
         if not missing:
             return
-        start = said = time.monotonic()
-        done = 0
+        progress = ProgressReporter(
+            f"judging {self._dataset}",
+            len(missing),
+            unit="answers",
+            log=self._log,
+            every_s=self._log_every_s,
+            clock=self._clock,
+        )
 
-        def heard(key: str, reply: str) -> None:
-            nonlocal done, said
-            done += 1
+        def keep(key: str, reply: str) -> None:
             self._file.add(key, missing[key][0], reply)
-            now = time.monotonic()
-            if now - said >= self._say_every_s or done == len(missing):
-                said = now
-                rate = done / max(now - start, 1e-9)
-                left = duration((len(missing) - done) / rate)
-                self._say(f"{self._dataset}: judged {done} of {len(missing)} answers, {rate:.1f}/s, {left} left")
+            progress.advance()
 
         try:
-            self._endpoint.ask({key: question for key, (_, question) in missing.items()}, heard)
+            self._endpoint.ask({key: question for key, (_, question) in missing.items()}, keep)
+            progress.finish()
         except JudgeError as error:
+            done = progress.done
             kept = f"{done} of {len(missing)} answers of {self._dataset} were judged and are kept in {self._file.path}"
             raise JudgeError(f"{error}\n{kept}: the same command goes on from there" if done else str(error)) from None
         finally:

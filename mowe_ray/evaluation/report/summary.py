@@ -5,14 +5,14 @@ A test set is a task of a dataset.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from mowe_ray.evaluation.results import EvaluatedModel, Evaluation, Interval, TaskScores
-from mowe_ray.output.text import amount, write_table
+from mowe_ray.output.terminal import format_table
+from mowe_ray.output.text import amount
 
 Verdict = Literal["better", "worse", ""]
 
@@ -265,17 +265,13 @@ def table(evaluation: Evaluation) -> str:
     models, compared = [model.name for model in evaluation.models], [model.name for model in others(evaluation)]
     head = ["dataset", "task", "metric", "better", "samples", "majority", *models]
     head += [f"{name} - {evaluation.baseline}" for name in compared]
-    out = io.StringIO()
+    scores, notes = "", ["nothing was scored"]
     if found:
-        write_table(out, [head, *(_row(line, models, compared) for line in found)])
-        out.write("  [low, high]: 95 % interval over samples; majority: always the most frequent answer\n")
-    else:
-        out.write("  nothing was scored\n")
-    for warning in alarms(evaluation):
-        out.write(f"  warning: {warning}\n")
-    for missing in not_computed(evaluation):
-        out.write(f"  note: {missing}\n")
-    return out.getvalue()
+        scores = format_table((_row(line, models, compared) for line in found), head)
+        notes = ["[low, high]: 95 % interval over samples; majority: always the most frequent answer"]
+    notes += [f"warning: {warning}" for warning in alarms(evaluation)]
+    notes += [f"note: {missing}" for missing in not_computed(evaluation)]
+    return scores + "".join(f"  {note}\n" for note in notes)
 
 
 def _row(line: Line, models: list[str], compared: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from mowe_ray.output.terminal import format_table
 from mowe_ray.output.text import amount
 from mowe_ray.sweeping.analysis.conclusions import answer
 from mowe_ray.sweeping.analysis.points import Point, best, by_status, finite, pareto_front, points, ranked
@@ -55,19 +56,13 @@ def _exact(value: Any) -> Any:
     return value if value is None or isinstance(value, float) else entry_label(value)
 
 
-def table(config: SweepConfig, trials: Sequence[Trial], width: int = 120) -> str:
-    """Return the points as lines of at most `width` characters: the best first, then those that are not complete."""
+def table(config: SweepConfig, trials: Sequence[Trial], width: int | None = None) -> str:
+    """Return the points as lines, the best first, then those that are not complete; see `format_table`."""
     found = points(config, trials)
-    order = ranked(config, found)
     names = list(config.space)
     header = ["point", *map(entry_name, names), metric_label(config.objective.metric), "spread", "active", "trials"]
-    rows = [_cells(config, point) for point in [*order, *(point for point in found if not point.complete)]]
-    numbers = {0, len(header) - 3, len(header) - 2}
-    sizes = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    while sum(sizes) + 2 * (len(sizes) - 1) > width:  # the widest columns give way
-        widest = max(range(len(sizes)), key=lambda i: sizes[i])
-        sizes[widest] -= 1
-    return "\n".join(_line(row, sizes, numbers) for row in [header, *rows])
+    rows = [_cells(config, point) for point in [*ranked(config, found), *(p for p in found if not p.complete)]]
+    return format_table(rows, header, right={0, len(header) - 3, len(header) - 2}, width=width)
 
 
 def _cells(config: SweepConfig, point: Point) -> list[str]:
@@ -75,15 +70,6 @@ def _cells(config: SweepConfig, point: Point) -> list[str]:
     mean, spread = plus_minus(point.mean, point.error), number(point.spread)
     active = amount(point.cost.active if point.cost else None)
     return [str(point.number), *values, mean, spread, active, counts(by_status(point.trials))]
-
-
-def _line(cells: Sequence[str], sizes: Sequence[int], numbers: set[int]) -> str:
-    cut = [cell if len(cell) <= size else cell[: size - 1] + "…" for cell, size in zip(cells, sizes, strict=True)]
-    padded = [
-        cell.rjust(size) if i in numbers else cell.ljust(size)
-        for i, (cell, size) in enumerate(zip(cut, sizes, strict=True))
-    ]
-    return "  ".join(padded).rstrip()
 
 
 def summary(config: SweepConfig, trials: Sequence[Trial]) -> dict[str, Any]:

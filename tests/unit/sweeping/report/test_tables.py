@@ -81,22 +81,26 @@ def test_table_lists_points_by_mean_and_fits_the_terminal() -> None:
     config, made = planted_study()
     header, *lines = table(config, made).splitlines()
     assert header.split() == ["point", "pool", "router.top_k", "score", "spread", "active", "trials"]
-    assert lines[0].startswith("   15  hubert + whisper + wavlm  2 ")  # numbers to the right, texts to the left
+    assert lines[0].startswith("     15  hubert + whisper + wavlm  2 ")  # numbers to the right, texts to the left
     assert " ".join(lines[0].split()) == "15 hubert + whisper + wavlm 2 0.667 ± 0.012 0.017 1.42 M 2 finished"
     means = [float(line.split(" ± ")[0].rsplit(" ", 1)[1]) for line in lines]
     assert means[:13] == sorted(means[:13], reverse=True)
     assert [line.split()[0] for line in lines[13:]] == ["0", "4", "6"]  # not complete, so not ranked
     assert "1 finished, 1 stopped early" in lines[13]
     assert max(map(len, [header, *lines])) <= 120
+    assert max(map(len, table(config, made, width=80).splitlines())) <= 80
 
 
-def test_wide_tables_are_cut() -> None:
+def test_wide_tables_continue_below() -> None:
     names = [f"a_rather_long_name_of_an_encoder_{i}" for i in range(5)]
     config = sweep({POOL_KEY: {"pools": [names]}, "model.adapter.kind": {"choice": ["x" * 60]}})
     made = trials(config, grid(pool=[names], model__adapter__kind=["x" * 60]), lambda _: 0.5)
-    lines = table(config, made).splitlines()
+    lines = table(config, made, width=120).splitlines()
     assert max(map(len, lines)) <= 120
-    assert "…" in lines[1]
+    assert "…" not in "".join(lines)
+    text = "".join(lines)
+    assert text.count("_") == sum(name.count("_") for name in names), "nothing is cut"
+    assert text.count("x") == 60
     assert lines[1].endswith("1 finished")
 
 

@@ -1,0 +1,179 @@
+"""The terminal: progress of counted work with its rate and the time left, and tables.
+
+Both are plain text without colour codes, so that a pipe, a log file and a test read what a person reads.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mowe_ray.output.text import duration
+
+Item = TypeVar("Item")
+Clock = Callable[[], float]
+
+_UNLIMITED = 100_000  # columns; rich needs a number
+
+
+class Pace:
+    """Rate of counted work and the time it has left, measured from the creation or the last `restart`.
+
+    Args:
+        total: How much there is to do, in any unit; None if that is not known.
+        done: How much of it is done at the start. Assign to the attribute as the work proceeds.
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(self, total: float | None, done: float = 0, clock: Clock = time.monotonic):
+        self.total, self.done, self._clock = total, done, clock
+        self.restart()
+
+    def restart(self) -> None:
+        """Measure from here on, after a start-up that takes no longer for more work."""
+        self._start_s, self._start_done = self._clock(), self.done
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start of the measurement."""
+        return self._clock() - self._start_s
+
+    @property
+    def rate(self) -> float | None:
+        """Work done per second; None before any is done."""
+        elapsed_s, done = self.elapsed_s, self.done - self._start_done
+        return done / elapsed_s if elapsed_s > 0 and done > 0 else None
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until all is done at the measured rate; None if the total or the rate is not known."""
+        if self.total is None or self.done <= self._start_done:
+            return None
+        return self.elapsed_s * max(0.0, self.total - self.done) / (self.done - self._start_done)
+
+
+class ProgressReporter:
+    """Reports counted work that is under way: how much is done, its rate and the time left.
+
+    Args:
+        label: What is done, such as `preparing shards/train`.
+        total: How much there is to do; None if that is not known.
+        unit: What is counted, in the plural.
+        log: Prints a line. By default, lines go to standard error, where a terminal shows the last one only.
+        every_s: Seconds between two lines, at least.
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: float | None = None,
+        *,
+        unit: str = "",
+        log: Callable[[str], object] | None = None,
+        every_s: float = 10.0,
+        clock: Clock = time.monotonic,
+    ):
+        self.label, self._unit, self._every_s, self._clock = label, f" {unit}" if unit else "", every_s, clock
+        self._log = log or _log_to_stderr
+        self._rewrites = log is None and sys.stderr.isatty()
+        self._last_s = clock()
+        self._pace = Pace(total, clock=clock)
+
+    @property
+    def done(self) -> float:
+        """How much is done."""
+        return self._pace.done
+
+    def restart(self) -> None:
+        """Measure the rate from here on; see `Pace.restart`."""
+        self._pace.restart()
+
+    def advance(self, count: float = 1) -> None:
+        """Add `count` to what is done, and print a line if one is due."""
+        self._pace.done += count
+        now = self._clock()
+        if now - self._last_s >= self._every_s:
+            self._last_s = now
+            self._print(self._line(), end="")
+
+    def finish(self) -> None:
+        """Print how much was done, and how long it took."""
+        pace = self._pace
+        line = f"{self.label}: {pace.done:,.0f}{self._unit}{_rate(pace.rate)}, {duration(pace.elapsed_s)}"
+        self._print(line, end="\n")
+
+    def _line(self) -> str:
+        pace, left_s = self._pace, self._pace.left_s
+        of = "" if pace.total is None else f" of {pace.total:,.0f}"
+        left = "" if left_s is None else f", {duration(left_s)} left"
+        return f"{self.label}: {pace.done:,.0f}{of}{self._unit}{_rate(pace.rate)}{left}"
+
+    def _print(self, line: str, end: str) -> None:
+        if self._rewrites:
+            sys.stderr.write(f"\r{line}\x1b[K{end}")
+            sys.stderr.flush()
+        else:
+            self._log(line)
+
+
+def track(items: Iterable[Item], label: str, total: int | None = None, every_s: float = 2.0) -> Iterator[Item]:
+    """Yield `items`, and report on standard error how many there were."""
+    progress = ProgressReporter(label, total, every_s=every_s)
+    for item in items:
+        yield item
+        progress.advance()
+    progress.finish()
+
+
+def _log_to_stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _rate(value: float | None) -> str:
+    return "" if value is None else f", {value:,.0f}/s" if value >= 10 else f", {value:.2g}/s"
+
+
+def make_table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), right: Collection[int] = ()) -> Table:
+    """Return a borderless rich table; see `format_table`."""
+    rows = list(rows)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(header), header_style="")
+    for i in range(max(map(len, [header, *rows]))):
+        heading = header[i] if i < len(header) else ""
+        table.add_column(Text(heading), justify="right" if i in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def format_table(
+    rows: Iterable[Sequence[str]],
+    header: Sequence[str] = (),
+    *,
+    right: Collection[int] = (),
+    width: int | None = None,
+) -> str:
+    """Return a table as lines, indented by two spaces.
+
+    Args:
+        rows: The cells; rows may have fewer of them than others.
+        header: Headings of the columns; none by default.
+        right: Columns that are aligned to the right.
+        width: Most characters of a line; longer cells are continued below, never cut. By default the width of the
+            terminal on standard error, and no limit where that is not a terminal.
+    """
+    if width is None:
+        width = shutil.get_terminal_size().columns if sys.stderr.isatty() else _UNLIMITED
+    out = io.StringIO()
+    console = Console(file=out, width=width - 2, color_system=None, force_terminal=False)
+    console.print(make_table(rows, header, right))
+    return "".join(f"  {line}".rstrip() + "\n" for line in out.getvalue().splitlines())
