@@ -151,7 +151,7 @@ def batch_inference(
     ]
     config = load_evaluation(None, settings)
     (index,) = scan_validation(config.data).values()
-    plan = [lanes[0] for lanes in validation_plan(index, config.data)]
+    plan = [step[0] for step in validation_plan(index, config.data)]
     with tempfile.TemporaryDirectory(dir=folder) as out:
         # One batch for every worker, all alike: the clock starts when the last of them is answered.
         first = Part("first", index, [np.arange(arguments.batch_size)] * workers, (), _Timed(out, "first"))

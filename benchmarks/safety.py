@@ -32,6 +32,7 @@ from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint.writer import CheckpointWriter
 from mowe_ray.training.loop import StepResult
+from mowe_ray.training.protocols import Ranks
 
 _PATIENCE_S = 300.0
 _KILLED_AFTER = 6  # steps of the run, the first of which have a checkpoint
@@ -110,9 +111,9 @@ class Training:
         self.none()
 
     def _save(self) -> None:
-        fragments = self.engine.snapshot()
-        self.checkpoint_bytes = sum(fragment.data.nbytes for fragment in fragments.values())
-        self.writer.save(self.step, fragments, {})
+        slices = self.engine.snapshot()
+        self.checkpoint_bytes = sum(tensor_slice.data.nbytes for tensor_slice in slices.values())
+        self.writer.save(self.step, slices, {})
 
 
 def checkpoints(arguments: argparse.Namespace, storage: str) -> tuple[dict[str, list[float]], Training]:
@@ -126,11 +127,8 @@ def checkpoints(arguments: argparse.Namespace, storage: str) -> tuple[dict[str, 
         engine = worker_engine(model, config, config.compute.zero_stage)
         writer = CheckpointWriter(
             RunFolder(storage, "checkpoints"),
-            rank=0,
-            world_size=1,
+            Ranks(0, 1, engine.gather, engine.all_reduce, lambda line: print(line, file=sys.stderr)),
             keep=config.training.keep_checkpoints,
-            gather=engine.gather,
-            say=lambda line: print(line, file=sys.stderr),
         )
         training = Training(engine, worker_loop(engine, itertools.cycle(batches), config.seed), writer, arguments.steps)
         rounds = {"none": training.none, "background": training.background, "synchronous": training.synchronous}

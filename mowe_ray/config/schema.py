@@ -120,7 +120,7 @@ class RunConfig(Section):
             raise ConfigError(["data.train: no training data; add data.train.0.path=FOLDER (or builtin:train)"])
 
     @property
-    def lanes(self) -> int:
+    def micro_batches_per_step(self) -> int:
         """Micro-batches of an optimizer step, over all workers of the whole group."""
         return self.compute.max_workers * self.training.gradient_accumulation
 

@@ -60,7 +60,7 @@ class TrainingSection(Section):
     mowe_loss: MoweLossSection = MoweLossSection()
     eval_every: NonNegativeInt = 500
     """Optimizer steps between validations; 0 validates only at the end."""
-    eval_beside: bool = False
+    async_validation: bool = False
     """Validate on free resources while training goes on, where there are any; else the workers stop for it."""
     save_every: NonNegativeInt = 500
     """Optimizer steps between checkpoints; 0 saves only at the end."""

@@ -94,7 +94,7 @@ class Work:
         step_s = data.batch_seconds
         if epoch is not None and epoch.clips:
             step_s = min(step_s, data.max_batch_size * epoch.seconds / epoch.clips)
-        return Audio(training.max_steps * config.lanes * step_s, at_most=True)
+        return Audio(training.max_steps * config.micro_batches_per_step * step_s, at_most=True)
 
     def petaflop(self, config: RunConfig) -> float | None:
         """Return 1e15 operations of a run, forward and backward; None if its model or its data is not known."""

@@ -84,7 +84,9 @@ def _build(data: EvaluatedData, specs: list[SourceSpec], run_map: ParallelMap) -
     return build_index(specs, cache_folder(), run_map=run_map, **limits)
 
 
-def validation_plan(index: Index, data: EvaluatedData, *, lanes: int = 1) -> Iterator[list[np.ndarray]]:
+def validation_plan(
+    index: Index, data: EvaluatedData, *, micro_batches_per_step: int = 1
+) -> Iterator[list[np.ndarray]]:
     """Return the steps of one pass over a validation source, the same in every validation."""
     return plan_epoch(
         index.durations,
@@ -93,7 +95,7 @@ def validation_plan(index: Index, data: EvaluatedData, *, lanes: int = 1) -> Ite
         [1.0],
         seed=0,
         epoch=0,
-        lanes=lanes,
+        lanes=micro_batches_per_step,
         batch_seconds=data.batch_seconds,
         max_batch_size=data.max_batch_size,
         shuffle_buffer=_MIXED,

@@ -17,7 +17,7 @@ from mowe_ray.output.text import byte_size
 from mowe_ray.training.build import model_dtype
 from mowe_ray.training.datasets import Sources, scan_sources
 from mowe_ray.training.estimate import CLIP_S, Estimate, Part, estimate
-from mowe_ray.training.sampler import TrainingOrder
+from mowe_ray.training.sampler import EpochSampler
 
 
 def dry_run(config: RunConfig, out: TextIO) -> dict[str, Any]:
@@ -170,24 +170,24 @@ def _data_table(data: dict[str, Any]) -> list[list[str]]:
 def _step_facts(config: RunConfig, train: Index | None) -> dict[str, Any]:
     """Return the size and number of optimizer steps; None where only data could tell."""
     training, data = config.training, config.data
-    lanes = config.lanes
+    micro_batches = config.micro_batches_per_step
     facts: dict[str, Any] = {
-        "micro_batches_per_step": lanes,
-        "padded_audio_s_per_step_at_most": lanes * data.batch_seconds,
-        "clips_per_step_at_most": lanes * data.max_batch_size,
+        "micro_batches_per_step": micro_batches,
+        "padded_audio_s_per_step_at_most": micro_batches * data.batch_seconds,
+        "clips_per_step_at_most": micro_batches * data.max_batch_size,
         "audio_s_per_step": None,
         "steps_per_epoch": None,
         "total_steps": training.max_steps,
     }
     if train is None or not count_samples(train.sources, [source.weight for source in data.train]):
         return facts
-    order = partial(TrainingOrder, train, data, seed=config.seed, lanes=lanes)
+    sampler = partial(EpochSampler, train, data, seed=config.seed, micro_batches_per_step=micro_batches)
     durations = train.durations
-    seconds = [sum(float(durations[rows].sum()) for rows in planned.lanes) for planned in order(epochs=1)]
+    seconds = [sum(float(durations[rows].sum()) for rows in planned.micro_batches) for planned in sampler(epochs=1)]
     return facts | {
         "audio_s_per_step": sum(seconds) / len(seconds),
         "steps_per_epoch": len(seconds),
-        "total_steps": training.max_steps or sum(1 for _ in order(epochs=training.epochs)),
+        "total_steps": training.max_steps or sum(1 for _ in sampler(epochs=training.epochs)),
     }
 
 

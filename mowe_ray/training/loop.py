@@ -17,7 +17,7 @@ import torch
 from mowe_ray.evaluation.routing.stats import RoutingSums
 from mowe_ray.model import PreparedAudio, RoutingTotals
 from mowe_ray.training.collate import Batch
-from mowe_ray.training.fault_tolerance.out_of_memory import naming
+from mowe_ray.training.fault_tolerance.out_of_memory import annotate_out_of_memory
 from mowe_ray.training.protocols import Engine
 
 
@@ -62,14 +62,14 @@ def training_steps(
     Args:
         steps: The optimizer steps finished once the step is trained, the factor on its learning rates, and this
             rank's micro-batches, equally many on every rank.
-        seed: With step and lane it decides dropout and router noise, so a resumed run repeats them.
+        seed: With step and slot it decides dropout and router noise, so a resumed run repeats them.
     """
     began = time.monotonic()
     for step, factor, batches in steps:
         waited = time.monotonic() - began
         sizes = _global_sizes(engine, batches)
-        lanes = [engine.rank + i * engine.world_size for i in range(len(batches))]
-        losses, routing = _accumulate(engine, batches, step, lanes, seed, sizes.answer_tokens)
+        slots = [engine.rank + i * engine.world_size for i in range(len(batches))]
+        losses, routing = _accumulate(engine, batches, step, slots, seed, sizes.answer_tokens)
         loss, lm_loss, routing_loss = engine.all_reduce(losses).tolist()
         norm = engine.step(factor)
         yield StepResult(
@@ -93,20 +93,20 @@ def training_steps(
 
 
 def _accumulate(
-    engine: Engine, batches: list[Batch], step: int, lanes: list[int], seed: int, answer_tokens: int
+    engine: Engine, batches: list[Batch], step: int, slots: list[int], seed: int, answer_tokens: int
 ) -> tuple[torch.Tensor, RoutingSums | None]:
     """Run forward and backward of every micro-batch; returns this rank's part of the three losses, and its routing.
 
     Raises:
         MicroBatchOutOfMemory: Names the micro-batch that does not fit.
     """
-    seeds = [lane_seed(seed, step - 1, lane) for lane in lanes]
-    prepared, totals = _share_routing(engine, batches, step, lanes, seeds)
+    seeds = [micro_batch_seed(seed, step - 1, slot) for slot in slots]
+    prepared, totals = _share_routing(engine, batches, step, slots, seeds)
     losses = torch.zeros(3, dtype=torch.float64, device=engine.device)
     routing = None
     for i, batch in enumerate(batches):
         torch.manual_seed(seeds[i])
-        with naming(step, lanes[i], batch):
+        with annotate_out_of_memory(step, slots[i], batch):
             output = engine.forward(
                 # Audio that is prepared is on the device already.
                 **(batch.to(engine.device) if prepared[i] is None else batch.text_to(engine.device)),
@@ -145,7 +145,7 @@ def _global_sizes(engine: Engine, batches: list[Batch]) -> _Sizes:
 
 
 def _share_routing(
-    engine: Engine, batches: list[Batch], step: int, lanes: list[int], seeds: list[int]
+    engine: Engine, batches: list[Batch], step: int, slots: list[int], seeds: list[int]
 ) -> tuple[list[PreparedAudio | None], RoutingTotals | None]:
     """Route every micro-batch before the first backward, for L_MoWE is not a sum over clips.
 
@@ -155,15 +155,15 @@ def _share_routing(
         return [None], None
     prepared: list[PreparedAudio | None] = []
     vectors = []
-    for batch, lane, seed in zip(batches, lanes, seeds, strict=True):
+    for batch, slot, seed in zip(batches, slots, seeds, strict=True):
         torch.manual_seed(seed)
-        with naming(step, lane, batch):
+        with annotate_out_of_memory(step, slot, batch):
             audio_state = engine.forward(**batch.audio_to(engine.device), prepare_only=True)
         prepared.append(audio_state)
         vectors.append(audio_state.totals.to_vector())
     return prepared, RoutingTotals.from_vector(engine.all_reduce(torch.stack(vectors).sum(0)))
 
 
-def lane_seed(seed: int, step: int, lane: int) -> int:
+def micro_batch_seed(seed: int, step: int, slot: int) -> int:
     """Return the seed of dropout and noise of one micro-batch, whichever rank computes it."""
-    return int(np.random.SeedSequence((seed, step, lane)).generate_state(1)[0])
+    return int(np.random.SeedSequence((seed, step, slot)).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""Everything a run tells: progress lines, metrics, the data report, the router report, the result."""
+"""Reports of a run: progress lines, metrics, the data report, the router report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 
 from mowe_ray.data.data_report import DataReport
@@ -34,51 +34,49 @@ class Monitor:
         ranks: Ranks,
         folder: RunFolder,
         tracker: Tracker | None,
-        say: Callable[[str], object],
         report: DataReport,
         members: list[str],
-        start_share: float,
+        start_progress: float,
         max_steps: int | None,
         log_every: int,
         max_bad_fraction: float,
         max_skipped_steps: int,
     ):
-        """Start where `start_share` of the run is done; `tracker` is None on all ranks but 0.
+        """Start where `start_progress` (0 to 1) of the run is done; `tracker` is None on all ranks but 0.
 
         Args:
-            say: Shows a line to the person who waits.
             report: What scanning the shards found; what decoding finds comes on top.
             members: Names of the pool members.
             max_steps: Length of the run, if it is given in steps.
         """
-        self._ranks, self.folder, self._tracker, self._say = ranks, folder, tracker, say
+        self._ranks, self.folder, self._tracker = ranks, folder, tracker
         self._report, self._new_bad = report, list[BadSample]()
         self._members = members
         self._max_steps, self._log_every, self._max_bad_fraction = max_steps, log_every, max_bad_fraction
-        self._progress = Progress(start_share)
+        self._averages = RunningAverages(start_progress)
         self._max_skipped_steps, self._skipped, self._skipped_in_a_row = max_skipped_steps, 0, 0
         self._spikes = SpikeDetector()
 
-    def step(self, result: StepResult, *, share: float, last: bool) -> None:
+    def step(self, result: StepResult, *, progress: float, last: bool) -> None:
         """Take in one training step; log, and check the data, every `log_every` steps and at the `last`.
 
         Args:
-            share: Share of the run that is done with it.
+            progress: Fraction of the run that is done with it.
 
         Raises:
             RunError: On all ranks: too much of the data is unusable, or too many steps in a row were skipped.
         """
-        self._progress.add(result)
+        self._averages.add(result)
         if result.skipped:
-            self._tell_skipped(result)
+            self._log_skipped(result)
         else:
             self._skipped_in_a_row = 0
-            self._tell_spike(result)
+            self._log_spike(result)
         self._new_bad += [bad for batch in result.batches for bad in batch.bad]
         if result.step % self._log_every and not last:
             return
         self._check_data()
-        averages = self._progress.take(share)
+        averages = self._averages.take(progress)
         if self._tracker is None:
             return
         routing = {} if result.routing is None or result.skipped else {"routing": result.routing.summary(self._members)}
@@ -94,7 +92,7 @@ class Monitor:
                 **routing,
             }
         )
-        self._say(progress_line(result.step, self._max_steps, share, averages))
+        self._ranks.log(progress_line(result.step, self._max_steps, progress, averages))
 
     def recovered(self, step: int, spans: Mapping[str, float]) -> None:
         """Log how long it took to come back after a failure, by phase in seconds; on rank 0 alone."""
@@ -102,7 +100,7 @@ class Monitor:
             total = sum(spans.values())
             self._tracker.log({"kind": "recovery", "step": step, "seconds": total, **spans})
             phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in spans.items())
-            self._say(f"recovered in {total:.1f} s ({phases})")
+            self._ranks.log(f"recovered in {total:.1f} s ({phases})")
 
     def validation(self, step: int, results: dict[str, ValidationResult]) -> None:
         """Log one validation of every source, by the source's name."""
@@ -114,7 +112,7 @@ class Monitor:
                 {"kind": "validation", "source": name, "step": step, "loss": result.loss, "tasks": result.tasks}
             )
             scores = "  ".join(f"{t} {v['score']:.2f} (majority {v['majority']:.2f})" for t, v in result.tasks.items())
-            self._say(f"validation {name} at step {step}: loss {result.loss:.3f}  {scores}")
+            self._ranks.log(f"validation {name} at step {step}: loss {result.loss:.3f}  {scores}")
 
     def finish(self, results: dict[str, ValidationResult]) -> None:
         """Write the reports of the finished run."""
@@ -129,7 +127,7 @@ class Monitor:
             self.folder.write_bytes("router_report.png", draw(drawn))
         self._tracker.close()
 
-    def _tell_skipped(self, result: StepResult) -> None:
+    def _log_skipped(self, result: StepResult) -> None:
         """Log and count a step that changed no weights; all ranks know that it did not."""
         self._skipped += 1
         self._skipped_in_a_row += 1
@@ -137,7 +135,7 @@ class Monitor:
         reason = "gradient" if math.isfinite(result.loss) else "loss"
         if self._tracker is not None:
             self._tracker.log({"kind": "skipped", "step": result.step, "reason": reason, "ids": ids})
-            self._say(f"warning: step {result.step} skipped, its {reason} is not finite; samples: {_some(ids)}")
+            self._ranks.log(f"warning: step {result.step} skipped, its {reason} is not finite; samples: {_some(ids)}")
         if self._skipped_in_a_row >= self._max_skipped_steps:
             raise RunError(
                 f"{self._skipped_in_a_row} steps in a row were skipped, the last is step {result.step}: loss or "
@@ -145,7 +143,7 @@ class Monitor:
                 f"training.learning_rate or training.clip_norm, or look at the last samples: {_some(ids)}"
             )
 
-    def _tell_spike(self, result: StepResult) -> None:
+    def _log_spike(self, result: StepResult) -> None:
         expected = self._spikes.expected_if_spike(result.lm_loss)
         if expected is None:
             return
@@ -153,7 +151,7 @@ class Monitor:
         if self._tracker is not None:
             record = {"step": result.step, "loss": result.lm_loss, "expected": expected, "ids": ids}
             self._tracker.log({"kind": "spike", **record})
-            self._say(
+            self._ranks.log(
                 f"warning: loss spike at step {result.step}: lm {result.lm_loss:.3f}, expected about {expected:.3f}; "
                 f"samples: {_some(ids)}"
             )
@@ -170,7 +168,7 @@ class Monitor:
         try:
             self._report.check(self._max_bad_fraction)
         except ValueError as error:  # all ranks hold the same report, so all of them stop here
-            if self._ranks.rank == 0:
+            if self._ranks.is_rank_zero:
                 self.folder.write_json("data_report.json", self._report.to_json())
             raise RunError(str(error)) from error
 
@@ -180,25 +178,25 @@ def _some(ids: list[str]) -> str:
     return ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
 
 
-class Progress:
+class RunningAverages:
     """Averages the steps since the last line, so that one slow step does not mislead."""
 
-    def __init__(self, start_share: float):
-        """Start the clock where `start_share` of the run is done."""
-        self._begin_share, self._begin = start_share, time.monotonic()
+    def __init__(self, start_progress: float):
+        """Start the clock where `start_progress` of the run is done."""
+        self._begin_progress, self._begin = start_progress, time.monotonic()
         self._pending: list[StepResult] = []
 
     def add(self, result: StepResult) -> None:
         """Count one finished step."""
         self._pending.append(result)
 
-    def take(self, share: float) -> dict[str, float]:
-        """Return the averages since the last call, and forget them; `share` of the run is done now.
+    def take(self, progress: float) -> dict[str, float]:
+        """Return the averages since the last call, and forget them; `progress` of the run is done now.
 
         Returns:
             `loss`, `lm_loss`, `routing_loss`, `grad_norm` over the steps that were not skipped, NaN if all were;
             `audio_s_per_s`, audio seconds of all ranks a second;
-            `data_wait_share`, share of the time this rank waited for data; `padding_share` of the audio;
+            `data_wait_share`, fraction of the time this rank waited for data; `padding_share` of the audio;
             `left_s`, seconds until the end of the run at the pace since the start.
         """
         steps, self._pending = self._pending, []
@@ -211,18 +209,18 @@ class Progress:
             "audio_s_per_s": sum(s.audio_s for s in steps) / seconds,
             "data_wait_share": sum(s.data_wait_s for s in steps) / seconds,
             "padding_share": 1.0 - sum(s.audio_s for s in steps) / padded if padded else 0.0,
-            # The share can shrink, though hardly: when shards came while the run was at rest.
-            "left_s": gone_s * (1.0 - share) / max(share - self._begin_share, 1e-9),
+            # Progress can shrink, though hardly: when shards came while the run was at rest.
+            "left_s": gone_s * (1.0 - progress) / max(progress - self._begin_progress, 1e-9),
         }
 
 
 _AVERAGED = ("loss", "lm_loss", "routing_loss", "grad_norm")
 
 
-def progress_line(step: int, max_steps: int | None, share: float, averages: dict[str, float]) -> str:
-    """Format what `Progress.take` returned for a person."""
+def progress_line(step: int, max_steps: int | None, progress: float, averages: dict[str, float]) -> str:
+    """Format what `RunningAverages.take` returned for a person."""
     a = averages
-    place = f"{step} ({int(100 * share)} %)" if max_steps is None else f"{step:>{len(str(max_steps))}}/{max_steps}"
+    place = f"{step} ({int(100 * progress)} %)" if max_steps is None else f"{step:>{len(str(max_steps))}}/{max_steps}"
     return (
         f"step {place}  loss {a['loss']:.3f} (lm {a['lm_loss']:.3f}, "
         f"routing {a['routing_loss']:.3f})  {a['audio_s_per_s']:.0f} audio-s/s  "
@@ -233,7 +231,7 @@ def progress_line(step: int, max_steps: int | None, share: float, averages: dict
 _LEVEL = 20  # steps the expected loss is the median of, and history it takes before anything is called a spike
 _WINDOW = 128  # steps the noise is estimated from
 _SIGMAS = 7.0
-_LEAST = 0.1  # a spike is at least this share above the expected loss, however quiet the curve
+_LEAST = 0.1  # a spike is at least this fraction above the expected loss, however quiet the curve
 
 
 class SpikeDetector:

@@ -1,30 +1,42 @@
-"""What the parts of a run need of one another: the engine, the ranks, and the error that ends a run for good."""
+"""Interfaces between the parts of a run: the engine, the rank context, and the error that ends a run for good."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # drivers import this too, and need no torch
     import torch
 
     from mowe_ray.model import MoweForConditionalGeneration, MoweOutput
 
-from typing import Any, Protocol
-
 
 class RunError(ValueError):
-    """Something only the user can mend; raised on all ranks together, and never retried."""
+    """An error that only the user can fix; raised on all ranks together, and never retried."""
 
 
-class Ranks(Protocol):
-    """The processes of a run, seen from one of them."""
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        rank, world_size: Index of this process, and how many there are.
+        gather: Returns every rank's value, by rank; no rank goes on before all have called it. Collective.
+        all_reduce: Sums a tensor over all ranks. Collective.
+        log: Shows a line to the user; lines of ranks other than 0 may be dropped.
+    """
+
+    rank: int
+    world_size: int
+    gather: Callable[[Any], list[Any]]
+    all_reduce: Callable[[torch.Tensor], torch.Tensor]
+    log: Callable[[str], object]
 
     @property
-    def rank(self) -> int:
-        """Index of this rank."""
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value, by rank. Collective."""
+    def is_rank_zero(self) -> bool:
+        """Whether this process writes the files of the run and logs."""
+        return self.rank == 0
 
 
 class Engine(Protocol):
@@ -46,7 +58,7 @@ class Engine(Protocol):
         """Run the model's forward."""
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add the gradient of a micro-batch's share of the global loss; `last` ends the accumulation."""
+        """Add the gradient of a micro-batch's part of the global loss; `last` ends the accumulation."""
 
     def step(self, learning_rate_factor: float) -> float:
         """Clip, update, clear the gradients; returns the global gradient norm before clipping.

@@ -1,4 +1,4 @@
-"""Which samples were really trained on, step by step, and a check of it that knows nothing of the plan."""
+"""A log of the samples each step trained on, and an exactly-once audit of it that is independent of the epoch plan."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BUFFER_CHARACTERS = 1 << 20
 _NAMED = 8  # samples that a finding names before it says how many more
 
 
-class SampleLog:
+class SampleAuditLog:
     """Gathers the samples of every step from all ranks; rank 0 appends them to `samples.jsonl`.
 
     A line is `{"step": ..., "epoch": ..., "samples": [[source, id], ...]}`, unusable samples included. A resumed run
@@ -33,7 +33,7 @@ class SampleLog:
         self._ranks, self._folder = ranks, folder
         self._lines: list[str] = []
         self._writing = threading.Lock()
-        if ranks.rank == 0:
+        if ranks.is_rank_zero:
             folder.keep_lines_up_to(SAMPLES_FILE, resume_step)
 
     def add(self, step: int, epoch: int, batches: list[Batch]) -> None:
@@ -41,7 +41,7 @@ class SampleLog:
         mine = [[source, id_] for batch in batches for source, id_ in zip(batch.sources, batch.ids, strict=True)]
         mine += [[bad.source, bad.id] for batch in batches for bad in batch.bad]
         samples = [sample for rank in self._ranks.gather(mine) for sample in rank]
-        if self._ranks.rank == 0:
+        if self._ranks.is_rank_zero:
             self._lines.append(json.dumps({"step": step, "epoch": epoch, "samples": samples}) + "\n")
             if sum(map(len, self._lines)) > _BUFFER_CHARACTERS:
                 self.flush()
@@ -59,7 +59,7 @@ class SampleLog:
 
 
 @dataclass(frozen=True)
-class SampleCheck:
+class SampleAuditResult:
     """What became of every sample.
 
     Attributes:
@@ -80,7 +80,7 @@ class SampleCheck:
         return "\n  ".join([f"samples: {epochs}, {self.lost} lost, {self.repeated} repeated", *self.findings])
 
 
-def check_samples(index: Index, weights: Sequence[float], lines: Iterable[str], epochs: int) -> SampleCheck:
+def audit_samples(index: Index, weights: Sequence[float], lines: Iterable[str], epochs: int) -> SampleAuditResult:
     """Count how often each sample of `index` was trained on in each epoch, against its weight.
 
     A weight of 2.3 asks for every sample twice, and for 3 of 10 once more. Samples that the index no longer has
@@ -103,10 +103,10 @@ def check_samples(index: Index, weights: Sequence[float], lines: Iterable[str], 
     for epoch in sorted({*counts, *range(epochs)}):
         for (source, ids), weight in zip(samples.items(), weights, strict=True):
             times = {id_: counts[epoch][source, id_] for id_ in ids}
-            missing, surplus, told = _compare(times, weight, finished=epoch < epochs)
+            missing, surplus, details = _compare(times, weight, finished=epoch < epochs)
             lost, repeated = lost + missing, repeated + surplus
-            findings += [f"epoch {epoch}, {source}: {finding}" for finding in told]
-    return SampleCheck(epochs, lost, repeated, findings)
+            findings += [f"epoch {epoch}, {source}: {finding}" for finding in details]
+    return SampleAuditResult(epochs, lost, repeated, findings)
 
 
 def _compare(times: dict[str, int], weight: float, *, finished: bool) -> tuple[int, int, list[str]]:

@@ -28,23 +28,23 @@ class PlannedStep:
     Attributes:
         step: Optimizer steps finished once it is trained.
         epoch: Counted from 0.
-        lanes: Index rows of each micro-batch of the global batch, whoever computes it.
-        decay: Share of the run after warm-up that lies before this step, 0 to 1; see `learning_rate_factor`.
-        share: Share of the run that is done once it is trained.
+        micro_batches: Index rows of each micro-batch of the global batch, whoever computes it.
+        decay: Fraction of the run after warm-up that lies before this step, 0 to 1; see `learning_rate_factor`.
+        progress: Fraction of the run that is done once it is trained.
         last: Whether the run ends with it.
     """
 
     step: int
     epoch: int
-    lanes: list[Rows]
+    micro_batches: list[Rows]
     decay: float
-    share: float
+    progress: float
     last: bool
 
     @property
     def samples(self) -> int:
         """Samples in the step, repeats counted."""
-        return sum(map(len, self.lanes))
+        return sum(map(len, self.micro_batches))
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class _Position:
     left: int
 
 
-class TrainingOrder:
+class EpochSampler:
     """The steps of a run, in order, from a position that moves as they are trained.
 
     Iterating yields the steps from the present position, as far ahead as the caller likes and in any thread;
@@ -80,7 +80,7 @@ class TrainingOrder:
         data: DataSection,
         *,
         seed: int,
-        lanes: int,
+        micro_batches_per_step: int,
         epochs: int | None = None,
         max_steps: int | None = None,
         warmup_steps: int = 0,
@@ -93,12 +93,13 @@ class TrainingOrder:
 
         Args:
             index: Training samples; they may be others than the earlier run had.
-            lanes: Micro-batches of a step over all workers.
+            micro_batches_per_step: Over all workers.
             epochs: Length of the run; or give max_steps.
             warmup_steps: Steps before the learning rate begins to decay.
         """
         assert (epochs is None) != (max_steps is None)
-        self._index, self._data, self._seed, self._lanes = index, data, seed, lanes
+        self._index, self._data, self._seed = index, data, seed
+        self._micro_batches_per_step = micro_batches_per_step
         self._epochs, self._max_steps, self._warmup_steps = epochs, max_steps, warmup_steps
         self._shards, self._sources, self._durations = index.shards, index.sources, index.durations
         self._weights = [source.weight for source in data.train]
@@ -119,7 +120,7 @@ class TrainingOrder:
         if planned.epoch != self._at.epoch:
             self._at = self._next_epoch(self._at)
             self._trained = self._at.before.copy()
-        _count(self._trained, planned.lanes)
+        _count(self._trained, planned.micro_batches)
         self._at = self._after(self._at, planned.samples)
 
     def state(self) -> dict[str, Any]:
@@ -146,16 +147,16 @@ class TrainingOrder:
         return self._at.epoch + (self._at.left == 0)
 
     @property
-    def share(self) -> float:
-        """Share of the run that is done: of its steps where they are given, else of its samples."""
+    def progress(self) -> float:
+        """Fraction of the run that is done: of its steps where they are given, else of its samples."""
         done, _, total = self._lengths(self._at)
         return min(1.0, done / total)
 
     def _restore(self, state: dict[str, Any]) -> None:
         before, self._trained = (read_ledger(state[name], self._index) for name in ("before", "trained"))
         found, plan_step = before.copy(), int(state["plan_step"])
-        for lanes in islice(self._plan(state["epoch"], before), plan_step):
-            _count(found, lanes)
+        for micro_batches in islice(self._plan(state["epoch"], before), plan_step):
+            _count(found, micro_batches)
         if not np.array_equal(found, self._trained):
             before, plan_step = self._trained.copy(), 0
         left = count_samples(self._sources, self._weights, self._trained)
@@ -164,11 +165,11 @@ class TrainingOrder:
 
     def _steps(self, at: _Position) -> Iterator[PlannedStep]:
         while self._epochs is None or at.epoch < self._epochs:
-            for lanes in islice(self._plan(at.epoch, at.before), at.plan_step, None):
+            for micro_batches in islice(self._plan(at.epoch, at.before), at.plan_step, None):
                 if at.step == self._max_steps:
                     return
-                yield self._planned(at, lanes)
-                at = self._after(at, sum(map(len, lanes)))
+                yield self._planned(at, micro_batches)
+                at = self._after(at, sum(map(len, micro_batches)))
             assert at.left == 0, "the closed form and the plan agree"
             at = self._next_epoch(at)
 
@@ -180,19 +181,19 @@ class TrainingOrder:
             self._weights,
             seed=self._seed,
             epoch=epoch,
-            lanes=self._lanes,
+            lanes=self._micro_batches_per_step,
             batch_seconds=self._data.batch_seconds,
             max_batch_size=self._data.max_batch_size,
             shuffle_buffer=self._data.shuffle_buffer,
             done=before,
         )
 
-    def _planned(self, at: _Position, lanes: list[Rows]) -> PlannedStep:
+    def _planned(self, at: _Position, micro_batches: list[Rows]) -> PlannedStep:
         done, warmup, total = self._lengths(at)
-        done_after, *_ = self._lengths(self._after(at, sum(map(len, lanes))))
+        done_after, *_ = self._lengths(self._after(at, sum(map(len, micro_batches))))
         # Whole numbers until here: steps of equal size decay exactly as their number says.
         decay = 0.0 if at.step < self._warmup_steps else (done - warmup) / max(1, total - warmup)
-        return PlannedStep(at.step + 1, at.epoch, lanes, decay, done_after / total, last=done_after == total)
+        return PlannedStep(at.step + 1, at.epoch, micro_batches, decay, done_after / total, last=done_after == total)
 
     def _lengths(self, at: _Position) -> tuple[int, int, int]:
         """Return what is done, what of it was warm-up, and the length of the run, in one unit."""
@@ -220,8 +221,8 @@ class TrainingOrder:
         return replace(at, epoch=at.epoch + 1, before=fresh, plan_step=0, left=self._per_epoch)
 
 
-def _count(counts: Counts, lanes: list[Rows]) -> None:
-    np.add.at(counts, np.concatenate(lanes), 1)
+def _count(counts: Counts, micro_batches: list[Rows]) -> None:
+    np.add.at(counts, np.concatenate(micro_batches), 1)
 
 
 Ledger = dict[str, list[list[int]]]
@@ -274,13 +275,13 @@ def _by_shard(index: Index) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64
     return np.argsort(shard, kind="stable"), starts, names.tolist()
 
 
-def rows_of_rank(lanes: list[Rows], rank: int, world_size: int) -> list[Rows]:
-    """Return the micro-batches of a rank: lanes r, r + W, ... of W ranks, equally many on every one.
+def rows_of_rank(micro_batches: list[Rows], rank: int, world_size: int) -> list[Rows]:
+    """Return the micro-batches of a rank: numbers r, r + W, ... of W ranks, equally many on every rank.
 
-    Where W does not divide the lanes, the missing ones are empty.
+    Where W does not divide their number, the missing ones are empty.
     """
-    rows = lanes[rank::world_size]
-    return rows + [np.zeros(0, np.int64)] * (-(-len(lanes) // world_size) - len(rows))
+    rows = micro_batches[rank::world_size]
+    return rows + [np.zeros(0, np.int64)] * (-(-len(micro_batches) // world_size) - len(rows))
 
 
 def with_batches(
@@ -288,7 +289,7 @@ def with_batches(
     load: Callable[[Iterator[Rows]], Iterator[Batch]],
     rank: int,
     world_size: int,
-    change: Callable[[list[Rows]], list[Rows]] = lambda lanes: lanes,
+    change: Callable[[list[Rows]], list[Rows]] = lambda micro_batches: micro_batches,
 ) -> Iterator[tuple[PlannedStep, list[Batch]]]:
     """Yield the steps to come, each with this rank's micro-batches.
 
@@ -301,7 +302,7 @@ def with_batches(
 
     def rows() -> Iterator[Rows]:
         for planned in steps:
-            mine = rows_of_rank(change(planned.lanes), rank, world_size)
+            mine = rows_of_rank(change(planned.micro_batches), rank, world_size)
             ahead.append((planned, mine))
             yield from mine
 

@@ -1,4 +1,4 @@
-"""Validation beside training: the same numbers as in the workers, while steps go on, whatever happens to it."""
+"""Async validation: the same numbers as in the workers, while steps go on, whatever happens to it."""
 
 import json
 import threading
@@ -9,12 +9,12 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from mowe_ray.distributed.ray_train.control import start_control
+from mowe_ray.distributed.ray_train.coordinator import start_coordinator
 from mowe_ray.distributed.ray_train.driver import train
 from tests.tiny_runs import Corpus, assert_same_run, records, tiny_config
 
 SETTINGS = (
-    *("training.eval_beside=true", "compute.num_workers=2", "training.max_steps=6", "training.eval_every=3"),
+    *("training.async_validation=true", "compute.num_workers=2", "training.max_steps=6", "training.eval_every=3"),
     "training.log_samples=true",
 )
 # Of six CPUs: two workers take all, as each has two to decode.
@@ -72,17 +72,17 @@ def test_it_has_the_numbers_of_the_workers_while_they_train_on(
     _assert_same_validations(result, inside)
     assert_same_run(result, inside)
     assert sum(line.startswith("validation held_out at step 3: loss") for line in said) == 1
-    assert not [line for line in said if "beside training" in line or "to spare" in line]
+    assert not [line for line in said if "async validation" in line or "to spare" in line]
 
 
 class _Run:
     """A run in a thread, to disturb."""
 
     def __init__(self, *arguments: Any):
-        self.control, self.said = start_control(), list[str]()
+        self.coordinator, self.said = start_coordinator(), list[str]()
         self.results: list[dict[str, Any]] = []
         self._thread = threading.Thread(
-            target=lambda: self.results.append(train(tiny_config(*arguments), self.said.append, self.control))
+            target=lambda: self.results.append(train(tiny_config(*arguments), self.said.append, self.coordinator))
         )
         self._thread.start()
 
@@ -117,7 +117,7 @@ def test_a_killed_one_costs_that_validation_alone(tiny_corpus: Corpus, storage: 
     result = run.result()
     assert_same_run(result, inside)
     _assert_same_validations(result, inside, missing=(3,))
-    assert sum("the validation of step 3 beside training failed" in line for line in run.said) == 1
+    assert sum("the async validation of step 3 failed" in line for line in run.said) == 1
 
 
 def test_one_that_is_broken_off_with_its_run_is_made_up_for(
@@ -126,7 +126,7 @@ def test_one_that_is_broken_off_with_its_run_is_made_up_for(
     settings = (*SETTINGS, f"data.feature_cache={storage}/cache")
     run = _Run(tiny_corpus, storage, "stopped", *settings)
     run.until_step(4)
-    run.control.stop.remote()
+    run.coordinator.stop.remote()
     stopped = run.result()
     assert stopped["stopped_at_step"] in (4, 5)
     assert (storage / "stopped" / "validating" / "step-00000003" / "pending.json").exists()

@@ -175,7 +175,7 @@ def test_a_study_runs_on_nodes_that_come_with_it(autoscaling: Cluster, tiny_corp
     (head,) = {node for node, kind in actors if kind == "JobSupervisor"}
     trials = [node for node, kind in actors if kind.endswith("Trainable")]
     assert trials == [head, head], "the drivers of trials must not be lost"
-    assert {node for node, kind in actors if kind in ("Control", "TrainController")} == {head}
+    assert {node for node, kind in actors if kind in ("RunCoordinator", "TrainController")} == {head}
     assert head not in {node for node, kind in actors if kind == "RayTrainWorker"}
     autoscaling.wait_until_idle()
     print(f"\nnodes over time (s, nodes): {autoscaling.counts}")

@@ -1,4 +1,4 @@
-"""The line between driver and workers, without either."""
+"""The coordinator between driver and workers, without either."""
 
 import asyncio
 from typing import Any
@@ -6,28 +6,28 @@ from typing import Any
 import pytest
 import ray
 
-from mowe_ray.distributed.ray_train import control
-from mowe_ray.distributed.ray_train.control import Control
+from mowe_ray.distributed.ray_train.coordinator import RunCoordinator
 
 
-def test_only_a_run_that_is_to_stop_and_has_no_workers_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_controller_of_a_run_that_is_to_stop_without_workers_is_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     killed: list[Any] = []
-    monkeypatch.setattr(control, "_ALONE_S", 1)
     monkeypatch.setattr(ray, "kill", killed.append)
 
     async def check() -> None:
-        line, controller, workers = Control(), object(), object()
-        await line.controlled_by(controller)  # type: ignore[arg-type]
+        coordinator, controller, workers = RunCoordinator(idle_timeout_s=1), object(), object()
+        await coordinator.set_controller(controller)  # type: ignore[arg-type]
         await asyncio.sleep(1.5)
-        assert not killed, "nobody wishes to stop"
-        await line.hold(workers)  # type: ignore[arg-type]
-        await line.stop()
+        assert not killed, "nobody asked it to stop"
+        await coordinator.set_placement_group(workers)  # type: ignore[arg-type]
+        await coordinator.stop()
         await asyncio.sleep(1.5)
         assert not killed, "its workers will save"
-        assert not await line.abandoned()
-        await line.hold(None)
+        assert not await coordinator.controller_killed()
+        await coordinator.set_placement_group(None)
         await asyncio.sleep(2.5)
         assert killed == [controller]
-        assert await line.abandoned()
+        assert await coordinator.controller_killed()
 
     asyncio.run(check())

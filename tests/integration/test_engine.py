@@ -16,6 +16,7 @@ from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint.reader import newest_checkpoint
 from mowe_ray.training.checkpoint.writer import CheckpointWriter
 from mowe_ray.training.collate import collate
+from mowe_ray.training.protocols import Ranks
 from tests.ranks import (
     Row,
     curve,
@@ -48,10 +49,13 @@ def _engine(stage: int, **settings: Any) -> Any:
     return make_engine(model, stage, **settings), processor
 
 
+def _ranks(engine: Any) -> Ranks:
+    return Ranks(engine.rank, engine.world_size, engine.gather, engine.all_reduce, print)
+
+
 def _save(engine: Any, folder: Path) -> None:
     """Write the checkpoint of an engine that has made `SAVED_AFTER` steps."""
-    run, rank, world_size = RunFolder(str(folder), "run"), engine.rank, engine.world_size
-    writer = CheckpointWriter(run, rank=rank, world_size=world_size, keep=1, gather=engine.gather, say=print)
+    writer = CheckpointWriter(RunFolder(str(folder), "run"), _ranks(engine), keep=1)
     writer.save(SAVED_AFTER, engine.snapshot(), {"note": "kept"})
     writer.wait(60, insist=True)
 
@@ -64,8 +68,7 @@ def _restored(folder: Path, stage: int, **settings: Any) -> Any:
 
 
 def _restore(engine: Any, folder: Path) -> None:
-    run, rank, world_size = RunFolder(str(folder), "run"), engine.rank, engine.world_size
-    checkpoint = newest_checkpoint(run, rank=rank, world_size=world_size, gather=engine.gather, say=print)
+    checkpoint = newest_checkpoint(RunFolder(str(folder), "run"), _ranks(engine))
     assert checkpoint is not None
     assert (checkpoint.step, checkpoint.state) == (SAVED_AFTER, {"note": "kept"})
     engine.restore(checkpoint)
@@ -75,13 +78,13 @@ def _whole(engine: Any) -> dict[str, torch.Tensor]:
     """Put the snapshots of all ranks together: each element is in exactly one."""
     wholes: dict[str, torch.Tensor] = {}
     written: dict[str, torch.Tensor] = {}
-    for fragments in engine.gather(engine.snapshot()):
-        for name, fragment in fragments.items():
-            whole = wholes.setdefault(name, torch.zeros(fragment.shape, dtype=fragment.data.dtype))
-            times = written.setdefault(name, torch.zeros(fragment.shape, dtype=torch.int64))
-            stretch = slice(fragment.start, fragment.start + fragment.data.numel())
-            whole.view(-1)[stretch] = fragment.data
-            times.view(-1)[stretch] += 1
+    for slices in engine.gather(engine.snapshot()):
+        for name, tensor_slice in slices.items():
+            whole = wholes.setdefault(name, torch.zeros(tensor_slice.shape, dtype=tensor_slice.data.dtype))
+            times = written.setdefault(name, torch.zeros(tensor_slice.shape, dtype=torch.int64))
+            elements = slice(tensor_slice.start, tensor_slice.start + tensor_slice.data.numel())
+            whole.view(-1)[elements] = tensor_slice.data
+            times.view(-1)[elements] += 1
     assert all((times == 1).all() for times in written.values())
     return wholes
 

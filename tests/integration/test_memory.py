@@ -9,7 +9,7 @@ import pytest
 from mowe_ray.config import RunConfig
 from mowe_ray.data.shards.write import write_webdataset
 from mowe_ray.training.datasets import index_sources
-from mowe_ray.training.sampler import TrainingOrder
+from mowe_ray.training.sampler import EpochSampler
 from tests.end_to_end import tone_samples
 from tests.faults import RunningCommand, ended
 from tests.tiny_runs import Corpus, records, tiny_config
@@ -38,9 +38,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 def _step_of_the_long_clips(config: RunConfig) -> int:
     index = index_sources(config.data).train
-    order = TrainingOrder(index, config.data, seed=config.seed, lanes=2, max_steps=10)
+    order = EpochSampler(index, config.data, seed=config.seed, micro_batches_per_step=2, max_steps=10)
     durations = index.durations
-    return next(p.step for p in order if any(len(rows) == LONG and durations[rows].min() > 20 for rows in p.lanes))
+    return next(
+        p.step for p in order if any(len(rows) == LONG and durations[rows].min() > 20 for rows in p.micro_batches)
+    )
 
 
 def test_a_micro_batch_too_large_is_halved(corpus: Corpus, tmp_path: Path) -> None:

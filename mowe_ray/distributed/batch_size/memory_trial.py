@@ -23,7 +23,7 @@ from mowe_ray.model.tokenizing import train_tokenizer
 from mowe_ray.training.build import DEFAULT_VOCABULARY, tokenizer_of
 from mowe_ray.training.collate import collate
 from mowe_ray.training.fault_tolerance.out_of_memory import is_out_of_memory
-from mowe_ray.training.fault_tolerance.watchdog import Whereabouts
+from mowe_ray.training.fault_tolerance.watchdog import ActivityTracker
 from mowe_ray.training.loop import training_steps
 
 
@@ -116,7 +116,7 @@ class _Trainee:
         self.limit_bytes = _limit_memory(gpu, limit_bytes)
         own = isinstance(config.model.language_model, InlineConfig) and config.model.init_from is None
         tokenizer = train_tokenizer(synthetic_texts(), DEFAULT_VOCABULARY) if own else tokenizer_of(config.model, None)
-        self._processor, self._engine = build_engine(config, tokenizer, Whereabouts(), lambda _line: None)
+        self._processor, self._engine = build_engine(config, tokenizer, ActivityTracker(), lambda _line: None)
         # With several workers the loop routes before it trains, as it does with several micro-batches.
         self._micro_batches = max(config.training.gradient_accumulation, min(2, config.compute.max_workers))
 

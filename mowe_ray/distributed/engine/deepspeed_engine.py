@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from mowe_ray.config import RunConfig
-from mowe_ray.distributed.engine import zero_state as fragments
+from mowe_ray.distributed.engine import zero_state
 from mowe_ray.distributed.engine.deepspeed_import import deepspeed
 from mowe_ray.model import MoweForConditionalGeneration, MoweOutput, MoweProcessor
 from mowe_ray.model.building import equal_members, strong_members
 from mowe_ray.training.build import assemble, model_dtype, optimizer_groups
-from mowe_ray.training.checkpoint.reader import Checkpoint, Fragment
-from mowe_ray.training.fault_tolerance.watchdog import Whereabouts
+from mowe_ray.training.checkpoint.reader import Checkpoint, TensorSlice
+from mowe_ray.training.fault_tolerance.watchdog import ActivityTracker
 from mowe_ray.training.optimizer import set_learning_rates
 
 # An all-reduce for inference on CPUs, which training never calls: DeepSpeed would compile it for half a minute.
@@ -67,7 +67,7 @@ class DeepSpeedEngine:
 
     Responsibilities:
     - scale losses so that gradients are sums over ranks and micro-batches (the model's losses are
-      already shares of the global loss);
+      already parts of the global loss);
     - enter idle encoders also outside training under ZeRO-3, where every rank must gather the same weights;
     - name the trainable tensors that a step left without gradient;
     - say where it is, for the watchdog.
@@ -81,10 +81,10 @@ class DeepSpeedEngine:
         model: MoweForConditionalGeneration,
         groups: list[dict[str, Any]],
         config: dict[str, Any],
-        whereabouts: Whereabouts | None = None,
+        activity: ActivityTracker | None = None,
     ):
         """Shard `model` and create its optimizer; a process group must exist. Collective."""
-        self._whereabouts = whereabouts or Whereabouts()
+        self._activity = activity or ActivityTracker()
         self.updates = 0
         deepspeed.utils.logger.setLevel(logging.ERROR)
         self._stage: int = config["zero_optimization"]["stage"]
@@ -93,7 +93,7 @@ class DeepSpeedEngine:
         self._trainable = [name for name, p in model.named_parameters() if p.requires_grad]
         self._watch_gradients(model)
         for parameter in model.parameters():
-            parameter.data = parameter.data.contiguous()  # so that a stretch of it can be named by start and length
+            parameter.data = parameter.data.contiguous()  # so that a slice of it can be named by start and length
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
         self._engine, *_ = deepspeed.initialize(
             model=model,
@@ -104,7 +104,7 @@ class DeepSpeedEngine:
         # DeepSpeed moves nothing of a model that came as shards (distributed/sharded_loading.py).
         for buffer in model.buffers():
             buffer.data = buffer.data.to(self.device)
-        fragments.forget_first_update(self._engine)
+        zero_state.forget_first_update(self._engine)
         self.rank: int = dist.get_rank()
 
     @property
@@ -130,17 +130,17 @@ class DeepSpeedEngine:
 
     def forward(self, **inputs: Any) -> MoweOutput:
         """Run the model on this rank's inputs."""
-        with self._whereabouts.at("forward"):
+        with self._activity.during("forward"):
             output: MoweOutput = self._engine(**inputs)
         return output
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Accumulate the gradient of a micro-batch's share of the global loss; reduce it after the `last`.
+        """Accumulate the gradient of a micro-batch's part of the global loss; reduce it after the `last`.
 
         DeepSpeed averages over ranks: the factor undoes it. Accumulation is not averaged at all.
         """
         self._engine.set_gradient_accumulation_boundary(last)
-        with self._whereabouts.at("backward"):
+        with self._activity.during("backward"):
             self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate_factor: float) -> float:
@@ -154,7 +154,7 @@ class DeepSpeedEngine:
             self.updates += 1
             self._engine.zero_grad()
             return math.inf
-        with self._whereabouts.at("optimizer step"):
+        with self._activity.during("optimizer step"):
             self.updates += 1
             self._engine.step()
         if not self._engine.was_step_applied():
@@ -164,7 +164,7 @@ class DeepSpeedEngine:
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
         """Sum `values` over all ranks, on this rank's device."""
         values = values.to(self.device)
-        with self._whereabouts.at("all-reduce of the ranks' sums"):
+        with self._activity.during("all-reduce of the ranks' sums"):
             dist.all_reduce(values)
         return values
 
@@ -181,18 +181,18 @@ class DeepSpeedEngine:
     @property
     def optimizer_steps(self) -> int:
         """Updates made so far, over all lives of the run."""
-        return fragments.optimizer_steps(self._engine)
+        return zero_state.optimizer_steps(self._engine)
 
-    def snapshot(self) -> dict[str, Fragment]:
+    def snapshot(self) -> dict[str, TensorSlice]:
         """Return a copy, on the CPU, of this rank's part of weights, moments and buffers; not collective.
 
         Frozen weights are left out: they come from the base checkpoints again.
         """
-        return fragments.snapshot(self._engine)
+        return zero_state.snapshot(self._engine)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`, whatever world size and ZeRO stage wrote it. Collective."""
-        fragments.restore(self._engine, checkpoint)
+        zero_state.restore(self._engine, checkpoint)
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         """Return all weights, whole and on the CPU, on rank 0 (elsewhere an empty dict). Collective."""
@@ -228,14 +228,14 @@ def _with_fitting_bucket(config: dict[str, Any], model: nn.Module) -> dict[str, 
 def build_engine(
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
-    whereabouts: Whereabouts,
-    say: Callable[[str], object],
+    activity: ActivityTracker,
+    log: Callable[[str], object],
 ) -> tuple[MoweProcessor, DeepSpeedEngine]:
     """Build the model with its weights and shard it; a process group must exist. Collective.
 
     Args:
-        whereabouts: Will name the part of the model whose forward runs.
-        say: Shows a line to the person who waits.
+        activity: Will name the part of the model whose forward runs.
+        log: Shows a line to the user.
 
     Raises:
         ValueError: A checkpoint cannot be used; the message names the key.
@@ -256,9 +256,9 @@ def build_engine(
         loading=sharded_loading(settings),
     )
     for warning in [*equal_members(model), *strong_members(model)]:
-        say(f"warning: {warning}")
-    whereabouts.follow(_parts(model, [member.name for member in config.model.weak_encoders]))
-    return processor, DeepSpeedEngine(model, optimizer_groups(model, config.training), settings, whereabouts)
+        log(f"warning: {warning}")
+    activity.track_modules(_parts(model, [member.name for member in config.model.weak_encoders]))
+    return processor, DeepSpeedEngine(model, optimizer_groups(model, config.training), settings, activity)
 
 
 def _parts(model: MoweForConditionalGeneration, members: list[str]) -> dict[str, torch.nn.Module]:

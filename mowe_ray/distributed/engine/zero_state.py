@@ -1,8 +1,8 @@
-"""Where DeepSpeed keeps each rank's share of master weights and AdamW moments, and how to read and set it.
+"""Reads and sets the master weights and AdamW moments that DeepSpeed keeps on each rank.
 
-ZeRO flattens parameters and deals the flat tensors out. Whatever the stage, a rank holds of a parameter one
-stretch, and it lies in one fp32 tensor that AdamW updates. So a snapshot says for every parameter which stretch
-it is, and any number of ranks at any stage can take from it the stretches they need.
+ZeRO flattens parameters and partitions the flat tensors. At every stage a rank holds one contiguous slice of a
+parameter, inside one fp32 tensor that AdamW updates. A snapshot names the slice of every parameter, so any number of
+ranks at any stage can restore from it.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import torch.distributed as dist
 from torch import nn
 
 from mowe_ray.distributed.engine.deepspeed_import import deepspeed
-from mowe_ray.training.checkpoint.reader import Checkpoint, Fragment
+from mowe_ray.training.checkpoint.reader import Checkpoint, TensorSlice
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _STEPS = "optimizer_steps"
 
 
 @dataclass(frozen=True)
-class _Share:
-    """A rank's stretch of a parameter.
+class _OwnedSlice:
+    """The slice of a parameter that is on this rank.
 
     Attributes:
-        name, shape: Of the parameter.
-        start, length: The stretch, in the flattened parameter.
+        name, shape: Name and shape of the parameter.
+        start, length: The slice, in the flattened parameter.
         master: The fp32 tensor that AdamW updates; AdamW's state has its moments, of the same shape.
-        offset: Where the stretch begins in the flattened `master`.
+        offset: Where the slice begins in the flattened `master`.
     """
 
     name: str
@@ -40,27 +40,27 @@ class _Share:
     offset: int
 
 
-def snapshot(engine: deepspeed.DeepSpeedEngine) -> dict[str, Fragment]:
+def snapshot(engine: deepspeed.DeepSpeedEngine) -> dict[str, TensorSlice]:
     """Return copies, on the CPU, of what this rank alone must keep. Not collective.
 
     Names are `weight/NAME`, `exp_avg/NAME` and `exp_avg_sq/NAME` for every trainable parameter (in fp32), and from
     rank 0 `buffer/NAME` for every buffer of the model's state dict, and `optimizer_steps`.
     """
-    fragments = {}
-    for share in _shares(engine):
-        start, length = _own_part(engine, share)
+    slices = {}
+    for owned in _owned_slices(engine):
+        start, length = _own_part(engine, owned)
         if not length:
             continue
-        offset = share.offset + start - share.start
-        for kind, tensor in _tensors(engine, share.master).items():
+        offset = owned.offset + start - owned.start
+        for kind, tensor in _tensors(engine, owned.master).items():
             data = tensor.detach().view(-1).narrow(0, offset, length).to("cpu", copy=True)
-            fragments[f"{kind}/{share.name}"] = Fragment(data, start, share.shape)
+            slices[f"{kind}/{owned.name}"] = TensorSlice(data, start, owned.shape)
     if dist.get_rank() == 0:
         for name, buffer in _buffers(engine.module):
             data = buffer.detach().reshape(-1).to("cpu", copy=True)
-            fragments[f"buffer/{name}"] = Fragment(data, 0, tuple(buffer.shape))
-        fragments[_STEPS] = Fragment(torch.tensor([optimizer_steps(engine)]), 0, (1,))
-    return fragments
+            slices[f"buffer/{name}"] = TensorSlice(data, 0, tuple(buffer.shape))
+        slices[_STEPS] = TensorSlice(torch.tensor([optimizer_steps(engine)]), 0, (1,))
+    return slices
 
 
 @torch.no_grad()
@@ -80,10 +80,10 @@ def restore(engine: deepspeed.DeepSpeedEngine, checkpoint: Checkpoint) -> None:
         for moment in _MOMENTS:
             if moment not in state:
                 state[moment] = torch.zeros_like(master)
-    for share in _shares(engine):
-        for kind, tensor in _tensors(engine, share.master).items():
-            stretch = tensor.detach().view(-1).narrow(0, share.offset, share.length)
-            stretch.copy_(_read(checkpoint, f"{kind}/{share.name}", share))
+    for owned in _owned_slices(engine):
+        for kind, tensor in _tensors(engine, owned.master).items():
+            target = tensor.detach().view(-1).narrow(0, owned.offset, owned.length)
+            target.copy_(_read(checkpoint, f"{kind}/{owned.name}", owned))
     for name, buffer in _buffers(engine.module):
         buffer.copy_(checkpoint.read(f"buffer/{name}", 0, buffer.numel()).view(buffer.shape))
     _derive_weights(engine, stage)
@@ -109,13 +109,13 @@ def optimizer_steps(engine: deepspeed.DeepSpeedEngine) -> int:
     return steps.pop()
 
 
-def _read(checkpoint: Checkpoint, name: str, share: _Share) -> torch.Tensor:
-    if checkpoint.shapes.get(name, share.shape) != share.shape:
+def _read(checkpoint: Checkpoint, name: str, owned: _OwnedSlice) -> torch.Tensor:
+    if checkpoint.shapes.get(name, owned.shape) != owned.shape:
         raise ValueError(
             f"the checkpoint of step {checkpoint.step} has {name} of shape {checkpoint.shapes[name]}, "
-            f"the model of shape {share.shape}: choose another name"
+            f"the model of shape {owned.shape}: choose another name"
         )
-    return checkpoint.read(name, share.start, share.start + share.length)
+    return checkpoint.read(name, owned.start, owned.start + owned.length)
 
 
 def _masters(engine: deepspeed.DeepSpeedEngine) -> list[torch.Tensor]:
@@ -128,8 +128,8 @@ def _masters(engine: deepspeed.DeepSpeedEngine) -> list[torch.Tensor]:
     return [master for group in optimizer.param_groups for master in group["params"]]
 
 
-def _shares(engine: deepspeed.DeepSpeedEngine) -> Iterator[_Share]:
-    """Yield this rank's share of every trainable parameter; without ZeRO, that is all of it."""
+def _owned_slices(engine: deepspeed.DeepSpeedEngine) -> Iterator[_OwnedSlice]:
+    """Yield this rank's slice of every trainable parameter; without ZeRO, that is all of it."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     named = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
     if stage == 3:
@@ -137,17 +137,19 @@ def _shares(engine: deepspeed.DeepSpeedEngine) -> Iterator[_Share]:
             group, offset, size = optimizer.grad_position[optimizer.get_param_id(p)]
             start = size * dist.get_rank()
             length = max(0, min(size, p.ds_numel - start))  # the last partitions are padded
-            yield _Share(name, tuple(p.ds_shape), start, length, optimizer.fp32_partitioned_groups_flat[group], offset)
+            yield _OwnedSlice(
+                name, tuple(p.ds_shape), start, length, optimizer.fp32_partitioned_groups_flat[group], offset
+            )
     elif stage:
         for name, p in named:
             if (mapping := p._hp_mapping) is not None:  # else none of it is on this rank
                 here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
                 master = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-                yield _Share(name, tuple(p.shape), here.start, here.numel, master, there.start)
+                yield _OwnedSlice(name, tuple(p.shape), here.start, here.numel, master, there.start)
     else:
         masters = dict(_working_and_master(engine))
         for name, p in named:
-            yield _Share(name, tuple(p.shape), 0, p.numel(), masters[p], 0)
+            yield _OwnedSlice(name, tuple(p.shape), 0, p.numel(), masters[p], 0)
 
 
 def _working_and_master(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
@@ -158,13 +160,13 @@ def _working_and_master(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[nn.
         yield from zip(some, others, strict=True)
 
 
-def _own_part(engine: deepspeed.DeepSpeedEngine, share: _Share) -> tuple[int, int]:
-    """Start and length of what this rank writes: its share, or where all have all, an equal part of it."""
+def _own_part(engine: deepspeed.DeepSpeedEngine, owned: _OwnedSlice) -> tuple[int, int]:
+    """Start and length of what this rank writes: its slice or, where every rank has all of it, an equal part."""
     if engine.zero_optimization_stage():
-        return share.start, share.length
+        return owned.start, owned.length
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    start = share.length * rank // world_size
-    return start, share.length * (rank + 1) // world_size - start
+    start = owned.length * rank // world_size
+    return start, owned.length * (rank + 1) // world_size - start
 
 
 def _tensors(engine: deepspeed.DeepSpeedEngine, master: torch.Tensor) -> dict[str, torch.Tensor]:

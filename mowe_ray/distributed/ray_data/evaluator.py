@@ -118,7 +118,7 @@ def _part(
     }
     file = f"predictions/{name}" if member is None else f"predictions/without_{member}/{name}"
     label = name if member is None else f"{name} without {member}"
-    plan = [lanes[0] for lanes in validation_plan(chosen, config.data)]
+    plan = [step[0] for step in validation_plan(chosen, config.data)]
     left_out = () if member is None else (number,)
     predictions = Predictions(evaluation_folder(target, config.out), file, settings)
     return Part(label, chosen, plan, left_out, predictions, source.labels)

@@ -27,7 +27,7 @@ from mowe_ray.distributed.resources import decoding_options
 from mowe_ray.model import MoweProcessor
 from mowe_ray.training.collate import Batch, collate
 from mowe_ray.training.datasets import validation_plan
-from mowe_ray.training.sampler import PlannedStep, TrainingOrder, rows_of_rank, with_batches
+from mowe_ray.training.sampler import EpochSampler, PlannedStep, rows_of_rank, with_batches
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -188,7 +188,7 @@ def training_batches(
     index: ray.ObjectRef,
     config: RunConfig,
     processor: MoweProcessor,
-    order: TrainingOrder,
+    sampler: EpochSampler,
     *,
     cache: ray.ObjectRef | None,
     change: Callable[[list[Rows]], list[Rows]],
@@ -206,15 +206,16 @@ def training_batches(
         decoded = _decoded(index, rows, config, cache)
         return prefetch((collate(micro_batch, processor) for micro_batch in decoded), _COLLATED_AHEAD)
 
-    return with_batches(order, load, change=change, rank=rank, world_size=world_size)
+    return with_batches(sampler, load, change=change, rank=rank, world_size=world_size)
 
 
 def validation_batches(
     index: ray.ObjectRef, config: RunConfig, *, cache: ray.ObjectRef | None, rank: int, world_size: int
 ) -> Iterator[MicroBatch]:
     """Yield this rank's micro-batches of a validation source, equally many on every rank."""
-    # One lane, dealt out: who shares a micro-batch, and so its padding, does not depend on the number of ranks.
-    plan = [lanes[0] for lanes in validation_plan(ray.get(index), config.data)]
+    # One micro-batch a step, distributed over the ranks: the clips of a micro-batch, and so its padding, do not depend
+    # on the number of ranks.
+    plan = [step[0] for step in validation_plan(ray.get(index), config.data)]
     rows = iter(rows_of_rank(plan, rank, world_size))
     return prefetch(_decoded(index, rows, config, cache), _COLLATED_AHEAD)
 

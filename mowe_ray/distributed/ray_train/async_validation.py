@@ -1,8 +1,8 @@
-"""Validation beside training: an actor answers an export of the step, where the cluster has room for one.
+"""Async validation: while training goes on, an actor validates an export of the step on free resources.
 
 Ray Train's own validation (`ValidationConfig`) starts from checkpoints that workers report to it. Ours are files that
-nobody reports (decision 5), so this is a plain actor. Rank 0 owns it: it ends with the workers, and the export that
-it was to answer stays for the next ones.
+are not reported (decision 5), so this is a plain actor. Rank 0 owns it: it ends with the workers, and the export stays
+for the workers that resume the run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -24,21 +24,21 @@ from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine
 from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.ray_data.batch_inference import local_copy
 from mowe_ray.distributed.ray_data.pipeline import validation_batches
-from mowe_ray.distributed.ray_train.control import WorkerSetup
+from mowe_ray.distributed.ray_train.coordinator import WorkerSetup
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.build import model_dtype, write_export
 from mowe_ray.training.checkpoint.layout import VALIDATING_FOLDER
-from mowe_ray.training.protocols import EvaluationEngine, OneProcess
+from mowe_ray.training.protocols import EvaluationEngine, OneProcess, Ranks
 from mowe_ray.training.validation import ValidationResult, validate
 
 Results = dict[str, ValidationResult]
 
-# Written last: an export without it is not whole.
-_NOTE = "pending.json"
-# Longer than any process takes to start; what has not begun by then found its resources taken.
+# Written last: an export without it is incomplete.
+_PENDING_FILE = "pending.json"
+# Longer than a process takes to start; an actor that has not started by then found its resources taken.
 _START_S = 60.0
-# How long Ray may take to see that what the validation before has held is free.
+# Seconds that Ray may take to notice that the resources of the previous validation are free.
 _RELEASE_S = 2.0
 
 
@@ -62,21 +62,29 @@ def validate_sources(
 
 @dataclass(frozen=True)
 class _Pending:
-    """A step that is being validated, and the share of the run that was done with it."""
+    """A step that is being validated, and the fraction of the run that was done with it."""
 
     step: int
-    share: float
+    progress: float
 
     @property
     def export(self) -> str:
         return f"{VALIDATING_FOLDER}/step-{self.step:08d}"
 
+    def to_json(self) -> dict[str, Any]:
+        return {"step": self.step, "share": self.progress}
 
-class ValidationBeside:
-    """Validates one step at a time while training goes on (`training.eval_beside`).
+    @classmethod
+    def from_json(cls, text: str) -> _Pending:
+        value = json.loads(text)
+        return cls(value["step"], value["share"])
 
-    Every rank knows what is pending. While a step is, the workers validate the later ones themselves, rather than wait
-    or go without. Whatever goes wrong costs the pending validation and a warning, never the training.
+
+class AsyncValidation:
+    """Validates one step at a time while training goes on (`training.async_validation`).
+
+    Every rank knows which step is pending. While one is, the workers validate later steps themselves, rather than wait
+    for it or skip them. An error costs the pending validation and logs a warning; it never interrupts training.
     """
 
     def __init__(
@@ -86,57 +94,59 @@ class ValidationBeside:
         folder: RunFolder,
         engine: DeepSpeedEngine,
         processor: MoweProcessor,
-        say: Callable[[str], object],
+        ranks: Ranks,
         *,
         resume_step: int,
     ):
-        """Begin again with what a run that goes on after `resume_step` has left pending. Collective."""
-        self._setup, self._config, self._folder, self._say = setup, config, folder, say
+        """Restart the validation that a run that resumes after `resume_step` has left pending. Collective."""
+        self._setup, self._config, self._folder, self._ranks = setup, config, folder, ranks
         self._engine, self._processor = engine, processor
-        self._told_no_room, self._released = False, -_RELEASE_S
-        self._held: list[dict[str, Any]] = []
-        left = self._left_over(resume_step) if engine.rank == 0 else None
-        self._pending: _Pending | None = engine.gather(left)[0]
+        self._warned_no_room, self._released = False, -_RELEASE_S
+        self._unreported: list[dict[str, Any]] = []
+        left = self._left_over(resume_step) if ranks.is_rank_zero else None
+        self._pending: _Pending | None = ranks.gather(left)[0]
 
-    def start(self, step: int, share: float) -> bool:
-        """Begin to validate the model as it is now; returns whether it is done so. Collective."""
-        wanted = self._config.training.eval_beside and bool(self._setup.validation_indexes) and self._pending is None
-        if not wanted or not self._engine.gather(self._engine.rank == 0 and self._has_room())[0]:
+    def start(self, step: int, progress: float) -> bool:
+        """Start to validate the present model; returns whether that was possible. Collective."""
+        possible = (
+            self._config.training.async_validation and bool(self._setup.validation_indexes) and self._pending is None
+        )
+        if not possible or not self._ranks.gather(self._ranks.is_rank_zero and self._has_room())[0]:
             return False
-        pending = _Pending(step, share)
+        pending = _Pending(step, progress)
         weights = self._engine.full_state_dict()
-        begun = self._engine.rank == 0 and self._export(pending, weights)
-        self._pending = pending if self._engine.gather(begun)[0] else None
+        started = self._ranks.is_rank_zero and self._export(pending, weights)
+        self._pending = pending if self._ranks.gather(started)[0] else None
         return self._pending is not None
 
-    def hear(self, tell: Callable[[int, float, Results], None], wait_s: float = 0.0) -> None:
-        """Call `tell` with step, share and results, on all ranks, if the validation has ended. Collective.
+    def poll(self, on_results: Callable[[int, float, Results], None], wait_s: float = 0.0) -> None:
+        """Call `on_results` with step, progress and results, on all ranks, if the validation has ended. Collective.
 
         Args:
-            wait_s: Wait so long for its end, and give it up then; 0 only looks.
+            wait_s: Wait up to so many seconds for its end, and give it up then; 0 does not wait.
         """
         if self._pending is None:
             return
-        results = self._engine.gather(self._results(wait_s) if self._engine.rank == 0 else None)[0]
+        results = self._ranks.gather(self._results(wait_s) if self._ranks.is_rank_zero else None)[0]
         if results is None:
             return
         pending, self._pending = self._pending, None
         if results:
-            tell(pending.step, pending.share, results)
-        if self._engine.rank == 0:
-            self._pass_on()
+            on_results(pending.step, pending.progress, results)
+        if self._ranks.is_rank_zero:
+            self._send_reports()
             self._remove()
 
-    def tell_driver(self, validation: dict[str, Any]) -> None:
-        """Hand a validation to the driver, after that of an earlier step: schedulers of a study want them in order."""
-        self._held.append(validation)
+    def report_to_driver(self, validation: dict[str, Any]) -> None:
+        """Send a validation to the driver, after that of an earlier step: schedulers of a study need them in order."""
+        self._unreported.append(validation)
         if self._pending is None:
-            self._pass_on()
+            self._send_reports()
 
-    def _pass_on(self) -> None:
-        for validation in sorted(self._held, key=lambda held: int(held["step"])):
-            self._setup.control.validated.remote(validation)
-        self._held = []
+    def _send_reports(self) -> None:
+        for validation in sorted(self._unreported, key=lambda validation: int(validation["step"])):
+            self._setup.coordinator.add_validation.remote(validation)
+        self._unreported = []
 
     def _has_room(self) -> bool:
         compute = self._config.compute
@@ -144,18 +154,22 @@ class ValidationBeside:
         need = (cpus, compute.gpus_per_worker, compute.accelerator_type)
         while not (room := resources.has_room(*need)) and time.monotonic() - self._released < _RELEASE_S:
             time.sleep(0.1)
-        if not room and not self._told_no_room:
-            self._told_no_room = True
+        if not room and not self._warned_no_room:
+            self._warned_no_room = True
             gpus = f" and {compute.gpus_per_worker} GPU" if compute.gpus_per_worker else ""
-            self._say(f"no node has {cpus} CPUs{gpus} to spare: workers stop to validate (training.eval_beside)")
+            self._ranks.log(
+                f"no node has {cpus} CPUs{gpus} to spare: workers stop to validate (training.async_validation)"
+            )
         return room
 
     def _export(self, pending: _Pending, weights: dict[str, torch.Tensor]) -> bool:
         try:
             write_export(self._engine.model, self._processor, weights, self._folder, pending.export)
-            self._folder.write_json(f"{pending.export}/{_NOTE}", asdict(pending))
+            self._folder.write_json(f"{pending.export}/{_PENDING_FILE}", pending.to_json())
         except Exception as error:  # noqa: BLE001 - each storage raises its own; the workers validate then
-            self._say(f"warning: step {pending.step} could not be exported, so workers stop to validate it: {error}")
+            self._ranks.log(
+                f"warning: step {pending.step} could not be exported, so workers stop to validate it: {error}"
+            )
             self._remove()
             return False
         self._launch(pending)
@@ -169,14 +183,14 @@ class ValidationBeside:
             scheduling_strategy="DEFAULT",  # not on what the workers, or a Tune trial, have reserved
             **({} if compute.accelerator_type is None else {"accelerator_type": compute.accelerator_type}),
         ).remote()
-        self._begun = self._actor.__ray_ready__.remote()
+        self._started = self._actor.__ray_ready__.remote()
         self._result = self._actor.validate.remote(self._setup, self._folder.path(pending.export))
 
     def _results(self, wait_s: float) -> Results | None:
-        """Return the results of what is pending, empty if there will be none, None if it is not at its end."""
+        """Return the results of what is pending, empty if there will be none, None if it has not ended."""
         assert self._pending is not None
-        begun, _ = ray.wait([self._begun], timeout=min(wait_s, _START_S))
-        ended, _ = ray.wait([self._result], timeout=wait_s if begun else 0)
+        started, _ = ray.wait([self._started], timeout=min(wait_s, _START_S))
+        ended, _ = ray.wait([self._result], timeout=wait_s if started else 0)
         results: Results = {}
         try:
             if not ended and not wait_s:
@@ -185,7 +199,7 @@ class ValidationBeside:
                 results = ray.get(self._result)
             else:
                 late = f"did not end within {wait_s:g} s (training.step_timeout_s)"
-                self._warn(self._pending.step, late if begun else "found its resources taken")
+                self._warn(self._pending.step, late if started else "found its resources taken")
         except ray.exceptions.RayError as error:
             self._warn(self._pending.step, f"failed: {cause_of(error)}")
         ray.kill(self._actor)
@@ -193,37 +207,37 @@ class ValidationBeside:
         return results
 
     def _warn(self, step: int, what: str) -> None:
-        self._say(f"warning: the validation of step {step} beside training {what}; training goes on without it")
+        self._ranks.log(f"warning: the async validation of step {step} {what}; training goes on without it")
 
     def _remove(self) -> None:
         try:
             self._folder.remove(VALIDATING_FOLDER)
-        except Exception as error:  # noqa: BLE001 - each storage raises its own; it costs room alone
-            self._say(f"warning: {self._folder.path(VALIDATING_FOLDER)} could not be removed: {error}")
+        except Exception as error:  # noqa: BLE001 - each storage raises its own; it costs space alone
+            self._ranks.log(f"warning: {self._folder.path(VALIDATING_FOLDER)} could not be removed: {error}")
 
     def _left_over(self, resume_step: int) -> _Pending | None:
         records = map(json.loads, self._folder.read_lines("metrics.jsonl"))
         validated = {record["step"] for record in records if record["kind"] == "validation"}
         for name in self._folder.names(VALIDATING_FOLDER):
-            note = f"{VALIDATING_FOLDER}/{name}/{_NOTE}"
-            pending = _Pending(**json.loads(self._folder.read_text(note))) if self._folder.exists(note) else None
+            file = f"{VALIDATING_FOLDER}/{name}/{_PENDING_FILE}"
+            pending = _Pending.from_json(self._folder.read_text(file)) if self._folder.exists(file) else None
             # A later step is trained, and validated, again.
             if pending is None or pending.step in validated or pending.step > resume_step:
                 continue
-            if self._config.training.eval_beside and self._has_room():
+            if self._config.training.async_validation and self._has_room():
                 self._launch(pending)
                 return pending
-            self._warn(pending.step, "was broken off and has no room now")
+            self._warn(pending.step, "was interrupted and has no room now")
         self._remove()
         return None
 
 
 @ray.remote
 class _Validator:
-    """Answers one export; the process ends with it, and gives back all its memory."""
+    """Validates one export; the process ends afterwards, which frees all its memory."""
 
     def validate(self, setup: WorkerSetup, export: str) -> Results:
-        """Validate on every source as the workers would, but that adapters are merged into the weights."""
+        """Validate on every source as the workers would, except that adapters are merged into the weights."""
         config = RunConfig.model_validate_json(setup.config)
         gpu = config.compute.gpus_per_worker > 0
         if not gpu:

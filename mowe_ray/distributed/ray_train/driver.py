@@ -1,4 +1,4 @@
-"""The driver of a run: index the data, start the training processes, hand back the result."""
+"""The driver of a run: index the data, start the training processes, return the result."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.distributed import cluster, resources
 from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.ray_data.pipeline import parallel_map
-from mowe_ray.distributed.ray_train.control import Control, WorkerSetup, relay, start_control
+from mowe_ray.distributed.ray_train.coordinator import RunCoordinator, WorkerSetup, print_lines, start_coordinator
 from mowe_ray.distributed.ray_train.worker_group import fit, in_thread, stop_on_signals
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint.layout import committed_steps
 from mowe_ray.training.datasets import Sources, index_sources
-from mowe_ray.training.sample_audit import SAMPLES_FILE, check_samples
+from mowe_ray.training.sample_audit import SAMPLES_FILE, audit_samples
 
 # What may change between two runs of the same command without making it another experiment.
 _FREE_TO_CHANGE = {
     "training": {"max_steps", "epochs", "gradient_accumulation"}
-    | {"eval_every", "eval_beside", "save_every", "log_every", "keep_checkpoints", "max_skipped_steps"}
+    | {"eval_every", "async_validation", "save_every", "log_every", "keep_checkpoints", "max_skipped_steps"}
     | {"step_timeout_s"},
     "compute": {"num_workers", "accelerator_type", "max_failures", "resize_interval_s", "cpus_per_worker"},
     "data": {"batch_seconds", "max_batch_size", "shuffle_buffer", "decode_cpus", "max_bad_fraction", "validation"}
@@ -33,41 +33,44 @@ _FREE_TO_CHANGE = {
 }
 
 
-def train(config: RunConfig, say: Callable[[str], None], control: ActorHandle[Control] | None = None) -> dict[str, Any]:
+def train(
+    config: RunConfig, log: Callable[[str], None], coordinator: ActorHandle[RunCoordinator] | None = None
+) -> dict[str, Any]:
     """Run the training to its end, or continue it; returns the result, which `result.json` keeps.
 
-    SIGTERM, SIGINT and `control.stop` save and end the run; the result then has `stopped_at_step`, and the `signal`.
+    SIGTERM, SIGINT and `RunCoordinator.stop` save and end the run; the result then has `stopped_at_step`, and the
+    `signal` if there was one.
 
     Args:
         config: The run.
-        say: Shows a line of progress to the person who waits.
-        control: Hears of validations and may stop the run; by default one of its own.
+        log: Shows a line to the user.
+        coordinator: Receives validations and may stop the run; by default a new one.
 
     Raises:
-        ValueError: Something the user must change: the data, the resources, or a folder of another run.
+        ValueError: The user must change something: the data, the resources, or the name of a folder of another run.
     """
     folder = RunFolder(config.storage, config.name)
     _claim(folder, config)
     cluster.join(resources.cpus_of(config, config.compute.max_workers))
-    _check_resources(folder, config, say)
+    _check_resources(folder, config, log)
     sources = index_sources(config.data, parallel_map)
     if folder.exists("result.json") and _finished(result := json.loads(folder.read_text("result.json")), config):
-        say(f"{folder.url} is finished; choose another name to train again")
+        log(f"{folder.url} is finished; choose another name to train again")
         return dict(result)
-    control = control or start_control()
-    printer = relay(control, say)
-    cache = _filled_cache(config, sources, control)
+    coordinator = coordinator or start_coordinator()
+    printer = print_lines(coordinator, log)
+    cache = _filled_cache(config, sources, coordinator)
     setup = WorkerSetup(
         config=config.model_dump_json(),
         train_index=ray.put(sources.train),
         validation_indexes={name: ray.put(index) for name, index in sources.validation.items()},
         feature_cache=None if cache is None else ray.put(cache),
         report=sources.report,
-        control=control,
+        coordinator=coordinator,
     )
-    with stop_on_signals(control, say) as signals:
-        result = in_thread(partial(fit, config, folder, setup, say))
-    ray.get(control.say.remote(None))
+    with stop_on_signals(coordinator, log) as signals:
+        result = in_thread(partial(fit, config, folder, setup, log))
+    ray.get(coordinator.log.remote(None))
     printer.join()
     if "error" in result:
         raise ValueError(result["error"])
@@ -75,21 +78,21 @@ def train(config: RunConfig, say: Callable[[str], None], control: ActorHandle[Co
         return {**result, **({"signal": signals[0]} if signals else {})}
     if config.training.log_samples:
         weights = [source.weight for source in config.data.train]
-        check = check_samples(
+        check = audit_samples(
             sources.train, weights, folder.read_text(SAMPLES_FILE).splitlines(), epochs=result["epochs"]
         )
-        say(str(check))
+        log(str(check))
         result["samples"] = {"lost": check.lost, "repeated": check.repeated}
     folder.write_json("result.json", result)
     return result
 
 
-def _filled_cache(config: RunConfig, sources: Sources, control: ActorHandle[Control]) -> FeatureCache | None:
+def _filled_cache(config: RunConfig, sources: Sources, coordinator: ActorHandle[RunCoordinator]) -> FeatureCache | None:
     """Return where the run finds its decoded audio and frozen features, computed if need be; None without a cache."""
     if config.data.feature_cache is None:
         return None
     try:
-        cache: FeatureCache = ray.get(_fill_cache.remote(config, sources, control))
+        cache: FeatureCache = ray.get(_fill_cache.remote(config, sources, coordinator))
     except ray.exceptions.RayTaskError as error:
         raise ValueError(cause_of(error)) from error
     return cache
@@ -97,13 +100,13 @@ def _filled_cache(config: RunConfig, sources: Sources, control: ActorHandle[Cont
 
 # In a process of its own, which trials of a study share one after the other: it imports the model, a driver need not.
 @ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")
-def _fill_cache(config: RunConfig, sources: Sources, control: ActorHandle[Control]) -> FeatureCache:
+def _fill_cache(config: RunConfig, sources: Sources, coordinator: ActorHandle[RunCoordinator]) -> FeatureCache:
     from mowe_ray.distributed.ray_data.feature_extraction import fill_cache
 
-    return fill_cache(config, sources, lambda line: ray.get(control.say.remote(line)))
+    return fill_cache(config, sources, lambda line: ray.get(coordinator.log.remote(line)))
 
 
-def _check_resources(folder: RunFolder, config: RunConfig, say: Callable[[str], None]) -> None:
+def _check_resources(folder: RunFolder, config: RunConfig, log: Callable[[str], None]) -> None:
     """Refuse a run that the cluster can never hold; one that is on its way waits for what it has lost."""
     workers = config.compute.min_workers
     try:
@@ -113,7 +116,7 @@ def _check_resources(folder: RunFolder, config: RunConfig, say: Callable[[str], 
             raise
         waits = f"warning: {error}; waiting for the rest of the cluster"
     if waits:
-        say(waits)
+        log(waits)
 
 
 def _finished(result: dict[str, Any], config: RunConfig) -> bool:

@@ -1,4 +1,4 @@
-"""What a worker does when it is to stop, is about to be taken away, or will not finish its step."""
+"""Requests to stop or save, and the checkpoint of a run one of whose ranks will not finish its step."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import torch
 from ray.actor import ActorHandle
 
 from mowe_ray.distributed.ray_internals import WorkerCallback, get_train_context
-from mowe_ray.distributed.ray_train.control import Control, when
+from mowe_ray.distributed.ray_train.coordinator import RunCoordinator, call_when_done
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.fault_tolerance.watchdog import Hang
+from mowe_ray.training.protocols import Ranks
 
 if TYPE_CHECKING:  # Ray's controller imports this too, and needs no model
     from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine
 
-# How long a checkpoint may take when a rank is in trouble, or about to be.
-RESCUE_S = 60.0
+# Seconds that a checkpoint may take after a failure, or before one that was announced.
+EMERGENCY_SAVE_S = 60.0
 
 _terminated = threading.Event()
 
@@ -32,7 +33,7 @@ class SaveOnSigterm(WorkerCallback):
     """Installs a handler of SIGTERM in a worker's main thread; training runs in another, which may not."""
 
     def after_init_train_context(self) -> None:
-        """See the class."""
+        """Install the handler; called by Ray."""
 
         def note(_number: int, _frame: FrameType | None) -> None:
             _terminated.set()
@@ -40,85 +41,91 @@ class SaveOnSigterm(WorkerCallback):
         signal.signal(signal.SIGTERM, note)
 
 
-class Wishes:
-    """What the world outside asks of the workers: every rank hears a part of it, and all must act on the same step."""
+class StopRequests:
+    """Requests from outside the worker group; each reaches some ranks, and all must act on it in the same step.
 
-    def __init__(self, control: ActorHandle[Control]):
-        """Listen to the driver, to the notice that a node will be taken away, and to SIGTERM."""
+    They are the driver's request to stop, the notice that a node will be taken away, and SIGTERM.
+    """
+
+    def __init__(self, coordinator: ActorHandle[RunCoordinator], ranks: Ranks):
+        """Start to wait for the driver's request."""
+        self._ranks = ranks
         self._stop = threading.Event()
         self._notice: object = None
-        when(control.stopping.remote(), self._stop.set)
+        call_when_done(coordinator.stop_requested.remote(), self._stop.set)
 
-    def agree(self, engine: DeepSpeedEngine) -> tuple[bool, bool]:
-        """Return whether any rank was asked to stop for good, and whether any has to save now. Collective."""
+    def synchronize(self) -> tuple[bool, bool]:
+        """Return whether any rank was asked to stop, and whether any has to save now. Collective."""
         notice = get_train_context().preemption_context.preemption_info  # the public call is a barrier of its own
         announced, self._notice = notice is not None and notice != self._notice, notice
         mine = torch.tensor([float(self._stop.is_set()), float(announced or _terminated.is_set())])
-        stop, save = engine.all_reduce(mine).tolist()
+        stop, save = self._ranks.all_reduce(mine).tolist()
         return stop > 0, save > 0
 
 
-def leave_if_terminated() -> None:
-    """End this process if it got SIGTERM; the others go on without it."""
+def exit_if_terminated() -> None:
+    """End this process if it received SIGTERM; the group restarts without it."""
     if _terminated.is_set():
         os._exit(128 + signal.SIGTERM)
 
 
-class Rescue:
-    """Saves what can be saved when a rank will not finish its step.
+class EmergencyCheckpointer:
+    """Saves the last finished step when a rank will not finish the present one.
 
-    Every rank holds its own stretch of the weights and moments, and only the optimizer's step changes them. So
-    while the ranks wait for one another in forward or backward, a thread on each can still write its stretch of
-    the last finished step; together they are a whole checkpoint.
+    Every rank holds its own slice of the weights and moments, and only the optimizer's step changes them. While the
+    ranks wait for one another in forward or backward, a thread on each can therefore still write its slice of the
+    last finished step; together these are a complete checkpoint. No method but the constructor is collective.
     """
 
     def __init__(
         self,
         *,
         engine: DeepSpeedEngine,
+        ranks: Ranks,
         save: Callable[[], bool],
-        control: ActorHandle[Control],
+        coordinator: ActorHandle[RunCoordinator],
         folder: RunFolder,
     ):
-        """Listen for calls for help of the ranks of this group. Collective.
+        """Start to wait for requests of the other ranks of this group. Collective.
 
         Args:
-            save: Writes a checkpoint of the last finished step, without collectives; returns whether it is whole.
+            save: Writes a checkpoint of the last finished step, without collectives; returns whether it is committed.
         """
-        self._engine, self._save, self._control, self._folder = engine, save, control, folder
-        self._group: str = engine.gather(os.urandom(8).hex())[0]
+        self._engine, self._save, self._coordinator, self._folder = engine, save, coordinator, folder
+        self._rank = ranks.rank
+        self._group: str = ranks.gather(os.urandom(8).hex())[0]
         self._updates = engine.updates
         self._once = threading.Lock()
-        when(control.help_called.remote(self._group), self.save)
+        call_when_done(coordinator.emergency_save_requested.remote(self._group), self.save)
 
     def step_finished(self) -> None:
-        """Remember that weights, moments and position are of the same step now."""
+        """Mark weights, moments and position as belonging to the same step."""
         self._updates = self._engine.updates
 
-    def call(self) -> bool:
-        """Have all ranks save, this one too; returns whether a whole checkpoint came of it."""
-        self._control.call_for_help.remote(self._group)
+    def save_on_all_ranks(self) -> bool:
+        """Make all ranks save, including this one; returns whether the checkpoint is committed."""
+        self._coordinator.request_emergency_save.remote(self._group)
         return self.save()
 
     def save(self) -> bool:
-        """Save this rank's part, if its weights are not just being changed."""
+        """Save this rank's slices, unless the optimizer is changing them."""
         with self._once:
             return self._updates == self._engine.updates and self._save()
 
-    def hang(self, hang: Hang) -> None:
-        """Tell where this rank hangs, save, and end the process, so that the group starts again."""
-        rank = self._engine.rank
+    def on_hang(self, hang: Hang) -> None:
+        """Log where this rank hangs, save, and end the process, so that the group restarts."""
+        rank = self._rank
         file = f"hangs/step-{hang.step:08d}-rank-{rank}.txt"
         with contextlib.suppress(OSError):  # the disk may be what hangs, or full
             self._folder.write_text(file, f"{hang}\n\n{hang.stacks}")
-        self._say(
+        self._log(
             f"error: step {hang.step} has taken {hang.seconds:.0f} s (training.step_timeout_s): "
-            f"rank {rank} is at: {hang.place}, in {hang.line}; all stacks: {self._folder.path(file)}"
+            f"rank {rank} is at: {hang.activity}, in {hang.line}; all stacks: {self._folder.path(file)}"
         )
-        saved = self.call()
-        self._say(f"rank {rank}: {'saved' if saved else 'could not save'} the step before; restarting")
+        saved = self.save_on_all_ranks()
+        self._log(f"rank {rank}: {'saved' if saved else 'could not save'} the step before; restarting")
         os._exit(1)
 
-    def _say(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self._control.say.remote(line), timeout=5)
+            ray.get(self._coordinator.log.remote(line), timeout=5)

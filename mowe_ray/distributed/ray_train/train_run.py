@@ -1,4 +1,4 @@
-"""The steps of a run in one training process: train, save, validate on the way, and act on what happens."""
+"""The steps of a run in one training process: train, save, validate, and react to failures and requests."""
 
 from __future__ import annotations
 
@@ -12,37 +12,43 @@ from ray.actor import ActorHandle
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine
 from mowe_ray.distributed.ray_data.pipeline import training_batches
-from mowe_ray.distributed.ray_train.async_validation import ValidationBeside, validate_sources
-from mowe_ray.distributed.ray_train.control import Control
-from mowe_ray.distributed.ray_train.emergency_checkpoint import RESCUE_S, Rescue, Wishes, leave_if_terminated
+from mowe_ray.distributed.ray_train.async_validation import AsyncValidation, validate_sources
+from mowe_ray.distributed.ray_train.coordinator import RunCoordinator
+from mowe_ray.distributed.ray_train.emergency_checkpoint import (
+    EMERGENCY_SAVE_S,
+    EmergencyCheckpointer,
+    StopRequests,
+    exit_if_terminated,
+)
 from mowe_ray.model import MoweProcessor
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint.writer import CheckpointWriter
 from mowe_ray.training.collate import Batch
-from mowe_ray.training.fault_tolerance.out_of_memory import MicroBatchOutOfMemory, Records, record, release
-from mowe_ray.training.fault_tolerance.watchdog import Watchdog, Whereabouts
+from mowe_ray.training.fault_tolerance.out_of_memory import MicroBatchOutOfMemory, OutOfMemoryRecords, record, release
+from mowe_ray.training.fault_tolerance.watchdog import ActivityTracker, Watchdog
 from mowe_ray.training.loop import StepResult, training_steps
 from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.optimizer import learning_rate_factor
-from mowe_ray.training.protocols import RunError
-from mowe_ray.training.sample_audit import SampleLog
-from mowe_ray.training.sampler import PlannedStep, TrainingOrder, rows_of_rank
+from mowe_ray.training.protocols import Ranks, RunError
+from mowe_ray.training.sample_audit import SampleAuditLog
+from mowe_ray.training.sampler import EpochSampler, PlannedStep, rows_of_rank
 from mowe_ray.training.validation import ValidationResult
 
-# How long the last checkpoint of a run, or of a run that is told to stop, may take to be written.
+# Seconds that the last checkpoint of a run may take to be written.
 _LAST_CHECKPOINT_S = 600.0
 
 
 @dataclass(frozen=True)
-class Run:
-    """The parts of a run that is under way, on one rank.
+class TrainRun:
+    """The parts of a run on one rank.
 
     Attributes:
         train_index: Index of the training data, in the object store; validation_indexes by source name.
-        feature_cache: What need not be computed, likewise; None without such a cache.
+        feature_cache: The `FeatureCache` in the object store; None if the run has none.
+        ranks: The processes of the run.
         records: Micro-batches that did not fit into memory before.
-        log: Where the ids of all samples go, if that was asked for.
-        beside: Validates while training goes on, where that is asked for and possible.
+        sample_log: Log of all sample ids (`training.log_samples`), or None.
+        async_validation: Validates while training goes on (`training.async_validation`).
     """
 
     config: RunConfig
@@ -52,36 +58,43 @@ class Run:
     feature_cache: ray.ObjectRef | None
     processor: MoweProcessor
     engine: DeepSpeedEngine
-    order: TrainingOrder
+    ranks: Ranks
+    sampler: EpochSampler
     writer: CheckpointWriter
     monitor: Monitor
-    records: Records
-    log: SampleLog | None
-    beside: ValidationBeside
-    control: ActorHandle[Control]
-    whereabouts: Whereabouts
+    records: OutOfMemoryRecords
+    sample_log: SampleAuditLog | None
+    async_validation: AsyncValidation
+    coordinator: ActorHandle[RunCoordinator]
+    activity: ActivityTracker
 
     def train(self) -> bool:
-        """Train to the end of the run; returns False if told to stop before. Collective.
+        """Train to the end of the run; returns False if it was asked to stop before. Collective.
 
         Raises:
-            RunError: On all ranks: only the user can mend it.
-            MicroBatchOutOfMemory: A micro-batch did not fit; it is written down for the next start.
+            RunError: On all ranks: only the user can fix it.
+            MicroBatchOutOfMemory: A micro-batch did not fit; it is recorded for the restart.
         """
-        rescue = Rescue(engine=self.engine, save=self._save_now, control=self.control, folder=self.folder)
-        dog = Watchdog(self.whereabouts, self.config.training.step_timeout_s, rescue.hang)
+        emergency = EmergencyCheckpointer(
+            engine=self.engine,
+            ranks=self.ranks,
+            save=self._save_now,
+            coordinator=self.coordinator,
+            folder=self.folder,
+        )
+        watchdog = Watchdog(self.activity, self.config.training.step_timeout_s, emergency.on_hang)
         try:
-            finished = self._steps(dog, rescue)
+            finished = self._steps(watchdog, emergency)
         except MicroBatchOutOfMemory as error:
             release(error)
-            self._write_down(error)
-            rescue.call()
+            self._record_out_of_memory(error)
+            emergency.save_on_all_ranks()
             raise
         except RunError:
-            self.writer.wait(RESCUE_S)
+            self.writer.wait(EMERGENCY_SAVE_S)
             raise
         finally:
-            dog.close()
+            watchdog.close()
         try:
             self.writer.wait(_LAST_CHECKPOINT_S, insist=True)
         except ValueError as error:  # every rank finds the same
@@ -89,50 +102,54 @@ class Run:
         return finished
 
     def validate(self, *, last: bool = False) -> dict[str, ValidationResult]:
-        """Validate on every source, by its name, and tell of it; the `last` time after all others. Collective."""
+        """Validate on every source, and report the results by source name. Collective.
+
+        Args:
+            last: Wait for a pending async validation first; nothing follows this validation.
+        """
         results = validate_sources(
             self.engine,
             self.processor,
             self.config,
             self.validation_indexes,
             self.feature_cache,
-            rank=self.engine.rank,
-            world_size=self.engine.world_size,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
         )
-        self.beside.hear(self._tell_validation, self.config.training.step_timeout_s if last else 0.0)
-        self._tell_validation(self.order.step, self.order.share, results)
+        self.async_validation.poll(self._report_validation, self.config.training.step_timeout_s if last else 0.0)
+        self._report_validation(self.sampler.step, self.sampler.progress, results)
         return results
 
-    def _tell_validation(self, step: int, share: float, results: dict[str, ValidationResult]) -> None:
+    def _report_validation(self, step: int, progress: float, results: dict[str, ValidationResult]) -> None:
         self.monitor.validation(step, results)
-        if self.engine.rank == 0:
-            told = [{"source": name, "loss": result.loss, "tasks": result.tasks} for name, result in results.items()]
-            self.beside.tell_driver({"step": step, "share": share, "sources": told})
+        if self.ranks.is_rank_zero:
+            sources = [{"source": name, "loss": result.loss, "tasks": result.tasks} for name, result in results.items()]
+            self.async_validation.report_to_driver({"step": step, "progress": progress, "sources": sources})
 
-    def _steps(self, dog: Watchdog, rescue: Rescue) -> bool:
-        every, wishes = self.config.training, Wishes(self.control)
-        fed, planned_steps = tee(self.whereabouts.watch(self._batches(), "waiting for data"))
-        dog.begin(self.order.step + 1)
+    def _steps(self, watchdog: Watchdog, emergency: EmergencyCheckpointer) -> bool:
+        every, requests = self.config.training, StopRequests(self.coordinator, self.ranks)
+        fed, planned_steps = tee(self.activity.track(self._batches(), "waiting for data"))
+        watchdog.begin(self.sampler.step + 1)
         steps = training_steps(self.engine, map(self._with_factor, fed), seed=self.config.seed)
-        # Steps first: a result tells of the step that was fed for it.
+        # Steps first: a result belongs to the planned step that was fed for it.
         for result, (planned, _) in zip(steps, planned_steps, strict=False):
-            self.order.advance(planned)
-            rescue.step_finished()
-            self._tell(result, planned)
-            self.beside.hear(self._tell_validation)
-            stop, save = wishes.agree(self.engine)
+            self.sampler.advance(planned)
+            emergency.step_finished()
+            self._report_step(result, planned)
+            self.async_validation.poll(self._report_validation)
+            stop, save = requests.synchronize()
             if stop or save or planned.last or (every.save_every and result.step % every.save_every == 0):
                 self._save()
             if save:
-                self.writer.wait(RESCUE_S)
-                leave_if_terminated()
+                self.writer.wait(EMERGENCY_SAVE_S)
+                exit_if_terminated()
             if planned.last or stop:
                 return planned.last
             if every.eval_every and result.step % every.eval_every == 0:
-                dog.pause()
-                if not self.beside.start(self.order.step, self.order.share):
+                watchdog.pause()
+                if not self.async_validation.start(self.sampler.step, self.sampler.progress):
                     self.validate()
-            dog.begin(result.step + 1)
+            watchdog.begin(result.step + 1)
         return True  # there was nothing left to train
 
     def _batches(self) -> Iterator[tuple[PlannedStep, list[Batch]]]:
@@ -140,46 +157,46 @@ class Run:
             self.train_index,
             self.config,
             self.processor,
-            self.order,
+            self.sampler,
             cache=self.feature_cache,
             change=self.records.apply,
-            rank=self.engine.rank,
-            world_size=self.engine.world_size,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
         )
 
     def _with_factor(self, fed: tuple[PlannedStep, list[Batch]]) -> tuple[int, float, list[Batch]]:
         (planned, batches), training = fed, self.config.training
-        if self.engine.updates == 0 and self.engine.rank == 0:
-            self.monitor.recovered(self.order.step, ray.get(self.control.recovered.remote("data")))
+        if self.engine.updates == 0 and self.ranks.is_rank_zero:
+            self.monitor.recovered(self.sampler.step, ray.get(self.coordinator.end_recovery_phase.remote("data")))
         factor = learning_rate_factor(planned.step - 1, training.warmup_steps, planned.decay, training.schedule)
         return planned.step, factor, batches
 
-    def _tell(self, result: StepResult, planned: PlannedStep) -> None:
-        """Report a step to whoever wants to know of it."""
+    def _report_step(self, result: StepResult, planned: PlannedStep) -> None:
+        """Report a step to the coordinator, the sample log and the monitor. Collective."""
         if self.engine.updates == 1:
             _require_gradients(self.engine)
-        if self.engine.rank == 0:
-            self.control.step_finished.remote()
-        if self.log is not None:
-            self.log.add(result.step, planned.epoch, result.batches)
-        self.monitor.step(result, share=planned.share, last=planned.last)
+        if self.ranks.is_rank_zero:
+            self.coordinator.step_finished.remote()
+        if self.sample_log is not None:
+            self.sample_log.add(result.step, planned.epoch, result.batches)
+        self.monitor.step(result, progress=planned.progress, last=planned.last)
 
     def _save(self) -> None:
         """Start to write a checkpoint of the last finished step. Not collective."""
         # A run that continues from the checkpoint finds the logged samples of all its steps.
-        before = None if self.log is None else self.log.flush
-        self.writer.save(self.order.step, self.engine.snapshot(), self.order.state(), before)
+        before = None if self.sample_log is None else self.sample_log.flush
+        self.writer.save(self.sampler.step, self.engine.snapshot(), self.sampler.state(), before)
 
     def _save_now(self) -> bool:
         self._save()
-        return self.writer.wait(RESCUE_S)
+        return self.writer.wait(EMERGENCY_SAVE_S)
 
-    def _write_down(self, error: MicroBatchOutOfMemory) -> None:
-        """Note which micro-batch did not fit: after the restart all ranks change the plan for it."""
-        rank, world_size = self.engine.rank, self.engine.world_size
-        mine = rows_of_rank(self.records.apply(next(iter(self.order)).lanes), rank, world_size)
-        event = record(self.folder, error, rank=rank, rows=mine[error.lane // world_size])
-        ray.get(self.control.say.remote(self.records.line(event)))
+    def _record_out_of_memory(self, error: MicroBatchOutOfMemory) -> None:
+        """Record which micro-batch did not fit: after the restart all ranks change the plan for it."""
+        rank, world_size = self.ranks.rank, self.ranks.world_size
+        mine = rows_of_rank(self.records.apply(next(iter(self.sampler)).micro_batches), rank, world_size)
+        event = record(self.folder, error, rank=rank, rows=mine[error.slot // world_size])
+        ray.get(self.coordinator.log.remote(self.records.line(event)))
 
 
 def _require_gradients(engine: DeepSpeedEngine) -> None:

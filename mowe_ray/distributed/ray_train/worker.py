@@ -1,4 +1,4 @@
-"""What each training process does: build, restore, train, validate, export."""
+"""The training process: build, restore, train, validate, export."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from mowe_ray.config import RunConfig
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine, build_engine
-from mowe_ray.distributed.ray_train.async_validation import ValidationBeside
-from mowe_ray.distributed.ray_train.control import WorkerSetup
-from mowe_ray.distributed.ray_train.train_run import Run
+from mowe_ray.distributed.ray_train.async_validation import AsyncValidation
+from mowe_ray.distributed.ray_train.coordinator import WorkerSetup
+from mowe_ray.distributed.ray_train.train_run import TrainRun
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.build import own_tokenizer, tokenizer_of, write_export
 from mowe_ray.training.checkpoint.reader import newest_checkpoint
 from mowe_ray.training.checkpoint.writer import CheckpointWriter
-from mowe_ray.training.fault_tolerance.out_of_memory import Records
-from mowe_ray.training.fault_tolerance.watchdog import Whereabouts
+from mowe_ray.training.fault_tolerance.out_of_memory import OutOfMemoryRecords
+from mowe_ray.training.fault_tolerance.watchdog import ActivityTracker
 from mowe_ray.training.frozen_features import encoder_key
 from mowe_ray.training.monitor import Monitor
-from mowe_ray.training.protocols import RunError
-from mowe_ray.training.sample_audit import SampleLog
-from mowe_ray.training.sampler import TrainingOrder
+from mowe_ray.training.protocols import Ranks, RunError
+from mowe_ray.training.sample_audit import SampleAuditLog
+from mowe_ray.training.sampler import EpochSampler
 from mowe_ray.training.tracker import Tracker
 from mowe_ray.training.validation import ValidationResult
 
@@ -36,8 +36,8 @@ def train_worker(setup: WorkerSetup) -> dict[str, Any]:
     """Train on this rank.
 
     Returns:
-        The result of the run; with `stopped_at_step` if it was told to stop before the end; or {"error": ...} if only
-        the user can mend it.
+        The result of the run; with `stopped_at_step` if it was asked to stop before the end; or {"error": ...} if only
+        the user can fix it.
     """
     try:
         return _train(setup)
@@ -50,53 +50,53 @@ def train_worker(setup: WorkerSetup) -> dict[str, Any]:
 
 
 def _train(setup: WorkerSetup) -> dict[str, Any]:
-    leads = ray.train.get_context().get_world_rank() == 0
-    if leads:
-        setup.control.recovered.remote("restart")
-    run = _start(setup, lambda line: setup.control.say.remote(line) if leads else None)
-    if leads:
-        setup.control.recovered.remote("load")
+    is_rank_zero = ray.train.get_context().get_world_rank() == 0
+    if is_rank_zero:
+        setup.coordinator.end_recovery_phase.remote("restart")
+    run = _start(setup, lambda line: setup.coordinator.log.remote(line) if is_rank_zero else None)
+    if is_rank_zero:
+        setup.coordinator.end_recovery_phase.remote("load")
     if not run.train():
-        return {"run": run.folder.url, "stopped_at_step": run.order.step}
+        return {"run": run.folder.url, "stopped_at_step": run.sampler.step}
     validation = run.validate(last=True)
     _export(run)
     run.monitor.finish(validation)
     return {
         "run": run.folder.url,
         "export": run.folder.path("export"),
-        "steps": run.order.step,
-        "epochs": run.order.epochs_finished,
+        "steps": run.sampler.step,
+        "epochs": run.sampler.epochs_finished,
         "tasks": _scores(validation),
     }
 
 
-def _start(setup: WorkerSetup, say: Callable[[str], object]) -> Run:
-    """Make the parts of the run in the order they need each other, at its newest checkpoint. Collective."""
+def _start(setup: WorkerSetup, log: Callable[[str], object]) -> TrainRun:
+    """Build the parts of the run and restore its newest checkpoint. Collective."""
     config = RunConfig.model_validate_json(setup.config)
-    folder, whereabouts = RunFolder(config.storage, config.name), Whereabouts()
+    folder, activity = RunFolder(config.storage, config.name), ActivityTracker()
     if config.compute.gpus_per_worker == 0:
         torch.set_num_threads(config.compute.cpus_per_worker)
     index = ray.get(setup.train_index)
     tokenizer = tokenizer_of(config.model, own_tokenizer(config.model, index, folder))
-    processor, engine = build_engine(config, tokenizer, whereabouts, say)
+    processor, engine = build_engine(config, tokenizer, activity, log)
     if setup.feature_cache is not None and not engine.sharded:
         _check_cache(ray.get(setup.feature_cache), engine)
-    ranks: dict[str, Any] = {"rank": engine.rank, "world_size": engine.world_size, "gather": engine.gather, "say": say}
-    checkpoint = newest_checkpoint(folder, **ranks)
+    ranks = Ranks(engine.rank, engine.world_size, engine.gather, engine.all_reduce, log)
+    checkpoint = newest_checkpoint(folder, ranks)
     if checkpoint is not None:
         engine.restore(checkpoint)
-        say(f"continuing after step {checkpoint.step}, on {_workers(engine.world_size)}")
-    order = TrainingOrder(
+        log(f"continuing after step {checkpoint.step}, on {_workers(engine.world_size)}")
+    sampler = EpochSampler(
         index,
         config.data,
         seed=config.seed,
-        lanes=config.lanes,
+        micro_batches_per_step=config.micro_batches_per_step,
         epochs=config.training.epochs,
         max_steps=config.training.max_steps,
         warmup_steps=config.training.warmup_steps,
         state=None if checkpoint is None else checkpoint.state,
     )
-    return Run(
+    return TrainRun(
         config=config,
         folder=folder,
         train_index=setup.train_index,
@@ -104,21 +104,22 @@ def _start(setup: WorkerSetup, say: Callable[[str], object]) -> Run:
         feature_cache=setup.feature_cache,
         processor=processor,
         engine=engine,
-        order=order,
-        writer=CheckpointWriter(folder, keep=config.training.keep_checkpoints, **ranks),
-        monitor=_monitor(setup.report, config, folder, engine, order, say),
-        records=_records(setup.report, folder, say),
-        log=SampleLog(engine, folder, resume_step=order.step) if config.training.log_samples else None,
-        beside=ValidationBeside(setup, config, folder, engine, processor, say, resume_step=order.step),
-        control=setup.control,
-        whereabouts=whereabouts,
+        ranks=ranks,
+        sampler=sampler,
+        writer=CheckpointWriter(folder, ranks, keep=config.training.keep_checkpoints),
+        monitor=_monitor(setup.report, config, folder, ranks, sampler),
+        records=_records(setup.report, folder, ranks),
+        sample_log=SampleAuditLog(ranks, folder, resume_step=sampler.step) if config.training.log_samples else None,
+        async_validation=AsyncValidation(setup, config, folder, engine, processor, ranks, resume_step=sampler.step),
+        coordinator=setup.coordinator,
+        activity=activity,
     )
 
 
-def _records(report: DataReport, folder: RunFolder, say: Callable[[str], object]) -> Records:
-    records = Records.load(folder)
+def _records(report: DataReport, folder: RunFolder, ranks: Ranks) -> OutOfMemoryRecords:
+    records = OutOfMemoryRecords.load(folder)
     if warning := records.warning():
-        say(f"warning: {warning}")
+        ranks.log(f"warning: {warning}")
     report.set_out_of_memory(**records.report())
     return records
 
@@ -149,37 +150,29 @@ def _workers(number: int) -> str:
     return f"{number} worker{'' if number == 1 else 's'}"
 
 
-def _monitor(
-    report: DataReport,
-    config: RunConfig,
-    folder: RunFolder,
-    engine: DeepSpeedEngine,
-    order: TrainingOrder,
-    say: Callable[[str], object],
-) -> Monitor:
+def _monitor(report: DataReport, config: RunConfig, folder: RunFolder, ranks: Ranks, sampler: EpochSampler) -> Monitor:
     tracking = config.tracking
     tracker = (
         Tracker(
             folder,
             name=config.name,
             config=config.model_dump(mode="json"),
-            resume_step=order.step,
+            resume_step=sampler.step,
             wandb_mode=tracking.wandb.mode,
             wandb_project=tracking.wandb.project,
             wandb_group=tracking.wandb.group,
             tensorboard=tracking.tensorboard,
         )
-        if engine.rank == 0
+        if ranks.is_rank_zero
         else None
     )
     return Monitor(
-        ranks=engine,
+        ranks=ranks,
         folder=folder,
         tracker=tracker,
-        say=say,
         report=report,
         members=[member.name for member in config.model.weak_encoders],
-        start_share=order.share,
+        start_progress=sampler.progress,
         max_steps=config.training.max_steps,
         log_every=config.training.log_every,
         max_bad_fraction=config.data.max_bad_fraction,
@@ -187,9 +180,9 @@ def _monitor(
     )
 
 
-def _export(run: Run) -> None:
+def _export(run: TrainRun) -> None:
     weights = run.engine.full_state_dict()
-    if run.engine.rank == 0:
+    if run.ranks.is_rank_zero:
         write_export(run.engine.model, run.processor, weights, run.folder, "export")
 
 

@@ -1,4 +1,4 @@
-"""Ray Train: start the worker group, start it again after a failure, shrink and grow it, and end it on a signal."""
+"""Ray Train: start the worker group, restart it after failures, resize it, and stop it on signals."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ray.util.placement_group import remove_placement_group
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed.errors import format_failures, format_training_failure
 from mowe_ray.distributed.ray_internals import WorkerGroupCallback
-from mowe_ray.distributed.ray_train.control import Control, WorkerSetup
-from mowe_ray.distributed.ray_train.emergency_checkpoint import RESCUE_S, SaveOnSigterm
+from mowe_ray.distributed.ray_train.coordinator import RunCoordinator, WorkerSetup
+from mowe_ray.distributed.ray_train.emergency_checkpoint import EMERGENCY_SAVE_S, SaveOnSigterm
 from mowe_ray.distributed.resources import worker_resources
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint.layout import committed_steps
 
 
-def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, say: Callable[[str], None]) -> dict[str, Any]:
+def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, log: Callable[[str], None]) -> dict[str, Any]:
     """Train on a group of workers through all failures; returns what rank 0 returned.
 
     Ray replaces workers and starts the group again, `compute.max_failures` times. When that is used up, or when Ray's
@@ -43,19 +43,19 @@ def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, say: Callable[
         except ray.train.TrainingFailedError as error:
             cause, lost = format_training_failure(error), config.compute.max_failures  # Ray has tried so often already
         except ray.exceptions.RayActorError as error:
-            if ray.get(setup.control.abandoned.remote()):
+            if ray.get(setup.coordinator.controller_killed.remote()):
                 return {"run": folder.url, "stopped_at_step": max(committed_steps(folder), default=0)}
             cause = f"the training controller died: {str(error).splitlines()[0]}"
-            if held := ray.get(setup.control.held.remote()):
+            if held := ray.get(setup.coordinator.placement_group.remote()):
                 remove_placement_group(held)
-            ray.get(setup.control.hold.remote(None))
+            ray.get(setup.coordinator.set_placement_group.remote(None))
         lost = 1 if committed_steps(folder)[-1:] != reached[-1:] else lost + 1
         if lost > config.compute.max_failures:
             raise ValueError(
                 f"training failed after {config.compute.max_failures} restarts without a new checkpoint "
                 f"(compute.max_failures): {cause}"
             )
-        say(f"warning: {cause}; starting the workers again")
+        log(f"warning: {cause}; starting the workers again")
 
 
 def _trainer(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> TorchTrainer:
@@ -64,7 +64,7 @@ def _trainer(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> TorchT
         _train_worker,
         train_loop_config={"setup": setup},
         # The watchdog is to speak first: it can tell where the ranks are.
-        torch_config=backend(config, timeout_s=int(config.training.step_timeout_s + 2 * RESCUE_S)),
+        torch_config=backend(config, timeout_s=int(config.training.step_timeout_s + 2 * EMERGENCY_SAVE_S)),
         scaling_config=scaling(
             config, (compute.min_workers, compute.max_workers) if compute.elastic else compute.max_workers
         ),
@@ -72,7 +72,7 @@ def _trainer(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> TorchT
             name=config.name,
             storage_path=folder.storage,
             failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
-            callbacks=[_TellFailures(setup.control), _HoldResources(setup.control), SaveOnSigterm()],
+            callbacks=[_TellFailures(setup.coordinator), _HoldResources(setup.coordinator), SaveOnSigterm()],
         ),
     )
 
@@ -104,13 +104,13 @@ def _train_worker(settings: dict[str, WorkerSetup]) -> dict[str, Any]:
 class _TellFailures(UserCallback):
     """Tells the person, and the clock, that workers have failed; runs in Ray's controller."""
 
-    def __init__(self, control: ActorHandle[Control]):
-        self._control = control
+    def __init__(self, coordinator: ActorHandle[RunCoordinator]):
+        self._coordinator = coordinator
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         """See the class."""
-        self._control.failed.remote()
-        self._control.say.remote(f"warning: workers failed:{format_failures(worker_exceptions)}")
+        self._coordinator.failure_detected.remote()
+        self._coordinator.log.remote(f"warning: workers failed:{format_failures(worker_exceptions)}")
 
 
 class _HoldResources(WorkerGroupCallback):
@@ -119,25 +119,25 @@ class _HoldResources(WorkerGroupCallback):
     Ray has a cleaner of its own for this, which does not find its cluster where a machine runs several (Ray 2.60).
     """
 
-    def __init__(self, control: ActorHandle[Control]):
-        self._control = control
+    def __init__(self, coordinator: ActorHandle[RunCoordinator]):
+        self._coordinator = coordinator
 
     def before_worker_group_start(self, worker_group_context: object) -> None:
         """Tell who is about to wait for nodes; runs in Ray's controller, like the others."""
-        ray.get(self._control.controlled_by.remote(ray.get_runtime_context().current_actor))
+        ray.get(self._coordinator.set_controller.remote(ray.get_runtime_context().current_actor))
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """See the class."""
         handle = worker_group.get_worker_group_state().placement_group_handle
-        ray.get(self._control.hold.remote(handle.placement_group))
+        ray.get(self._coordinator.set_placement_group.remote(handle.placement_group))
 
     def after_worker_group_shutdown(self, worker_group_context: object) -> None:
         """See the class; also after a failure."""
-        ray.get(self._control.hold.remote(None))
+        ray.get(self._coordinator.set_placement_group.remote(None))
 
 
 @contextmanager
-def stop_on_signals(control: ActorHandle[Control], say: Callable[[str], None]) -> Iterator[list[int]]:
+def stop_on_signals(coordinator: ActorHandle[RunCoordinator], log: Callable[[str], None]) -> Iterator[list[int]]:
     """Let SIGTERM and SIGINT save and end the run inside; a second SIGINT ends the process at once.
 
     Yields:
@@ -152,8 +152,8 @@ def stop_on_signals(control: ActorHandle[Control], say: Callable[[str], None]) -
         if number in came and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not came:
-            say(f"{signal.Signals(number).name}: saving and stopping after this step")
-            control.stop.remote()
+            log(f"{signal.Signals(number).name}: saving and stopping after this step")
+            coordinator.stop.remote()
         came.append(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}

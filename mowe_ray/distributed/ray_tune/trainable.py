@@ -20,11 +20,11 @@ from ray.util.placement_group import remove_placement_group
 
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed.ray_internals import HEAD_NODE
-from mowe_ray.distributed.ray_train.control import start_control
+from mowe_ray.distributed.ray_train.coordinator import start_coordinator
 from mowe_ray.distributed.ray_train.driver import train
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.trials import Validation, history, joined, objective
-from mowe_ray.training.checkpoint.layout import adopt, committed_steps
+from mowe_ray.training.checkpoint.layout import committed_steps, copy_checkpoint_from
 
 LOG_FILE = "log.txt"
 _POINTER = "pointer.json"
@@ -57,7 +57,7 @@ class TrialRun(ray.tune.Trainable):
         study, self._metric, self._limit_s = config["study"], config["objective"], config["limit_s"]
         self._folder = RunFolder(study, self.trial_id)
         self._changes = changes_of(config)
-        self._control = start_control()
+        self._coordinator = start_coordinator()
         self._thread: threading.Thread | None = None
         self._result: dict[str, Any] | Exception | None = None
         self._alarms: list[str] = []
@@ -73,7 +73,7 @@ class TrialRun(ray.tune.Trainable):
             self._thread = threading.Thread(target=self._run, daemon=True, name="run")
             self._thread.start()
         told = self._next()
-        if told is None or told["share"] >= 1:
+        if told is None or told["progress"] >= 1:
             self._thread.join()
             if isinstance(self._result, Exception):
                 raise RuntimeError("\n  ".join([str(self._result), *self._alarms[-1:]])) from self._result
@@ -81,7 +81,7 @@ class TrialRun(ray.tune.Trainable):
                 last = history(self._folder).validations[-1:]
                 return self._report(last[0] if last else None, percent=100.0, done=True)
         return self._report(
-            joined(told["step"], told["sources"]), percent=100.0 * told["share"], done=told["share"] >= 1
+            joined(told["step"], told["sources"]), percent=100.0 * told["progress"], done=told["progress"] >= 1
         )
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -99,23 +99,23 @@ class TrialRun(ray.tune.Trainable):
         pointer = json.loads(Path(checkpoint_dir, _POINTER).read_text(encoding="utf-8"))
         if pointer["folder"] != self._folder.url:
             storage, _, name = pointer["folder"].rpartition("/")
-            adopt(self._folder, RunFolder(storage, name), pointer["step"])
+            copy_checkpoint_from(self._folder, RunFolder(storage, name), pointer["step"])
             self._say(f"continuing from step {pointer['step']} of {name}, with {self._changes}")
 
     def cleanup(self) -> None:
         """End the run, saved, and give its workers back."""
         if self._thread is not None and self._thread.is_alive():
-            ray.get(self._control.stop.remote())
+            ray.get(self._coordinator.stop.remote())
             self._thread.join(_STOP_S)
-        if held := ray.get(self._control.held.remote()):
+        if held := ray.get(self._coordinator.placement_group.remote()):
             remove_placement_group(held)
 
     def _run(self) -> None:
         try:
-            self._result = train(self._configured(), self._say, self._control)
+            self._result = train(self._configured(), self._say, self._coordinator)
         except Exception as error:  # noqa: BLE001 - raised by `step`, in Tune's thread
             self._result = error
-        self._control.validated.remote(None)
+        self._coordinator.add_validation.remote(None)
 
     def _configured(self) -> RunConfig:
         """Return the run's configuration, with what the scheduler has changed written back to its file."""
@@ -129,7 +129,7 @@ class TrialRun(ray.tune.Trainable):
     def _next(self) -> dict[str, Any] | None:
         left_s = self._limit_s - (time.monotonic() - self._began)
         try:
-            told: dict[str, Any] | None = ray.get(self._control.next_validation.remote(), timeout=max(0.0, left_s))
+            told: dict[str, Any] | None = ray.get(self._coordinator.next_validation.remote(), timeout=max(0.0, left_s))
         except ray.exceptions.GetTimeoutError as error:
             raise RuntimeError(
                 f"the trial took longer than {self._limit_s / 3600:.3g} hours (budget.trial_hours)"

@@ -1,6 +1,6 @@
-"""The files of checkpoints: names, checksums, and how one is written whole or not at all.
+"""The files of checkpoints: names, checksums, and atomic writes.
 
-    RUN/checkpoints/step-00000040/rank-00000-of-00002.safetensors   fragments of tensors
+    RUN/checkpoints/step-00000040/rank-00000-of-00002.safetensors   slices of flattened tensors
                                   rank-00000-of-00002.json          the rank's report: what it wrote, or why it failed
                                   checkpoint.json                   the commit, written last by rank 0
 
@@ -25,7 +25,7 @@ from mowe_ray.output.run_folder import RunFolder
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
 VALIDATING_FOLDER = "validating"
-"""Exports of steps whose validation beside training has not ended."""
+"""Exports of steps whose async validation has not ended."""
 _CHUNK_BYTES = 16 << 20
 
 
@@ -40,17 +40,17 @@ def commit_file(step: int) -> str:
 
 
 def data_file(step: int, rank: int, world_size: int) -> str:
-    """File of the fragments of one rank."""
+    """File of the tensor slices of one rank."""
     return f"{step_folder(step)}/rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 def report_file(step: int, rank: int, world_size: int) -> str:
-    """File in which one rank says what it wrote."""
+    """File in which one rank reports what it wrote, or why it failed."""
     return f"{step_folder(step)}/rank-{rank:05d}-of-{world_size:05d}.json"
 
 
 def saved_steps(folder: RunFolder) -> list[int]:
-    """Return the steps that have a folder, whole or not, in ascending order."""
+    """Return the steps that have a folder, complete or not, in ascending order."""
     names = (re.fullmatch(r"step-(\d+)", name) for name in folder.names(CHECKPOINTS))
     return sorted(int(match[1]) for match in names if match)
 
@@ -61,13 +61,19 @@ def committed_steps(folder: RunFolder) -> list[int]:
 
 
 def remove_step(folder: RunFolder, step: int) -> None:
-    """Remove the folder of `step`; first what makes it a checkpoint, so that no half of one is left."""
+    """Remove the folder of `step`, its commit first: an interrupted removal leaves no checkpoint."""
     folder.remove(commit_file(step))
     folder.remove(step_folder(step))
 
 
-def adopt(folder: RunFolder, other: RunFolder, step: int) -> None:
-    """Replace the checkpoints of a run, and what waits for its validation, by the checkpoint of `step` of another."""
+def copy_checkpoint_from(folder: RunFolder, other: RunFolder, step: int) -> None:
+    """Replace the checkpoints and pending validations of a run by the checkpoint of `step` of another run.
+
+    Args:
+        folder: The run whose checkpoints are replaced.
+        other: The run to copy from.
+        step: A committed step of `other`.
+    """
     folder.remove(VALIDATING_FOLDER)
     for own in saved_steps(folder):
         remove_step(folder, own)
@@ -80,7 +86,7 @@ def adopt(folder: RunFolder, other: RunFolder, step: int) -> None:
 
 
 def store(folder: RunFolder, file: str, write: Callable[[Path], Any]) -> dict[str, int]:
-    """Write `file` whole or not at all, and on a local disk so that it outlives a power cut.
+    """Write `file` atomically; on a local disk also durably (fsync).
 
     Args:
         write: Writes the content to the local path it is given.

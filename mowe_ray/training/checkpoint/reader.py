@@ -1,14 +1,13 @@
-"""Reads checkpoints: finds the newest that is whole, and pieces tensors together from its files.
+"""Reads checkpoints: finds the newest complete one, and assembles tensors from its files.
 
-A checkpoint holds stretches of flattened tensors. Who wrote which stretch says nothing about who may read it:
-any number of ranks reads what any other number has written.
+A checkpoint holds slices of flattened tensors. Any rank may read any slice, so a checkpoint can be restored on another
+number of ranks than wrote it.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,16 +27,17 @@ from mowe_ray.training.checkpoint.layout import (
     saved_steps,
     step_folder,
 )
+from mowe_ray.training.protocols import Ranks
 
 
 @dataclass(frozen=True)
-class Fragment:
-    """A stretch of a flattened tensor.
+class TensorSlice:
+    """A contiguous slice of a flattened tensor.
 
     Attributes:
-        data: The stretch (N), on the CPU.
-        start: Its first element in the flattened tensor.
-        shape: Of the whole tensor.
+        data: Elements of the slice (N), on the CPU.
+        start: Index of its first element in the flattened tensor.
+        shape: Shape of the full tensor.
     """
 
     data: torch.Tensor
@@ -46,31 +46,31 @@ class Fragment:
 
 
 class Checkpoint:
-    """A whole checkpoint.
+    """A complete checkpoint.
 
     Attributes:
         step: Optimizer steps finished.
-        state: What the writer was given besides tensors.
+        state: JSON state that was saved with the tensors.
         shapes: Shape of every tensor.
     """
 
     def __init__(self, folder: RunFolder, step: int):
-        """Read who wrote what; tensors are read when asked for."""
+        """Read the index of slices; tensors are read by `read`."""
         commit = load_json(folder, commit_file(step))
         self.step: int = commit["step"]
         self.state: dict[str, Any] = commit["state"]
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._folder = folder
-        self._stretches: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        self._slices: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
         self._opened: dict[str, Any] = {}
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         for rank in range(commit["world_size"]):
             report = load_json(folder, report_file(step, rank, commit["world_size"]))
             for name, (start, stop, *shape) in report["stretches"].items():
-                self._stretches[name].append((start, stop, data_file(step, rank, commit["world_size"])))
+                self._slices[name].append((start, stop, data_file(step, rank, commit["world_size"])))
                 self.shapes[name] = tuple(shape)
-        for stretches in self._stretches.values():
-            stretches.sort()
+        for slices in self._slices.values():
+            slices.sort()
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Return elements `start` to `stop` of the flattened tensor `name` (stop - start), in the type it was written.
@@ -79,7 +79,7 @@ class Checkpoint:
             ValueError: The checkpoint does not have all of them.
         """
         pieces, at = [], start
-        for begin, end, file in self._stretches.get(name, []):
+        for begin, end, file in self._slices.get(name, []):
             if begin <= at < end and at < stop:
                 upto = min(end, stop)
                 pieces.append(self._open(file).get_slice(name)[at - begin : upto - begin])
@@ -105,39 +105,32 @@ class Checkpoint:
 
 def newest_checkpoint(
     folder: RunFolder,
-    *,
-    rank: int,
-    world_size: int,
-    gather: Callable[[Any], list[Any]],
-    say: Callable[[str], None],
+    ranks: Ranks,
 ) -> Checkpoint | None:
-    """Return the newest whole checkpoint, None in a new run; removes all that would mix with later ones. Collective.
+    """Return the newest complete checkpoint, None in a new run; removes later and unfinished ones. Collective.
 
-    Every file is compared with its checksum, shared out over the ranks. A damaged checkpoint is told through
-    rank 0's `say`, and the one before is tried.
-
-    Args:
-        gather: Returns every rank's value, by rank; no rank goes on before all have called it.
+    The ranks share the work of comparing every file with its checksum. A damaged checkpoint is logged, and the one
+    before it is tried.
 
     Raises:
-        ValueError: There are checkpoints and none is whole, or one of another version of this program.
+        ValueError: There are checkpoints and none is complete, or one has the format of another version.
     """
-    steps: list[int] = gather(saved_steps(folder) if rank == 0 else None)[0]
+    steps: list[int] = ranks.gather(saved_steps(folder) if ranks.is_rank_zero else None)[0]
     damaged = False
     for step in reversed(steps):
-        problem = next(filter(None, gather(_problem(folder, step, rank, world_size))), None)
+        problem = next(filter(None, ranks.gather(_problem(folder, step, ranks.rank, ranks.world_size))), None)
         if problem is None:
-            _clear(folder, keep=[s for s in steps if s <= step], rank=rank, gather=gather)
+            _clear(folder, [s for s in steps if s <= step], ranks)
             return Checkpoint(folder, step)
         damaged = damaged or problem != _UNFINISHED
-        if rank == 0:
-            say(f"warning: {folder.path(step_folder(step))} is not used: {problem}")
+        if ranks.is_rank_zero:
+            ranks.log(f"warning: {folder.path(step_folder(step))} is not used: {problem}")
     if damaged:
         raise ValueError(
             f"none of the checkpoints in {folder.url} is whole: put one back, "
             "or choose another name to start from the beginning"
         )
-    _clear(folder, keep=[], rank=rank, gather=gather)
+    _clear(folder, [], ranks)
     return None
 
 
@@ -145,7 +138,7 @@ _UNFINISHED = "it was never finished"
 
 
 def _problem(folder: RunFolder, step: int, rank: int, world_size: int) -> str | None:
-    """What is wrong with the checkpoint, as far as it is this rank's to see."""
+    """Return what is wrong with the files that this rank checks, None if they are intact."""
     try:
         commit = load_json(folder, commit_file(step))
     except FileNotFoundError:
@@ -180,10 +173,10 @@ def _compare(folder: RunFolder, file: str, expected: dict[str, Any]) -> None:
             raise ValueError(f"{file} has {value} as its {key}, instead of {expected[key]}")
 
 
-def _clear(folder: RunFolder, keep: list[int], *, rank: int, gather: Callable[[Any], list[Any]]) -> None:
+def _clear(folder: RunFolder, keep: list[int], ranks: Ranks) -> None:
     """Remove, on rank 0, the steps not kept and those never finished; the others wait."""
-    if rank == 0:
+    if ranks.is_rank_zero:
         for step in saved_steps(folder):
             if step not in keep or not folder.exists(commit_file(step)):
                 remove_step(folder, step)
-    gather(None)
+    ranks.gather(None)

@@ -1,4 +1,4 @@
-"""Writes checkpoints in the background: every rank its own file, and rank 0 the commit when all are there."""
+"""Writes checkpoints in the background: each rank its own file, then rank 0 the commit."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ from mowe_ray.training.checkpoint.layout import (
     store,
     store_json,
 )
-from mowe_ray.training.checkpoint.reader import Fragment
+from mowe_ray.training.checkpoint.reader import TensorSlice
+from mowe_ray.training.protocols import Ranks
 
 _POLL_S = 0.1
 
 
 @dataclass(frozen=True)
 class _Save:
-    # `token` is the same on all ranks, and another for every save of every life of the run: it tells which files
-    # belong together, for a process that was taken for dead may still write.
+    # `token` is the same on all ranks and unique to this save: a process that was taken for dead may still write, and
+    # its files must not be mixed with these.
     step: int
     token: str
 
@@ -41,32 +42,26 @@ class _Save:
 class CheckpointWriter:
     """Writes one checkpoint at a time, in a thread, without collectives.
 
-    The ranks talk through their files alone: each writes its fragments and then a report, of success or of
-    failure; rank 0 waits for the reports and commits, or says why not. A failure never reaches the training.
+    The ranks communicate through files alone: each writes its slices and then a report of success or failure; rank 0
+    waits for the reports and commits, or logs why it cannot. A failure does not interrupt training.
     """
 
     def __init__(
         self,
         folder: RunFolder,
+        ranks: Ranks,
         *,
-        rank: int,
-        world_size: int,
         keep: int,
-        gather: Callable[[Any], list[Any]],
-        say: Callable[[str], None],
         timeout_s: float = 600.0,
     ):
-        """Agree with the other ranks on a name for this life of the run. Collective; nothing after it is.
+        """Agree with the other ranks on an id of this writer. Collective; no other method is.
 
         Args:
             keep: Newest checkpoints that rank 0 keeps.
-            gather: Returns every rank's value, by rank.
-            say: Shows a line to the person who waits.
-            timeout_s: How long rank 0 waits for the files of the others.
+            timeout_s: How long rank 0 waits for the files of the other ranks, in seconds.
         """
-        self._folder, self._rank, self._world_size, self._keep = folder, rank, world_size, keep
-        self._say, self._timeout_s = say, timeout_s
-        self._life: str = gather(uuid.uuid4().hex)[0]
+        self._folder, self._ranks, self._keep, self._timeout_s = folder, ranks, keep, timeout_s
+        self._id: str = ranks.gather(uuid.uuid4().hex)[0]
         self._lock = threading.Lock()
         self._thread = threading.Thread()
         self._save: _Save | None = None
@@ -76,19 +71,19 @@ class CheckpointWriter:
     def save(
         self,
         step: int,
-        fragments: Mapping[str, Fragment],
+        slices: Mapping[str, TensorSlice],
         state: Mapping[str, Any],
         before: Callable[[], None] | None = None,
     ) -> None:
-        """Start to write a checkpoint, after the one before is done with; all ranks call it for the same steps.
+        """Start to write a checkpoint once the previous save has ended; all ranks call it for the same steps.
 
-        A step that has a checkpoint already is left as it is.
+        A step that already has a checkpoint is left unchanged.
 
         Args:
             step: Optimizer steps finished.
-            fragments: This rank's part, on the CPU; nobody may change it any more.
-            state: Whatever else resuming needs, as JSON; rank 0's is kept.
-            before: Called first, in the thread: what it writes must be there if the checkpoint is.
+            slices: Tensor slices of this rank, on the CPU; they must not be changed afterwards.
+            state: JSON state to resume from; rank 0's is kept.
+            before: Called first, in the thread: what it writes exists whenever the checkpoint does.
         """
         with self._lock:
             if self._save is not None:
@@ -96,78 +91,80 @@ class CheckpointWriter:
             repeated = self._save is not None and self._save.step == step
             self._attempt = self._attempt + 1 if repeated else 0
             self._error = None
-            self._save = _Save(step, f"{self._life}-{step}-{self._attempt}")
-            self._thread = threading.Thread(
-                target=self._write, args=(self._save, fragments, state, before), daemon=True
-            )
+            self._save = _Save(step, f"{self._id}-{step}-{self._attempt}")
+            self._thread = threading.Thread(target=self._write, args=(self._save, slices, state, before), daemon=True)
             self._thread.start()
 
     def wait(self, timeout_s: float, *, insist: bool = False) -> bool:
-        """Wait until the latest save is a whole checkpoint; returns whether it is.
+        """Wait until the latest save is committed; returns whether it is.
 
         Args:
-            timeout_s: At most so long; a save that has failed returns at once.
+            timeout_s: Longest wait in seconds; a save that has failed returns at once.
             insist: Raise instead of returning False.
 
         Raises:
-            ValueError: It is not, and `insist`.
+            ValueError: It is not committed, and `insist` is true.
         """
         save, deadline = self._save, time.monotonic() + timeout_s
         if save is None:
             return True
         self._thread.join(timeout_s)
-        while not (whole := self._is_whole(save.step)) and self._failure(save) is None and time.monotonic() < deadline:
+        while (
+            not (committed := self._is_committed(save.step))
+            and self._failure(save) is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(_POLL_S)
-        if insist and not whole:
+        if insist and not committed:
             raise ValueError(
                 f"the checkpoint of step {save.step} could not be written to {self._folder.url}: "
                 f"{self._failure(save) or f'it is not finished after {timeout_s:g} s'}; "
                 "make room there, or choose another storage"
             )
-        return whole
+        return committed
 
     def _write(
         self,
         save: _Save,
-        fragments: Mapping[str, Fragment],
+        slices: Mapping[str, TensorSlice],
         state: Mapping[str, Any],
         before: Callable[[], None] | None,
     ) -> None:
         try:
-            if self._is_whole(save.step):
+            if self._is_committed(save.step):
                 return
             if before is not None:
                 before()
-            self._write_part(save, fragments)
-            if self._rank == 0:
+            self._write_part(save, slices)
+            if self._ranks.is_rank_zero:
                 self._commit(save, state)
-            elif "error" in (told := self._report(save, 0) or {}):
-                raise OSError(told["error"])  # rank 0 has given up: our part is of no use
-        except Exception as error:  # noqa: BLE001 - each storage raises its own; told below, and raised by `wait`
+            elif "error" in (report := self._report(save, 0) or {}):
+                raise OSError(report["error"])  # rank 0 has given up: this file is of no use
+        except Exception as error:  # noqa: BLE001 - each storage raises its own; logged by `_give_up`, raised by `wait`
             self._give_up(save, error)
         else:
-            if self._rank == 0:
+            if self._ranks.is_rank_zero:
                 self._prune(save.step)
 
-    def _write_part(self, save: _Save, fragments: Mapping[str, Fragment]) -> None:
-        tensors = {name: fragment.data for name, fragment in fragments.items()}
-        data = data_file(save.step, self._rank, self._world_size)
+    def _write_part(self, save: _Save, slices: Mapping[str, TensorSlice]) -> None:
+        tensors = {name: s.data for name, s in slices.items()}
+        data = data_file(save.step, self._ranks.rank, self._ranks.world_size)
         written = store(self._folder, data, lambda local: save_file(tensors, local))
-        stretches = {name: [f.start, f.start + f.data.numel(), *f.shape] for name, f in fragments.items()}
-        report = {"token": save.token, **written, "stretches": stretches}
-        store_json(self._folder, report_file(save.step, self._rank, self._world_size), report)
+        bounds = {name: [f.start, f.start + f.data.numel(), *f.shape] for name, f in slices.items()}
+        report = {"token": save.token, **written, "stretches": bounds}
+        store_json(self._folder, report_file(save.step, self._ranks.rank, self._ranks.world_size), report)
 
     def _commit(self, save: _Save, state: Mapping[str, Any]) -> None:
         deadline = time.monotonic() + self._timeout_s
         files = []
-        for rank in range(self._world_size):
+        for rank in range(self._ranks.world_size):
             report = self._await_report(save, rank, deadline)
-            name = data_file(save.step, rank, self._world_size).rsplit("/", 1)[-1]
+            name = data_file(save.step, rank, self._ranks.world_size).rsplit("/", 1)[-1]
             files.append({"name": name, "bytes": report["bytes"], "crc32": report["crc32"]})
         commit = {
             "format": FORMAT,
             "step": save.step,
-            "world_size": self._world_size,
+            "world_size": self._ranks.world_size,
             "token": save.token,
             "files": files,
             "state": dict(state),
@@ -184,28 +181,30 @@ class CheckpointWriter:
         return report
 
     def _report(self, save: _Save, rank: int) -> dict[str, Any] | None:
-        """What `rank` says about this very save; None as long as it says nothing."""
-        report = self._load(report_file(save.step, rank, self._world_size))
+        """Return the report of `rank` about this save, None if there is none yet."""
+        report = self._load(report_file(save.step, rank, self._ranks.world_size))
         return report if report is not None and report["token"] == save.token else None
 
     def _give_up(self, save: _Save, error: Exception) -> None:
-        """Make room, tell the other ranks through the report, and the user through rank 0."""
+        """Remove what was written, report the failure to the other ranks, and log it on rank 0."""
         self._error = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        own = report_file(save.step, self._rank, self._world_size)
-        data = data_file(save.step, self._rank, self._world_size)
+        own = report_file(save.step, self._ranks.rank, self._ranks.world_size)
+        data = data_file(save.step, self._ranks.rank, self._ranks.world_size)
         try:
-            for file in (*([commit_file(save.step)] if self._rank == 0 else []), data, f"{data}.part"):
+            for file in (*([commit_file(save.step)] if self._ranks.is_rank_zero else []), data, f"{data}.part"):
                 self._folder.remove(file)
             store_json(self._folder, own, {"token": save.token, "error": self._error})
-            if self._rank == 0:  # a rank that is still writing reads the report when it is done, and cleans up itself
+            if (
+                self._ranks.is_rank_zero
+            ):  # a rank that is still writing reads the report when it is done, and cleans up itself
                 for name in self._folder.names(step_folder(save.step)):
                     file = f"{step_folder(save.step)}/{name}"
                     if file != own and not name.endswith(".part"):
                         self._folder.remove(file)
         except Exception as second:  # noqa: BLE001 - the storage is broken; without a report, rank 0 times out
             self._error += f" (and then: {second})"
-        if self._rank == 0:
-            self._say(f"warning: checkpoint at step {save.step} failed: {self._error}; {self._newest()}")
+        if self._ranks.is_rank_zero:
+            self._ranks.log(f"warning: checkpoint at step {save.step} failed: {self._error}; {self._newest()}")
 
     def _newest(self) -> str:
         try:
@@ -220,7 +219,7 @@ class CheckpointWriter:
         report = self._report(save, 0)
         return None if report is None else report.get("error")
 
-    def _is_whole(self, step: int) -> bool:
+    def _is_committed(self, step: int) -> bool:
         return self._load(commit_file(step)) is not None
 
     def _load(self, file: str) -> dict[str, Any] | None:
@@ -236,5 +235,5 @@ class CheckpointWriter:
             for old in saved_steps(self._folder):
                 if old < step and old not in keep:
                     remove_step(self._folder, old)
-        except Exception as error:  # noqa: BLE001 - the new checkpoint is whole all the same
-            self._say(f"warning: old checkpoints in {self._folder.url} could not be removed: {error}")
+        except Exception as error:  # noqa: BLE001 - the new checkpoint is complete nevertheless
+            self._ranks.log(f"warning: old checkpoints in {self._folder.url} could not be removed: {error}")

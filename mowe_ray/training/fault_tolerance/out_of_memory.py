@@ -34,21 +34,21 @@ _ONEDNN_MESSAGES = ("could not create a primitive", "could not create a memory o
 class MicroBatchOutOfMemory(RuntimeError):  # noqa: N818 - it names what ran out of memory
     """A micro-batch did not fit; carries what `record` needs to know about it."""
 
-    def __init__(self, step: int, lane: int, batch: Batch):
-        """Name the optimizer step (counted from 1) and the lane among those of all ranks."""
+    def __init__(self, step: int, slot: int, batch: Batch):
+        """Name the optimizer step (counted from 1) and the micro-batch's number in the global batch."""
         super().__init__(f"out of memory at step {step} on {_size(len(batch.ids), batch.audio_s)}")
-        self.step, self.lane, self.ids, self.audio_s = step, lane, batch.ids, batch.audio_s
+        self.step, self.slot, self.ids, self.audio_s = step, slot, batch.ids, batch.audio_s
 
 
 @contextmanager
-def naming(step: int, lane: int, batch: Batch) -> Iterator[None]:
+def annotate_out_of_memory(step: int, slot: int, batch: Batch) -> Iterator[None]:
     """Turn running out of memory in the body into `MicroBatchOutOfMemory`; other errors pass."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MicroBatchOutOfMemory(step, lane, batch) from error
+        raise MicroBatchOutOfMemory(step, slot, batch) from error
 
 
 def release(error: MicroBatchOutOfMemory) -> None:
@@ -74,7 +74,8 @@ class Event:
     """One micro-batch that did not fit, as its rank wrote it down.
 
     Attributes:
-        step: Optimizer step, counted from 1, and `lane` among those of all ranks; `rank` is the one that failed.
+        step: Optimizer step, counted from 1.
+        lane: Number of the micro-batch in the global batch; rank: the rank that failed.
         rows: Its rows of the training index, which identify it.
         ids: Its samples; `audio_s` their seconds of audio.
     """
@@ -90,9 +91,9 @@ class Event:
 def record(folder: RunFolder, error: MicroBatchOutOfMemory, *, rank: int, rows: Rows) -> Event:
     """Write down that the micro-batch `rows` did not fit, in a file of its own; returns what was written.
 
-    No two ranks share a lane, so none overwrites what another writes.
+    No two ranks share a micro-batch, so none overwrites what another writes.
     """
-    event = Event(error.step, error.lane, rank, rows.tolist(), error.ids, error.audio_s)
+    event = Event(error.step, error.slot, rank, rows.tolist(), error.ids, error.audio_s)
     stem, number = f"{FOLDER}/step-{event.step}-lane-{event.lane}", 1
     while folder.exists(file := f"{stem}{'' if number == 1 else f'-{number}'}.json"):
         number += 1
@@ -100,7 +101,7 @@ def record(folder: RunFolder, error: MicroBatchOutOfMemory, *, rank: int, rows: 
     return event
 
 
-class Records:
+class OutOfMemoryRecords:
     """All micro-batches of a run that did not fit, and what follows for the plan.
 
     One that was written down once is tried in two halves. One that was written down twice, itself or one of its halves,
@@ -112,23 +113,23 @@ class Records:
         self._times = Counter(tuple(event.rows) for event in events if event.rows)
 
     @classmethod
-    def load(cls, folder: RunFolder) -> Records:
+    def load(cls, folder: RunFolder) -> OutOfMemoryRecords:
         """Read what the ranks of this run wrote down."""
         texts = [folder.read_text(f"{FOLDER}/{name}") for name in folder.names(FOLDER) if name.endswith(".json")]
         return cls(sorted((Event(**json.loads(text)) for text in texts), key=lambda event: (event.step, event.lane)))
 
-    def apply(self, lanes: Sequence[Rows]) -> list[Rows]:
+    def apply(self, micro_batches: Sequence[Rows]) -> list[Rows]:
         """Return the micro-batches of a step as they are to be tried now.
 
-        Lanes keep their place, what is left out becomes an empty lane, second halves come after the last.
+        Micro-batches keep their places, what is left out becomes an empty one, second halves come after the last.
 
         Args:
-            lanes: The planned micro-batches of the whole step.
+            micro_batches: The planned ones of the global batch.
         """
         if not self._times:
-            return list(lanes)
+            return list(micro_batches)
         tried, second_halves = [], []
-        for rows in lanes:
+        for rows in micro_batches:
             first, second = _halves(rows)
             if self._left_out(rows):
                 first = rows[:0]
@@ -142,7 +143,7 @@ class Records:
     def line(self, event: Event) -> str:
         """Tell a person what `event` leads to, these records being those written before it."""
         what = f"out of memory at step {event.step} on {_size(len(event.rows), event.audio_s)} (rank {event.rank})"
-        after = Records([*self.events, event])
+        after = OutOfMemoryRecords([*self.events, event])
         whole = after._whole(event)
         if not after._left_out(whole):
             return (

@@ -1,7 +1,7 @@
-"""What a training process is doing, and an alarm for when it does the same thing for too long.
+"""Tracks what a training process is doing, and detects steps that take too long.
 
-A rank that hangs cannot say so itself: its main thread waits in a collective, a read or a kernel. So a thread
-beside it keeps the time of every step, and tells where the main thread is when the time is up.
+The main thread of a rank that hangs waits in a collective, a read or a kernel. So another thread times every step, and
+reports where the main thread is when the time is up.
 """
 
 from __future__ import annotations
@@ -20,48 +20,48 @@ from torch import nn
 T = TypeVar("T")
 
 
-class Whereabouts:
-    """The place the main thread is at: a phase of the step, and the part of the model it is in.
+class ActivityTracker:
+    """Tracks what the main thread is doing: the phase of the step, and the part of the model that runs.
 
     Attributes:
-        place: In words; read by other threads.
+        activity: In words; read by other threads.
     """
 
     def __init__(self) -> None:
-        """Start nowhere."""
-        self.place = "starting"
+        """Start with `starting`."""
+        self.activity = "starting"
 
     @contextmanager
-    def at(self, place: str) -> Iterator[None]:
-        """Be at `place` inside the block, and back where it was after it."""
-        before, self.place = self.place, place
+    def during(self, activity: str) -> Iterator[None]:
+        """Set the activity inside the block, and restore the previous one after it."""
+        before, self.activity = self.activity, activity
         try:
             yield
         finally:
-            self.place = before
+            self.activity = before
 
-    def watch(self, items: Iterable[T], place: str) -> Iterator[T]:
-        """Yield `items`; each wait for the next one is at `place`."""
+    def track(self, items: Iterable[T], activity: str) -> Iterator[T]:
+        """Yield `items`; waiting for the next one is `activity`."""
         iterator = iter(items)
         while True:
-            with self.at(place):
+            with self.during(activity):
                 try:
                     item = next(iterator)
                 except StopIteration:
                     return
             yield item
 
-    def follow(self, modules: dict[str, nn.Module]) -> None:
-        """Name the module whose forward runs, also when checkpointed activations are computed again."""
+    def track_modules(self, modules: dict[str, nn.Module]) -> None:
+        """Add the name of the module whose forward runs, also when checkpointed activations are recomputed."""
         for name, module in modules.items():
             stack: list[str] = []
 
             def enter(_module: nn.Module, _inputs: Any, name: str = name, stack: list[str] = stack) -> None:
-                stack.append(self.place)
-                self.place = f"{self.place.partition(' in ')[0]} in {name}"
+                stack.append(self.activity)
+                self.activity = f"{self.activity.partition(' in ')[0]} in {name}"
 
             def leave(_module: nn.Module, _inputs: Any, _output: Any, stack: list[str] = stack) -> None:
-                self.place = stack.pop()
+                self.activity = stack.pop()
 
             module.register_forward_pre_hook(enter)
             # Also on the way out of an error: recomputation ends by one as soon as it has what it needs.
@@ -75,13 +75,13 @@ class Hang:
     Attributes:
         step: The step that is under way, counted from 1.
         seconds: How long it has taken so far.
-        place: Where the main thread is, by `Whereabouts`; `line` is its innermost line of code.
+        activity: What the main thread is doing, by `ActivityTracker`; `line` is its innermost line of code.
         stacks: Stack of every Python thread.
     """
 
     step: int
     seconds: float
-    place: str
+    activity: str
     line: str
     stacks: str
 
@@ -89,9 +89,9 @@ class Hang:
 class Watchdog:
     """Calls `on_hang` once, in its own thread, when a step takes longer than `timeout_s`."""
 
-    def __init__(self, whereabouts: Whereabouts, timeout_s: float, on_hang: Callable[[Hang], None]):
-        """Start to watch; nothing is timed before the first `begin`."""
-        self._whereabouts, self._timeout_s, self._on_hang = whereabouts, timeout_s, on_hang
+    def __init__(self, activity: ActivityTracker, timeout_s: float, on_hang: Callable[[Hang], None]):
+        """Start the thread; nothing is timed before the first `begin`."""
+        self._activity, self._timeout_s, self._on_hang = activity, timeout_s, on_hang
         self._main = threading.get_ident()
         self._changed = threading.Condition()
         self._step, self._closed = 0, False
@@ -99,15 +99,15 @@ class Watchdog:
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def begin(self, step: int) -> None:
-        """Start the time of `step`, which ends that of the step before."""
+        """Start to time `step`, which ends the step before."""
         self._set(step, time.monotonic())
 
     def pause(self) -> None:
-        """Stop the time: what follows may take long (validation, export)."""
+        """Stop timing: what follows may take long (validation, export)."""
         self._set(self._step, None)
 
     def close(self) -> None:
-        """Watch no more."""
+        """End the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -128,7 +128,7 @@ class Watchdog:
                 return
             assert self._began is not None
             step, seconds = self._step, time.monotonic() - self._began
-        self._on_hang(Hang(step, seconds, self._whereabouts.place, _innermost(self._main), stacks()))
+        self._on_hang(Hang(step, seconds, self._activity.activity, _innermost(self._main), stacks()))
 
 
 def stacks() -> str:

@@ -8,7 +8,7 @@ from mowe_ray.config import RunConfig, load_config
 from mowe_ray.sweeping.compute_cost import Work, device
 from mowe_ray.sweeping.trials import Cost
 from mowe_ray.training.datasets import index_sources
-from mowe_ray.training.sampler import TrainingOrder
+from mowe_ray.training.sampler import EpochSampler
 from tests.planted_corpus import RATE, pulses, write_planted_corpus
 
 
@@ -38,14 +38,18 @@ def test_epochs_hear_the_weighted_mixture_so_often(shards: Path) -> None:
     assert work().epoch(config).clips == 24
 
 
-@pytest.mark.parametrize(("largest", "lanes"), [(4, 1), (3, 2)])
-def test_steps_hear_full_batches_of_mean_clips(shards: Path, largest: int, lanes: int) -> None:
-    config = configured(shards, f"data.max_batch_size={largest}", f"training.gradient_accumulation={lanes}")
-    order = list(TrainingOrder(index_sources(config.data).train, config.data, seed=0, lanes=lanes, epochs=1))
+@pytest.mark.parametrize(("largest", "micro_batches"), [(4, 1), (3, 2)])
+def test_steps_hear_full_batches_of_mean_clips(shards: Path, largest: int, micro_batches: int) -> None:
+    config = configured(shards, f"data.max_batch_size={largest}", f"training.gradient_accumulation={micro_batches}")
+    order = list(
+        EpochSampler(
+            index_sources(config.data).train, config.data, seed=0, micro_batches_per_step=micro_batches, epochs=1
+        )
+    )
     config = configured(
         shards,
         f"data.max_batch_size={largest}",
-        f"training.gradient_accumulation={lanes}",
+        f"training.gradient_accumulation={micro_batches}",
         f"training.max_steps={len(order)}",
     )
     heard = work().audio(config)

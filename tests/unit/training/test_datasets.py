@@ -8,7 +8,7 @@ from mowe_ray.config.data_section import DataSection
 from mowe_ray.data.sample import Sample
 from mowe_ray.data.shards.write import write_webdataset
 from mowe_ray.training.datasets import cache_folder, index_sources, scan_sources, validation_plan
-from mowe_ray.training.sampler import TrainingOrder
+from mowe_ray.training.sampler import EpochSampler
 
 
 def flac(seconds: float) -> bytes:
@@ -57,20 +57,23 @@ def test_all_sources_are_indexed_and_reported(data, tmp_path):
 def test_a_source_comes_as_often_as_its_weight(data):
     section = DataSection(**data)
     index = scan_sources(section).train
-    order = list(TrainingOrder(index, section, seed=0, lanes=2, epochs=2))
+    order = list(EpochSampler(index, section, seed=0, micro_batches_per_step=2, epochs=2))
     for epoch in (0, 1):
-        rows = np.concatenate([rows for planned in order if planned.epoch == epoch for rows in planned.lanes])
+        rows = np.concatenate([rows for planned in order if planned.epoch == epoch for rows in planned.micro_batches])
         counts = np.bincount(rows, minlength=9)
         assert counts[:3].tolist() == [1, 1, 1]
         assert counts[3:].sum() == 15
         assert set(counts[3:]) == {2, 3}
-    assert all(len(planned.lanes) == 2 for planned in order)
+    assert all(len(planned.micro_batches) == 2 for planned in order)
 
 
 def test_validation_is_one_pass_the_same_every_time(data):
     section = DataSection(**data)
     index = scan_sources(section).validation["held"]
-    passes = [[rows.tolist() for step in validation_plan(index, section, lanes=2) for rows in step] for _ in range(2)]
+    passes = [
+        [rows.tolist() for step in validation_plan(index, section, micro_batches_per_step=2) for rows in step]
+        for _ in range(2)
+    ]
     assert passes[0] == passes[1]
     assert sorted(row for rows in passes[0] for row in rows) == [0, 1, 2, 3, 4]
     assert max(map(len, passes[0])) <= 3

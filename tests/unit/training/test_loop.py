@@ -14,7 +14,7 @@ import torch
 
 from mowe_ray.model.building import WeakEncoder, parameter_parts
 from mowe_ray.training.collate import collate
-from mowe_ray.training.loop import lane_seed, training_steps
+from mowe_ray.training.loop import micro_batch_seed, training_steps
 from mowe_ray.training.optimizer import parameter_groups
 from tests.golden_curve import GOLDEN, golden_curve
 from tests.plain_engine import PlainEngine
@@ -89,7 +89,7 @@ def test_dropout_and_noise_repeat_with_seed_and_lane(make_model, make_micro_batc
     torch.manual_seed(99)
     assert losses(0) == first
     assert losses(1) != first
-    assert len({lane_seed(0, step, lane) for step in range(20) for lane in range(20)}) == 400
+    assert len({micro_batch_seed(0, step, lane) for step in range(20) for lane in range(20)}) == 400
 
 
 def test_a_step_without_any_usable_sample_changes_nothing(make_model, make_micro_batch, processor):

@@ -1,7 +1,7 @@
 import json
 import math
-from dataclasses import dataclass
-from threading import Barrier, Thread
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from mowe_ray.data.data_report import DataReport
@@ -11,33 +11,11 @@ from mowe_ray.evaluation.routing.stats import routing_of
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.collate import Batch
 from mowe_ray.training.monitor import Monitor
-from mowe_ray.training.protocols import RunError
+from mowe_ray.training.protocols import Ranks, RunError
 from mowe_ray.training.tracker import Tracker
 from mowe_ray.training.validation import ValidationResult
+from tests.thread_ranks import on_ranks, thread_ranks
 from tests.unit.training.test_monitor_progress import result
-
-
-class Board:
-    """Where the ranks of a test, one thread each, meet."""
-
-    def __init__(self, world_size: int):
-        self.values: list[Any] = [None] * world_size
-        self.barrier = Barrier(world_size, timeout=20)
-
-
-@dataclass
-class ThreadRank:
-    """Collectives among threads."""
-
-    rank: int
-    board: Board
-
-    def gather(self, value: Any) -> list[Any]:
-        self.board.values[self.rank] = value
-        self.board.barrier.wait()
-        gathered = list(self.board.values)
-        self.board.barrier.wait()
-        return gathered
 
 
 def batch(*bad: str, ids: tuple[str, ...] = ()) -> Batch:
@@ -54,47 +32,41 @@ def skipped(step: int, loss: float, rank: int):
     return result(step, loss=loss, grad_norm=math.inf, skipped=True, batches=[batch(ids=(f"r{rank}s{step}",))])
 
 
-def make_monitor(rank: ThreadRank, folder: RunFolder, lines: list[str], **changes) -> Monitor:
+def make_monitor(ranks: Ranks, folder: RunFolder, lines: list[str], **changes) -> Monitor:
     off = {"wandb_mode": "off", "wandb_project": "p", "wandb_group": None, "tensorboard": False}
-    tracker = Tracker(folder, name="r", config={}, resume_step=0, **off) if rank.rank == 0 else None
+    tracker = Tracker(folder, name="r", config={}, resume_step=0, **off) if ranks.is_rank_zero else None
     values = {
         "report": DataReport({"made": 10}),
         "members": ["a", "b"],
-        "start_share": 0.0,
+        "start_progress": 0.0,
         "max_steps": 4,
         "log_every": 2,
         "max_bad_fraction": 0.3,
         "max_skipped_steps": 3,
     }
-    return Monitor(ranks=rank, folder=folder, tracker=tracker, say=lines.append, **values | changes)
+    return Monitor(ranks=replace(ranks, log=lines.append), folder=folder, tracker=tracker, **values | changes)
 
 
-def on_two_ranks(run) -> list[BaseException | None]:
-    """Call `run(rank)` in two threads; returns what each raised."""
-    board = Board(2)
-    raised: list[BaseException | None] = [None, None]
+def on_two_ranks(run: Callable[[Ranks], object]) -> list[RunError | None]:
+    """Call `run(ranks)` in two threads; returns what each raised."""
 
-    def guarded(rank: int) -> None:
+    def guarded(ranks: Ranks) -> RunError | None:
         try:
-            run(ThreadRank(rank, board))
+            run(ranks)
         except RunError as error:
-            raised[rank] = error
+            return error
+        return None
 
-    threads = [Thread(target=guarded, args=(rank,)) for rank in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return raised
+    return on_ranks(2, guarded)
 
 
 def test_rank_0_logs_every_second_step_and_counts_all_ranks_bad_samples(tmp_path):
     folder, lines = RunFolder(str(tmp_path), "run"), []
 
-    def run(rank: ThreadRank) -> None:
-        monitor = make_monitor(rank, folder, lines)
+    def run(ranks: Ranks) -> None:
+        monitor = make_monitor(ranks, folder, lines)
         for step in (1, 2, 3, 4):
-            monitor.step(result(step, batches=[batch(f"bad{rank.rank}")]), share=step / 4, last=step == 4)
+            monitor.step(result(step, batches=[batch(f"bad{ranks.rank}")]), progress=step / 4, last=step == 4)
         monitor.finish({})
 
     assert on_two_ranks(run) == [None, None]
@@ -109,10 +81,10 @@ def test_rank_0_logs_every_second_step_and_counts_all_ranks_bad_samples(tmp_path
 def test_too_much_bad_data_stops_all_ranks_together_and_leaves_the_report(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
 
-    def run(rank: ThreadRank) -> None:
-        monitor = make_monitor(rank, folder, [], log_every=1)
-        names = [f"bad{rank.rank}{n}" for n in range(2)]
-        monitor.step(result(1, batches=[batch(*names)]), share=0.25, last=False)
+    def run(ranks: Ranks) -> None:
+        monitor = make_monitor(ranks, folder, [], log_every=1)
+        names = [f"bad{ranks.rank}{n}" for n in range(2)]
+        monitor.step(result(1, batches=[batch(*names)]), progress=0.25, last=False)
 
     raised = on_two_ranks(run)
     assert all(isinstance(error, RunError) for error in raised)
@@ -122,7 +94,7 @@ def test_too_much_bad_data_stops_all_ranks_together_and_leaves_the_report(tmp_pa
 
 def test_a_validation_is_logged_by_source_and_told(tmp_path):
     folder, lines = RunFolder(str(tmp_path), "run"), []
-    monitor = make_monitor(ThreadRank(0, Board(1)), folder, lines)
+    monitor = make_monitor(thread_ranks(1)[0], folder, lines)
     tasks = {"asr": {"score": 0.75, "majority": 0.5, "samples": 4}}
     bad = [BadSample("v", "held", "nan")]
     monitor.validation(2, {"held": ValidationResult(1.25, tasks, [Answer("i", "asr", "say it", "x", ["y"])], {}, bad)})
@@ -136,7 +108,7 @@ def test_a_validation_is_logged_by_source_and_told(tmp_path):
 
 def test_the_router_report_keeps_validation_sources_apart(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
-    monitor = make_monitor(ThreadRank(0, Board(1)), folder, [])
+    monitor = make_monitor(thread_ranks(1)[0], folder, [])
     one = Choice([1.0, 0.0], [0.9, 0.1]), Choice([0.0, 1.0], [0.2, 0.8])
     answers = [Answer(str(i), "asr", "?", "x", ["x"], 1.0, one[1], one[i % 2]) for i in range(4)]
     results = {
@@ -154,21 +126,21 @@ def test_the_router_report_keeps_validation_sources_apart(tmp_path):
 
 def test_the_last_step_is_always_logged(tmp_path):
     folder, lines = RunFolder(str(tmp_path), "run"), []
-    monitor = make_monitor(ThreadRank(0, Board(1)), folder, lines, log_every=100)
+    monitor = make_monitor(thread_ranks(1)[0], folder, lines, log_every=100)
     for step in (1, 2, 3, 4):
-        monitor.step(result(step), share=step / 4, last=step == 4)
+        monitor.step(result(step), progress=step / 4, last=step == 4)
     assert [line.split("  ")[0] for line in lines] == ["step 4/4"]
 
 
 def test_a_skipped_step_is_told_with_the_ids_of_all_ranks(tmp_path):
     folder, lines = RunFolder(str(tmp_path), "run"), []
 
-    def run(rank: ThreadRank) -> None:
-        monitor = make_monitor(rank, folder, lines)
-        monitor.step(skipped(1, math.nan, rank.rank), share=0.1, last=False)
-        monitor.step(result(2), share=0.5, last=False)
+    def run(ranks: Ranks) -> None:
+        monitor = make_monitor(ranks, folder, lines)
+        monitor.step(skipped(1, math.nan, ranks.rank), progress=0.1, last=False)
+        monitor.step(result(2), progress=0.5, last=False)
         for step in (3, 4):
-            monitor.step(skipped(step, 2.0, rank.rank), share=step / 4, last=step == 4)
+            monitor.step(skipped(step, 2.0, ranks.rank), progress=step / 4, last=step == 4)
 
     assert on_two_ranks(run) == [None, None], "never three in a row"
     assert read_records(folder, "skipped") == [
@@ -186,10 +158,10 @@ def test_a_skipped_step_is_told_with_the_ids_of_all_ranks(tmp_path):
 def test_too_many_skipped_steps_in_a_row_stop_all_ranks_together(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
 
-    def run(rank: ThreadRank) -> None:
-        monitor = make_monitor(rank, folder, [])
+    def run(ranks: Ranks) -> None:
+        monitor = make_monitor(ranks, folder, [])
         for step in (1, 2, 3):
-            monitor.step(skipped(step, math.nan, rank.rank), share=step / 4, last=False)
+            monitor.step(skipped(step, math.nan, ranks.rank), progress=step / 4, last=False)
 
     raised = on_two_ranks(run)
     assert str(raised[0]) == str(raised[1])
@@ -201,12 +173,14 @@ def test_too_many_skipped_steps_in_a_row_stop_all_ranks_together(tmp_path):
 def test_a_spike_is_told_and_stops_nothing(tmp_path):
     folder, lines = RunFolder(str(tmp_path), "run"), []
 
-    def run(rank: ThreadRank) -> None:
-        monitor = make_monitor(rank, folder, lines, max_steps=40, log_every=100, members=[])
+    def run(ranks: Ranks) -> None:
+        monitor = make_monitor(ranks, folder, lines, max_steps=40, log_every=100, members=[])
         for step in range(1, 31):
-            ids = tuple(f"r{rank.rank}s{step}n{n}" for n in range(6))
+            ids = tuple(f"r{ranks.rank}s{step}n{n}" for n in range(6))
             monitor.step(
-                result(step, lm_loss=9.0 if step == 25 else 1.0, batches=[batch(ids=ids)]), share=step / 40, last=False
+                result(step, lm_loss=9.0 if step == 25 else 1.0, batches=[batch(ids=ids)]),
+                progress=step / 40,
+                last=False,
             )
 
     assert on_two_ranks(run) == [None, None]

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from mowe_ray.training.loop import StepResult
-from mowe_ray.training.monitor import Progress, progress_line
+from mowe_ray.training.monitor import RunningAverages, progress_line
 
 
 def result(step: int, **changes) -> StepResult:
@@ -26,13 +26,13 @@ def result(step: int, **changes) -> StepResult:
     return StepResult(step=step, **values | changes)
 
 
-def progress_after(progress: Progress, share: float) -> dict[str, float]:
+def progress_after(progress: RunningAverages, share: float) -> dict[str, float]:
     progress.add(result(1))
     return progress.take(share)
 
 
 def test_averages_cover_the_steps_since_the_last_line():
-    progress = Progress(start_share=0.4)
+    progress = RunningAverages(start_progress=0.4)
     for step in (5, 6):
         progress.add(result(step))
     taken = progress.take(0.6)
@@ -57,13 +57,13 @@ def test_averages_cover_the_steps_since_the_last_line():
 
 
 def test_text_only_steps_have_no_padding():
-    progress = Progress(start_share=0.0)
+    progress = RunningAverages(start_progress=0.0)
     progress.add(result(1, audio_s=0.0, padded_s=0.0))
     assert progress.take(0.5)["padding_share"] == 0.0
 
 
 def test_skipped_steps_leave_the_averages_alone():
-    progress = Progress(start_share=0.0)
+    progress = RunningAverages(start_progress=0.0)
     nan = float("nan")
     progress.add(result(1))
     progress.add(result(2, loss=nan, lm_loss=nan, grad_norm=float("inf"), skipped=True))

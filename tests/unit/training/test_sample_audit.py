@@ -6,9 +6,10 @@ import pytest
 from mowe_ray.data.sample import BadSample
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.collate import Batch
-from mowe_ray.training.sample_audit import SampleLog, check_samples
+from mowe_ray.training.protocols import Ranks
+from mowe_ray.training.sample_audit import SampleAuditLog, audit_samples
 from tests.made_index import made_index
-from tests.unit.training.test_monitor import Board, ThreadRank, on_two_ranks
+from tests.thread_ranks import on_ranks, thread_ranks
 
 INDEX = made_index([("a", "x", 4), ("b", "y", 10)])
 WEIGHTS = (2.0, 1.3)
@@ -26,16 +27,16 @@ def lines_of(folder: RunFolder) -> list[dict]:
 def test_a_line_has_the_samples_of_all_ranks_good_and_bad(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
 
-    def run(rank: ThreadRank) -> None:
-        log = SampleLog(rank, folder, resume_step=0)
-        log.add(1, 0, [batch(f"{rank.rank}a", bad=f"{rank.rank}b"), batch()])
-        log.add(2, 1, [batch(f"{rank.rank}c")])
-        if rank.rank == 0:
+    def run(ranks: Ranks) -> None:
+        log = SampleAuditLog(ranks, folder, resume_step=0)
+        log.add(1, 0, [batch(f"{ranks.rank}a", bad=f"{ranks.rank}b"), batch()])
+        log.add(2, 1, [batch(f"{ranks.rank}c")])
+        if ranks.rank == 0:
             assert lines_of(folder) == []
         log.flush()
         log.flush()
 
-    assert on_two_ranks(run) == [None, None]
+    on_ranks(2, run)
     assert lines_of(folder) == [
         {"step": 1, "epoch": 0, "samples": [["made", name] for name in ("0a", "0b", "1a", "1b")]},
         {"step": 2, "epoch": 1, "samples": [["made", "0c"], ["made", "1c"]]},
@@ -44,14 +45,14 @@ def test_a_line_has_the_samples_of_all_ranks_good_and_bad(tmp_path):
 
 def test_a_resumed_log_goes_on_after_its_checkpoint(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
-    rank = ThreadRank(0, Board(1))
-    log = SampleLog(rank, folder, resume_step=0)
+    (ranks,) = thread_ranks(1)
+    log = SampleAuditLog(ranks, folder, resume_step=0)
     for step in (1, 2, 3):
         log.add(step, 0, [batch(f"first{step}")])
     log.flush()
     folder.append_text("samples.jsonl", '{"step": 4, "ep')
     log.add(4, 0, [batch("lost with the process")])
-    resumed = SampleLog(rank, folder, resume_step=2)
+    resumed = SampleAuditLog(ranks, folder, resume_step=2)
     resumed.add(3, 0, [batch("second3")])
     resumed.flush()
     assert [line["samples"][0][1] for line in lines_of(folder)] == ["first1", "first2", "second3"]
@@ -59,7 +60,7 @@ def test_a_resumed_log_goes_on_after_its_checkpoint(tmp_path):
 
 def test_much_is_written_without_being_asked(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
-    log = SampleLog(ThreadRank(0, Board(1)), folder, resume_step=0)
+    log = SampleAuditLog(thread_ranks(1)[0], folder, resume_step=0)
     for step in range(1, 40):
         log.add(step, 0, [batch(*(f"{step}-{n:030d}" for n in range(1000)))])
     assert len(lines_of(folder)) > 20
@@ -74,7 +75,7 @@ def epoch(number: int, extra: range) -> list[dict]:
 
 
 def check(lines: list[dict], epochs: int) -> tuple[int, int, list[str]]:
-    result = check_samples(INDEX, WEIGHTS, map(json.dumps, lines), epochs)
+    result = audit_samples(INDEX, WEIGHTS, map(json.dumps, lines), epochs)
     assert result.epochs == epochs
     return result.lost, result.repeated, result.findings
 
@@ -123,10 +124,10 @@ def test_an_epoch_without_a_line_is_lost():
 def test_the_check_in_a_line():
     lines = epoch(0, range(3)) + epoch(1, range(3, 6))
     weights = WEIGHTS
-    assert str(check_samples(INDEX, weights, map(json.dumps, lines), 2)) == "samples: 2 epochs, 0 lost, 0 repeated"
+    assert str(audit_samples(INDEX, weights, map(json.dumps, lines), 2)) == "samples: 2 epochs, 0 lost, 0 repeated"
     without(lines, "y/8")
-    told = str(check_samples(INDEX, weights, map(json.dumps, lines), 1))
+    told = str(audit_samples(INDEX, weights, map(json.dumps, lines), 1))
     assert told == "samples: 1 epoch, 1 lost, 0 repeated\n  epoch 0, b: lost y/8"
     big = made_index([("a", "x", 20)])
-    told = str(check_samples(big, [1.0], [], 1))
+    told = str(audit_samples(big, [1.0], [], 1))
     assert told.endswith("lost x/0, x/1, x/2, x/3, x/4, x/5, x/6, x/7 and 12 more")

@@ -12,8 +12,8 @@ from mowe_ray.config.data_section import DataSection
 from mowe_ray.data.index import Index
 from mowe_ray.training.datasets import sample_rows
 from mowe_ray.training.optimizer import learning_rate_factor
-from mowe_ray.training.sample_audit import check_samples
-from mowe_ray.training.sampler import PlannedStep, TrainingOrder, rows_of_rank
+from mowe_ray.training.sample_audit import audit_samples
+from mowe_ray.training.sampler import EpochSampler, PlannedStep, rows_of_rank
 from tests.made_index import made_index
 
 SHARDS = [("a", "a0", 40), ("a", "a1", 33), ("b", "b0", 28)]
@@ -24,18 +24,21 @@ def section(weights=(1.0, 1.0), **limits) -> DataSection:
     return DataSection(train=[{"path": "unused", "weight": weight} for weight in weights], **limits)
 
 
-def make_order(index: Index | None = None, data: DataSection | None = None, **changes) -> TrainingOrder:
-    values: dict[str, Any] = {"seed": 3, "lanes": 6}
+def make_order(index: Index | None = None, data: DataSection | None = None, **changes) -> EpochSampler:
+    values: dict[str, Any] = {"seed": 3, "micro_batches_per_step": 6}
     values |= changes if "max_steps" in changes else {"epochs": 2} | changes
-    return TrainingOrder(index or made_index(SHARDS), data or section(), **values)
+    return EpochSampler(index or made_index(SHARDS), data or section(), **values)
 
 
 def plain(planned: PlannedStep) -> tuple:
     """A step as values that can be compared."""
-    return (*(v for k, v in vars(planned).items() if k != "lanes"), [rows.tolist() for rows in planned.lanes])
+    return (
+        *(v for k, v in vars(planned).items() if k != "micro_batches"),
+        [rows.tolist() for rows in planned.micro_batches],
+    )
 
 
-def train(order: TrainingOrder, steps: int) -> list[PlannedStep]:
+def train(order: EpochSampler, steps: int) -> list[PlannedStep]:
     """Train `steps` steps."""
     trained = []
     for planned in islice(order, steps):
@@ -44,31 +47,31 @@ def train(order: TrainingOrder, steps: int) -> list[PlannedStep]:
     return trained
 
 
-def saved(order: TrainingOrder) -> dict:
+def saved(order: EpochSampler) -> dict:
     return json.loads(json.dumps(order.state()))
 
 
 def samples_of(index: Index, planned: PlannedStep) -> list[list[str]]:
-    rows = np.concatenate(planned.lanes)
+    rows = np.concatenate(planned.micro_batches)
     return [[row["source"], row["id"]] for row in index.table.take(rows).select(["source", "id"]).to_pylist()]
 
 
 def test_epochs_hold_every_sample_once_in_another_order():
     steps = list(make_order())
     assert [planned.step for planned in steps] == list(range(1, len(steps) + 1))
-    epochs = [[row for p in steps if p.epoch == epoch for rows in p.lanes for row in rows] for epoch in (0, 1)]
+    epochs = [[row for p in steps if p.epoch == epoch for rows in p.micro_batches for row in rows] for epoch in (0, 1)]
     assert [sorted(rows) for rows in epochs] == [list(range(101))] * 2
     assert epochs[0] != epochs[1]
     assert [planned.last for planned in steps] == [False] * (len(steps) - 1) + [True]
     done = np.cumsum([planned.samples for planned in steps])
-    assert [planned.share for planned in steps] == (done / 202).tolist()
+    assert [planned.progress for planned in steps] == (done / 202).tolist()
 
 
 def test_max_steps_ends_where_it_says_in_whichever_epoch():
     steps = list(make_order(max_steps=20))
     assert len(steps) == 20
     assert steps[-1].epoch > 1
-    assert [planned.share for planned in steps] == [n / 20 for n in range(1, 21)]
+    assert [planned.progress for planned in steps] == [n / 20 for n in range(1, 21)]
     assert [planned.last for planned in steps] == [False] * 19 + [True]
     assert [plain(p)[:2] for p in steps[:10]] == [plain(p)[:2] for p in islice(make_order(), 10)]
 
@@ -93,8 +96,8 @@ def test_a_resumed_run_trains_the_very_same_steps(weights, length):
         order = make_order(data=section(weights), warmup_steps=3, **length)
         train(order, stop)
         resumed = make_order(data=section(weights), warmup_steps=3, state=saved(order), **length)
-        assert (resumed.step, resumed.share, resumed.epochs_finished) == (
-            *(order.step, order.share, order.epochs_finished),
+        assert (resumed.step, resumed.progress, resumed.epochs_finished) == (
+            *(order.step, order.progress, order.epochs_finished),
         )
         assert saved(resumed) == saved(order)
         assert [plain(planned) for planned in resumed] == whole[stop:]
@@ -103,33 +106,35 @@ def test_a_resumed_run_trains_the_very_same_steps(weights, length):
 def test_a_resumed_run_can_be_longer():
     order = make_order(epochs=1)
     train(order, 1000)
-    assert (order.share, order.epochs_finished) == (1.0, 1)
+    assert (order.progress, order.epochs_finished) == (1.0, 1)
     longer = make_order(epochs=2, state=saved(order))
-    assert (longer.share, longer.epochs_finished) == (0.5, 1)
-    lanes = [plain(planned)[-1] for planned in make_order(epochs=2)]
-    assert [plain(planned)[-1] for planned in longer] == lanes[order.step :]
+    assert (longer.progress, longer.epochs_finished) == (0.5, 1)
+    micro_batches = [plain(planned)[-1] for planned in make_order(epochs=2)]
+    assert [plain(planned)[-1] for planned in longer] == micro_batches[order.step :]
     assert list(make_order(max_steps=order.step, state=saved(order))) == []
     assert list(make_order(epochs=1, state=saved(longer))) == []
 
 
 @pytest.mark.parametrize(
-    "changes", [{"lanes": 4}, {"max_batch_size": 3}, {"batch_seconds": 30}, {"shuffle_buffer": 20}]
+    "changes", [{"micro_batches_per_step": 4}, {"max_batch_size": 3}, {"batch_seconds": 30}, {"shuffle_buffer": 20}]
 )
 def test_other_batches_train_the_rest_of_the_epoch(changes):
     order = make_order()
     before = train(order, 3)
-    lanes = {"lanes": changes["lanes"]} if "lanes" in changes else {}
-    data = section(**changes) if not lanes else section()
-    resumed = make_order(data=data, state=saved(order), **lanes)
+    micro_batches = (
+        {"micro_batches_per_step": changes["micro_batches_per_step"]} if "micro_batches_per_step" in changes else {}
+    )
+    data = section(**changes) if not micro_batches else section()
+    resumed = make_order(data=data, state=saved(order), **micro_batches)
     rest = list(resumed)
     for epoch in (0, 1):
-        rows = [row for p in before + rest if p.epoch == epoch for lane in p.lanes for row in lane]
-        assert sorted(rows) == list(range(101))
+        trained = [row for p in before + rest if p.epoch == epoch for rows in p.micro_batches for row in rows]
+        assert sorted(trained) == list(range(101))
     assert [p.step for p in rest] == list(range(4, 4 + len(rest)))
-    assert rest[-1].share == 1.0
+    assert rest[-1].progress == 1.0
     # The plan of the rest is a plan like any other: it too is resumed to the step.
     train(resumed, 2)
-    again = make_order(data=data, state=saved(resumed), **lanes)
+    again = make_order(data=data, state=saved(resumed), **micro_batches)
     assert [plain(planned) for planned in again] == [plain(planned) for planned in rest[2:]]
 
 
@@ -140,7 +145,7 @@ def test_shards_that_are_done_are_not_read_again_and_new_ones_are():
     state = saved(order)
     state["trained"]["a0"] = [[0, 40, 1]]  # as if its samples had been among the first
     new = made_index([("a", "a0", 40), ("b", "b0", 28), ("b", "b1", 9)])
-    rest = [planned for planned in make_order(new, state=state, lanes=2) if planned.epoch == 0]
+    rest = [planned for planned in make_order(new, state=state, micro_batches_per_step=2) if planned.epoch == 0]
     names = [name for planned in rest for _, name in samples_of(new, planned)]
     left = {f"b0/{n}" for n in range(28)} - set(before) | {f"b1/{n}" for n in range(9)}
     assert sorted(names) == sorted(left), "nothing of a0, which is done, or a1, which is gone"
@@ -150,14 +155,14 @@ def interrupted_run(rng: np.random.Generator, index: Index, weights: list[float]
     """Train to the end through crashes; yield the lines of a samples.jsonl that went back with each of them."""
     lines: list[dict] = []
     state: dict | None = None
-    lanes, data = int(rng.integers(1, 9)), section(weights)
+    micro_batches, data = int(rng.integers(1, 9)), section(weights)
     while True:
         if rng.random() < 0.5:  # the same command again, or one with other settings
-            lanes = int(rng.integers(1, 9))
+            micro_batches = int(rng.integers(1, 9))
             data = section(weights, max_batch_size=int(rng.integers(1, 6)), shuffle_buffer=int(rng.integers(1, 80)))
-        order = make_order(index, data, seed=7, lanes=lanes, epochs=epochs, state=state)
+        order = make_order(index, data, seed=7, micro_batches_per_step=micro_batches, epochs=epochs, state=state)
         lines = lines[: order.step]
-        world_size = int(rng.integers(1, lanes + 3))
+        world_size = int(rng.integers(1, micro_batches + 3))
         steps, ahead = iter(order), list[PlannedStep]()
         for _ in range(int(rng.geometric(0.05))):
             ahead += islice(steps, int(rng.integers(1, 20)))  # read ahead, and lost if the run crashes
@@ -166,7 +171,7 @@ def interrupted_run(rng: np.random.Generator, index: Index, weights: list[float]
                 return
             planned = ahead.pop(0)
             rows = np.concatenate(
-                [r for rank in range(world_size) for r in rows_of_rank(planned.lanes, rank, world_size)]
+                [r for rank in range(world_size) for r in rows_of_rank(planned.micro_batches, rank, world_size)]
             )
             lines.append({"step": planned.step, "epoch": planned.epoch, "samples": samples_of(index, planned)})
             assert Counter(index.table["id"].take(rows).to_pylist()) == Counter(i for _, i in lines[-1]["samples"])
@@ -189,7 +194,7 @@ def test_whatever_happens_every_sample_is_trained_as_often_as_its_weight_says(se
             times = [counts[source, name] for name in table["id"].to_pylist()]
             assert set(times) <= {int(weight), math.ceil(weight)}
             assert sum(times) == int(weight) * len(times) + round(weight % 1 * len(times))
-    check = check_samples(index, weights, map(json.dumps, lines), epochs=2)
+    check = audit_samples(index, weights, map(json.dumps, lines), epochs=2)
     assert (check.lost, check.repeated, check.findings) == (0, 0, [])
 
 
@@ -202,7 +207,7 @@ def test_shards_that_come_and_go_lose_and_repeat_nothing(seed):
     state, finished = None, 0
     while not finished:
         index = made_index([shard for shard, here in zip(shards, present, strict=True) if here])
-        order = make_order(index, section([1.0]), lanes=3, epochs=1, state=state)
+        order = make_order(index, section([1.0]), micro_batches_per_step=3, epochs=1, state=state)
         for planned in train(order, int(rng.integers(1, 6))):
             counts.update(name for _, name in samples_of(index, planned))
         state, finished = saved(order), order.epochs_finished
@@ -244,7 +249,7 @@ def factors(steps: list[PlannedStep], warmup: int, schedule: str) -> list[float]
 def test_steps_of_one_size_decay_exactly_by_their_number(schedule, warmup, length):
     index = made_index([("a", "a0", 10 * 3)])
     data = section([1.0], max_batch_size=1)
-    steps = list(make_order(index, data, lanes=3, warmup_steps=warmup, **length))
+    steps = list(make_order(index, data, micro_batches_per_step=3, warmup_steps=warmup, **length))
     assert {planned.samples for planned in steps} == {3}
     total = len(steps)
     assert factors(steps, warmup, schedule) == [by_steps(n, total, warmup, schedule) for n in range(total)]
@@ -255,8 +260,8 @@ def test_the_rate_decays_by_samples_however_they_are_batched(seed):
     rng = np.random.default_rng(seed)
     warmup, state, trained = 4, None, []
     while not trained or not trained[-1].last:
-        lanes = int(rng.integers(1, 7))
-        order = make_order(lanes=lanes, warmup_steps=warmup, epochs=4, state=state)
+        micro_batches = int(rng.integers(1, 7))
+        order = make_order(micro_batches_per_step=micro_batches, warmup_steps=warmup, epochs=4, state=state)
         trained += train(order, int(rng.integers(1, 12)))
         state = saved(order)
     sizes = np.array([planned.samples for planned in trained])

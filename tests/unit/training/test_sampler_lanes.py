@@ -16,16 +16,23 @@ from tests.unit.training.test_sampler import SHARDS, make_order, plain
 
 
 def test_lanes_are_the_micro_batches_of_all_workers():
-    assert load_config("quickstart", ["compute.num_workers=[1,3]", "training.gradient_accumulation=2"]).lanes == 6
+    assert (
+        load_config(
+            "quickstart", ["compute.num_workers=[1,3]", "training.gradient_accumulation=2"]
+        ).micro_batches_per_step
+        == 6
+    )
 
 
-@pytest.mark.parametrize(("lanes", "world_size"), [(6, 1), (6, 2), (6, 3), (6, 4), (6, 5), (5, 2), (4, 4), (3, 7)])
-def test_ranks_share_out_the_lanes_of_every_step(lanes, world_size):
-    for planned in make_order(lanes=lanes):
-        ranks = [rows_of_rank(planned.lanes, rank, world_size) for rank in range(world_size)]
-        assert {len(mine) for mine in ranks} == {math.ceil(lanes / world_size)}
-        dealt = [ranks[lane % world_size][lane // world_size].tolist() for lane in range(lanes)]
-        assert dealt == [rows.tolist() for rows in planned.lanes]
+@pytest.mark.parametrize(
+    ("micro_batches", "world_size"), [(6, 1), (6, 2), (6, 3), (6, 4), (6, 5), (5, 2), (4, 4), (3, 7)]
+)
+def test_ranks_share_out_the_micro_batches_of_every_step(micro_batches, world_size):
+    for planned in make_order(micro_batches_per_step=micro_batches):
+        ranks = [rows_of_rank(planned.micro_batches, rank, world_size) for rank in range(world_size)]
+        assert {len(mine) for mine in ranks} == {math.ceil(micro_batches / world_size)}
+        dealt = [ranks[lane % world_size][lane // world_size].tolist() for lane in range(micro_batches)]
+        assert dealt == [rows.tolist() for rows in planned.micro_batches]
         assert sum(len(rows) for mine in ranks for rows in mine) == planned.samples
         assert all(rows.dtype == np.int64 for mine in ranks for rows in mine)
 
@@ -59,7 +66,7 @@ def test_each_step_comes_with_its_own_batches(world_size):
     ]
     for planned, *steps in zip(order, *ranks, strict=True):
         assert all(plain(p) == plain(planned) for p, _ in steps)
-        wanted = sorted(np.concatenate(planned.lanes).tolist())
+        wanted = sorted(np.concatenate(planned.micro_batches).tolist())
         batches = [batch for _, mine in steps for batch in mine]
         names = [n for b in batches for n in b.ids] + [bad.id for b in batches for bad in b.bad]
         assert sorted(names) == sorted(index.table["id"].take(wanted).to_pylist())

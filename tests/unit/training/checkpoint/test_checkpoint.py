@@ -1,10 +1,8 @@
 """Checkpoints, written and read by ranks that are threads: any number reads what any number wrote."""
 
 import json
-import threading
 import time
 import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,40 +11,19 @@ import pytest
 import torch
 
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.training.checkpoint.layout import adopt, commit_file, committed_steps, load_json, saved_steps, store_json
-from mowe_ray.training.checkpoint.reader import Checkpoint, Fragment, newest_checkpoint
+from mowe_ray.training.checkpoint.layout import (
+    commit_file,
+    committed_steps,
+    copy_checkpoint_from,
+    load_json,
+    saved_steps,
+    store_json,
+)
+from mowe_ray.training.checkpoint.reader import Checkpoint, TensorSlice, newest_checkpoint
 from mowe_ray.training.checkpoint.writer import CheckpointWriter
+from tests.thread_ranks import on_ranks
 
-Gather = Callable[[Any], list[Any]]
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
-
-
-# ---- ranks ------------------------------------------------------------------------------------
-
-
-class Meeting:
-    """What a process group does for `gather`, for threads."""
-
-    def __init__(self, size: int):
-        self._barrier = threading.Barrier(size, timeout=60)
-        self._values: list[Any] = [None] * size
-
-    def of(self, rank: int) -> Gather:
-        def gather(value: Any) -> list[Any]:
-            self._values[rank] = value
-            self._barrier.wait()
-            values = list(self._values)
-            self._barrier.wait()  # nobody writes the next value before all have read this one
-            return values
-
-        return gather
-
-
-def on_ranks(size: int, work: Callable[[int, Gather], Any]) -> list[Any]:
-    """Call `work` as each of `size` ranks, at the same time."""
-    meeting = Meeting(size)
-    with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(lambda rank: work(rank, meeting.of(rank)), range(size)))
 
 
 class Group:
@@ -57,15 +34,8 @@ class Group:
         self.world_size = world_size
         self.writers = on_ranks(
             world_size,
-            lambda rank, gather: CheckpointWriter(
-                folder,
-                rank=rank,
-                world_size=world_size,
-                keep=keep,
-                gather=gather,
-                say=self.said.append,
-                timeout_s=timeout_s,
-            ),
+            lambda ranks: CheckpointWriter(folder, ranks, keep=keep, timeout_s=timeout_s),
+            self.said.append,
         )
 
     def start(self, step: int, tensors: dict[str, torch.Tensor], *, ranks: range | None = None, **state: Any) -> None:
@@ -77,16 +47,16 @@ class Group:
         return all(writer.wait(30) for writer in self.writers)
 
 
-def cut(tensors: dict[str, torch.Tensor], rank: int, world_size: int) -> dict[str, Fragment]:
-    """The stretches of `rank`; unequal, and none of small tensors for some ranks."""
-    fragments = {}
+def cut(tensors: dict[str, torch.Tensor], rank: int, world_size: int) -> dict[str, TensorSlice]:
+    """The slices of `rank`; unequal, and none of small tensors for some ranks."""
+    slices = {}
     for name, tensor in tensors.items():
         bounds = [(tensor.numel() * i * i) // world_size**2 for i in range(world_size + 1)]
         start, stop = bounds[rank], bounds[rank + 1]
         if stop > start or (tensor.numel() == 0 and rank == 0):
             data = tensor.reshape(-1)[start:stop].clone()
-            fragments[name] = Fragment(data, start, tuple(tensor.shape))
-    return fragments
+            slices[name] = TensorSlice(data, start, tuple(tensor.shape))
+    return slices
 
 
 def load(folder: RunFolder, world_size: int = 2) -> tuple[Checkpoint | None, list[str]]:
@@ -94,9 +64,8 @@ def load(folder: RunFolder, world_size: int = 2) -> tuple[Checkpoint | None, lis
     said: list[str] = []
     found = on_ranks(
         world_size,
-        lambda rank, gather: newest_checkpoint(
-            folder, rank=rank, world_size=world_size, gather=gather, say=said.append
-        ),
+        lambda ranks: newest_checkpoint(folder, ranks),
+        said.append,
     )
     assert len({None if c is None else c.step for c in found}) == 1
     return found[0], said
@@ -212,10 +181,10 @@ def test_nothing_is_pickled(disk: RunFolder) -> None:
 def test_saving_returns_before_the_checkpoint_is_there(disk: RunFolder) -> None:
     group = Group(disk, 2)
     large = {"large": torch.randn(20_000_000)}
-    fragments = [cut(large, rank, 2) for rank in (0, 1)]
+    slices = [cut(large, rank, 2) for rank in (0, 1)]
     began = time.monotonic()
     for rank in (0, 1):
-        group.writers[rank].save(1, fragments[rank], {"position": 100})
+        group.writers[rank].save(1, slices[rank], {"position": 100})
     returned_s = time.monotonic() - began
     assert committed_steps(disk) == []
     assert all(writer.wait(60) for writer in group.writers)
@@ -482,7 +451,7 @@ def test_a_run_adopts_the_checkpoint_of_another_in_place_of_its_own(tmp_path: Pa
     for step in (4, 12):
         assert Group(own, 2).save(step, others)
     own.write_text("validating/step-00000004/pending.json", "{}")
-    adopt(own, donor, 8)
+    copy_checkpoint_from(own, donor, 8)
     assert not own.exists("validating"), "its weights are no part of the run any more"
     assert committed_steps(own) == [8]
     assert committed_steps(donor) == [4, 8]

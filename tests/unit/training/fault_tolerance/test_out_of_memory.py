@@ -11,9 +11,9 @@ from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.collate import Batch
 from mowe_ray.training.fault_tolerance.out_of_memory import (
     MicroBatchOutOfMemory,
-    Records,
+    OutOfMemoryRecords,
+    annotate_out_of_memory,
     is_out_of_memory,
-    naming,
     record,
 )
 from mowe_ray.training.sampler import rows_of_rank
@@ -41,7 +41,7 @@ def folder(tmp_path) -> RunFolder:
 def fail(folder: RunFolder, rows, *, step: int = 12, lane: int = 0, rank: int = 0) -> str:
     """Write down that `rows` did not fit; returns the line for a person."""
     error = MicroBatchOutOfMemory(step, lane, batch(rows))
-    before = Records.load(folder)
+    before = OutOfMemoryRecords.load(folder)
     return before.line(record(folder, error, rank=rank, rows=np.asarray(rows, np.int64)))
 
 
@@ -49,7 +49,7 @@ STEP = lanes([1, 2, 3, 4, 5], [6, 7], [8], [9, 10, 11])
 
 
 def test_without_records_the_plan_stays(folder):
-    records = Records.load(folder)
+    records = OutOfMemoryRecords.load(folder)
     assert lists(records.apply(STEP)) == lists(STEP)
     assert records.report() == {"split": [], "left_out": []}
     assert records.warning() is None
@@ -61,7 +61,7 @@ def test_once_is_tried_in_halves_on_an_extra_lane(folder):
         "out of memory at step 12 on 5 clips, 10 s (rank 0): trying it in two halves after a restart; "
         "if this repeats, lower data.batch_seconds or run --find-batch"
     )
-    records = Records.load(folder)
+    records = OutOfMemoryRecords.load(folder)
     assert lists(records.apply(STEP)) == [[1, 2, 3], [6, 7], [8], [9, 10, 11], [4, 5]]
     assert records.report() == {"split": ["s1", "s2", "s3", "s4", "s5"], "left_out": []}
     assert records.warning().startswith("memory did not suffice before: 5 samples are tried in smaller micro-batches")
@@ -71,7 +71,7 @@ def test_several_splits_share_the_extra_lanes(folder):
     fail(folder, [1, 2, 3, 4, 5], lane=0)
     fail(folder, [6, 7], lane=1)
     fail(folder, [9, 10, 11], lane=3)
-    tried = Records.load(folder).apply(STEP)
+    tried = OutOfMemoryRecords.load(folder).apply(STEP)
     assert lists(tried) == [[1, 2, 3], [6], [8], [9, 10], [4, 5], [7], [11]]
     assert [lists(rows_of_rank(tried, rank, 2)) for rank in (0, 1)] == [
         [[1, 2, 3], [8], [4, 5], [11]],
@@ -81,7 +81,7 @@ def test_several_splits_share_the_extra_lanes(folder):
 
 def test_order_of_the_rows_matters_and_other_steps_are_left_alone(folder):
     fail(folder, [6, 7])
-    records = Records.load(folder)
+    records = OutOfMemoryRecords.load(folder)
     other = lanes([7, 6], [6, 7, 8], [], [1])
     assert lists(records.apply(other)) == lists(other)
 
@@ -92,7 +92,7 @@ def test_twice_is_left_out_whole_and_named(folder, again):
     line = fail(folder, again, lane=0 if len(again) != 2 else 4)
     assert ("with its other half" in line) == (len(again) < 5)
     assert "it is left out" in line
-    records = Records.load(folder)
+    records = OutOfMemoryRecords.load(folder)
     assert len(records.events) == 2
     assert lists(records.apply(STEP)) == [[], [6, 7], [8], [9, 10, 11]]
     assert records.report() == {"split": [], "left_out": ["s1", "s2", "s3", "s4", "s5"]}
@@ -100,14 +100,14 @@ def test_twice_is_left_out_whole_and_named(folder, again):
 
 def test_a_single_sample_is_left_out_at_once(folder):
     assert "1 clip, 2 s (rank 0): it is left out after a restart" in fail(folder, [8])
-    records = Records.load(folder)
+    records = OutOfMemoryRecords.load(folder)
     assert lists(records.apply(STEP)) == [[1, 2, 3, 4, 5], [6, 7], [], [9, 10, 11]]
     assert records.report() == {"split": [], "left_out": ["s8"]}
 
 
 def test_an_empty_micro_batch_is_never_split(folder):
     fail(folder, [])
-    assert lists(Records.load(folder).apply(lanes([], [1]))) == [[], [1]]
+    assert lists(OutOfMemoryRecords.load(folder).apply(lanes([], [1]))) == [[], [1]]
 
 
 def test_each_event_has_a_file_of_its_own(folder):
@@ -124,7 +124,7 @@ def test_each_event_has_a_file_of_its_own(folder):
         "ids": ["s3", "s20"],
         "audio_s": 4.0,
     }
-    assert [(e.step, e.lane) for e in Records.load(folder).events] == [(7, 3), (12, 2), (12, 3), (12, 3)]
+    assert [(e.step, e.lane) for e in OutOfMemoryRecords.load(folder).events] == [(7, 3), (12, 2), (12, 3), (12, 3)]
 
 
 def test_the_records_are_read_from_any_file_system():
@@ -132,7 +132,7 @@ def test_the_records_are_read_from_any_file_system():
     fail(folder, [1, 2])
     fail(folder, [1, 2])
     assert folder.names("out_of_memory") == [f"step-12-lane-0{n}.json" for n in ("-2", "")]
-    assert len(Records.load(folder).events) == 2
+    assert len(OutOfMemoryRecords.load(folder).events) == 2
 
 
 def test_the_data_report_names_them():
@@ -146,15 +146,15 @@ def test_the_data_report_names_them():
 def test_naming_says_which_micro_batch_it_was_and_lets_other_errors_pass():
     with (
         pytest.raises(MicroBatchOutOfMemory, match="out of memory at step 3 on 2 clips, 4 s") as caught,
-        naming(3, 5, batch([1, 2])),
+        annotate_out_of_memory(3, 5, batch([1, 2])),
     ):
         np.empty(1 << 50, np.int8)
-    assert (caught.value.step, caught.value.lane, caught.value.ids) == (3, 5, ["s1", "s2"])
+    assert (caught.value.step, caught.value.slot, caught.value.ids) == (3, 5, ["s1", "s2"])
     assert isinstance(caught.value.__cause__, MemoryError)
     assert is_out_of_memory(caught.value)
-    with pytest.raises(RuntimeError, match="shapes"), naming(3, 5, batch([1])):
+    with pytest.raises(RuntimeError, match="shapes"), annotate_out_of_memory(3, 5, batch([1])):
         torch.ones(2, 3) @ torch.ones(2, 3)
-    with pytest.raises(KeyError), naming(3, 5, batch([1])):
+    with pytest.raises(KeyError), annotate_out_of_memory(3, 5, batch([1])):
         {}["x"]
 
 

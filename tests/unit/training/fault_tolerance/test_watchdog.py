@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from mowe_ray.training.fault_tolerance.watchdog import Hang, Watchdog, Whereabouts
+from mowe_ray.training.fault_tolerance.watchdog import ActivityTracker, Hang, Watchdog
 
 
 class Alarm:
@@ -26,71 +26,71 @@ def alarm():
 
 
 def test_tells_where_a_step_hangs(alarm):
-    whereabouts = Whereabouts()
-    dog = Watchdog(whereabouts, 0.2, alarm)
-    dog.begin(7)
+    activity = ActivityTracker()
+    watchdog = Watchdog(activity, 0.2, alarm)
+    watchdog.begin(7)
     never = threading.Event()
-    with whereabouts.at("forward"), whereabouts.at("a read that does not end"):
+    with activity.during("forward"), activity.during("a read that does not end"):
         threading.Timer(1.0, never.set).start()
         never.wait()  # the main thread hangs here
     (hang,) = alarm.hangs
-    assert (hang.step, hang.place) == (7, "a read that does not end")
+    assert (hang.step, hang.activity) == (7, "a read that does not end")
     assert 0.2 <= hang.seconds < 0.9
     assert hang.line.startswith("wait (")
     assert "test_tells_where_a_step_hangs" in hang.stacks
     assert "thread watchdog" in hang.stacks
-    dog.close()
+    watchdog.close()
 
 
 def test_steps_that_end_in_time_are_no_hang(alarm):
-    dog = Watchdog(Whereabouts(), 0.3, alarm)
+    watchdog = Watchdog(ActivityTracker(), 0.3, alarm)
     for step in range(8):
-        dog.begin(step)
+        watchdog.begin(step)
         time.sleep(0.1)
     assert not alarm.rang.is_set()
-    dog.close()
+    watchdog.close()
     assert not alarm.rang.wait(0.5)
 
 
 def test_a_pause_is_not_timed_and_the_time_starts_anew_after_it(alarm):
-    dog = Watchdog(Whereabouts(), 0.3, alarm)
-    dog.begin(1)
-    dog.pause()
+    watchdog = Watchdog(ActivityTracker(), 0.3, alarm)
+    watchdog.begin(1)
+    watchdog.pause()
     assert not alarm.rang.wait(0.6)
-    dog.begin(2)
+    watchdog.begin(2)
     assert alarm.rang.wait(2)
     assert alarm.hangs[0].step == 2
 
 
-def test_whereabouts_follow_the_modules_into_forward_and_recomputation():
-    whereabouts, seen = Whereabouts(), []
+def test_tracker_follow_the_modules_into_forward_and_recomputation():
+    activity, seen = ActivityTracker(), []
 
     class Spy(nn.Module):
         def forward(self, x):
-            seen.append(whereabouts.place)
+            seen.append(activity.activity)
             return x * x
 
     inner = Spy()
     outer = nn.Sequential(nn.Linear(2, 2), inner)
-    whereabouts.follow({"adapter": outer, "adapter.spy": inner})
-    with whereabouts.at("forward"):
+    activity.track_modules({"adapter": outer, "adapter.spy": inner})
+    with activity.during("forward"):
         loss = torch.utils.checkpoint.checkpoint(outer, torch.ones(1, 2), use_reentrant=False).sum()
-        assert whereabouts.place == "forward"
-    with whereabouts.at("backward"):
+        assert activity.activity == "forward"
+    with activity.during("backward"):
         loss.backward()
     assert seen == ["forward in adapter.spy", "backward in adapter.spy"]
-    assert whereabouts.place == "starting"
+    assert activity.activity == "starting"
 
 
-def test_whereabouts_wait_for_items_and_come_back():
-    whereabouts, seen = Whereabouts(), []
+def test_tracker_wait_for_items_and_come_back():
+    activity, seen = ActivityTracker(), []
 
     def items():
         for item in range(2):
-            seen.append(whereabouts.place)
+            seen.append(activity.activity)
             yield item
 
-    assert [(item, whereabouts.place) for item in whereabouts.watch(items(), "waiting for data")] == [
+    assert [(item, activity.activity) for item in activity.track(items(), "waiting for data")] == [
         (0, "starting"),
         (1, "starting"),
     ]
@@ -98,7 +98,7 @@ def test_whereabouts_wait_for_items_and_come_back():
 
 
 def test_an_error_inside_a_place_leaves_it():
-    whereabouts = Whereabouts()
-    with pytest.raises(KeyError), whereabouts.at("forward"):
+    activity = ActivityTracker()
+    with pytest.raises(KeyError), activity.during("forward"):
         raise KeyError
-    assert whereabouts.place == "starting"
+    assert activity.activity == "starting"
