@@ -42,7 +42,7 @@ _SHARD_CLIPS = 60
 
 
 def main() -> int:
-    """Measure and print; the exit code tells whether the targets are met."""
+    """Measure and print; returns 0 if all targets are met, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=2400, help="10 s clips each side decodes per round (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (%(default)s)")

@@ -2,10 +2,10 @@
 
 The same export, WAV files of 1 to 20 s in the same number a batch, questions and cores; greedy. The plain loop is what
 users of transformers write: AutoModel, AutoProcessor, batches in the order of files, read as they are needed; beside it
-the same loop over files sorted by length, to tell what of the gain is the order. Batch inference has a model of one
-thread on every core (`compute.num_workers`), or one model with all threads (`compute.cpus_per_worker`). All are timed
-from the end of a first batch on: no loading, no starting. The weights are random and never end an answer, so that all
-answers have the same length. Wall time: nothing else should run.
+the same loop over files sorted by length, which shows the share of the order in the gain. Batch inference has a model
+of one thread on every core (`compute.num_workers`), or one model with all threads (`compute.cpus_per_worker`). All are
+timed from the end of a first batch on: no loading, no starting. The weights are random and never end an answer, so that
+all answers have the same length. Wall time: nothing else should run.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SAMPLE_RATE = 16_000
 
 
 def main() -> int:
-    """Measure and print; the exit code tells whether the target is met."""
+    """Measure and print; returns 0 if the target is met, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=96, help="recordings (%(default)s)")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the longest (%(default)s)")
@@ -164,7 +164,7 @@ def batch_inference(
 
 
 class _Timed(Predictions):
-    """Predictions that know when they got the last answers."""
+    """Predictions with the time at which the last answers were added."""
 
     last_s = 0.0
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved rounds, and a result that people and scripts can read."""
+"""Shared by the benchmarks: interleaved rounds of measurements, and results as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Check:
-    """One ratio and what it must be: at most `target`, or at least it."""
+    """A ratio and its target, an upper or a lower limit."""
 
     name: str
     ratio: float

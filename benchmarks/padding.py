@@ -19,7 +19,7 @@ SAMPLE_RATE = 16_000
 
 
 def main() -> int:
-    """Measure and print; the exit code tells whether the target is met."""
+    """Measure and print; returns 0 if the target is met, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=2, help="clips in the batch (%(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each clip (%(default)s)")

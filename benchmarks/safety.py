@@ -1,10 +1,10 @@
-"""What safety costs: checkpoints that are written while training goes on, and coming back after a worker was killed.
+"""Cost of fault tolerance: asynchronous checkpoints, and recovery after a worker is killed.
 
 Checkpoints: one rank trains as in step.py, in rounds of steps without a checkpoint, with one written in the background
 as training does it, and with one that training waits for. Wall time on as many cores as torch has threads, so that a
 thread that writes takes its time from training; a round lasts until its checkpoint is whole, on the disk, and older
-ones are gone. Recovery: a worker of a run of the quickstart gets SIGKILL, and the run's own record tells what the time
-went on; it has no target, for it is mostly processes that start, faster on one machine than on another.
+ones are gone. Recovery: a worker of a run of the quickstart gets SIGKILL, and the time of each phase is read from the
+run's own record; it has no target, since most of it is the start of processes, which depends on the machine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _RUN = (
 
 
 def main() -> int:
-    """Measure and print; the exit code tells whether the target is met."""
+    """Measure and print; returns 0 if the target is met, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20, help="steps in a round, to each checkpoint (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (%(default)s)")
@@ -82,7 +82,7 @@ class Training:
     """A training in rounds of so many steps.
 
     Attributes:
-        standstills: Seconds that training stood still for each checkpoint written in the background.
+        standstills: Seconds that training waited for each checkpoint written in the background.
     """
 
     engine: DeepSpeedEngine

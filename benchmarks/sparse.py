@@ -23,7 +23,7 @@ BASE_WIDTH, BASE_HOP = 256, 320
 
 
 def main() -> int:
-    """Measure and print; the exit code tells whether the targets are met."""
+    """Measure and print; returns 0 if all targets are met, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=16, help="clips in the batch (%(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each clip (%(default)s)")

@@ -1,4 +1,4 @@
-"""A worker's training step against a bare torch loop: what the trainer costs on top of the model.
+"""A worker's training step against a bare torch loop: the overhead of the trainer.
 
 One rank runs `training_steps` on DeepSpeed as a training worker does; the bare loop is forward, backward, clip, AdamW.
 Both train a copy of one model (the quickstart's, widened to about 5 million weights) on the same batches, which hold
@@ -34,7 +34,7 @@ from mowe_ray.training.loop import StepResult, training_steps
 
 
 def main() -> int:
-    """Measure and print; the exit code tells whether the target is met."""
+    """Measure and print; returns 0 if the target is met, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=15, help="measured steps of each loop (%(default)s)")
     parser.add_argument("--clips", type=int, default=16, help="clips in a batch (%(default)s)")

@@ -26,7 +26,7 @@ from mowe_ray.sweeping.study import Study
 
 
 def main() -> int:
-    """Measure and print; the exit code tells whether the target is met."""
+    """Measure and print; returns 0 if the target is met, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=4, help="trials of the study (%(default)s)")
     parser.add_argument("--clips", type=int, default=120, help="training clips (%(default)s)")

@@ -3,7 +3,7 @@
     python cluster/local_autoscaling.py [--port 6397] [--dashboard-port 8266]
 
 Prints how to submit to it, and how many nodes there are whenever that changes. Ctrl-C stops what it has started, and
-nothing else: Ray's own helper for this ends with `ray stop --force`, which ends everybody's Ray on the machine.
+nothing else: Ray's own helper for this ends with `ray stop --force`, which ends every Ray process on the machine.
 """
 
 from __future__ import annotations

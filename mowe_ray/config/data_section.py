@@ -44,11 +44,11 @@ class ValidationSource(Section):
     metrics: list[str] | None = None
     """Names of its metrics, the main one first; null takes those of each sample's task."""
     labels: list[str] | None = None
-    """The answers that exist, for metrics that need a closed list; null takes those of its samples."""
+    """Closed list of answers, for metrics that need one; null takes the answers of its samples."""
 
 
 class EvaluatedData(Section):
-    """Samples that are answered and scored, and in which portions."""
+    """Validation sources, limits of clips, and micro-batches."""
 
     validation: list[ValidationSource] = []
     """Sources that are scored, each under its own name."""
@@ -59,9 +59,9 @@ class EvaluatedData(Section):
     batch_seconds: PositiveFloat = 120.0
     """Audio per micro-batch and worker, padding included, in seconds."""
     max_batch_size: PositiveInt = 32
-    """Most samples in a micro-batch, however short they are."""
+    """Largest number of samples in a micro-batch."""
     max_bad_fraction: Probability = 0.05
-    """The run stops when a larger share of the samples is unusable."""
+    """Largest share of unusable samples; above it the run stops."""
     decode_cpus: PositiveInt = 1
     """CPUs that read and decode audio, per worker."""
 
@@ -78,14 +78,14 @@ class EvaluatedData(Section):
 
 
 class DataSection(EvaluatedData):
-    """What is trained on, and in which portions."""
+    """Training and validation data, limits of clips, and micro-batches."""
 
     train: list[Source] = []
     """Sources that are mixed for training."""
     shuffle_buffer: PositiveInt = 10_000
     """Samples mixed at a time: larger mixes tasks better, smaller reads shards in order."""
     feature_cache: str | None = None
-    """Folder that all nodes see, where decoded audio and the features of frozen encoders are kept for the next run."""
+    """Folder on all nodes with decoded audio and features of frozen encoders, reused by later runs."""
 
     @model_validator(mode="after")
     def _trains(self) -> Self:

@@ -12,14 +12,14 @@ from mowe_ray.config.schema import WorkersSection
 
 
 class EvaluationData(EvaluatedData):
-    """What is answered, and in which portions."""
+    """Validation sources, limits of clips, and micro-batches."""
 
     max_duration_s: PositiveFloat = 3600.0
     """Longer clips are skipped and counted, in seconds."""
 
 
 class GenerationSection(Section):
-    """How answers are generated."""
+    """Generation of answers."""
 
     max_new_tokens: PositiveInt = 200
     """Longest answer, in tokens."""
@@ -30,24 +30,24 @@ class GenerationSection(Section):
     chunked_tasks: list[str] = ["asr"]
     """Tasks whose long clips are answered in pieces."""
     instruction: Literal["sample", "task"] = "sample"
-    """Ask what each sample asks, or draw one of the task's usual phrasings, by the seed."""
+    """Use the instruction of each sample, or draw one of the task's usual phrasings, by the seed."""
 
 
 class JudgeSection(Section):
     """A language model that scores answers, behind any OpenAI-compatible endpoint."""
 
     base_url: str | None = None
-    """Address of the endpoint, such as http://localhost:8000/v1; null asks nobody."""
+    """Address of the endpoint, such as http://localhost:8000/v1; null uses no judge."""
     model: str | None = None
     """Name of the model there."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; keys themselves never stand in a configuration."""
+    """Environment variable that holds the key; the key itself is never part of a configuration."""
     concurrency: PositiveInt = 8
-    """Questions on their way at a time."""
+    """Largest number of concurrent requests."""
     timeout_s: PositiveFloat = 60.0
-    """How long a reply may take, in seconds."""
+    """Time limit of a reply, in seconds."""
     max_retries: NonNegativeInt = 5
-    """Tries after the first, with growing pauses, when the endpoint fails."""
+    """Retries of a failed request, with growing pauses."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> JudgeSection:
@@ -56,7 +56,7 @@ class JudgeSection(Section):
 
 
 class EvaluationConfig(Section):
-    """Everything that decides what an evaluation does."""
+    """Configuration of an evaluation."""
 
     seed: NonNegativeInt = 0
     """Seed of drawn instructions and of the bootstrap."""
@@ -65,7 +65,7 @@ class EvaluationConfig(Section):
     baseline: str | None = None
     """Name of the model that the others are compared with; null takes the one without a pool, else the first."""
     ablation_samples: NonNegativeInt = 300
-    """Samples of each dataset that are answered again without each pool member in turn; 0 leaves that out."""
+    """Samples of each dataset that are answered again without each pool member in turn; 0 skips the ablation."""
     data: EvaluationData = EvaluationData()
     generation: GenerationSection = GenerationSection()
     judge: JudgeSection = JudgeSection()

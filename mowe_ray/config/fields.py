@@ -77,7 +77,7 @@ WorkerCount = Annotated[
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; `problems` has one `key: what is wrong` line each."""
+    """Raised for an invalid configuration; `problems` has one `key: what is wrong` line each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         assert problems, "a ConfigError names at least one problem"

@@ -1,4 +1,4 @@
-"""The dotted keys of the configuration: listing them, finding one, guessing what was meant, and the text of `--help`.
+"""The dotted keys of the configuration: lookup, suggestions for unknown ones, and the text of `--help`.
 
 List positions are written `*` in a known key: `data.train.*.path`.
 """

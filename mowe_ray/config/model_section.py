@@ -36,16 +36,16 @@ class WeakEncoder(Section):
     checkpoint: Checkpoint
     """Weights: a hub id, a folder, or {config: {...}} for random ones."""
     train: TrainMode = "frozen"
-    """What training changes: nothing, all weights, or low-rank updates (sizes from model.lora)."""
+    """Trainable weights: none, all, or low-rank updates (sizes from model.lora)."""
     features: Annotated[str, AfterValidator(_known_features)] = "last"
     """Hidden states used: last, layer:N (0 is the input of the first layer) or weighted_sum."""
 
 
 class RouterSection(Section):
-    """How clips choose weak encoders."""
+    """Routers, which select weak encoders for each clip."""
 
     top_k: PositiveInt = 1
-    """Weak encoders each router switches on per clip."""
+    """Number of weak encoders that each router selects per clip."""
     data_independent: bool = True
     """Use the router that chooses the same encoders for every clip."""
     data_dependent: bool = True
@@ -90,7 +90,7 @@ class SpecAugmentSection(Section):
 
 
 class ModelSection(Section):
-    """The network."""
+    """Architecture, initial weights, and which of them train."""
 
     init_from: str | None = None
     """MoWE export (folder or hub id) whose weights training starts from; same architecture."""
@@ -107,11 +107,11 @@ class ModelSection(Section):
     lora: LoraSection | None = LoraSection()
     """Low-rank training of the language model; null trains all of its weights."""
     train_base: TrainMode = "frozen"
-    """What training changes in the base encoder: nothing, all weights, or low-rank updates."""
+    """Trainable weights of the base encoder: none, all, or low-rank updates."""
     pad_audio: Literal["bucket", "full30"] = "bucket"
     """Whisper input length: the batch's own length bucket, or always 30 s. Kept in the export."""
     spec_augment: SpecAugmentSection | None = None
-    """Time masks on the base encoder's input; null masks nothing."""
+    """Time masks on the base encoder's input; null disables them."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the network; auto is bfloat16 on a GPU and float32 on a CPU."""
     gradient_checkpointing: list[CheckpointedPart] = []
@@ -138,7 +138,7 @@ class ModelSection(Section):
         return self
 
     def warnings(self) -> list[str]:
-        """Say what is allowed but probably not meant, one `key: what` line each."""
+        """Return warnings about valid but probably unintended values, one `key: what` line each."""
         found = []
         first_with: dict[tuple[str, str], str] = {}
         for position, member in enumerate(self.weak_encoders):

@@ -18,7 +18,7 @@ from mowe_ray.config.training_section import TrainingSection
 
 
 class WorkersSection(Section):
-    """Where it runs."""
+    """Workers and their resources."""
 
     num_workers: WorkerCount = 1
     """Processes that hold the model, one per GPU if GPUs are used; [least, most] shrinks and grows with the cluster."""
@@ -31,24 +31,24 @@ class WorkersSection(Section):
 
     @property
     def min_workers(self) -> int:
-        """Workers without which nothing starts."""
+        """Smallest number of workers to start with."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property
     def max_workers(self) -> int:
-        """Workers of the whole group; in training the global batch is theirs, however many are alive."""
+        """Largest number of workers; in training it sets the global batch, however many are alive."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class ComputeSection(WorkersSection):
-    """Where it runs."""
+    """Workers, their resources, ZeRO, and restarts."""
 
     resize_interval_s: PositiveFloat = 60.0
-    """Time between two looks at the cluster for growing an elastic group, in seconds; a resize is a restart."""
+    """Interval between attempts to grow an elastic group, in seconds; a resize is a restart."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
-    """DeepSpeed ZeRO: 0 shares nothing, 1 optimizer states, 2 also gradients, 3 also weights."""
+    """DeepSpeed ZeRO: 0 shards nothing, 1 optimizer states, 2 also gradients, 3 also weights."""
     offload: Literal["none", "cpu"] = "none"
-    """Where optimizer states live; cpu saves GPU memory and costs time, needs zero_stage 1-3."""
+    """Device of the optimizer states; cpu saves GPU memory and costs time, needs zero_stage 1-3."""
     max_failures: NonNegativeInt = 3
     """Failures without a new checkpoint in between after which the run gives up instead of resuming."""
 
@@ -86,7 +86,7 @@ class WandbSection(Section):
     project: str = "mowe_ray"
     """Project the run is listed under."""
     group: str | None = None
-    """Group within the project; null leaves it out."""
+    """Group within the project; null sets none."""
 
 
 class TrackingSection(Section):
@@ -98,7 +98,7 @@ class TrackingSection(Section):
 
 
 class RunConfig(Section):
-    """Everything that decides what a run does."""
+    """Configuration of a training run."""
 
     name: Name = "run"
     """Name of the run; its results go to STORAGE/NAME."""
@@ -129,5 +129,5 @@ class RunConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def warnings(self) -> list[str]:
-        """Say what is allowed but probably not meant, one `key: what` line each."""
+        """Return warnings about valid but probably unintended values, one `key: what` line each."""
         return [*self.model.warnings(), *self.training.warnings()]

@@ -10,7 +10,7 @@ from mowe_ray.config.fields import Section, refuse
 
 
 class MoweLossSection(Section):
-    """The loss that makes routers decide."""
+    """Routing loss (L_MoWE)."""
 
     kind: Literal["entropy_diversity", "load_balance", "importance_cv2", "none"] = "entropy_diversity"
     """Formula of the routing loss, computed over the global batch."""
@@ -36,7 +36,7 @@ class LearningRatesSection(Section):
 
 
 class TrainingSection(Section):
-    """How the weights are learned."""
+    """Optimization, validation and checkpoints."""
 
     max_steps: PositiveInt | None = None
     """Length of training in optimizer steps; give this or epochs."""
@@ -69,7 +69,7 @@ class TrainingSection(Section):
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept."""
     step_timeout_s: PositiveFloat = 600.0
-    """A step that takes longer, in seconds, hangs: ranks tell where, save what they can, and the run restarts."""
+    """Time limit of a step, in seconds; a step that exceeds it is reported, saved if possible, and the run restarts."""
     log_samples: bool = False
     """Write the ids of the samples of every step to samples.jsonl, and check them at the end."""
 
@@ -84,7 +84,7 @@ class TrainingSection(Section):
         return self
 
     def warnings(self) -> list[str]:
-        """Say what is allowed but probably not meant, one `key: what` line each."""
+        """Return warnings about valid but probably unintended values, one `key: what` line each."""
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             return [
                 f"training.warmup_steps: warm-up ({self.warmup_steps} steps) takes all of the "
