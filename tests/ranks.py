@@ -205,8 +205,6 @@ def make_engine(
     """Put `model` under DeepSpeed, with other keys of its `zero_optimization`; collective."""
     settings = deepspeed_config(zero_stage=zero_stage, clip_norm=clip_norm, bf16=bf16, offload=offload)
     settings["zero_optimization"] |= zero
-    if bf16:
-        model.bfloat16()
     return RecordingEngine(model.train(), optimizer_groups(model), settings)
 
 

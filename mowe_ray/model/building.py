@@ -39,6 +39,7 @@ from .export import load_exported
 from .lora import inject_lora, merge_lora
 from .modeling_mowe import MoweForConditionalGeneration
 from .pool import PoolMember, chosen_layers
+from .precision import cast_weights
 from .processing_mowe import AUDIO_TOKEN, MoweProcessor
 
 Source = str | Mapping[str, Any]
@@ -101,7 +102,7 @@ def build_model(
         tokenizer: The language model's; gains the audio token.
         lora: Adapters of the language model; None trains all of it.
         train_base: `frozen`, `full` or `lora`.
-        dtype: Type of all weights.
+        dtype: Type of all weights; computed buffers keep theirs.
         seed: Seed of everything drawn here; torch's own generator is left as it was.
         loading: Entered while the language model's checkpoint loads, so that its weights may become shards.
         **options: Other fields of `MoweConfig`: fusion, router_*, adapter, downsample, pad_audio,
@@ -133,7 +134,7 @@ def build_model(
         )
         model = MoweForConditionalGeneration(config, base, [encoder for encoder, _ in loaded], llm)
         _copy_layer_weights(model, [extras for _, extras in loaded])
-        model.to(dtype=dtype)  # type: ignore[call-arg]
+        cast_weights(model.audio_tower, dtype)  # the language model was loaded in it
         make_trainable(model, lora)
     model.generation_config = _generation_config(llm, tokenizer, audio_token_id)
     return model

@@ -133,8 +133,15 @@ class AudioEncoder(nn.Module, ABC):
         return not any(p.requires_grad for p in self.model.parameters())
 
     def train(self, mode: bool = True) -> "AudioEncoder":
-        """Switch mode; a frozen encoder stays in eval, or dropout would randomise its features."""
+        """Switch mode; a frozen encoder stays in eval, or dropout would randomise its features.
+
+        Batch normalisation always uses its running statistics: those of a batch would make a clip's features depend on
+        its neighbours, and differ from the ones the exported model computes.
+        """
         super().train(mode and not self.frozen)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         return self
 
     def num_frames(self, samples: Samples) -> Samples:

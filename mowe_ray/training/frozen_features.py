@@ -22,6 +22,7 @@ from mowe_ray.data.feature_cache import CachedAudio, CachedEncoder
 from mowe_ray.model.encoders import AudioEncoder, PadAudio, load_encoder, read_config
 from mowe_ray.model.export import load_tower
 from mowe_ray.model.pool import chosen_layers, hop_samples
+from mowe_ray.model.precision import cast_weights
 from mowe_ray.training.build import model_dtype
 
 _VERSION = 1  # raise it when the same encoder would give other features
@@ -88,8 +89,9 @@ def load_frozen(
         every = load_tower(model.init_from, dtype).encoders() if wanted else []
         loaded = {encoder.place: every[encoder.place] for encoder in wanted}
     else:
-        loaded = {one.place: load_encoder(one.source, seed + one.place)[0].to(dtype) for one in wanted}
+        loaded = {one.place: load_encoder(one.source, seed + one.place)[0] for one in wanted}
     for encoder in loaded.values():
+        cast_weights(encoder, dtype)
         encoder.requires_grad_(False).eval()
     return loaded
 

@@ -42,11 +42,11 @@ LARGE_BUCKET = 500_000_000  # DeepSpeed's default
 Run = dict[str, Any]
 
 
-def _engine(stage: int, **settings: Any) -> Any:
-    model, processor = make_model()
+def _engine(stage: int, *, bf16: bool = False, **settings: Any) -> Any:
+    model, processor = make_model(dtype=torch.bfloat16 if bf16 else torch.float32)
     steer_routers(model, processor)
     model.register_buffer("seen", torch.tensor([-1, -1]))
-    return make_engine(model, stage, **settings), processor
+    return make_engine(model, stage, bf16=bf16, **settings), processor
 
 
 def _ranks(engine: Any) -> Ranks:

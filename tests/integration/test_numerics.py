@@ -53,7 +53,7 @@ def _batches() -> list[list[MicroBatch]]:
 
 def _engine(numerics: Numerics) -> Any:
     stage, bf16, offload = numerics
-    model, processor = make_model()
+    model, processor = make_model(dtype=torch.bfloat16 if bf16 else torch.float32)
     steer_routers(model, processor)
     return make_engine(model, stage, bf16=bf16, offload=offload), processor
 
