@@ -78,6 +78,8 @@ class LoraSection(Section):
     """Dropout on the input of the update."""
     target_modules: ModuleNames = "all-linear"
     """Layers of the language model: all-linear, a regular expression, or a list of names."""
+    merge: bool = True
+    """Add the update to the weights of the export; false keeps it apart, exact in bfloat16, and readers need peft."""
 
 
 class SpecAugmentSection(Section):
@@ -136,6 +138,11 @@ class ModelSection(Section):
             *(f"{key}: lora takes its rank from model.lora, which is null" for key in needs_lora if self.lora is None),
         )
         return self
+
+    @property
+    def merges_lora(self) -> bool:
+        """Whether exports hold merged weights."""
+        return self.lora is None or self.lora.merge
 
     def warnings(self) -> list[str]:
         """Return warnings about valid but probably unintended values, one `key: what` line each."""

@@ -35,6 +35,7 @@ def export(
     folder: str | Path,
     *,
     state_dict: Mapping[str, Tensor] | None = None,
+    merge: bool = True,
 ) -> None:
     """Write `model` with its LoRA adapters merged, and `processor`, as safetensors and their code.
 
@@ -47,49 +48,29 @@ def export(
         processor: Makes its inputs.
         folder: Where to write.
         state_dict: All weights, where the model itself holds only shards of them.
+        merge: Add LoRA adapters to the weights. Otherwise they stay beside them, and reading the export takes peft too.
     """
     folder = Path(folder)
     config: MoweConfig = copy.deepcopy(model.config)
     config.auto_map = dict(_AUTO_CLASSES)
-    weights = merged_state(config, state_dict or model.state_dict())
-    config.lora = {}
     with torch.device("meta"):
-        plain = MoweForConditionalGeneration(config)
-    missing, unexpected = plain.load_state_dict(weights, strict=False, assign=True)
+        written = MoweForConditionalGeneration(config)
+    weights = {name: weight.detach().cpu() for name, weight in (state_dict or model.state_dict()).items()}
+    missing, unexpected = written.load_state_dict(weights, strict=False, assign=True)
     # Gathered weights may come with buffers that are computed, not saved.
-    assert set(unexpected) <= {name for name, _ in plain.named_buffers()}, unexpected
+    assert set(unexpected) <= {name for name, _ in written.named_buffers()}, unexpected
     # Tied weights may be listed under one of their names.
-    assert set(missing) <= plain.all_tied_weights_keys.keys(), missing
-    plain.tie_weights()
-    plain.generation_config = model.generation_config
-    plain.save_pretrained(folder)
+    assert set(missing) <= written.all_tied_weights_keys.keys(), missing
+    written.tie_weights()
+    if merge and config.lora:
+        merge_lora(written)
+        written.config.lora = {}
+    written.generation_config = model.generation_config
+    written.save_pretrained(folder)
     processor = copy.copy(processor)
     setattr(processor, "auto_map", dict(_AUTO_CLASSES))  # noqa: B010
     processor.save_pretrained(folder)
     _copy_code(folder)
-
-
-def merged_state(config: MoweConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights without adapters: W + (alpha / r) B A where there was one, in W's dtype.
-
-    Args:
-        config: Tells the scales, by the adapted modules' paths.
-        state: Weights under the names that LoRA gives them.
-    """
-    merged = {}
-    for name, weight in state.items():
-        if ".lora_" in name:
-            continue
-        plain_name = name.replace(".base_layer.", ".")
-        prefix = name.removesuffix(".base_layer.weight")
-        if f"{prefix}.lora_A.default.weight" in state and prefix != name:
-            scale = next(
-                lora["alpha"] / lora["r"] for path, lora in (config.lora or {}).items() if name.startswith(path + ".")
-            )
-            down, up = (state[f"{prefix}.lora_{factor}.default.weight"].float() for factor in "AB")
-            weight = (weight.float() + up @ down * scale).to(weight.dtype)
-        merged[plain_name] = weight
-    return merged
 
 
 def _copy_code(folder: Path) -> None:

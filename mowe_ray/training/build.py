@@ -57,7 +57,7 @@ def assemble(
     """
     free = _free_options(model, mowe_loss)
     dtype = model_dtype(model, gpu)
-    lora = None if model.lora is None else Lora(**model.lora.model_dump())
+    lora = lora_of(model)
     if model.init_from is not None:
         built = load_model(
             model.init_from,
@@ -93,6 +93,11 @@ def assemble(
     _recompute_activations(built, model.gradient_checkpointing)
     built.train()  # what transformers loads comes in eval mode
     return built, build_processor(built, tokenizer)
+
+
+def lora_of(model: ModelSection) -> Lora | None:
+    """Return the sizes of the low-rank adapters."""
+    return None if model.lora is None else Lora(**model.lora.model_dump(exclude={"merge"}))
 
 
 def optimizer_groups(model: MoweForConditionalGeneration, training: TrainingSection) -> list[dict[str, Any]]:
@@ -176,8 +181,14 @@ def write_export(
     weights: Mapping[str, torch.Tensor],
     folder: RunFolder,
     name: str,
+    *,
+    merge: bool,
 ) -> None:
-    """Write `model` with all its `weights` to the folder `name` of the run, in place of what was there."""
+    """Write `model` with all its `weights` to the folder `name` of the run, in place of what was there.
+
+    Args:
+        merge: Add LoRA adapters to the weights.
+    """
     with tempfile.TemporaryDirectory(prefix="mowe_ray_export_") as local:
-        export(model, processor, local, state_dict=weights)
+        export(model, processor, local, state_dict=weights, merge=merge)
         folder.upload(Path(local), name)

@@ -20,12 +20,12 @@ from mowe_ray.config.fields import InlineConfig
 from mowe_ray.config.model_section import ModelSection
 from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.model import MoweForConditionalGeneration
-from mowe_ray.model.building import Lora, add_audio_token, make_trainable, parameter_parts
+from mowe_ray.model.building import add_audio_token, make_trainable, parameter_parts
 from mowe_ray.model.configuration_mowe import EncoderSpec, MoweConfig
 from mowe_ray.model.cost import encoder_cost, encoder_on_meta, language_model_cost, language_model_on_meta
 from mowe_ray.model.encoders import AudioEncoder
 from mowe_ray.model.export import open_exported
-from mowe_ray.training.build import DEFAULT_VOCABULARY
+from mowe_ray.training.build import DEFAULT_VOCABULARY, lora_of
 
 CLIP_S = 30.0
 
@@ -122,7 +122,7 @@ def estimate(section: ModelSection) -> Estimate:
     Raises:
         ValueError: A checkpoint cannot be used, or options contradict each other; the message names the key.
     """
-    lora = None if section.lora is None else Lora(**section.lora.model_dump())
+    lora = lora_of(section)
     with torch.device("meta"):
         if section.init_from is None:
             model, missing, notes = _assembled(section)

@@ -164,7 +164,8 @@ class AsyncValidation:
 
     def _export(self, pending: _Pending, weights: dict[str, torch.Tensor]) -> bool:
         try:
-            write_export(self._engine.model, self._processor, weights, self._folder, pending.export)
+            merge = self._config.model.merges_lora
+            write_export(self._engine.model, self._processor, weights, self._folder, pending.export, merge=merge)
             self._folder.write_json(f"{pending.export}/{_PENDING_FILE}", pending.to_json())
         except Exception as error:  # noqa: BLE001 - each storage raises its own; the workers validate then
             self._ranks.log(

@@ -183,7 +183,8 @@ def _monitor(report: DataReport, config: RunConfig, folder: RunFolder, ranks: Ra
 def _export(run: TrainRun) -> None:
     weights = run.engine.full_state_dict()
     if run.ranks.is_rank_zero:
-        write_export(run.engine.model, run.processor, weights, run.folder, "export")
+        merge = run.config.model.merges_lora
+        write_export(run.engine.model, run.processor, weights, run.folder, "export", merge=merge)
 
 
 def _scores(validation: dict[str, ValidationResult]) -> dict[str, dict[str, float]]:
