@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mowe_ray.command_line import FAILURE, SUCCESS, USAGE_ERROR, log, make_parser, print_result
 from mowe_ray.data.corpora.layout import Defaults
+from mowe_ray.data.corpora.manifest_and_folders import check_labels
 from mowe_ray.data.corpora.prepare import REPORT, Packing, pack
 from mowe_ray.data.corpora.registry import KINDS, check_source, count_samples, detect_kind, read_source
 from mowe_ray.data.sample import BadSample, Sample
@@ -99,6 +100,8 @@ def _check(options: argparse.Namespace) -> None:
     if options.kind == "auto":
         is_builtin = options.source == "builtin"
         options.kind = "builtin" if is_builtin else detect_kind(Path(options.source))
+        if options.kind == "folders" and options.label_from is None:
+            check_labels(Path(options.source))
     builtin = options.kind == "builtin"
     asked = any(value is not None for value in (options.task, options.instruction, options.label_from))
     wrong = {

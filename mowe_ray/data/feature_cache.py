@@ -25,7 +25,7 @@ from mowe_ray.data.micro_batch import Features, MicroBatch, load_micro_batch, re
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS
 
-_VERSION = 2  # raise it when the same samples would be decoded to something else
+_VERSION = 3  # raise it when the same samples would be decoded to something else
 _CHUNK_ROWS = 64  # samples that are decoded, and lie in memory, together
 _PLACE = ("audio_at", "audio_size", "meta_at", "meta_size")
 _AUDIO_SCHEMA = pa.schema(

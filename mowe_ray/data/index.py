@@ -23,7 +23,7 @@ from mowe_ray.data.shards import list_shards, scan_shard
 from mowe_ray.data.shards.record import ROW_SCHEMA
 from mowe_ray.data.shards.storage import fingerprint
 
-_VERSION = 2  # raise it when a scan would give other rows, so that old caches are not used
+_VERSION = 3  # raise it when a scan would give other rows, so that old caches are not used
 _CHUNK_ROWS = 1 << 16
 _SHARD_FIELD = pa.field("shard_number", pa.int32())
 _TABLE_COLUMNS = ["id", "duration_s", "task", "audio_at", "audio_size", "meta_at", "meta_size"]

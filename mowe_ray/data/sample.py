@@ -13,6 +13,7 @@ Cause = Literal[
     "too_long",
     "no_answer",
     "no_audio",  # the file that the manifest names is missing
+    "unknown_audio",  # something looks like audio, but is not where or how audio is read
     "wrong_type",  # not audio, whatever its suffix says
     "broken_shard",  # the shard ends early or cannot be opened; counted once per shard
 ]

@@ -80,6 +80,7 @@ class Defaults:
         try:
             # An instruction alone is not enough: prepare turns recordings into shards.
             if record.audio is None:
+                check_record(record, has_audio=False)
                 raise BadAudio("no_audio", f"row {id} names no audio")
             check_record(record, has_audio=True)
             suffix = suffix_of(record.audio) if isinstance(record.audio, str) else ""
@@ -130,8 +131,13 @@ def suffix_of(name: str) -> str:
 
 def audio_files(folder: Path) -> Iterator[Path]:
     """List every audio file below `folder`, sorted: a corpus always comes in the same order."""
-    for path in sorted(folder.rglob("*")):
-        if suffix_of(path.name) in AUDIO_SUFFIXES and path.is_file():
+    return (path for path in files_below(folder, "*") if suffix_of(path.name) in AUDIO_SUFFIXES)
+
+
+def files_below(folder: Path, pattern: str) -> Iterator[Path]:
+    """List the files below `folder` that a pattern fits, sorted, without hidden ones such as macOS's `._a.wav`."""
+    for path in sorted(folder.rglob(pattern)):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
 
 

@@ -1,4 +1,7 @@
-"""Manifests: one row a clip, as JSON lines, a JSON list, or TSV with a header line."""
+"""Manifests, one row a clip, as JSON lines, a JSON list, or TSV with a header line; and folders of audio files.
+
+Folders of audio files come with a table (the audiofolder layout of `datasets`), or are named by what is heard in them.
+"""
 
 import json
 import re
@@ -6,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mowe_ray.data.corpora.layout import Defaults, audio_files
+from mowe_ray.data.corpora.layout import Defaults, audio_files, files_below, read_csv
+from mowe_ray.data.corpora.parquet import read_rows
 from mowe_ray.data.sample import BadSample, Sample
 
 SUFFIXES = (".jsonl", ".json", ".tsv")
@@ -51,7 +55,93 @@ def _checked(value: Any) -> dict[str, Any] | str:
     return value if isinstance(value, dict) else f"not a JSON object: {str(value)[:60]}"
 
 
+_FILE_NAME = "file_name"
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test"}
+_SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+
+
+def metadata_files(folder: Path) -> list[Path]:
+    """List the tables of an audiofolder: metadata.csv, .jsonl or .parquet at any depth, one to a folder."""
+    return [file for file in files_below(folder, "metadata.*") if file.suffix in (".csv", ".jsonl", ".parquet")]
+
+
+def is_audiofolder(folder: Path) -> bool:
+    """Whether a folder holds audio files and a table of them."""
+    return folder.is_dir() and bool(metadata_files(folder)) and next(audio_files(folder), None) is not None
+
+
+def read_audiofolder(folder: Path, defaults: Defaults, split: str | None = None) -> Iterator[Sample | BadSample]:
+    """Read an audiofolder: https://huggingface.co/docs/datasets/audio_dataset#audiofolder.
+
+    Audio files that no row names are counted as having no answer.
+
+    Args:
+        folder: Has metadata.csv, .jsonl or .parquet in it or below, whose column `file_name` is relative to the table.
+        defaults: What rows do not say themselves.
+        split: Only files below a folder of this name; None takes all where there are not several splits.
+
+    Raises:
+        ValueError: A table lacks `file_name`, there is no file of the split, or the split is not said.
+    """
+    audio = [path for path in audio_files(folder) if split is None or split in path.relative_to(folder).parts[:-1]]
+    splits = sorted(
+        {_SPLITS[part] for path in audio for part in path.relative_to(folder).parts[:-1] if part in _SPLITS}
+    )
+    if split is None and len(splits) > 1:
+        raise ValueError(f"--split is needed, for {folder} has {', '.join(splits)}")
+    if not audio:
+        raise ValueError(f"{folder}: no audio file" + (f" of split {split!r}" if split else ""))
+    wanted, named = set(audio), set()
+    for table in metadata_files(folder):
+        for number, row in enumerate(_metadata_rows(table), start=1):
+            if not row.get(_FILE_NAME):
+                raise ValueError(
+                    f"{table}: row {number} has no {_FILE_NAME}, so this is not the audiofolder layout: make the "
+                    "columns file_name and transcription, or a manifest"
+                )
+            path = table.parent / str(row[_FILE_NAME])
+            if path in wanted or (not path.exists() and (split is None or split in path.relative_to(folder).parts)):
+                named.add(path)
+                id = path.relative_to(folder).with_suffix("").as_posix()
+                yield defaults.sample({"id": id, **row, "audio": str(path.absolute())}, id, table)
+    for path in sorted(wanted - named):
+        yield BadSample(str(path.relative_to(folder)), defaults.source, "no_answer", "no row of metadata.* names it")
+
+
+def _metadata_rows(table: Path) -> Iterator[dict[str, Any]]:
+    if table.suffix == ".csv":
+        yield from read_csv(table)
+    elif table.suffix == ".parquet":
+        yield from read_rows(table)
+    else:
+        for row in _rows(table):
+            if not isinstance(row, dict):
+                raise ValueError(f"{table}: {row}")
+            yield row
+
+
 LABELS = ("folder", "stem")
+
+
+def check_labels(folder: Path) -> None:
+    """Raise ValueError where the names of the folders of audio files do not seem to be their answers."""
+    audio = list(audio_files(folder))
+    stems = {path.with_suffix("") for path in audio}
+    tables = [path for path in files_below(folder, "*") if _may_hold_answers(path, stems)]
+    labels = {path.parent.name for path in audio if path.parent != folder}
+    choice = "make a manifest of them, or pass --kind folders to take the names of the folders for the answers"
+    if tables:
+        raise ValueError(f"{folder}: are the answers in {tables[0].relative_to(folder)}? If so, {choice}")
+    if len(labels) == 1 or (labels and labels <= _SPLITS.keys()):
+        names = " or ".join(sorted(repr(label) for label in labels))
+        raise ValueError(f"{folder}: every answer would be {names}, the name of the folder: {choice}")
+
+
+def _may_hold_answers(path: Path, stems: set[Path]) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx", ".arrow"):
+        return True
+    return suffix in (".txt", ".lab", ".trn", ".textgrid", ".srt") and path.with_suffix("") in stems
 
 
 def read_labelled_folders(folder: Path, defaults: Defaults, label_from: str = "folder") -> Iterator[Sample | BadSample]:

@@ -1,6 +1,5 @@
 """Parquet files: as `datasets` writes them (an audio column `{bytes, path}` beside text columns), and AudioBench's."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mowe_ray.data.corpora.layout import Defaults
+from mowe_ray.data.corpora.layout import Defaults, files_below
 from mowe_ray.data.sample import BadSample, Sample
-from mowe_ray.data.shards.parquet import refuse_pickles
+from mowe_ray.data.shards.parquet import class_names, name_classes, refuse_pickles
 
 Row = dict[str, Any]
 
@@ -36,7 +35,7 @@ def read_parquet(
     """
     for file in parquet_files(path, split):
         try:
-            for number, row in enumerate(_rows(file)):
+            for number, row in enumerate(read_rows(file)):
                 yield defaults.sample(fields_of(row), f"{file.stem}-{number:06d}", file)
         except (pa.ArrowException, OSError) as error:
             yield BadSample(file.name, defaults.source, "broken_shard", str(error)[:200])
@@ -44,7 +43,7 @@ def read_parquet(
 
 def parquet_files(path: Path, split: str | None = None) -> list[Path]:
     """List the Parquet files of `split`, sorted; ValueError if there are none."""
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    files = [path] if path.is_file() else list(files_below(path, "*.parquet"))
     if split is not None and path.is_dir():
         files = [file for file in files if split in _splits(file.relative_to(path))]
     if not files:
@@ -56,33 +55,14 @@ def _splits(file: Path) -> set[str]:
     return {*file.parts[:-1], file.stem.partition("-")[0]}
 
 
-def _rows(file: Path) -> Iterator[Row]:
+def read_rows(file: Path) -> Iterator[Row]:
+    """Read the rows of a Parquet file, classes by name."""
     with pq.ParquetFile(file) as table:
         refuse_pickles(str(file), table.schema_arrow)
-        classes = _class_names(table.schema_arrow)
+        classes = class_names(table.schema_arrow)
         for batch in table.iter_batches(batch_size=_BATCH_ROWS):
             for row in batch.to_pylist():
-                yield {**row, **_labels(row, classes)}
-
-
-def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Names of the classes of each `ClassLabel` column, whose cells hold only positions."""
-    stored = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(stored).get("info", {}).get("features", {}) if stored else {}
-    return {
-        column: feature["names"]
-        for column, feature in features.items()
-        if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel"
-    }
-
-
-def _labels(row: Row, classes: Mapping[str, list[str]]) -> dict[str, str | None]:
-    """Class names instead of positions; None and -1 mean that a row is not labelled."""
-    positions = {column: row[column] for column in classes}
-    return {
-        column: None if position is None or position < 0 else classes[column][position]
-        for column, position in positions.items()
-    }
+                yield name_classes(row, classes)
 
 
 _AUDIOBENCH_COLUMNS = {"context": "audio", "instruction": "text", "answer": "text"}

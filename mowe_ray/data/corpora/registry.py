@@ -23,8 +23,15 @@ from mowe_ray.data.corpora.emotion import (
     read_iemocap,
     read_meld,
 )
-from mowe_ray.data.corpora.layout import Defaults, audio_files
-from mowe_ray.data.corpora.manifest_and_folders import LABELS, SUFFIXES, read_labelled_folders, read_manifest
+from mowe_ray.data.corpora.layout import Defaults, audio_files, files_below
+from mowe_ray.data.corpora.manifest_and_folders import (
+    LABELS,
+    SUFFIXES,
+    is_audiofolder,
+    read_audiofolder,
+    read_labelled_folders,
+    read_manifest,
+)
 from mowe_ray.data.corpora.parquet import is_audiobench, parquet_files, read_audiobench, read_parquet
 from mowe_ray.data.corpora.question_answering import (
     CLOTHO_AQA_SPLITS,
@@ -69,7 +76,7 @@ def _parquet(is_it: Callable[[Path], bool]) -> Callable[[Path], bool]:
     """Whether the first Parquet file of a path is of a kind."""
 
     def first_is(path: Path) -> bool:
-        has_some = path.suffix == ".parquet" or next(path.rglob("*.parquet"), None) is not None
+        has_some = path.suffix == ".parquet" or next(files_below(path, "*.parquet"), None) is not None
         return has_some and is_it(parquet_files(path)[0])
 
     return first_is
@@ -127,6 +134,11 @@ KINDS: dict[str, Kind] = {
         SPOKEN_SQUAD_SPLITS,
         whole=False,
     ),
+    "audiofolder": Kind(
+        "audio files and metadata.csv|jsonl|parquet, as Hugging Face's datasets read them",
+        is_audiofolder,
+        read_audiofolder,
+    ),
     "audiobench": Kind("Parquet with context, instruction and answer", _parquet(is_audiobench), read_audiobench),
     "slue-sqa5": Kind(
         "Parquet of SLUE phase 2",
@@ -143,7 +155,7 @@ KINDS: dict[str, Kind] = {
     ),
     "librispeech": Kind(
         "folders with *.trans.txt beside FLAC files",
-        lambda path: next(path.rglob("*.trans.txt"), None) is not None,
+        lambda path: next(files_below(path, "*.trans.txt"), None) is not None,
         read_librispeech,
         "asr",
     ),
@@ -223,6 +235,6 @@ def count_samples(path: Path, name: str, split: str | None = None) -> int | None
         with path.open("rb") as file:
             lines = sum(1 for _ in file)
         return lines if path.suffix != ".json" else None
-    if name in ("librispeech", "folders"):
+    if name in ("librispeech", "folders", "audiofolder"):
         return sum(1 for _ in audio_files(path / split if split else path))
     return None

@@ -14,7 +14,7 @@ clip once more than needed, wants columns that older releases lack, and leaves o
 from collections.abc import Iterator
 from pathlib import Path
 
-from mowe_ray.data.corpora.layout import Defaults
+from mowe_ray.data.corpora.layout import Defaults, files_below
 from mowe_ray.data.sample import BadSample, Sample
 
 
@@ -32,7 +32,7 @@ def read_librispeech(folder: Path, defaults: Defaults, subset: str | None = None
         ValueError: there is no transcript.
     """
     root = folder / subset if subset else folder
-    transcripts = sorted(root.rglob("*.trans.txt"))
+    transcripts = list(files_below(root, "*.trans.txt"))
     if not transcripts:
         raise ValueError(f"{root}: no *.trans.txt, so this is not LibriSpeech's layout")
     for transcript in transcripts:

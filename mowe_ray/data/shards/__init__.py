@@ -14,8 +14,10 @@ import pyarrow.compute as pc
 from mowe_ray.data.sample import BadSample, Sample
 from mowe_ray.data.shards import manifest, tar
 from mowe_ray.data.shards import parquet as table
+from mowe_ray.data.shards.listing import list_shards
 from mowe_ray.data.shards.record import Place, rows_table
-from mowe_ray.data.shards.storage import expand
+
+__all__ = ["first_samples", "list_shards", "read_samples", "scan_shard"]
 
 _READERS: dict[str, ModuleType] = {
     ".tar": tar,
@@ -25,30 +27,8 @@ _READERS: dict[str, ModuleType] = {
     ".tsv": manifest,
     ".json": manifest,
 }
-_PACKED = (".tar", ".parquet", ".arrow")  # beside these, JSON files are notes about the corpus
 _CHUNK_ROWS = 1 << 16  # Python objects alive at a time while a long manifest is scanned
 _PLACE_COLUMNS = list(Place.__slots__)
-
-
-def list_shards(path: str) -> list[str]:
-    """List the shards of a folder (without sub-folders), glob, file or fsspec URL, by name.
-
-    Raises:
-        ValueError: when there is none, or a folder mixes formats.
-    """
-    files, single = expand(path)
-    for suffixes in [(suffix,) for suffix in _PACKED] + [(".jsonl", ".tsv"), (".json",)]:
-        shards = [name for name in files if name.endswith(suffixes)]
-        others = {s for s in _PACKED for name in files if name.endswith(s)} - set(suffixes)
-        if shards and others and suffixes[0] in _PACKED:
-            raise ValueError(
-                f"data path {path!r} holds both {suffixes[0]} and {', '.join(sorted(others))}: "
-                f"name one kind, as in '{path.rstrip('/')}/*{suffixes[0]}'"
-            )
-        if shards:
-            return shards
-    found = "a file of another kind" if single else f"{len(files)} files, none"
-    raise ValueError(f"data path {path!r} holds {found} of {', '.join(_READERS)}")
 
 
 def scan_shard(shard: str, default_task: str | None) -> pa.Table:
@@ -82,4 +62,4 @@ def read_samples(rows: pa.Table) -> Iterator[Sample | BadSample]:
 
 
 def _reader(shard: str) -> ModuleType:
-    return _READERS["." + shard.rpartition(".")[2]]
+    return _READERS["." + shard.rpartition(".")[2].lower()]

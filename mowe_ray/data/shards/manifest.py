@@ -54,8 +54,7 @@ def _sample(place: Place, entry: bytes | OSError, columns: list[str] | None) -> 
         if isinstance(entry, OSError):
             raise BadAudio("unreadable", str(entry))
         record = parse_record(_parse(entry, columns))
-        name = record.audio
-        audio = read_audio(place.shard, name) if isinstance(name, str) else None
+        audio = read_audio(place.shard, record.audio) if isinstance(record.audio, str) else record.audio
         return make_sample(place, record, audio)
     except BadAudio as error:
         return bad_sample(place, error)
@@ -78,10 +77,12 @@ def read_audio(beside: str, name: str) -> bytes:
 
 
 def _duration_s(manifest: str, record: Record) -> float:
-    if not isinstance(record.audio, str):
+    if record.audio is None:
         return 0.0
     if record.duration_s:
         return record.duration_s
+    if isinstance(record.audio, bytes):
+        return header_duration_s(record.audio)
     path = sibling(manifest, record.audio)
     try:
         with open_file(path) as file:
@@ -97,7 +98,7 @@ def _duration_s(manifest: str, record: Record) -> float:
 
 def _columns(manifest: str) -> list[str] | None:
     """Column names of a TSV; None for JSON."""
-    if not manifest.endswith(".tsv"):
+    if not manifest.lower().endswith(".tsv"):
         return None
     with open_file(manifest) as file:
         return file.readline().decode("utf-8-sig").rstrip("\r\n").split("\t")
@@ -113,7 +114,7 @@ def _entries(manifest: str) -> Iterator[tuple[int, bytes]]:
             return
         at = 0
         for number, line in enumerate(file):
-            header = number == 0 and manifest.endswith(".tsv")
+            header = number == 0 and manifest.lower().endswith(".tsv")
             if line.strip() and not header:
                 yield at, line.rstrip(b"\r\n")
             at += len(line)

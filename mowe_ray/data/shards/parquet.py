@@ -5,9 +5,10 @@ about 2 MiB. Third-party files with hundreds of rows a group are read correctly,
 reading is slow; `mowe_ray.prepare` rewrites them once.
 """
 
+import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -16,10 +17,10 @@ import pyarrow.parquet as pq
 
 from mowe_ray.data.decode import header_duration_s
 from mowe_ray.data.sample import BadAudio, BadSample, Sample
+from mowe_ray.data.shards.audio_field import AUDIO_KEYS
 from mowe_ray.data.shards.manifest import read_audio
 from mowe_ray.data.shards.record import (
     ANSWER_KEYS,
-    AUDIO_KEYS,
     TEXT_KEYS,
     UNKNOWN_TASK,
     Place,
@@ -44,6 +45,7 @@ class _Parquet:
         self._file = pq.ParquetFile(open_file(shard) if is_remote(shard) else shard)
         refuse_pickles(shard, self._file.schema_arrow)
         self.names: list[str] = self._file.schema_arrow.names
+        self.classes = class_names(self._file.schema_arrow)
         self.num_groups: int = self._file.num_row_groups
 
     def read(self, group: int, columns: list[str]) -> pa.Table:
@@ -64,6 +66,7 @@ class _Arrow:
             self._batches = list(reader)
         refuse_pickles(shard, reader.schema)
         self.names: list[str] = reader.schema.names
+        self.classes = class_names(reader.schema)
         self.num_groups = len(self._batches)
 
     def read(self, group: int, columns: list[str]) -> pa.Table:
@@ -101,7 +104,7 @@ def _holds_pickles(field: pa.Field) -> bool:
 @lru_cache(maxsize=32)
 def _open(shard: str, version: str) -> _Parquet | _Arrow:
     """Open a shard once per process and version: reading a long footer takes milliseconds."""
-    return _Arrow(shard) if shard.endswith(".arrow") else _Parquet(shard)
+    return _Arrow(shard) if shard.lower().endswith(".arrow") else _Parquet(shard)
 
 
 def _version(shard: str) -> str:
@@ -121,15 +124,55 @@ def scan(shard: str, default_task: str | None) -> Iterator[Row]:
             columns, answers = ", ".join(table.names), ", ".join(ANSWER_KEYS)
             raise ValueError(f"{shard} has the columns {columns}, but none of {answers}")
         for group in range(table.num_groups):
-            rows = table.read(group, [n for n in table.names if n in TEXT_KEYS]).to_pylist()
+            rows = _rows(table, group, lambda name: name in TEXT_KEYS)
             look = any(parse_record(fields).duration_s is None for fields in rows)
             if look:
-                audio = table.read(group, [n for n in table.names if n in AUDIO_KEYS]).to_pylist()
-                rows = [{**a, **fields} for a, fields in zip(audio, rows, strict=True)]
+                rows = _joined(rows, _rows(table, group, lambda name: name in AUDIO_KEYS))
+                if any(parse_record(fields).audio is None for fields in rows):  # text only, if no other column is audio
+                    others = _rows(table, group, lambda name: name not in TEXT_KEYS and name not in AUDIO_KEYS)
+                    rows = _joined(rows, others)
             for number, fields in enumerate(rows):
                 yield _row(shard, group, number, fields, look, default_task)
     except (pa.ArrowException, OSError) as error:
         yield broken_shard(shard, str(error))
+
+
+def _rows(table: _Parquet | _Arrow, group: int, wanted: Callable[[str], bool]) -> list[dict[str, Any]]:
+    """Return the rows of a group with the columns that are wanted, classes by name."""
+    rows = table.read(group, [name for name in table.names if wanted(name)]).to_pylist()
+    return [name_classes(row, table.classes) for row in rows]
+
+
+def _joined(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, **other} for row, other in zip(rows, others, strict=True)]
+
+
+def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the names of the classes of each `ClassLabel` column, or list of them: cells hold only positions."""
+    stored = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(stored).get("info", {}).get("features") if stored else None
+    classes = {}
+    for column, feature in (features or {}).items():
+        while isinstance(feature, list) and feature:  # how older versions of `datasets` write a list
+            feature = feature[0]
+        while isinstance(feature, Mapping) and isinstance(feature.get("feature"), Mapping):
+            feature = feature["feature"]
+        if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel":
+            classes[column] = list(feature.get("names") or [])
+    return classes
+
+
+def name_classes(row: dict[str, Any], classes: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Return a row with class names instead of positions; a position that has no name (-1, null) becomes None."""
+    return {**row, **{column: _class_name(row[column], names) for column, names in classes.items() if column in row}}
+
+
+def _class_name(position: Any, names: list[str]) -> Any:
+    if isinstance(position, list):
+        return [_class_name(one, names) for one in position]
+    if isinstance(position, str):  # the metadata are of an earlier state of the column
+        return position
+    return names[position] if isinstance(position, int) and 0 <= position < len(names) else None
 
 
 def _row(
@@ -195,9 +238,10 @@ def _sample(place: Place) -> Sample | BadSample:
     try:
         try:
             group = _CACHE.get(place.shard, place.audio_at)
+            classes = _open(place.shard, _version(place.shard)).classes
         except (pa.ArrowException, OSError) as error:
             raise BadAudio("unreadable", f"{place.shard}: {error}") from error
-        record = parse_record(group.slice(place.meta_at, 1).to_pylist()[0])
+        record = parse_record(name_classes(group.slice(place.meta_at, 1).to_pylist()[0], classes))
         audio = record.audio
         content = None if audio is None else _bytes(place.shard, audio)
         return make_sample(place, record, content)

@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from mowe_ray.data.audio_headers import suffix_of
 from mowe_ray.data.sample import BadAudio, BadSample, Sample
+from mowe_ray.data.shards.audio_field import find_audio
 
-# Names understood for each field, the first present one wins. NeMo: audio_filepath, text, offset;
-# AudioBench: context; Hugging Face speech corpora: audio, sentence, transcription.
-AUDIO_KEYS = ("audio", "audio_filepath", "audio_path", "context")
+# Names understood for each field, the first present one wins. NeMo: text, offset; Hugging Face speech corpora:
+# sentence, transcription. Names of the audio: `audio_field.AUDIO_KEYS`.
 ID_KEYS = ("id", "utt_id", "uid")
 INSTRUCTION_KEYS = ("instruction", "question", "prompt")
 ANSWER_KEYS = ("answer", "text", "sentence", "transcription", "transcript", "caption")
@@ -33,7 +33,12 @@ UNKNOWN_TASK = "other"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The understood fields of one JSON line or table row; `audio` is a path or encoded bytes."""
+    """The understood fields of one JSON line or table row.
+
+    Attributes:
+        audio: a path or an encoded file.
+        unread: what looks like audio but is not read, where `audio` is None.
+    """
 
     id: str | None
     audio: str | bytes | None
@@ -43,41 +48,60 @@ class Record:
     duration_s: float | None
     offset_s: float | None
     references: tuple[str, ...] = ()
+    unread: str | None = None
 
 
 def parse_record(fields: Mapping[str, Any]) -> Record:
     """Pick the understood fields out of a JSON object or table row."""
     references = _references(fields)
+    audio, unread = find_audio(fields, _TEXTS)
     return Record(
         id=_text(fields, ID_KEYS) or None,
-        audio=_audio(fields),
+        audio=audio,
         instruction=_text(fields, INSTRUCTION_KEYS),
-        answer=_text(fields, ANSWER_KEYS) or (references[0] if references else ""),
+        answer=_first_text(_answer_field(fields)) or (references[0] if references else ""),
         task=_text(fields, TASK_KEYS) or None,
         duration_s=_seconds(fields, DURATION_KEYS) or None,
         offset_s=_seconds(fields, OFFSET_KEYS),
         references=references,
+        unread=unread,
     )
+
+
+_TEXTS = (*INSTRUCTION_KEYS, *ANSWER_KEYS, *REFERENCES_KEYS, *TASK_KEYS)
 
 
 def _references(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """Return all right answers where there are several: a list under `references`, or instead of the answer."""
-    for key in (*REFERENCES_KEYS, *ANSWER_KEYS):
-        value = fields.get(key)
+    for value in (*(fields.get(key) for key in REFERENCES_KEYS), _answer_field(fields)):
         if isinstance(value, list):
-            texts = [str(text).strip() for text in value if isinstance(text, str | int | float)]
-            return tuple(dict.fromkeys(text for text in texts if text))
+            return tuple(dict.fromkeys(text for text in map(as_text, value) if text))
     return ()
 
 
+def _answer_field(fields: Mapping[str, Any]) -> Any:
+    """Return what is under the first name that is there, even if it is empty: the next would be another text."""
+    return next((fields[key] for key in ANSWER_KEYS if key in fields), None)
+
+
 def _text(fields: Mapping[str, Any], keys: tuple[str, ...]) -> str:
-    for key in keys:
-        value = fields.get(key)
-        if isinstance(value, list):  # several references: the first is the one to learn
-            value = value[0] if value else None
-        if isinstance(value, str | int | float):
-            return str(value).strip()
-    return ""
+    return next((text for text in (_first_text(fields.get(key)) for key in keys) if text), "")
+
+
+def _first_text(value: Any) -> str:
+    """Return a value as text; of several references the first is the one to learn."""
+    values = value if isinstance(value, list) else [value]
+    return next((text for text in map(as_text, values) if text), "")
+
+
+def as_text(value: Any) -> str:
+    """Return a string, or a number as it is written; "" for all else, NaN and infinity among it.
+
+    Whole numbers have no decimals: a column of integers with gaps is one of floats.
+    """
+    if isinstance(value, float):
+        return (str(int(value)) if value.is_integer() else str(value)) if math.isfinite(value) else ""
+    return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
 def _seconds(fields: Mapping[str, Any], keys: tuple[str, ...]) -> float | None:
@@ -87,16 +111,6 @@ def _seconds(fields: Mapping[str, Any], keys: tuple[str, ...]) -> float | None:
     except ValueError:
         return None
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
-
-
-def _audio(fields: Mapping[str, Any]) -> str | bytes | None:
-    for key in AUDIO_KEYS:
-        value = fields.get(key)
-        if isinstance(value, Mapping):  # Hugging Face: {"bytes": ..., "path": ...}
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, bytes) or (isinstance(value, str) and value and key != "context"):
-            return value
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +168,17 @@ def bad_row(sample_id: str, error: BadAudio) -> Row:
 
 
 def check_record(record: Record, has_audio: bool) -> None:
-    """Raise BadAudio unless there is an answer, and audio or a text-only instruction."""
+    """Raise BadAudio unless there is an answer, and audio or an instruction with nothing that looks like audio."""
     if not record.answer:
         raise BadAudio("no_answer", f"none of {', '.join(ANSWER_KEYS)} has text")
-    if not has_audio and (record.duration_s or not record.instruction):
+    if has_audio:
+        return
+    if record.unread:
+        raise BadAudio("unknown_audio", record.unread)
+    if record.audio is not None:
+        name = record.audio if isinstance(record.audio, str) else "audio inside of its JSON"
+        raise BadAudio("no_audio", f"names {name}, which is not in the shard")
+    if record.duration_s or not record.instruction:
         raise BadAudio("no_audio", "no audio, and not a text-only sample")
 
 

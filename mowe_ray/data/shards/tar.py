@@ -1,4 +1,4 @@
-"""WebDataset tar: `KEY.flac` (wav, mp3, opus...) next to `KEY.json`; a JSON alone is text only.
+"""WebDataset tar: `KEY.flac` (wav, mp3, opus...) and `KEY.json`; a JSON alone is text only.
 
 Scanning walks member headers and seeks over the audio. Reading takes byte ranges, so any order is
 cheap.
@@ -7,12 +7,15 @@ cheap.
 import json
 import os
 import tarfile
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from mowe_ray.data.audio_headers import suffix_of
 from mowe_ray.data.decode import header_duration_s
 from mowe_ray.data.sample import AUDIO_SUFFIXES, BadAudio, BadSample, Sample
+from mowe_ray.data.shards.audio_field import has_audio_suffix
 from mowe_ray.data.shards.record import (
     UNKNOWN_TASK,
     Place,
@@ -27,6 +30,13 @@ from mowe_ray.data.shards.record import (
 from mowe_ray.data.shards.storage import open_file, read_ranges
 
 _BLOCK = 512
+# Members beside a JSON that are no clip: transcripts, labels and notes.
+_TEXT_SUFFIXES = frozenset(
+    (
+        *("txt", "text", "cls", "lab", "label", "id", "csv", "tsv", "xml", "yaml", "yml", "md", "html", "srt", "vtt"),
+        *("lrc", "ctm", "stm", "trn", "trans", "textgrid", "phn", "wrd", "lang", "src", "tgt"),
+    )
+)
 
 
 class _Cut(Exception):  # noqa: N818 - not an error: what came before is good
@@ -35,15 +45,37 @@ class _Cut(Exception):  # noqa: N818 - not an error: what came before is good
 
 @dataclass(slots=True)
 class _Group:
-    """The consecutive members that share a key."""
+    """The members that share a key."""
 
     key: str
-    audio: tarfile.TarInfo | None = None
+    audio: list[tarfile.TarInfo] = field(default_factory=list)
     meta: tarfile.TarInfo | None = None
+    others: list[tarfile.TarInfo] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is audio and its JSON."""
+        return bool(self.audio) and self.meta is not None
+
+    def has(self, member: tarfile.TarInfo, suffix: str) -> bool:
+        """Whether `member` is there already, so that another one begins a new sample."""
+        if suffix == "json":
+            return self.meta is not None
+        return any(member.name == other.name for other in self.audio)
+
+    def add(self, member: tarfile.TarInfo, suffix: str) -> None:
+        """Put a member where it belongs."""
+        if suffix == "json":
+            self.meta = member
+        else:
+            (self.audio if suffix in AUDIO_SUFFIXES else self.others).append(member)
 
 
 def scan(shard: str, default_task: str | None) -> Iterator[Row]:
-    """Yield a row for each sample of a tar; samples before a cut are good."""
+    """Yield a row for each sample of a tar; samples before a cut are good.
+
+    The members of a sample are joined wherever they lie. Rows come as soon as all before them are complete.
+    """
     with open_file(shard) as file:
         try:
             archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closed below
@@ -51,26 +83,53 @@ def scan(shard: str, default_task: str | None) -> Iterator[Row]:
             yield broken_shard(shard, str(error))
             return
         with archive:
-            group: _Group | None = None
+            waiting: deque[_Group] = deque()
+            by_key: dict[str, _Group] = {}
+            last = ""
             try:
                 for member in _members(archive, file):
-                    key, _, suffix = member.name.rpartition(".")
-                    if group is None or group.key != key:
-                        if group is not None:
-                            yield from _row(group, archive, default_task)
-                        group = _Group(key)
-                    if suffix.lower() == "json":
-                        group.meta = member
-                    elif suffix.lower() in AUDIO_SUFFIXES:
-                        group.audio = member
+                    if _is_hidden(member.name):
+                        continue
+                    key, suffix = _key_of(member.name)
+                    if key != last:
+                        while waiting and waiting[0].complete:
+                            done = waiting.popleft()
+                            if by_key[done.key] is done:
+                                del by_key[done.key]
+                            yield from _row(done, archive, default_task)
+                    if key not in by_key or by_key[key].has(member, suffix):
+                        by_key[key] = _Group(key)
+                        waiting.append(by_key[key])
+                    by_key[key].add(member, suffix)
+                    last = key
             except _Cut as cut:
-                # Half of the last sample may lie beyond the cut: only a complete one is good.
-                if group is not None and group.audio and group.meta:
-                    yield from _row(group, archive, default_task)
+                # What a sample lacks may lie beyond the cut: only a complete one is good.
+                for group in waiting:
+                    if group.complete:
+                        yield from _row(group, archive, default_task)
                 yield broken_shard(shard, str(cut))
                 return
-            if group is not None:
-                yield from _row(group, archive, default_task)
+            apart = {_short_key(group.key): group for group in waiting if group.audio and group.meta is None}
+            for group in waiting:
+                yield from _row(group, archive, default_task, apart.get(_short_key(group.key)))
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a member is the file system's own, as macOS adds `._a.wav` to each `a.wav`."""
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/")) or "__MACOSX/" in name
+
+
+def _key_of(name: str) -> tuple[str, str]:
+    """Return a member's key and its suffix in lower case; `a.wav.json` has the key of `a.wav`."""
+    key, _, suffix = name.rpartition(".")
+    suffix = suffix.lower()
+    stem, _, inner = key.rpartition(".")
+    return (stem if suffix == "json" and stem and has_audio_suffix(inner) else key), suffix
+
+
+def _short_key(key: str) -> str:
+    """Return a key as webdataset's own tools take it, up to the first dot, without its folder."""
+    return key.rpartition("/")[2].partition(".")[0]
 
 
 def _members(archive: tarfile.TarFile, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
@@ -95,13 +154,23 @@ def _members(archive: tarfile.TarFile, file: BinaryIO) -> Iterator[tarfile.TarIn
         raise _Cut(f"no end marker at byte {end} of {size}")
 
 
-def _row(group: _Group, archive: tarfile.TarFile, default_task: str | None) -> Iterator[Row]:
-    audio, meta = group.audio, group.meta
-    if audio is None and meta is None:
-        return  # members of other kinds (.txt, .cls, README)
+def _row(
+    group: _Group, archive: tarfile.TarFile, default_task: str | None, apart: _Group | None = None
+) -> Iterator[Row]:
+    """Yield the row of a group, if it is a sample.
+
+    Args:
+        apart: a group of audio alone that may belong to this one.
+    """
+    meta = group.meta
     try:
+        audio = _audio_of(group, archive)
+        if audio is None and meta is None:
+            return  # members of other kinds (.txt, .cls, README)
         fields = _parse_json(_content(archive, meta)) if meta is not None else {}
         record = parse_record(fields)
+        if audio is None and apart is not None and apart is not group:
+            raise BadAudio("unknown_audio", f"{apart.audio[0].name} has another key than its JSON")
         check_record(record, audio is not None)
         duration = record.duration_s or 0.0
         if audio is not None and not duration:
@@ -120,6 +189,34 @@ def _row(group: _Group, archive: tarfile.TarFile, default_task: str | None) -> I
         meta_at=meta.offset_data if meta is not None else 0,
         meta_size=meta.size if meta is not None else 0,
     )
+
+
+def _audio_of(group: _Group, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """Return the one member that is audio, by its suffix or else by its first bytes.
+
+    Raises:
+        BadAudio: there are several, or the only candidate is not audio that is known.
+    """
+    if len(group.audio) == 1:
+        return group.audio[0]
+    if group.audio:
+        names = ", ".join(member.name for member in group.audio)
+        raise BadAudio("unknown_audio", f"several members are audio: {names}")
+    for member in group.others:
+        suffix = member.name.rpartition(".")[2].lower()
+        if suffix in _TEXT_SUFFIXES:
+            continue
+        if _sniffs(archive, member):
+            return member
+        if group.meta is not None or has_audio_suffix(suffix):
+            raise BadAudio("unknown_audio", f"{member.name} is beside the JSON, but is not audio of a known kind")
+    return None
+
+
+def _sniffs(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
+    file = archive.extractfile(member)
+    assert file is not None, "a regular file has content"
+    return suffix_of(file.read(_BLOCK)) is not None
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

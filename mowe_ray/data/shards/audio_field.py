@@ -1,0 +1,148 @@
+"""Which field of a row holds its audio.
+
+Audio is read under the names of `AUDIO_KEYS`. A row in which anything else looks like audio is not a text-only
+sample: it is refused, and the field is named.
+"""
+
+import io
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from mowe_ray.data.audio_headers import suffix_of
+from mowe_ray.data.sample import AUDIO_SUFFIXES
+
+# The first present one wins. NeMo: audio_filepath; AudioBench: context; ms-swift: audios; audiofolder: file_name.
+AUDIO_KEYS = (
+    *("audio", "audio_filepath", "audio_path", "context", "audio_file", "audios", "wav", "wav_path", "speech", "sound"),
+    *("file_name", "filename", "path", "file"),
+)
+# Under these names text is as common as audio, so that a string must end like an audio file.
+_AMBIGUOUS_KEYS = frozenset({"context", "speech", "sound", "file_name", "filename", "path", "file"})
+
+# Suffixes of audio that is not read, so that a name with one of them is not mistaken for text.
+_OTHER_SUFFIXES = frozenset(
+    (
+        *("sph", "nist", "amr", "awb", "wv", "ac3", "eac3", "dts", "ape", "tta", "shn", "alac", "spx", "gsm", "vox"),
+        *("raw", "pcm", "ulaw", "alaw", "mp2", "mpga", "m4b", "m4r", "3gp", "mov", "mkv", "avi", "flv", "aifc", "snd"),
+        *("voc", "wave", "ra", "adts", "weba", "mid", "midi"),
+    )
+)
+_ENDING = re.compile(rf"\.(?:{'|'.join(sorted(AUDIO_SUFFIXES | _OTHER_SUFFIXES))})(?:[?#:][^\n]*)?\s*$", re.IGNORECASE)
+# RIFF, OggS, fLaC, ID3 and an MPEG frame in base64, and the start of a data URL.
+_INLINE = re.compile(r"UklGR|T2dnU|ZkxhQ|SUQz|//[suv]|data:audio/")
+_AUDIO_WORD = re.compile(r"audio|wav|sampl(?:e|ing)_?rate", re.IGNORECASE)
+# Fewer numbers than this are not a clip: 25 ms at 16 kHz.
+_FEWEST_SAMPLES = 400
+_DEEPEST = 6
+
+
+def find_audio(fields: Mapping[str, Any], texts: tuple[str, ...] = ()) -> tuple[str | bytes | None, str | None]:
+    """Return a row's audio, as a path or an encoded file, or what in the row looks like audio but is not read.
+
+    Args:
+        fields: Values by name.
+        texts: Names of fields that hold text, in which a string never is audio.
+    """
+    for key in AUDIO_KEYS:
+        value = fields.get(key)
+        if _is_empty(value) or (key in _AMBIGUOUS_KEYS and isinstance(value, str) and not is_audio_name(value)):
+            continue
+        audio = _encoded(value)
+        return audio, None if audio is not None else f"{key!r} holds {_description(value)}, which is not read"
+    for key, value in fields.items():
+        mapping_only = key in texts
+        if _looks_like_audio(str(key), value, mapping_only):
+            usual = ", ".join(AUDIO_KEYS[:3])
+            return None, f"{key!r} looks like audio ({_description(value)}), which is read under {usual}"
+    return None, None
+
+
+def is_audio_name(text: str) -> bool:
+    """Whether a text is the name of an audio file, by its suffix."""
+    return "\n" not in text.strip() and _ENDING.search(text) is not None
+
+
+def has_audio_suffix(suffix: str) -> bool:
+    """Whether files with this suffix (without the dot) hold audio, even if it is not read."""
+    return suffix.lower() in AUDIO_SUFFIXES | _OTHER_SUFFIXES
+
+
+def _is_empty(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_empty(part) for part in value.values() if not isinstance(part, int | float)) and (
+            value.get("bytes") is None
+        )
+    return value is None or value is False or value == "" or value == [] or value != value  # NaN: a gap in pandas
+
+
+def _encoded(value: Any) -> str | bytes | None:
+    """Return a path or the bytes of an audio file; None where the value is neither."""
+    if isinstance(value, list) and len(value) == 1:  # one clip in a list of clips
+        return _encoded(value[0])
+    if not isinstance(value, Mapping):
+        return value if isinstance(value, bytes) or (isinstance(value, str) and not _INLINE.match(value)) else None
+    content = value.get("bytes")
+    if isinstance(content, bytes) and (content or not value.get("path")):
+        return content
+    if value.get("array") is not None:  # `datasets` after decoding; its path may not lead anywhere any more
+        return _wav(value["array"], value.get("sampling_rate"))
+    if content is None and isinstance(value.get("path"), str):
+        return str(value["path"])
+    return None if "path" in value else find_audio(value)[0]
+
+
+def _wav(array: Any, rate: Any) -> bytes | None:
+    """Return (S,) or (channels, S) numbers in -1..1 as a WAV file; None where they are something else."""
+    try:
+        wave = np.asarray(array, np.float32)
+        whole = not isinstance(_first_number(array), float)
+    except (TypeError, ValueError):
+        return None
+    if not isinstance(rate, int | float) or not rate > 0 or whole or wave.ndim > 2 or not wave.size:
+        return None
+    file = io.BytesIO()
+    # Of two axes the short one is the channels, whichever comes first.
+    channels_last = wave.T if wave.ndim == 2 and wave.shape[0] < wave.shape[1] else wave
+    soundfile.write(file, channels_last, int(rate), format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+def _first_number(value: Any) -> Any:
+    while isinstance(value, list) and value:
+        value = value[0]
+    return value
+
+
+def _looks_like_audio(key: str, value: Any, mapping_only: bool, depth: int = 0) -> bool:
+    """Whether a field, or anything within it, is an audio file, its name, or a waveform."""
+    if _is_empty(value) or depth > _DEEPEST:
+        return False
+    if isinstance(value, Mapping):
+        known = not mapping_only and not {"bytes", "array", "sampling_rate"}.isdisjoint(value)
+        return known or any(_looks_like_audio(str(name), part, False, depth + 1) for name, part in value.items())
+    if isinstance(value, list):
+        first = _first_number(value)
+        if isinstance(first, int | float) and not isinstance(first, bool):
+            nested = value[0] if isinstance(value[0], list) else value
+            return _AUDIO_WORD.search(key) is not None or max(len(nested), len(value)) >= _FEWEST_SAMPLES
+        return any(_looks_like_audio(key, part, mapping_only, depth + 1) for part in value)
+    if mapping_only:
+        return False
+    named = _AUDIO_WORD.search(key) is not None
+    if isinstance(value, bytes):
+        return named or suffix_of(value) is not None
+    if isinstance(value, str):
+        return is_audio_name(value) or _INLINE.match(value) is not None or (named and " " not in value.strip())
+    return named and value != 0  # a sampling rate, a count of clips
+
+
+def _description(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a mapping of {', '.join(sorted(map(str, value)))}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return f"{len(value)} bytes" if isinstance(value, bytes) else repr(value)[:60]
