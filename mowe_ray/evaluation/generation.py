@@ -118,7 +118,7 @@ def choices(audio: AudioTokens | None) -> list[tuple[Choice | None, Choice | Non
     """Return what the data-independent and the data-dependent router chose for each of the C clips."""
     if audio is None:
         return []
-    record, clips = audio.record, int((audio.valid > 0).sum())
+    record, clips = audio.record, sum(count > 0 for count in audio.valid)
     independent = None if record.independent is None else _choice(record.independent)
     dependent = (
         [None] * clips

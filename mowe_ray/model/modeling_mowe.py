@@ -11,16 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .adapter import valid_mask
 from .configuration_mowe import EncoderSpec, MoweConfig
 from .encoders import AudioEncoder
 from .lora import inject_lora
+from .pool import on_host
 from .routing import RoutingRecord
 from .routing_loss import RoutingTotals, routing_loss
 from .tower import AudioTokens, AudioTower, PreparedAudio
@@ -230,11 +231,12 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         assert input_ids is not None
         if audio is None:
             audio = self.encode_audio(input_values, input_lengths, encoder_states, prepared_audio)
-        embeds, record = self._embed(input_ids, audio), None if audio is None else audio.record
-        if labels is None:
+        is_audio, is_answer = self._positions(input_ids, labels)
+        embeds, record = self._embed(input_ids, is_audio, audio), None if audio is None else audio.record
+        if labels is None or is_answer is None:
             output = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
             return MoweOutput(logits=output.logits, routing=record, past_key_values=output.past_key_values)
-        logits, answers, targets = self._answer_logits(embeds, attention_mask, labels, kwargs)
+        logits, answers, targets = self._answer_logits(embeds, attention_mask, labels, is_answer, kwargs)
         count = max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch
         # The sum of no terms keeps its graph: a batch without answers still takes part in the
         # backward pass.
@@ -246,19 +248,30 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             loss = lm_loss + self.config.mowe_loss_weight * mowe
         return MoweOutput(loss=loss, logits=logits, lm_loss=lm_loss, routing_loss=mowe, routing=record)
 
-    def _embed(self, input_ids: Tensor, audio: AudioTokens | None) -> Tensor:
-        """Return the rows' embeddings (B, N, W) with the audio in its places."""
+    def _positions(self, input_ids: Tensor, labels: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return where audio tokens are, (B, N) bool, and from where answers are predicted, in one read by the host."""
         is_audio = input_ids == self.config.audio_token_id
+        if labels is None:
+            return on_host(is_audio), None
+        both = on_host(torch.stack([is_audio, _next_labels(labels) != -100]))
+        return both[0], both[1]
+
+    def _embed(self, input_ids: Tensor, is_audio: np.ndarray, audio: AudioTokens | None) -> Tensor:
+        """Return the rows' embeddings (B, N, W) with the audio in its places."""
         # After the embedding module, which in some models scales; the audio's own scale is learned.
-        embeds: Tensor = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
+        words = input_ids.masked_fill(input_ids == self.config.audio_token_id, 0)
+        embeds: Tensor = self.get_input_embeddings()(words)
+        places = np.flatnonzero(is_audio)
+        counts = [] if audio is None else audio.valid
+        self._check_counts(len(places), sum(counts))
         if audio is None:
-            self._check_counts(int(is_audio.sum()), 0)
             return embeds
-        tokens = audio.tokens[valid_mask(audio.valid, audio.tokens.shape[1])]
-        self._check_counts(int(is_audio.sum()), len(tokens))
-        if not len(tokens):
+        if not sum(counts):
             return embeds + (audio.tokens.sum() * 0).to(embeds.dtype)
-        return embeds.masked_scatter(is_audio[..., None], tokens.to(embeds.dtype))
+        longest = audio.tokens.shape[1]
+        counted = np.concatenate([np.arange(count) + clip * longest for clip, count in enumerate(counts)])
+        tokens = audio.tokens.flatten(0, 1)[_beside(counted, embeds)].to(embeds.dtype)
+        return embeds.flatten(0, 1).index_copy(0, _beside(places, embeds), tokens).view_as(embeds)
 
     def _check_counts(self, placeholders: int, tokens: int) -> None:
         if placeholders != tokens:
@@ -268,23 +281,28 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
 
     def _answer_logits(
-        self, embeds: Tensor, attention_mask: Tensor | None, labels: Tensor, kwargs: dict[str, Any]
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor,
+        is_answer: np.ndarray,
+        kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the logits to report, those of the answers (A, V), and their targets (A,)."""
-        targets = F.pad(labels[:, 1:], (0, 1), value=-100)
-        is_answer = targets != -100
+        targets = _next_labels(labels)
         kwargs = {"use_cache": False, **kwargs}
         if self.training and "logits_to_keep" in inspect.signature(self.language_model.forward).parameters:
             # A position that is in no row's answer needs no logits; at least one keeps the head in
             # the graph.
             columns = is_answer.any(0)
-            columns[0] |= ~columns.any()
-            kept = columns.nonzero().flatten()
-            targets, is_answer = targets[:, kept], is_answer[:, kept]
+            columns[0] |= not columns.any()
+            kept = _beside(np.flatnonzero(columns), embeds)
+            targets, is_answer = targets[:, kept], is_answer[:, columns]
             kwargs["logits_to_keep"] = kept
         logits = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs).logits
-        answers = logits[is_answer]
-        return answers if self.training else logits, answers, targets[is_answer]
+        places = _beside(np.flatnonzero(is_answer), embeds)
+        answers = logits.flatten(0, 1)[places]
+        return answers if self.training else logits, answers, targets.flatten()[places]
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -314,8 +332,19 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if audio is None:
             audio = self.encode_audio(input_values, input_lengths, encoder_states)
-        embeds = self._embed(input_ids, audio)
+        is_audio, _ = self._positions(input_ids, None)
+        embeds = self._embed(input_ids, is_audio, audio)
         self.language_model.generation_config = kwargs.pop("generation_config", None) or self.generation_config
         return self.language_model.generate(  # type: ignore[operator]
             inputs_embeds=embeds, attention_mask=attention_mask, **kwargs
         )
+
+
+def _next_labels(labels: Tensor) -> Tensor:
+    """Return labels (B, N) where they are predicted: one position to the left."""
+    return F.pad(labels[:, 1:], (0, 1), value=-100)
+
+
+def _beside(numbers: np.ndarray, tensor: Tensor) -> Tensor:
+    """Return whole numbers of the host on a tensor's device."""
+    return torch.from_numpy(numbers).to(tensor.device, non_blocking=True)

@@ -3,6 +3,10 @@
 Legend: C clips, S samples, T base frames, M members, K mixtures (fusion blocks), R clips of one
 member, D common width (the base encoder's), L layers that a choice of features needs, N frames and
 E width of one encoder.
+
+Which clips a member runs on decides shapes, so the host has to know it. Each read of a tensor makes the host wait for
+the device; here there is one in a forward, of all choices together, and everything that follows from them and from the
+clips' lengths is worked out on the host.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +31,8 @@ class Clips:
 
     Attributes:
         wave: (C, S) mono 16 kHz.
-        lengths: (C,) valid samples.
+        lengths: (C,) valid samples; best on the host, which has to know them. They move to the wave's device.
+        sizes: The same as plain numbers.
         pad_audio: How far encoders with a choice pad: `bucket` or `full30`.
         features: By front-end and padded length, which rows (R,) it was computed for, and (R, ...).
         states: (C, L, N, E) of encoders that do not have to run, by place: 0 the base, 1, 2... the pool.
@@ -35,30 +41,42 @@ class Clips:
     wave: Tensor
     lengths: Tensor
     pad_audio: PadAudio = "bucket"
-    features: dict[FeatureKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    features: dict[FeatureKey, tuple[list[int], Tensor]] = field(default_factory=dict)
     states: dict[int, Tensor] = field(default_factory=dict)
+    sizes: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sizes = self.lengths.tolist()
+        self.lengths = self.lengths.to(self.wave.device, non_blocking=True)
 
     def key(self, encoder: AudioEncoder) -> FeatureKey:
         """Name the features `encoder` wants of this batch."""
-        return encoder.front_end, encoder.pad_samples(int(self.lengths.max()), self.pad_audio)
+        return encoder.front_end, encoder.pad_samples(max(self.sizes), self.pad_audio)
 
-    def compute(self, requests: Iterable[tuple[FeatureKey, Tensor]]) -> None:
+    def compute(self, requests: Iterable[tuple[FeatureKey, list[int]]]) -> None:
         """Compute each distinct front-end once, for all the rows that any request needs of it."""
-        wanted: dict[FeatureKey, Tensor] = {}
+        wanted: dict[FeatureKey, set[int]] = {}
         for key, rows in requests:
-            needed = wanted.setdefault(key, torch.zeros_like(self.lengths, dtype=torch.bool))
-            needed[rows] = True
+            wanted.setdefault(key, set()).update(rows)
         for key, needed in wanted.items():
-            if key not in self.features and needed.any():
-                rows = needed.nonzero().flatten()
-                self.features[key] = rows, key[0](self.wave[rows], self.lengths[rows], key[1])
+            if key not in self.features and needed:
+                rows = sorted(needed)
+                self.features[key] = rows, key[0](self.pick(self.wave, rows), self.pick(self.lengths, rows), key[1])
 
-    def take(self, key: FeatureKey, rows: Tensor) -> Tensor:
+    def take(self, key: FeatureKey, rows: list[int]) -> Tensor:
         """Return the computed features of `rows` (R,), in their order."""
         computed, features = self.features[key]
-        if torch.equal(computed, rows):
+        if computed == rows:
             return features
-        return features[torch.searchsorted(computed, rows)]
+        return features[self.index([computed.index(row) for row in rows])]
+
+    def pick(self, values: Tensor, rows: list[int]) -> Tensor:
+        """Return `rows` (R,) of values (C, ...): themselves if that is all of them."""
+        return values if rows == list(range(len(values))) else values[self.index(rows)]
+
+    def index(self, rows: list[int]) -> Tensor:
+        """Return row numbers as a tensor beside the waves."""
+        return torch.tensor(rows).to(self.wave.device, non_blocking=True)
 
 
 def hop_samples(encoder: AudioEncoder) -> int:
@@ -234,10 +252,9 @@ class WeakEncoderPool(nn.Module):
         Returns:
             K mixtures (C, T, D).
         """
-        needed = chosen.any(0)
-        if self.execution == "dense":
-            needed = torch.ones_like(needed)
-        rows = [needed[:, member].nonzero().flatten() for member in range(len(self.members))]
+        used = on_host(chosen)
+        needed = np.ones(used.shape[1:], bool) if self.execution == "dense" else used.any(0)
+        rows = [np.flatnonzero(column).tolist() for column in needed.T]
         keys = {i: clips.key(member.encoder) for i, member in enumerate(self) if i + 1 not in clips.states}
         clips.compute((key, rows[index]) for index, key in keys.items())
         mixtures: list[Tensor | None] = [None] * len(weights)
@@ -250,16 +267,18 @@ class WeakEncoderPool(nn.Module):
             known = clips.states.get(index + 1)
             states = member(
                 clips.take(keys[index], rows[index]) if known is None else None,
-                clips.lengths[rows[index]],
+                clips.pick(clips.lengths, rows[index]),
                 hop,
                 frames,
-                None if known is None else known[rows[index]],
+                None if known is None else clips.pick(known, rows[index]),
             )
-            for mixture, (weight, used) in enumerate(zip(weights, chosen, strict=True)):
-                if self.execution == "dense" or bool(used[:, index].any()):
-                    scaled = states * weight[rows[index], index, None, None].to(states.dtype)
-                    mixtures[mixture] = _scatter(mixtures[mixture], scaled, rows[index], len(clips.lengths))
-        mixed = [self._nothing(len(clips.lengths), frames) if mixture is None else mixture for mixture in mixtures]
+            everyone = len(rows[index]) == len(clips.sizes)
+            where = None if everyone else clips.index(rows[index])
+            for mixture, weight in enumerate(weights):
+                if self.execution == "dense" or used[mixture, :, index].any():
+                    scaled = states * clips.pick(weight[:, index, None, None], rows[index]).to(states.dtype)
+                    mixtures[mixture] = _scatter(mixtures[mixture], scaled, where, len(clips.sizes))
+        mixed = [self._nothing(len(clips.sizes), frames) if mixture is None else mixture for mixture in mixtures]
         for silent in idle:
             mixed[0] = mixed[0] + silent
         return mixed
@@ -282,9 +301,14 @@ class WeakEncoderPool(nn.Module):
         return states
 
 
-def _scatter(total: Tensor | None, states: Tensor, rows: Tensor, clips: int) -> Tensor:
-    """Add states (R, T, D) into their rows of `total` (C, T, D); None is zero."""
-    if len(rows) == clips:
+def on_host(mask: Tensor) -> np.ndarray:
+    """Copy a mask to the host, which waits for the device meanwhile."""
+    return mask.to("cpu", copy=True).numpy()
+
+
+def _scatter(total: Tensor | None, states: Tensor, rows: Tensor | None, clips: int) -> Tensor:
+    """Add states (R, T, D) into their `rows` (R,) of `total` (C, T, D), by default all of them; no total is zero."""
+    if rows is None:
         return states if total is None else total + states
     if total is None:
         total = states.new_zeros(clips, *states.shape[1:])

@@ -51,7 +51,7 @@ class RoutingTotals:
         return cls(
             probabilities.sum(0),
             routing.chosen.to(probabilities.dtype).sum(0),
-            probabilities.new_tensor(len(probabilities)),
+            probabilities.new_full((), len(probabilities)),
         )
 
     def __add__(self, other: RoutingTotals) -> RoutingTotals:
@@ -95,12 +95,13 @@ def routing_loss(
     routers = [routing for routing in (record.independent, record.dependent) if routing is not None]
     if not routers:
         return torch.zeros(())
-    clips = float(record.clips)
     if totals is None and record.dependent is not None:
         totals = RoutingTotals.of(record.dependent)
-    total_clips = clips if totals is None else float(totals.clips)
-    # Never divides by zero: without clips every numerator below is zero as well.
-    share, per_clip = clips / max(total_clips, 1.0), 1.0 / max(total_clips, 1.0)
+    total_clips = routers[0].logits.new_full((), record.clips) if totals is None else totals.clips
+    # Never divides by zero: without clips every numerator below is zero as well. Tensors, because reading the number
+    # of clips would make the host wait for the device.
+    at_least_one = total_clips.to(routers[0].logits).clamp(min=1.0)
+    share, per_clip = record.clips / at_least_one, 1.0 / at_least_one
     # Without clips the routers still take part in the backward pass, with a zero gradient.
     loss = sum(
         (routing.logits.sum() * 0 for routing in routers),
@@ -122,9 +123,9 @@ def routing_loss(
     return loss
 
 
-def _batch_term(routing: Routing, kind: str, totals: RoutingTotals, share: float, per_clip: float) -> Tensor:
-    """Return the share of the term over the dependent router's (C, M) decisions."""
-    if kind == "none" or float(totals.clips) == 0:
+def _batch_term(routing: Routing, kind: str, totals: RoutingTotals, share: Tensor, per_clip: Tensor) -> Tensor:
+    """Return the share of the term over the dependent router's (C, M) decisions; zero if no batch has clips."""
+    if kind == "none":
         return routing.probabilities.sum() * 0
     local = routing.probabilities.sum(0)
     # Global value, local gradient.
@@ -133,11 +134,12 @@ def _batch_term(routing: Routing, kind: str, totals: RoutingTotals, share: float
         return per_clip * entropy(routing.probabilities).sum() - _value_share(entropy(mean), share)
     if kind == "load_balance":
         dispatched = totals.dispatch_sum.to(local)
-        fraction = dispatched / dispatched.sum()
+        fraction = dispatched / dispatched.sum().clamp(min=1.0)
         return _value_share(len(mean) * (fraction * mean).sum(), share)
-    return _value_share(mean.var(correction=0) / mean.mean().square(), share)
+    smallest = torch.finfo(mean.dtype).tiny
+    return _value_share(mean.var(correction=0) / mean.mean().square().clamp(min=smallest), share)
 
 
-def _value_share(term: Tensor, share: float) -> Tensor:
+def _value_share(term: Tensor, share: Tensor) -> Tensor:
     """Scale a term's value by `share`, but not its gradient, which is local already."""
     return term - (1.0 - share) * term.detach()

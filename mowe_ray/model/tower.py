@@ -76,10 +76,10 @@ class PreparedAudio:
 
 
 class AudioTokens(NamedTuple):
-    """Audio tokens (C, N, W), how many of them count (C,), and the routers' decisions."""
+    """Audio tokens (C, N, W), how many of each clip's count, C numbers, and the routers' decisions."""
 
     tokens: Tensor
-    valid: Tensor
+    valid: list[int]
     record: RoutingRecord
 
 
@@ -168,9 +168,9 @@ class AudioTower(nn.Module):
             record = self._route(features, valid, prepared.noise, None if is_dummy else prepared.record)
         fused = torch.cat([features, *self._mix(clips, record, features)], dim=-1)
         tokens = self.adapter(fused, valid)
-        counts = torch.as_tensor(shrunk(valid, self.config.downsample))
         if is_dummy:
-            return AudioTokens(tokens, torch.zeros_like(counts), _without_clips(record))
+            return AudioTokens(tokens, [0], _without_clips(record))
+        counts = [shrunk(self.base_encoder.num_frames(size), self.config.downsample) for size in clips.sizes]
         return AudioTokens(tokens, counts, record)
 
     def encode_base(self, clips: Clips) -> tuple[Tensor, Tensor]:
@@ -179,9 +179,9 @@ class AudioTower(nn.Module):
         if 0 in clips.states:
             assert not (self.config.spec_augment and self.training), "what is masked has to run"
             valid = base.num_frames(clips.lengths)
-            return clips.states[0][:, 0, : int(valid.max())], valid
+            return clips.states[0][:, 0, : self._frames(clips)], valid
         key = clips.key(base)
-        everyone = torch.arange(len(clips.lengths), device=clips.lengths.device)
+        everyone = list(range(len(clips.sizes)))
         clips.compute([(key, everyone)])
         features = clips.take(key, everyone)
         augment = self.config.spec_augment
@@ -195,7 +195,11 @@ class AudioTower(nn.Module):
         valid = base.num_frames(clips.lengths)
         states = base(features, lengths=clips.lengths)
         assert isinstance(states, Tensor)
-        return states[:, : int(valid.max())], valid
+        return states[:, : self._frames(clips)], valid
+
+    def _frames(self, clips: Clips) -> int:
+        """Return T, the base frames of the longest clip."""
+        return max(map(self.base_encoder.num_frames, clips.sizes))
 
     def _clips(self, wave: Tensor | None, lengths: Tensor | None, states: Mapping[int, Tensor]) -> tuple[Clips, bool]:
         """Return the batch, or one silent clip all encoders can take, and whether it is that.
@@ -214,7 +218,7 @@ class AudioTower(nn.Module):
         }
         return Clips(
             torch.zeros(1, shortest, device=device),
-            torch.tensor([shortest], device=device),
+            torch.tensor([shortest]),
             pad_audio,
             states=silent,
         ), True
@@ -294,7 +298,7 @@ class AudioTower(nn.Module):
             return RoutingTotals.of(record.dependent)
         members = 0 if self.pool is None else len(self.pool.members)
         zeros = torch.zeros(members, device=clips.wave.device)
-        return RoutingTotals(zeros, zeros, torch.tensor(float(record.clips), device=clips.wave.device))
+        return RoutingTotals(zeros, zeros, zeros.new_full((), record.clips))
 
 
 def new_encoder(spec: EncoderSpec) -> AudioEncoder:

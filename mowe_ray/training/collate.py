@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ class Batch:
     """One micro-batch of R rows with C clips, ready for the device.
 
     Attributes:
-        inputs: Keyword arguments of the model's forward: `input_ids` (R, N), `attention_mask` (R, N),
-            `labels` (R, N) and, when there is audio, `input_values` (C, S) and `input_lengths` (C,).
+        inputs: Keyword arguments of the model's forward: `input_ids` (R, N) with `labels` (R, N), or in prompts with
+            `attention_mask` (R, N); and, when there is audio, `input_values` (C, S) and `input_lengths` (C,).
         answer_tokens: Labelled tokens.
         audio_s: Seconds of real audio; `padded_s` counts the padding up to the longest clip too.
         ids, sources, tasks, answers: One string a row; has_audio tells which rows have a clip.
@@ -41,28 +41,65 @@ class Batch:
     has_audio: list[bool]
     bad: list[BadSample]
     encoder_states: dict[int, torch.Tensor] = field(default_factory=dict)
+    buffer: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8), repr=False)
 
-    def to(self, device: torch.device | str) -> dict[str, Any]:
-        """Return all that the model's forward takes, on `device`."""
-        return self.text_to(device) | self.audio_to(device)
+    def on(self, device: torch.device | str) -> Batch:
+        """Return the batch with its tensors on `device`: one copy of `buffer`, which does not wait if it is pinned.
 
-    def text_to(self, device: torch.device | str) -> dict[str, Any]:
-        """Return what forward takes beside the audio, on `device`."""
-        return {name: _moved(tensor, device) for name, tensor in self.inputs.items() if name not in _AUDIO}
+        `input_lengths` stay on the host, where shapes are worked out of them.
+        """
+        if torch.device(device).type == "cpu":
+            return self
+        moved = unpack(self.buffer.to(device, non_blocking=True), _packed_tensors(self.inputs, self.encoder_states))
+        return replace(
+            self,
+            inputs=self.inputs | {name: tensor for name, tensor in moved.items() if isinstance(name, str)},
+            encoder_states={place: known for place, known in moved.items() if isinstance(place, int)},
+        )
 
-    def audio_to(self, device: torch.device | str) -> dict[str, Any]:
-        """Return the arguments of the model's `prepare_audio`, on `device`."""
-        audio: dict[str, Any] = {name: _moved(tensor, device) for name, tensor in self.inputs.items() if name in _AUDIO}
-        if self.encoder_states:
-            audio["encoder_states"] = {place: _moved(known, device) for place, known in self.encoder_states.items()}
-        return audio
+    @property
+    def model_inputs(self) -> dict[str, Any]:
+        """All that the model's forward takes."""
+        return self.text_inputs | self.audio_inputs
+
+    @property
+    def text_inputs(self) -> dict[str, Any]:
+        """What forward takes beside the audio."""
+        return {name: tensor for name, tensor in self.inputs.items() if name not in _AUDIO}
+
+    @property
+    def audio_inputs(self) -> dict[str, Any]:
+        """The arguments of the model's `prepare_audio`."""
+        audio: dict[str, Any] = {name: tensor for name, tensor in self.inputs.items() if name in _AUDIO}
+        return audio | ({"encoder_states": self.encoder_states} if self.encoder_states else {})
 
 
 _AUDIO = ("input_values", "input_lengths")
+_ALIGNMENT = 16  # bytes, of every tensor in a buffer: a multiple of all element sizes
 
 
-def _moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    return tensor.to(device, non_blocking=True)
+def pack(tensors: Mapping[Any, torch.Tensor], *, pin: bool) -> torch.Tensor:
+    """Copy tensors into one buffer of bytes, page-locked if `pin`, from which `unpack` takes them."""
+    size = sum(-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors.values())
+    buffer = torch.empty(size, dtype=torch.uint8, pin_memory=pin)
+    for name, view in unpack(buffer, tensors).items():
+        view.copy_(tensors[name])
+    return buffer
+
+
+def unpack(buffer: torch.Tensor, tensors: Mapping[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
+    """Return views into `buffer`, in order, of the types and shapes of `tensors`."""
+    views, start = {}, 0
+    for name, tensor in tensors.items():
+        views[name] = buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        start += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    return views
+
+
+def _packed_tensors(
+    inputs: Mapping[str, torch.Tensor], encoder_states: Mapping[int, torch.Tensor]
+) -> dict[Any, torch.Tensor]:
+    return {name: tensor for name, tensor in inputs.items() if name != "input_lengths"} | dict(encoder_states)
 
 
 def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool = False) -> Batch:
@@ -83,11 +120,20 @@ def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool
         answers=None if generate else (["-"] if empty else answers),
     )
     inputs = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
+    if not generate:
+        # Rows to train on are padded on the right, where causal attention never looks: without a mask, it runs in
+        # the fused kernels that take none, and nobody reads the mask to see whether it masks anything.
+        del inputs["attention_mask"]
     if empty and "labels" in inputs:
         inputs["labels"] = torch.full_like(inputs["labels"], -100)
+    states = {features.place: padded(features) for features in micro_batch.features}
+    packed = _packed_tensors(inputs, states)
+    buffer = pack(packed, pin=torch.cuda.is_available())
     lengths = [length for length in micro_batch.lengths if length]
+    views = unpack(buffer, packed)
     return Batch(
-        inputs=inputs,
+        inputs=inputs | {name: view for name, view in views.items() if name in inputs},
+        buffer=buffer,
         # The first position has no prediction, so a label there would not count.
         answer_tokens=int((inputs["labels"][:, 1:] != -100).sum()) if "labels" in inputs else 0,
         clips=len(lengths),
@@ -99,7 +145,7 @@ def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool
         answers=answers,
         has_audio=[length > 0 for length in micro_batch.lengths],
         bad=micro_batch.bad,
-        encoder_states={features.place: padded(features) for features in micro_batch.features},
+        encoder_states={place: views[place] for place in states},
     )
 
 

@@ -101,6 +101,7 @@ def _accumulate(
         MicroBatchOutOfMemory: Names the micro-batch that does not fit.
     """
     seeds = [micro_batch_seed(seed, step - 1, slot) for slot in slots]
+    batches = [batch.on(engine.device) for batch in batches]
     prepared, totals = _share_routing(engine, batches, step, slots, seeds)
     losses = torch.zeros(3, dtype=torch.float64, device=engine.device)
     routing = None
@@ -109,7 +110,7 @@ def _accumulate(
         with annotate_out_of_memory(step, slots[i], batch):
             output = engine.forward(
                 # Audio that is prepared is on the device already.
-                **(batch.to(engine.device) if prepared[i] is None else batch.text_to(engine.device)),
+                **(batch.model_inputs if prepared[i] is None else batch.text_inputs),
                 num_items_in_batch=answer_tokens,
                 routing_totals=totals,
                 prepared_audio=prepared[i],
@@ -158,7 +159,7 @@ def _share_routing(
     for batch, slot, seed in zip(batches, slots, seeds, strict=True):
         torch.manual_seed(seed)
         with annotate_out_of_memory(step, slot, batch):
-            audio_state = engine.forward(**batch.audio_to(engine.device), prepare_only=True)
+            audio_state = engine.forward(**batch.audio_inputs, prepare_only=True)
         prepared.append(audio_state)
         vectors.append(audio_state.totals.to_vector())
     return prepared, RoutingTotals.from_vector(engine.all_reduce(torch.stack(vectors).sum(0)))

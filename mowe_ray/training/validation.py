@@ -58,9 +58,9 @@ def validate(
     bad: list[Any] = []
     loss_sum, tokens = 0.0, 0
     for micro_batch in micro_batches:
-        batch = collate(micro_batch, processor)
-        audio = model.encode_audio(**batch.audio_to(engine.device))  # once, for the loss and for the answers
-        output = engine.forward(**batch.text_to(engine.device), audio=audio, num_items_in_batch=1)
+        batch = collate(micro_batch, processor).on(engine.device)
+        audio = model.encode_audio(**batch.audio_inputs)  # once, for the loss and for the answers
+        output = engine.forward(**batch.text_inputs, audio=audio, num_items_in_batch=1)
         assert output.lm_loss is not None  # there were labels
         loss_sum, tokens = loss_sum + float(output.lm_loss), tokens + batch.answer_tokens
         _add_routing(routing, output, batch)
@@ -77,12 +77,12 @@ def _answer(
     labelled: Batch,
     audio: AudioTokens | None,
 ) -> list[Answer]:
-    prompts = collate(micro_batch, processor, generate=True)
+    prompts = collate(micro_batch, processor, generate=True).on(engine.device)
     longest = int((labelled.inputs["labels"] != -100).sum(1).max())
     texts = generate_texts(
         engine.model,
         processor,
-        prompts.text_to(engine.device),
+        prompts.text_inputs,
         audio,
         max_new_tokens=longest + _EXTRA_TOKENS,
         synced_gpus=engine.sharded,

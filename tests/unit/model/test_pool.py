@@ -158,7 +158,7 @@ def test_equal_front_ends_are_computed_once_for_the_clips_that_need_them() -> No
     weights, mask = choices(3, chosen=[[[0], [], [1]]])
     pool(clips, weights, mask, HOP, 35, enter_idle=False)
     ((rows, features),) = clips.features.values()
-    assert rows.tolist() == [0, 2]
+    assert rows == [0, 2]
     assert len(features) == 2
 
 

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from mowe_ray.data.sample import BadSample
-from mowe_ray.training.collate import collate
+from mowe_ray.training.collate import collate, pack, unpack
+from tests.tiny_models import tiny_language_model_config
 
 
 def test_waveforms_come_back_clip_by_clip(make_micro_batch):
@@ -47,8 +48,52 @@ def test_a_micro_batch_that_lost_all_samples_weighs_nothing(processor, make_micr
     assert (batch.answer_tokens, batch.clips, batch.audio_s, batch.padded_s) == (0, 0, 0.0, 0.0)
     assert (batch.ids, batch.answers, batch.has_audio, batch.bad) == ([], [], [], [bad])
     model = make_model().train()
-    output = model(**batch.to("cpu"), num_items_in_batch=7)
+    output = model(**batch.model_inputs, num_items_in_batch=7)
     output.loss.backward()
     assert float(output.lm_loss.detach()) == 0.0
     gradients = [p.grad for p in model.parameters() if p.requires_grad]
     assert all(g is not None and not torch.any(g) for g in gradients)
+
+
+def test_a_batch_moves_to_a_device_as_one_buffer(processor, make_micro_batch):
+    batch = collate(make_micro_batch([0.5, 0, 0.3]), processor)
+    moved = batch.on("meta")
+    lengths = moved.inputs["input_lengths"]
+    assert lengths.device.type == "cpu"
+    assert lengths.tolist() == [8000, 4800]
+    assert {name: (t.shape, t.dtype) for name, t in moved.inputs.items()} == {
+        name: (t.shape, t.dtype) for name, t in batch.inputs.items()
+    }
+    starts = {t.untyped_storage().data_ptr() for name, t in batch.inputs.items() if name != "input_lengths"}
+    assert starts == {batch.buffer.untyped_storage().data_ptr()}
+    assert {t.device.type for name, t in moved.inputs.items() if name != "input_lengths"} == {"meta"}
+
+
+def test_tensors_come_out_of_a_buffer_as_they_went_in():
+    tensors = {
+        "odd": torch.arange(5, dtype=torch.int8),
+        "none": torch.empty(0, 3),
+        1: torch.randn(2, 3, dtype=torch.float64),
+        "half": torch.randn(7).to(torch.bfloat16),
+        "ids": torch.tensor([[1, -100]]),
+    }
+    views = unpack(pack(tensors, pin=False), tensors)
+    assert list(views) == list(tensors)
+    for name, tensor in tensors.items():
+        assert views[name].dtype == tensor.dtype
+        assert torch.equal(views[name], tensor)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_rows_padded_on_the_right_need_no_mask(family, processor, make_micro_batch, make_model):
+    """Causal attention never looks at what comes later, and no loss is taken on it."""
+    micro_batch = make_micro_batch([0.5, 0, 0.3])
+    batch = collate(micro_batch, processor)
+    model = make_model(language_model=tiny_language_model_config(family)).eval()
+    masked = processor(
+        instructions=micro_batch.instructions,
+        audio=[[] if clip is None else [clip] for clip in micro_batch.waveforms()],
+        answers=micro_batch.answers,
+    )
+    assert not masked["attention_mask"].all()
+    torch.testing.assert_close(model(**batch.model_inputs).lm_loss, model(**masked).lm_loss, rtol=1e-6, atol=1e-6)
