@@ -33,10 +33,9 @@ from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.dry_run import dry_run
 from mowe_ray.sweeping.load import load_sweep, render_sweep_help
 from mowe_ray.sweeping.progress import StudyProgress
-from mowe_ray.sweeping.report.files import write_results
-from mowe_ray.sweeping.report.tables import table
+from mowe_ray.sweeping.report.results import table, write_results
 from mowe_ray.sweeping.schema import SweepConfig
-from mowe_ray.sweeping.search_space import Space
+from mowe_ray.sweeping.search_space import SearchSpace
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Cost, load_all
 from mowe_ray.training.fault_tolerance.supervisor import supervised
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     try:
         sweep = load_sweep(arguments.sweep, arguments.overrides)
         if not arguments.dry_run:
-            Space(sweep).base.require_data()
+            SearchSpace(sweep).base.require_data()
     except ConfigError as error:
         return reject(error)
     return run_and_print(

@@ -6,16 +6,16 @@ List positions are written `*` in a known key: `data.train.*.path`.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cache
 from types import UnionType
-from typing import Annotated, Literal, TypeGuard, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from mowe_ray.config.fields import InlineConfig, Section
+from mowe_ray.config.fields import ConfigError, InlineConfig, Section
 from mowe_ray.config.schema import RunConfig
 
 WIDTH = 96
@@ -110,6 +110,50 @@ def nearest_key(dotted: str, root: type[Section] = RunConfig) -> str | None:
 
 def _with_stars(dotted: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in dotted.split("."))
+
+
+def set_key(tree: dict[str, Any], parts: Sequence[str], value: Any) -> None:
+    """Set one value in a tree of mappings and lists.
+
+    Sections that are missing are made, those on the way are copied, so that trees which share them do not change.
+
+    Args:
+        tree: The root, which is changed.
+        parts: The key's parts; `["data", "train", "0", "path"]` addresses a list by position, and the position after
+            the last one appends.
+        value: The value.
+
+    Raises:
+        ConfigError: A list has no such position.
+    """
+    node: Any = tree
+    for depth, part in enumerate(parts[:-1]):
+        below = _child(node, part, parts)
+        if isinstance(below, dict | list):
+            below = below.copy()
+        else:
+            below = [] if parts[depth + 1].isdigit() else {}
+        _put(node, part, below)
+        node = below
+    _child(node, parts[-1], parts)
+    _put(node, parts[-1], value)
+
+
+def _child(node: Any, part: str, parts: Sequence[str]) -> Any:
+    if not isinstance(node, list):
+        return node.get(part)
+    if not part.isdigit() or int(part) > len(node):
+        raise ConfigError([f"{'.'.join(parts)}: no position {part}, the next free one is {len(node)}"])
+    return node[int(part)] if int(part) < len(node) else None
+
+
+def _put(node: Any, part: str, value: Any) -> None:
+    if isinstance(node, dict):
+        node[part] = value
+    elif int(part) < len(node):
+        node[int(part)] = value
+    else:
+        node.append(value)
 
 
 def render_help(root: type[Section] = RunConfig) -> str:

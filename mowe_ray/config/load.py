@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from mowe_ray.config.data_section import EvaluatedData
 from mowe_ray.config.evaluation import EvaluationConfig
 from mowe_ray.config.fields import ConfigError, Section
-from mowe_ray.config.keys import find_key, is_known, members, nearest_key
+from mowe_ray.config.keys import find_key, is_known, members, nearest_key, set_key
 from mowe_ray.config.schema import RunConfig, WorkersSection
 
 Tree = dict[str, Any]
@@ -175,7 +175,7 @@ def _apply_overrides(tree: Tree, overrides: Sequence[str], root: type[Section]) 
         else:
             try:
                 value = _parse_value(dotted, text, root)
-                _set(tree, dotted, value)
+                set_key(tree, dotted.split("."), value)
             except ConfigError as error:
                 problems += error.problems
             else:
@@ -195,39 +195,6 @@ def _parse_value(dotted: str, text: str, root: type[Section]) -> Any:
     if key and str in members(key.field.annotation) and isinstance(value, bool | int | float):
         return text  # a name such as 42 or 12e5 stays as it was typed
     return value
-
-
-def _set(tree: Tree, dotted: str, value: Any) -> None:
-    """Write one value, making sections on the way and appending at the end of a list."""
-    *parents, last = dotted.split(".")
-    node: Any = tree
-    for depth, part in enumerate(parents):
-        below = _child(node, part, dotted)
-        if not isinstance(below, dict | list):
-            below = [] if [*parents, last][depth + 1].isdigit() else {}
-        else:
-            below = below.copy()
-        _put(node, part, below)
-        node = below
-    _child(node, last, dotted)
-    _put(node, last, value)
-
-
-def _child(node: Any, part: str, dotted: str) -> Any:
-    if not isinstance(node, list):
-        return node.get(part)
-    if not part.isdigit() or int(part) > len(node):
-        raise ConfigError([f"{dotted}: no position {part}, the next free one is {len(node)}"])
-    return node[int(part)] if int(part) < len(node) else None
-
-
-def _put(node: Any, part: str, value: Any) -> None:
-    if isinstance(node, dict):
-        node[part] = value
-    elif int(part) < len(node):
-        node[int(part)] = value
-    else:
-        node.append(value)
 
 
 def _unknown(dotted: str, root: type[Section]) -> str:

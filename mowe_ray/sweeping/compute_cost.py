@@ -1,4 +1,4 @@
-"""How much trials compute, and how long devices take for that: an estimate, before any is trained."""
+"""The compute cost of trials before any is trained: operations, and the time that devices take for them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Audio:
-    """What a trial hears: `seconds` in its whole run, as an upper bound if `at_most`."""
+    """Audio that a trial trains on: `seconds` in its complete run, as an upper bound if `at_most`."""
 
     seconds: float
     at_most: bool
@@ -40,7 +40,7 @@ class Audio:
 
 @dataclass(frozen=True)
 class Device:
-    """What a worker computes on: its sustained TFLOP/s, and where that number comes from; None if unknown."""
+    """The device of a worker: its sustained TFLOP/s, and where that number comes from; None if unknown."""
 
     name: str
     teraflops: float | None
@@ -48,7 +48,7 @@ class Device:
 
 
 class Work:
-    """The work of configurations; equal models are counted, and equal data scanned, once.
+    """The cost of configurations; equal models are counted, and equal data scanned, once.
 
     Args:
         cost: Returns what the model of a configuration costs; None if that is not known.
@@ -67,7 +67,7 @@ class Work:
         return self._costs[key]
 
     def epoch(self, config: RunConfig) -> Epoch | None:
-        """Return what an epoch holds; None without `data.train`.
+        """Return the size of an epoch; None without `data.train`.
 
         Raises:
             ValueError: A path holds no shards.
@@ -82,7 +82,7 @@ class Work:
         return self._epochs[key]
 
     def audio(self, config: RunConfig) -> Audio | None:
-        """Return what a run hears; None where only data could tell.
+        """Return the audio a run trains on; None where that depends on data that are not given.
 
         Raises:
             ValueError: A path holds no shards.
@@ -105,11 +105,11 @@ class Work:
 
 
 def device(compute: ComputeSection) -> Device:
-    """Return what a worker computes on."""
+    """Return the device of a worker."""
     if not compute.gpus_per_worker:
         cores = compute.cpus_per_worker
-        told = f"{1e3 * _CPU_CORE:g} GFLOP/s a core, measured with the quickstart"
-        return Device("CPU core" if cores == 1 else f"{cores} CPU cores", cores * _CPU_CORE, told)
+        source = f"{1e3 * _CPU_CORE:g} GFLOP/s a core, measured with the quickstart"
+        return Device("CPU core" if cores == 1 else f"{cores} CPU cores", cores * _CPU_CORE, source)
     kind = compute.accelerator_type or _ASSUMED
     peak = _PEAK.get(kind.partition("-")[0])  # Ray calls some A100-80G
     if peak is None:

@@ -1,4 +1,4 @@
-"""What a study would train and what that costs, told without a cluster and without writing anything."""
+"""The dry run of a study: its trials, resources and estimated cost, without a cluster and without writing a file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.output.terminal import format_table
 from mowe_ray.output.text import amount, duration
 from mowe_ray.sweeping.compute_cost import CLIP_S, Work, device
-from mowe_ray.sweeping.labels import point_label
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search import random_points
-from mowe_ray.sweeping.search_space import Factor, Space
-from mowe_ray.sweeping.study import Study, refuse_another
-from mowe_ray.sweeping.trials import Cost, Trial, load_all, save
+from mowe_ray.sweeping.search_space import Dimension, SearchSpace
+from mowe_ray.sweeping.study import Study, check_same_study
+from mowe_ray.sweeping.trials import Cost, Trial, load_all, point_label, save
 
 # Points whose mean cost stands for a search that has not chosen yet.
 _SAMPLED = 16
@@ -35,8 +34,8 @@ def dry_run(sweep: SweepConfig, cost: Callable[[RunConfig], Cost | None], out: T
     Raises:
         ValueError: The study could not start: its data cannot be used, or its folder holds another.
     """
-    folder, space, work = RunFolder(sweep.storage, sweep.name), Space(sweep), Work(cost)
-    refuse_another(folder, sweep)
+    folder, space, work = RunFolder(sweep.storage, sweep.name), SearchSpace(sweep), Work(cost)
+    check_same_study(folder, sweep)
     earlier = load_all(folder)
     chosen_beforehand = sweep.search.kind != "optuna"
     planned = list(_planned(sweep, work, earlier)) if chosen_beforehand else []
@@ -52,7 +51,7 @@ def dry_run(sweep: SweepConfig, cost: Callable[[RunConfig], Cost | None], out: T
         "scheduler": sweep.scheduler.kind,
         "objective": sweep.objective.model_dump(),
         "seeds": sweep.seeds,
-        "space": {factor.name: _values(factor) for factor in space.factors},
+        "space": {dimension.name: _values(dimension) for dimension in space.dimensions},
         "constraints": sweep.constraints,
         "points": points,
         "trials": trials,
@@ -68,13 +67,13 @@ def dry_run(sweep: SweepConfig, cost: Callable[[RunConfig], Cost | None], out: T
 
 
 def _planned(sweep: SweepConfig, work: Work, earlier: Sequence[Trial]) -> Iterator[tuple[Trial, RunConfig]]:
-    """Yield the trials that the study's own books hold in the end: a copy of them, kept in memory, tells."""
-    books = sweep.model_copy(update={"storage": f"memory://dry-run-{uuid.uuid4().hex}"})
-    folder = RunFolder(books.storage, books.name)
+    """Yield all trials that the study will have, by running through a copy of it that is kept in memory."""
+    copy = sweep.model_copy(update={"storage": f"memory://dry-run-{uuid.uuid4().hex}"})
+    folder = RunFolder(copy.storage, copy.name)
     try:
         for trial in earlier:
             save(folder, trial)
-        study = Study(books, work.cost)
+        study = Study(copy, work.cost)
         while study.next_trial():
             pass
         known = {trial.number: trial for trial in earlier}
@@ -84,15 +83,15 @@ def _planned(sweep: SweepConfig, work: Work, earlier: Sequence[Trial]) -> Iterat
         folder.remove("")
 
 
-def _sampled(space: Space) -> list[RunConfig]:
+def _sampled(space: SearchSpace) -> list[RunConfig]:
     """Return configurations of random points, for means over a space."""
     return [space.config(point) for point in islice(random_points(space, seed=0), _SAMPLED)]
 
 
-def _values(factor: Factor) -> dict[str, Any]:
-    if factor.bounds is None:
-        return {"values": list(factor.values)}
-    return {"bounds": list(factor.bounds), "log": factor.log}
+def _values(dimension: Dimension) -> dict[str, Any]:
+    if dimension.bounds is None:
+        return {"values": list(dimension.values)}
+    return {"bounds": list(dimension.bounds), "log": dimension.log}
 
 
 def _trial_facts(trial: Trial, petaflop: float | None) -> dict[str, Any]:
@@ -130,12 +129,12 @@ def _data_facts(work: Work, base: RunConfig) -> dict[str, float] | None:
 
 def _cost_facts(sweep: SweepConfig, work: Work, configs: Sequence[RunConfig], trials: int) -> dict[str, Any]:
     """Return audio and operations: the mean over `configs`, and all trials' together."""
-    heard = [work.audio(config) for config in configs]
-    audio_s = _mean([None if audio is None else audio.seconds for audio in heard])
+    audios = [work.audio(config) for config in configs]
+    audio_s = _mean([None if audio is None else audio.seconds for audio in audios])
     pflop = _mean([work.petaflop(config) for config in configs])
     stops_early = sweep.scheduler.kind not in ("none", "pbt")
     return {
-        "at_most": stops_early or any(audio is not None and audio.at_most for audio in heard),
+        "at_most": stops_early or any(audio is not None and audio.at_most for audio in audios),
         "audio_h_per_trial": None if audio_s is None else audio_s / 3600,
         "pflop_per_trial": pflop,
         "pflop": None if pflop is None else pflop * trials,
@@ -212,11 +211,11 @@ def _setting(facts: dict[str, Any]) -> list[list[str]]:
 def _entry(values: dict[str, Any]) -> str:
     if "bounds" in values:
         low, high = values["bounds"]
-        return f"{low:g} to {high:g}{', every factor alike' if values['log'] else ''}"
-    found = values["values"]
-    if any(isinstance(value, list) for value in found):
-        return f"{len(found)} pools"
-    return ", ".join(map(str, found))
+        return f"{low:g} to {high:g}{', uniform in the logarithm' if values['log'] else ''}"
+    listed = values["values"]
+    if any(isinstance(value, list) for value in listed):
+        return f"{len(listed)} pools"
+    return ", ".join(map(str, listed))
 
 
 def _trials(planned: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -263,8 +262,8 @@ def _costs(facts: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _unless_unknown(value: float | None, told: str) -> str:
-    return "unknown" if value is None else told
+def _unless_unknown(value: float | None, written: str) -> str:
+    return "unknown" if value is None else written
 
 
 def _number(value: float | None) -> str:

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from mowe_ray.config import ConfigError, preset_names
 from mowe_ray.config.fields import Section
-from mowe_ray.config.keys import WIDTH, is_known, members, nearest_key
+from mowe_ray.config.keys import WIDTH, is_known, members, nearest_key, set_key
 from mowe_ray.config.load import parse_yaml
 from mowe_ray.sweeping.schema import Entry, LibraryEncoder, SweepConfig
 
@@ -49,7 +49,7 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
             continue
         value = parse_yaml(f"value: {text}", key)["value"]
         if key.partition(".")[0] in SweepConfig.model_fields:
-            _set(tree, key, value)
+            set_key(tree, _parts(key), value)
         elif is_known(key):
             for_trials[key] = value
         else:
@@ -76,14 +76,9 @@ def _located(base: str, beside: Path) -> str:
     return str(beside / base)
 
 
-def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    head, _, rest = dotted.partition(".")
-    parts = [head, rest] if head in _MAPPINGS and rest else dotted.split(".")
-    for part in parts[:-1]:
-        below = tree.get(part)
-        tree[part] = dict(below) if isinstance(below, dict) else {}
-        tree = tree[part]
-    tree[parts[-1]] = value
+def _parts(key: str) -> list[str]:
+    head, _, rest = key.partition(".")
+    return [head, rest] if head in _MAPPINGS and rest else key.split(".")
 
 
 def _unknown_keys(sweep: SweepConfig) -> list[str]:

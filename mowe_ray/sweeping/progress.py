@@ -13,10 +13,9 @@ from rich.table import Table
 from mowe_ray.output.terminal import Pace, make_table
 from mowe_ray.output.text import duration
 from mowe_ray.sweeping.analysis.points import by_status
-from mowe_ray.sweeping.labels import point_label
 from mowe_ray.sweeping.schema import ObjectiveSection
 from mowe_ray.sweeping.study import Study
-from mowe_ray.sweeping.trials import Status, Trial
+from mowe_ray.sweeping.trials import Status, Trial, point_label
 
 _STATES: tuple[Status, ...] = ("running", "waiting", "finished", "stopped", "failed")
 # Where no table can be drawn again in its place, a line says as much, so often.

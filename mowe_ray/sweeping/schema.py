@@ -57,7 +57,7 @@ class Uniform(Section):
 
 
 class LogUniform(Section):
-    """A positive number between two others, every factor alike."""
+    """A positive number between two others, uniform in its logarithm."""
 
     loguniform: tuple[PositiveFloat, PositiveFloat]
     """Least and most."""

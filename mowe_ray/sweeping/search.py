@@ -1,4 +1,4 @@
-"""How points of the space are chosen: all of them, at random, or by Optuna from what finished ones gave."""
+"""How points of the space are chosen: all of them, at random, or by Optuna from the values of finished ones."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from typing import Any, Literal, Protocol
 
 import optuna
 
-from mowe_ray.sweeping.search_space import Factor, Point, Space
+from mowe_ray.sweeping.search_space import Dimension, PointValues, SearchSpace
 
 # Draws against the constraints, or of points that were there before, after which the space counts as exhausted.
 _DRAWS = 1000
 
 
-class Search(Protocol):
-    """A source of points."""
+Directions = Sequence[Literal["min", "max"]]
+"""Of the objectives."""
 
-    def next(self) -> Point | None:
+
+class Search(Protocol):
+    """A source of points, asked and told as Optuna's studies are."""
+
+    def next(self) -> PointValues | None:
         """Return a new point, None when there is none."""
 
-    def tell(self, point: Point, values: Sequence[float] | None) -> None:
-        """Learn what the trials of a point gave, one value an objective; None if they failed."""
+    def tell(self, point: PointValues, values: Sequence[float] | None) -> None:
+        """Report the values of a finished point, one per objective; None if its trials failed."""
 
 
-def make_search(space: Space, directions: Sequence[Literal["min", "max"]]) -> Search:
-    """Return the search of a study; `directions` of its objectives."""
+def make_search(space: SearchSpace, directions: Directions) -> Search:
+    """Return the search that a study's configuration names."""
     search = space.sweep.search
     if search.kind == "optuna":
         return OptunaSearch(space, directions, seed=search.seed, startup_points=search.startup_points)
@@ -37,35 +41,35 @@ def make_search(space: Space, directions: Sequence[Literal["min", "max"]]) -> Se
 
 
 class ListedSearch:
-    """Points that do not depend on what was found."""
+    """Points in a fixed order, whatever earlier ones gave."""
 
-    def __init__(self, points: Iterator[Point]):
+    def __init__(self, points: Iterator[PointValues]):
         self._points = points
 
-    def next(self) -> Point | None:
+    def next(self) -> PointValues | None:
         return next(self._points, None)
 
-    def tell(self, point: Point, values: Sequence[float] | None) -> None:
-        """Nothing is learned."""
+    def tell(self, point: PointValues, values: Sequence[float] | None) -> None:
+        """Do nothing: no point depends on another."""
 
 
-def random_points(space: Space, seed: int) -> Iterator[Point]:
+def random_points(space: SearchSpace, seed: int) -> Iterator[PointValues]:
     """Yield allowed points, each once: every draw of the other entries with all values of the `grid` ones.
 
     The same seed yields the same points in the same order.
     """
     generator = random.Random(seed)
-    drawn = [factor for factor in space.factors if not factor.always]
-    crossed = [factor for factor in space.factors if factor.always]
+    drawn = [dimension for dimension in space.dimensions if not dimension.always]
+    crossed = [dimension for dimension in space.dimensions if dimension.always]
     seen: set[str] = set()
     in_vain = 0
     while in_vain < _DRAWS:
         in_vain += 1
-        draw = {factor.name: _draw(factor, generator) for factor in drawn}
-        for values in product(*(factor.values for factor in crossed)):
-            chosen = draw | dict(zip((factor.name for factor in crossed), values, strict=True))
-            point = {factor.name: chosen[factor.name] for factor in space.factors}  # in the file's order
-            if key(point) not in seen and space.refused(point) is None:
+        draw = {dimension.name: _draw(dimension, generator) for dimension in drawn}
+        for values in product(*(dimension.values for dimension in crossed)):
+            chosen = draw | dict(zip((dimension.name for dimension in crossed), values, strict=True))
+            point = {dimension.name: chosen[dimension.name] for dimension in space.dimensions}  # in the file's order
+            if key(point) not in seen and space.rejection(point) is None:
                 seen.add(key(point))
                 in_vain = 0
                 yield point
@@ -73,16 +77,16 @@ def random_points(space: Space, seed: int) -> Iterator[Point]:
             return
 
 
-def _draw(factor: Factor, generator: random.Random) -> Any:
-    if factor.bounds is None:
-        return generator.choice(factor.values)
-    low, high = factor.bounds
-    if factor.log:
+def _draw(dimension: Dimension, generator: random.Random) -> Any:
+    if dimension.bounds is None:
+        return generator.choice(dimension.values)
+    low, high = dimension.bounds
+    if dimension.log:
         return math.exp(generator.uniform(math.log(low), math.log(high)))
     return generator.uniform(low, high)
 
 
-def key(point: Point) -> str:
+def key(point: PointValues) -> str:
     """Return a text that equal points share."""
     return json.dumps(point, sort_keys=True)
 
@@ -90,9 +94,9 @@ def key(point: Point) -> str:
 class OptunaSearch:
     """Optuna's tree-structured Parzen estimator (TPE), for one objective or several."""
 
-    def __init__(self, space: Space, directions: Sequence[Literal["min", "max"]], *, seed: int, startup_points: int):
+    def __init__(self, space: SearchSpace, directions: Directions, *, seed: int, startup_points: int):
         optuna.logging.set_verbosity(logging.WARNING)
-        self._space = space
+        self._space, self._dimensions = space, space.dimensions
         self._study = optuna.create_study(
             # Multivariate: pool, top-k and loss weight are not independent.
             sampler=optuna.samplers.TPESampler(
@@ -103,22 +107,24 @@ class OptunaSearch:
             ),
             directions=["maximize" if direction == "max" else "minimize" for direction in directions],
         )
-        self._distributions = {factor.name: _distribution(factor) for factor in space.factors}
+        self._distributions = {dimension.name: _distribution(dimension) for dimension in space.dimensions}
         self._open: dict[str, optuna.Trial] = {}
         self._known: set[str] = set()
 
-    def next(self) -> Point | None:
+    def next(self) -> PointValues | None:
         for _ in range(_DRAWS):
             trial = self._study.ask(self._distributions)
-            point = {factor.name: _read(factor, trial.params[factor.name]) for factor in self._space.factors}
-            if key(point) not in self._known and self._space.refused(point) is None:
+            point = {
+                dimension.name: _read(dimension, trial.params[dimension.name]) for dimension in self._space.dimensions
+            }
+            if key(point) not in self._known and self._space.rejection(point) is None:
                 self._known.add(key(point))
                 self._open[key(point)] = trial
                 return point
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return None
 
-    def tell(self, point: Point, values: Sequence[float] | None) -> None:
+    def tell(self, point: PointValues, values: Sequence[float] | None) -> None:
         """See `Search`; the point may also come from an earlier run of the study."""
         self._known.add(key(point))
         trial = self._open.pop(key(point), None)
@@ -126,27 +132,29 @@ class OptunaSearch:
             failed = optuna.trial.TrialState.FAIL
             self._study.tell(trial, values, state=failed if values is None else None)
         elif values is not None:
-            params = {factor.name: _written(factor, point[factor.name]) for factor in self._space.factors}
+            params = {
+                dimension.name: _written(dimension, point[dimension.name]) for dimension in self._space.dimensions
+            }
             self._study.add_trial(
                 optuna.trial.create_trial(params=params, distributions=self._distributions, values=list(values))
             )
 
 
-def _distribution(factor: Factor) -> optuna.distributions.BaseDistribution:
-    if factor.bounds is not None:
-        return optuna.distributions.FloatDistribution(*factor.bounds, log=factor.log)
-    if all(type(value) is int for value in factor.values) and list(factor.values) == list(
-        range(factor.values[0], factor.values[-1] + 1)
+def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
+    if dimension.bounds is not None:
+        return optuna.distributions.FloatDistribution(*dimension.bounds, log=dimension.log)
+    if all(type(value) is int for value in dimension.values) and list(dimension.values) == list(
+        range(dimension.values[0], dimension.values[-1] + 1)
     ):
-        return optuna.distributions.IntDistribution(factor.values[0], factor.values[-1])
-    return optuna.distributions.CategoricalDistribution([_written(factor, value) for value in factor.values])
+        return optuna.distributions.IntDistribution(dimension.values[0], dimension.values[-1])
+    return optuna.distributions.CategoricalDistribution([_written(dimension, value) for value in dimension.values])
 
 
-def _written(factor: Factor, value: Any) -> Any:
+def _written(dimension: Dimension, value: Any) -> Any:
     """Return a value as Optuna keeps it: categories are scalars, pools and mappings travel as JSON."""
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
-def _read(factor: Factor, value: Any) -> Any:
-    structured = {_written(factor, known): known for known in factor.values if isinstance(known, list | dict)}
+def _read(dimension: Dimension, value: Any) -> Any:
+    structured = {_written(dimension, known): known for known in dimension.values if isinstance(known, list | dict)}
     return structured.get(value, value) if isinstance(value, str) else value

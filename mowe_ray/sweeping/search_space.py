@@ -1,4 +1,4 @@
-"""The points of a study, and the configuration each of them means.
+"""The search space of a study: its dimensions, its points, the constraints on them, and each point's configuration.
 
 A point maps every entry of the space to a value: a number, a text, the name of settings, or a pool as the list of
 its encoders' names.
@@ -31,19 +31,20 @@ from mowe_ray.sweeping.schema import (
     Uniform,
 )
 
-Point = dict[str, Any]
+PointValues = dict[str, Any]
 Library = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Factor:
+class Dimension:
     """One entry of the space.
 
     Attributes:
-        values: All of them, if there are finitely many.
-        bounds: Else least and most.
-        log: Whether numbers between the bounds are spread by their logarithm.
-        always: Whether every value goes with every draw of the other entries.
+        name: Its key in the sweep file's `space`.
+        values: All values of a finite dimension.
+        bounds: Least and greatest value of a continuous one.
+        log: Whether draws between the bounds are uniform in the logarithm.
+        always: Whether every value is combined with every draw of the other dimensions.
     """
 
     name: str
@@ -53,11 +54,11 @@ class Factor:
     always: bool = False
 
 
-class Space:
-    """The space of a study: its factors, and what a point means."""
+class SearchSpace:
+    """The dimensions of a study, and the configuration of each of their points."""
 
     def __init__(self, sweep: SweepConfig):
-        """Read the base configuration and the factors.
+        """Read the base configuration and the dimensions.
 
         Raises:
             ConfigError: The base, an encoder or a constraint cannot be used.
@@ -66,25 +67,25 @@ class Space:
         self._common = {**sweep.set, **sweep.set_for.get(sweep.base, {})}
         self.base = self.config({})
         self.library = _library(self.base, sweep.encoders)
-        self.factors = [_factor(name, entry, self.library) for name, entry in sweep.space.items()]
+        self.dimensions = [_dimension(name, entry, self.library) for name, entry in sweep.space.items()]
         self._constraints = [_constraint(text, sweep) for text in sweep.constraints]
         self._base_values = self.base.model_dump(mode="json")
 
     @property
     def finite(self) -> bool:
         """Whether the space has finitely many points."""
-        return all(factor.bounds is None for factor in self.factors)
+        return all(dimension.bounds is None for dimension in self.dimensions)
 
-    def points(self) -> Iterator[Point]:
+    def points(self) -> Iterator[PointValues]:
         """Yield every allowed point of a finite space, each once."""
         assert self.finite
-        for values in product(*(factor.values for factor in self.factors)):
-            point = dict(zip((factor.name for factor in self.factors), values, strict=True))
-            if self.refused(point) is None:
+        for values in product(*(dimension.values for dimension in self.dimensions)):
+            point = dict(zip((dimension.name for dimension in self.dimensions), values, strict=True))
+            if self.rejection(point) is None:
                 yield point
 
-    def refused(self, point: Point) -> str | None:
-        """Say why a point is not to be trained; None if it is."""
+    def rejection(self, point: PointValues) -> str | None:
+        """Return the reason why a point is not trained; None if it is."""
         for constraint in self._constraints:
             if not constraint.holds(lambda name: self._value(name, point)):
                 return f"against {constraint.text}"
@@ -94,7 +95,7 @@ class Space:
             return str(error)
         return None
 
-    def config(self, point: Point, **given: Any) -> RunConfig:
+    def config(self, point: PointValues, **given: Any) -> RunConfig:
         """Return the configuration of a point; `given` are keys of the run, such as its name.
 
         Raises:
@@ -103,7 +104,7 @@ class Space:
         chosen = {**self._common, **self.overrides(point), **given}
         return load_config(self.sweep.base, [f"{key}={json.dumps(value)}" for key, value in chosen.items()])
 
-    def overrides(self, point: Point) -> dict[str, Any]:
+    def overrides(self, point: PointValues) -> dict[str, Any]:
         """Return the keys of the configuration that a point sets."""
         found: dict[str, Any] = {}
         for name, value in point.items():
@@ -114,7 +115,7 @@ class Space:
                 found[name] = pool_members(value, self.library) if isinstance(entry, Pools) else value
         return found
 
-    def _value(self, name: str, point: Point) -> Any:
+    def _value(self, name: str, point: PointValues) -> Any:
         """Return the value of a name in a constraint."""
         chosen = self.overrides(point)
         if name == "pool_size":
@@ -130,7 +131,7 @@ class Space:
 
 
 def pool_members(names: Sequence[str], library: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a pool's members for `model.weak_encoders`; of one that stands there twice, `NAME_1` and `NAME_2`."""
+    """Return a pool's members for `model.weak_encoders`; a repeated one is named `NAME_1`, `NAME_2`."""
     repeated, seen = Counter(names), Counter[str]()
     members = []
     for name in names:
@@ -140,29 +141,29 @@ def pool_members(names: Sequence[str], library: Mapping[str, Mapping[str, Any]])
 
 
 def _library(base: RunConfig, encoders: Mapping[str, LibraryEncoder]) -> Library:
-    """Return the encoders that pools may name: the base's own, and the sweep's."""
+    """Return the encoders that pools may contain, by name: the base's own, and the sweep's."""
     own = {member.name: member.model_dump(mode="json", exclude={"name"}) for member in base.model.weak_encoders}
     return own | {name: encoder.model_dump(mode="json") for name, encoder in encoders.items()}
 
 
-def _factor(name: str, entry: Entry, library: Library) -> Factor:
+def _dimension(name: str, entry: Entry, library: Library) -> Dimension:
     match entry:
         case Choice(choice=values):
-            return Factor(name, tuple(values))
+            return Dimension(name, tuple(values))
         case Grid(grid=values):
-            return Factor(name, tuple(values), always=True)
+            return Dimension(name, tuple(values), always=True)
         case IntRange(between=(low, high)):
-            return Factor(name, tuple(range(low, high + 1)))
+            return Dimension(name, tuple(range(low, high + 1)))
         case Uniform(uniform=bounds):
-            return Factor(name, bounds=_ascending(name, bounds))
+            return Dimension(name, bounds=_ascending(name, bounds))
         case LogUniform(loguniform=bounds):
-            return Factor(name, bounds=_ascending(name, bounds), log=True)
+            return Dimension(name, bounds=_ascending(name, bounds), log=True)
         case Settings(settings=settings):
-            return Factor(name, tuple(settings))
+            return Dimension(name, tuple(settings))
         case Pools():
             if name != POOL_KEY:
                 raise ConfigError([f"space.{name}: subsets, repeats and pools are for {POOL_KEY}"])
-            return Factor(name, tuple(_pools(entry, library)))
+            return Dimension(name, tuple(_pools(entry, library)))
     raise AssertionError(entry)
 
 
@@ -173,7 +174,7 @@ def _ascending(name: str, bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 def _pools(entry: Pools, library: Library) -> list[list[str]]:
-    """Return the pools an entry means; of those with the same encoders under other names, the first."""
+    """Return the distinct pools of an entry: of those with the same encoders under other names, the first."""
     pools: list[list[str]] = []
     if entry.subsets:
         for size in entry.subsets.sizes:
@@ -253,7 +254,7 @@ class Constraint:
         return bool(_evaluate(self._tree, value_of))
 
     def _check(self, node: ast.expr) -> set[str]:
-        """Return the names in it, and refuse what a condition does not need."""
+        """Return the names in it, and reject any other syntax."""
         match node:
             case ast.Name() | ast.Attribute():
                 return {_dotted(node)}

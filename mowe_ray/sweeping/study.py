@@ -1,13 +1,13 @@
-"""The books of a study: which trials there are, which comes next, what each has come to.
+"""The state of a study: its trials, which of them runs next, and their results.
 
-Everything is in the trials' files (`trials.py`), written at every change, so the same command goes on after any
-interruption: finished trials are not run again, others continue from their checkpoints.
+Everything is kept in the trials' files (`trials.py`), which are written at every change. The same command therefore
+resumes a study after any interruption: finished trials are not run again, others continue from their checkpoints.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -15,8 +15,8 @@ from typing import Any, Literal
 from mowe_ray.config import RunConfig
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.schema import SweepConfig
-from mowe_ray.sweeping.search import key, make_search
-from mowe_ray.sweeping.search_space import Point, Space
+from mowe_ray.sweeping.search import Directions, key, make_search
+from mowe_ray.sweeping.search_space import PointValues, SearchSpace
 from mowe_ray.sweeping.trials import Cost, Trial, Validation, load_all, run_folder, save, with_validation
 
 SWEEP_FILE = "sweep.json"
@@ -37,7 +37,7 @@ class Study:
     def __init__(self, sweep: SweepConfig, cost: Callable[[RunConfig], Cost | None]):
         self.sweep, self._cost = sweep, cost
         self.folder = RunFolder(sweep.storage, sweep.name)
-        self.space = Space(sweep)
+        self.space = SearchSpace(sweep)
         _claim(self.folder, sweep)
         self.trials = {trial.number: trial for trial in load_all(self.folder)}
         self._points: dict[str, int] = {key(trial.values): trial.point for trial in self.trials.values()}
@@ -46,16 +46,16 @@ class Study:
             self._update(replace(self.trials[number], status="waiting"))
         self._search = make_search(self.space, self.directions)
         for point in sorted(set(self._points.values())):
-            self._tell(point)
+            self._report_to_search(point)
 
     @property
-    def directions(self) -> Sequence[Literal["min", "max"]]:
-        """Of the objective, and of the cost it is weighed against."""
+    def directions(self) -> Directions:
+        """Directions of the objective, and of the cost that is minimised with it."""
         objective = self.sweep.objective
         return [objective.mode, "min"] if objective.against else [objective.mode]
 
     def next_trial(self) -> Trial | None:
-        """Return the next trial to run, which then counts as running; None when there is none left."""
+        """Return the next trial to run, with the status `running`; None when there is none left."""
         if not self._waiting:
             self._waiting = self._replicas() or self._new_point()
         if not self._waiting:
@@ -79,17 +79,20 @@ class Study:
     def validated(
         self, number: int, validation: Validation, *, percent: float, wall_s: float, changed: dict[str, Any]
     ) -> None:
-        """Take in a validation of a running trial, `wall_s` seconds after the last time it was heard of.
+        """Record a validation of a running trial.
 
         Args:
-            percent: How much of the run is done.
-            changed: Values that the scheduler has given to keys on the way.
+            number: Number of the trial.
+            validation: Its scores.
+            percent: Share of the run that is done.
+            wall_s: Seconds since the last record of the trial.
+            changed: Values that the scheduler has given to keys during the run.
         """
         trial = with_validation(self.trials[number], validation, percent)
         self._update(replace(self._spent(trial, wall_s), changed=changed))
 
     def again(self, number: int) -> None:
-        """Count a retry of a trial that failed."""
+        """Record a retry of a trial that failed."""
         trial = self.trials[number]
         self._update(replace(trial, attempts=trial.attempts + 1))
 
@@ -101,12 +104,12 @@ class Study:
         wall_s: float = 0.0,
         error: str | None = None,
     ) -> None:
-        """End a trial, `wall_s` seconds after the last time it was heard of."""
+        """Record the end of a trial, `wall_s` seconds after the last record of it."""
         trial = self._spent(self.trials[number], wall_s)
-        self._tell(self._update(replace(trial, status=status, error=error)).point)
+        self._report_to_search(self._update(replace(trial, status=status, error=error)).point)
 
     def interrupted(self) -> None:
-        """Let the running trials wait for the next time the study is started."""
+        """Set the running trials back to `waiting`, for the next start of the study."""
         for trial in list(self.trials.values()):
             if trial.status == "running":
                 self._update(replace(trial, status="waiting"))
@@ -118,7 +121,7 @@ class Study:
 
     @cached_property
     def expected_trials(self) -> int | None:
-        """How many trials the study will have; None if only the search will tell."""
+        """Number of trials the study will have; None if only the search can determine it."""
         points = self.sweep.budget.points
         if self.sweep.search.kind == "grid":
             total = sum(1 for _ in self.space.points())
@@ -133,7 +136,7 @@ class Study:
         return [self._add(values[point], point, seed) for point, seed in missing]
 
     def _new_point(self) -> list[int]:
-        """Ask the search for a point; returns the numbers of its trials."""
+        """Add the next point of the search; returns the numbers of its trials."""
         while self.sweep.budget.points is None or len(self._points) < self.sweep.budget.points:
             values = self._search.next()
             if values is None:
@@ -143,7 +146,7 @@ class Study:
                 return [self._add(values, point, seed) for seed in self.sweep.seeds]
         return []
 
-    def _add(self, values: Point, point: int, seed: int) -> int:
+    def _add(self, values: PointValues, point: int, seed: int) -> int:
         trial = Trial(number=max(self.trials, default=-1) + 1, point=point, seed=seed, values=values)
         config = self.config(trial)
         self._update(replace(trial, cost=self._cost(config)))
@@ -159,13 +162,13 @@ class Study:
         save(self.folder, trial)
         return trial
 
-    def _tell(self, point: int) -> None:
-        """Tell the search of a point once all its trials are over."""
+    def _report_to_search(self, point: int) -> None:
+        """Report a point to the search once all its trials are over."""
         trials = [trial for trial in self.trials.values() if trial.point == point]
         if len(trials) < len(self.sweep.seeds) or not all(trial.over for trial in trials):
             return
-        found = [self._objectives(trial) for trial in trials if trial.status != "failed"]
-        complete = [values for values in found if None not in values]
+        objectives = [self._objectives(trial) for trial in trials if trial.status != "failed"]
+        complete = [values for values in objectives if None not in values]
         means = [sum(column) / len(column) for column in zip(*complete, strict=True)]
         self._search.tell(trials[0].values, means or None)
 
@@ -178,7 +181,7 @@ class Study:
         return values
 
 
-def refuse_another(folder: RunFolder, sweep: SweepConfig) -> None:
+def check_same_study(folder: RunFolder, sweep: SweepConfig) -> None:
     """Raise ValueError if the folder holds a study that `sweep` cannot go on with."""
     if folder.exists(SWEEP_FILE):
         old, new = json.loads(folder.read_text(SWEEP_FILE)), sweep.model_dump(mode="json", by_alias=True)
@@ -191,6 +194,6 @@ def refuse_another(folder: RunFolder, sweep: SweepConfig) -> None:
 
 
 def _claim(folder: RunFolder, sweep: SweepConfig) -> None:
-    """Take the study's folder, new or our own."""
-    refuse_another(folder, sweep)
+    """Write the study's configuration into its folder, which must be new or of this study."""
+    check_same_study(folder, sweep)
     folder.write_json(SWEEP_FILE, sweep.model_dump(mode="json", by_alias=True))

@@ -1,4 +1,4 @@
-"""What is known of a trial, and the file that keeps it: `TRIAL/trial.json`.
+"""Trials: their state, the file `TRIAL/trial.json` that keeps it, and how their values are written.
 
 A trial is one training run; trials of one point of the space differ in their seed only. The run itself writes its
 metrics, checkpoints and reports into the same folder.
@@ -7,11 +7,12 @@ metrics, checkpoints and reports into the same folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.sweeping.schema import POOL_KEY
 
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 TRIAL_FILE = "trial.json"
@@ -166,3 +167,35 @@ def joined(step: int, sources: list[dict[str, Any]]) -> Validation:
 def with_validation(trial: Trial, validation: Validation, percent: float) -> Trial:
     """Return the trial after a validation."""
     return replace(trial, step=validation.step, percent=percent, loss=validation.loss, tasks=validation.tasks)
+
+
+_SECTIONS = ("model", "data", "training", "compute")
+
+
+def pool_label(names: Sequence[str]) -> str:
+    """Write a pool: "no pool", "3 x whisper", "hubert + 2 x whisper"."""
+    counts = {name: names.count(name) for name in names}
+    parts = [name if count == 1 else f"{count} x {name}" for name, count in counts.items()]
+    return " + ".join(parts) or "no pool"
+
+
+def entry_label(value: Any) -> str:
+    """Write the value of an entry; a list of names is a pool."""
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return pool_label(value)
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def entry_name(name: str) -> str:
+    """Write the name of an entry: "pool", or the key without its section."""
+    section, _, rest = name.partition(".")
+    return "pool" if name == POOL_KEY else rest if section in _SECTIONS and rest else name
+
+
+def point_label(values: Mapping[str, Any]) -> str:
+    """Write a point: the pool, then the other entries as `name = value`."""
+    pool = [entry_label(values[POOL_KEY])] if POOL_KEY in values else []
+    others = [f"{entry_name(name)} = {entry_label(value)}" for name, value in values.items() if name != POOL_KEY]
+    return ", ".join([*pool, *others]) or "the base configuration"

@@ -9,7 +9,7 @@ import yaml
 from mowe_ray.config import load_config
 from mowe_ray.sweeping.load import load_sweep
 from mowe_ray.sweeping.search import make_search
-from mowe_ray.sweeping.search_space import Space
+from mowe_ray.sweeping.search_space import SearchSpace
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "mowe_ray" / "config" / "presets").iterdir())
@@ -40,7 +40,7 @@ def test_every_study_asks_a_question_and_has_points_to_answer_it(path: Path, bas
     sweep = load_sweep(path, [f"base={base}"])
     assert sweep.name == path.stem
     assert sweep.question.endswith("?")
-    space = Space(sweep)
+    space = SearchSpace(sweep)
     search = make_search(space, ["max"])  # `sweep.objective.against` changes how points are compared, not which exist
     points = []
     while (point := search.next()) is not None and len(points) != sweep.budget.points:

@@ -15,7 +15,7 @@ from mowe_ray.config import load_config
 from mowe_ray.data.synthetic_corpus.builtin import builtin_samples
 from mowe_ray.distributed.ray_tune.tuner import scheduler_of
 from mowe_ray.sweeping.load import load_sweep
-from mowe_ray.sweeping.report.files import write_results
+from mowe_ray.sweeping.report.results import write_results
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Validation, run_folder
 from tests.end_to_end import ROOT

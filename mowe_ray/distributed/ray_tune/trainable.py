@@ -19,6 +19,7 @@ from ray.tune import PlacementGroupFactory
 from ray.util.placement_group import remove_placement_group
 
 from mowe_ray.config import RunConfig
+from mowe_ray.config.keys import set_key
 from mowe_ray.distributed.ray_internals import HEAD_NODE
 from mowe_ray.distributed.ray_train.coordinator import start_coordinator
 from mowe_ray.distributed.ray_train.driver import train
@@ -121,7 +122,7 @@ class TrialRun(ray.tune.Trainable):
         """Return the run's configuration, with what the scheduler has changed written back to its file."""
         resolved = json.loads(self._folder.read_text("config.json"))
         for dotted, value in self._changes.items():
-            _set(resolved, dotted, value)
+            set_key(resolved, dotted.split("."), value)
         config = RunConfig.model_validate(resolved)
         self._folder.write_json("config.json", config.model_dump(mode="json"))
         return config
@@ -157,13 +158,6 @@ class TrialRun(ray.tune.Trainable):
         if line.startswith("error:"):  # a hang ends a worker, and only here it is said where it hung
             self._alarms.append(line)
         self._folder.append_text(LOG_FILE, f"{time.strftime('%H:%M:%S')} {line}\n")
-
-
-def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for part in parents:
-        tree = tree[part]
-    tree[last] = value
 
 
 def changes_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,15 +12,18 @@ from mowe_ray.sweeping.analysis.points import (
     advantage,
     by_status,
     cost_of,
+    counts,
     finite,
     is_clear,
+    metric_label,
+    number,
     pareto_front,
+    plus_minus,
     points,
     ranked,
 )
-from mowe_ray.sweeping.labels import counts, metric_label, number, plus_minus, point_label
 from mowe_ray.sweeping.schema import POOL_KEY, SweepConfig
-from mowe_ray.sweeping.trials import Trial
+from mowe_ray.sweeping.trials import Trial, point_label
 
 _TASK_CLEAR = 3.0  # standard errors, where all tasks are searched for a difference: one of many is large by chance
 _MOST_FACTORS = 3

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from mowe_ray.sweeping.analysis.points import Point, is_clear, joint_error, points
-from mowe_ray.sweeping.labels import entry_label, entry_name
 from mowe_ray.sweeping.schema import POOL_KEY, IntRange, LogUniform, SweepConfig, Uniform
-from mowe_ray.sweeping.trials import Trial
+from mowe_ray.sweeping.trials import Trial, entry_label, entry_name
 
 Values = Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""What was measured at each point of a study, how certain it is, and which point is best."""
+"""The points of a study: what was measured at each, its standard error, which is best, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -172,3 +172,26 @@ def pareto_front(config: SweepConfig, found: Sequence[Point]) -> list[Point]:
 
     kept = [(point, cost) for point, cost in priced if not beaten(point, cost)]
     return [point for point, _ in sorted(kept, key=lambda pair: pair[1])]
+
+
+def metric_label(metric: str) -> str:
+    """Write an objective: "score", "loss", "score on er"."""
+    return metric.replace("score.", "score on ", 1)
+
+
+def number(value: float | None) -> str:
+    """Write a score or loss."""
+    return "–" if value is None else f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def plus_minus(value: float | None, error: float | None) -> str:
+    """Write a number with its standard error, if there is one."""
+    if error is None or value is None:
+        return number(value)
+    return f"{number(value)} ± {f'{error:.1g}' if 0 < error < 0.0005 else number(error)}"
+
+
+def counts(numbers: Mapping[str, int]) -> str:
+    """Write how many trials are in which state: "9 finished, 2 stopped early, 1 failed"."""
+    words = {"stopped": "stopped early"}
+    return ", ".join(f"{count} {words.get(status, status)}" for status, count in numbers.items() if count)

@@ -13,10 +13,19 @@ from mowe_ray.output.charts import MOST_COLOURS, PLAIN, IntervalRow, chips, colo
 from mowe_ray.output.svg import Axis, escape, frame, line, path, plot, spread_out, stretched, tag, text, thinned
 from mowe_ray.output.text import amount
 from mowe_ray.sweeping.analysis.effects import Effect, Factor, Level, gap
-from mowe_ray.sweeping.analysis.points import Point, best, cost_of, finite, is_clear, pareto_front
-from mowe_ray.sweeping.labels import entry_label, metric_label, number, plus_minus, point_label
+from mowe_ray.sweeping.analysis.points import (
+    Point,
+    best,
+    cost_of,
+    finite,
+    is_clear,
+    metric_label,
+    number,
+    pareto_front,
+    plus_minus,
+)
 from mowe_ray.sweeping.schema import SweepConfig
-from mowe_ray.sweeping.trials import History, Trial, objective
+from mowe_ray.sweeping.trials import History, Trial, entry_label, objective, point_label
 
 _HEIGHT = 300
 _CURVE_HEIGHT = 230

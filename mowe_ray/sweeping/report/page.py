@@ -10,12 +10,23 @@ from mowe_ray.output.svg import escape, tag
 from mowe_ray.output.text import amount, duration
 from mowe_ray.sweeping.analysis.conclusions import answer
 from mowe_ray.sweeping.analysis.effects import distinct, effects
-from mowe_ray.sweeping.analysis.points import Point, best, by_status, finite, points, ranked, sampling_error
-from mowe_ray.sweeping.labels import counts, entry_label, entry_name, metric_label, number, plus_minus, point_label
+from mowe_ray.sweeping.analysis.points import (
+    Point,
+    best,
+    by_status,
+    counts,
+    finite,
+    metric_label,
+    number,
+    plus_minus,
+    points,
+    ranked,
+    sampling_error,
+)
 from mowe_ray.sweeping.report.charts import colouring, effect_charts, learning_curves, quality_against_cost
 from mowe_ray.sweeping.report.router_charts import heat_map, load_bars
 from mowe_ray.sweeping.schema import SweepConfig
-from mowe_ray.sweeping.trials import History, Trial
+from mowe_ray.sweeping.trials import History, Trial, entry_label, entry_name, point_label
 
 _ERRORS = {
     "seeds": "± is one standard error of the mean over seeds: the standard deviation between seeds, pooled over all "

@@ -8,9 +8,8 @@ from typing import Any
 
 from mowe_ray.output.charts import Part, chips, colour, stacked_bar
 from mowe_ray.output.svg import escape, tag
-from mowe_ray.sweeping.labels import point_label
 from mowe_ray.sweeping.schema import POOL_KEY
-from mowe_ray.sweeping.trials import Trial
+from mowe_ray.sweeping.trials import Trial, point_label
 
 _MOST_ROWS = 20
 Routing = Mapping[str, Any]

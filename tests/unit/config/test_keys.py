@@ -1,35 +1,36 @@
-"""`--help` names every key with its type, default and meaning."""
+"""Setting a key in a tree of mappings and lists."""
 
-import re
+import pytest
 
-from mowe_ray.config import render_help
-from mowe_ray.config.keys import known_keys
-
-
-def test_every_key_has_an_entry() -> None:
-    text = render_help()
-    entries = set(re.findall(r"^  ([\w.]+) = ", text, re.MULTILINE))
-    headings = set(re.findall(r"^([\w.]+): ", text, re.MULTILINE))
-    for key in known_keys().values():
-        assert key.path.replace("*", "N") in (headings if key.section else entries)
-        if key.section is None:
-            assert key.field.description is not None
-            assert key.field.description in re.sub(r"\s+", " ", text)
+from mowe_ray.config import ConfigError
+from mowe_ray.config.keys import set_key
 
 
-def test_lines_fit() -> None:
-    assert max(map(len, render_help().splitlines())) < 100
+def test_sections_are_made_and_values_replaced():
+    tree = {"a": {"b": 1, "c": 2}, "d": 3}
+    set_key(tree, ["a", "b"], 9)
+    set_key(tree, ["d", "e", "f"], 4)
+    assert tree == {"a": {"b": 9, "c": 2}, "d": {"e": {"f": 4}}}
 
 
-def test_entries_show_type_default_and_limits() -> None:
-    lines = render_help().splitlines()
-    for line in [
-        "  model.router.top_k = 1  (integer, > 0)",
-        "  model.base_encoder = REQUIRED  (text | {config: {...}})",
-        "  model.train_base = frozen  (frozen | full | lora)",
-        "  resume = true  (true | false)",
-        "  training.max_steps = null  (integer | null)",
-        "  data.train.N.weight = 1.0  (number, > 0)",
-        "  compute.zero_stage = 2  (integer, >= 0, <= 3)",
-    ]:
-        assert line in lines
+def test_a_list_is_addressed_by_position_and_grows_at_its_end():
+    tree: dict = {"sources": [{"path": "x"}]}
+    set_key(tree, ["sources", "0", "path"], "y")
+    set_key(tree, ["sources", "1", "path"], "z")
+    set_key(tree, ["new", "0", "path"], "w")
+    assert tree == {"sources": [{"path": "y"}, {"path": "z"}], "new": [{"path": "w"}]}
+    with pytest.raises(ConfigError, match=r"sources\.3: no position 3, the next free one is 2"):
+        set_key(tree, ["sources", "3"], {})
+
+
+def test_parts_may_hold_dots():
+    tree: dict = {}
+    set_key(tree, ["space", "model.router.top_k"], {"grid": [1]})
+    assert tree == {"space": {"model.router.top_k": {"grid": [1]}}}
+
+
+def test_trees_that_share_a_section_stay_as_they_are():
+    shared = {"path": "x"}
+    tree, other = {"sources": [shared]}, {"sources": [shared]}
+    set_key(tree, ["sources", "0", "path"], "y")
+    assert other == {"sources": [{"path": "x"}]}

@@ -104,7 +104,7 @@ def test_a_search_that_learns_is_told_by_its_space(file: Path) -> None:
     space = "space={model.router.top_k: {int: [1, 3]}, training.learning_rate: {loguniform: [1e-4, 1e-2]}}"
     facts, text = told(file, space, "search.kind=optuna", "budget.points=9", "seeds=[0, 1]")
     assert (facts["points"], facts["trials"], facts["planned"]) == (9, 18, [])
-    assert "training.learning_rate  0.0001 to 0.01, every factor alike" in text
+    assert "training.learning_rate  0.0001 to 0.01, uniform in the logarithm" in text
     assert 10.0 < facts["cost"]["pflop_per_trial"] / (3 * 3600 * facts["cost"]["audio_h_per_trial"] / 30 / 1e6) < 30.0
 
 

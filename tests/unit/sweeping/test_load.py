@@ -7,7 +7,7 @@ import yaml
 
 from mowe_ray.config import ConfigError
 from mowe_ray.sweeping.load import load_sweep
-from mowe_ray.sweeping.search_space import Space
+from mowe_ray.sweeping.search_space import SearchSpace
 
 MINIMAL = {"name": "s", "question": "Why?", "space": {"model.router.top_k": {"choice": [1, 2]}}}
 
@@ -20,7 +20,7 @@ def write(folder: Path, **keys: object) -> Path:
 
 def problems(path: Path, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        Space(load_sweep(path, overrides))
+        SearchSpace(load_sweep(path, overrides))
     return str(caught.value)
 
 
@@ -28,9 +28,9 @@ def test_overrides_are_keys_of_the_sweep_or_of_every_trial(tmp_path: Path) -> No
     path = write(tmp_path, set={"training.epochs": 2}, set_for={"paper": {"training.epochs": 9}})
     sweep = load_sweep(path, ["search.seed=7", "seeds=[1, 2]", "training.learning_rate=1e-2", "data.train.0.weight=2"])
     assert (sweep.search.seed, sweep.seeds) == (7, [1, 2])
-    base = Space(sweep).base
+    base = SearchSpace(sweep).base
     assert (base.training.epochs, base.training.learning_rate, base.data.train[0].weight) == (2, 0.01, 2)
-    paper = Space(load_sweep(path, ["base=paper", "training.learning_rate=1e-2"])).base
+    paper = SearchSpace(load_sweep(path, ["base=paper", "training.learning_rate=1e-2"])).base
     assert (paper.name, paper.training.epochs, paper.training.learning_rate) == ("paper", 9, 0.01)
 
 
@@ -42,7 +42,7 @@ def test_entries_of_the_space_have_dots_in_their_names(tmp_path: Path) -> None:
 
 def test_a_base_beside_the_sweep_file_is_found(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("preset: quickstart\ntraining: {clip_norm: 3}\n")
-    assert Space(load_sweep(write(tmp_path, base="mine.yaml"))).base.training.clip_norm == 3
+    assert SearchSpace(load_sweep(write(tmp_path, base="mine.yaml"))).base.training.clip_norm == 3
 
 
 @pytest.mark.parametrize(

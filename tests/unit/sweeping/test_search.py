@@ -9,7 +9,7 @@ import pytest
 
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search import key, make_search, random_points
-from mowe_ray.sweeping.search_space import Point, Space
+from mowe_ray.sweeping.search_space import PointValues, SearchSpace
 
 POOL = "model.weak_encoders"
 MIXED = {
@@ -19,9 +19,9 @@ MIXED = {
 }
 
 
-def space(entries: dict[str, Any], **keys: Any) -> Space:
+def space(entries: dict[str, Any], **keys: Any) -> SearchSpace:
     keys = {"search": {"kind": "random"}, "budget": {"points": 9}} | keys
-    return Space(SweepConfig.model_validate({"name": "s", "question": "Why?", "space": entries} | keys))
+    return SearchSpace(SweepConfig.model_validate({"name": "s", "question": "Why?", "space": entries} | keys))
 
 
 def test_random_points_are_reproducible_distinct_and_allowed() -> None:
@@ -58,7 +58,7 @@ def test_grid_entries_go_with_every_draw() -> None:
 WIDE = MIXED | {"training.learning_rate": {"loguniform": [1e-6, 1.0]}}
 
 
-def objective(point: Point) -> float:
+def objective(point: PointValues) -> float:
     """Known optimum, of 1: hubert and wav2vec2, both at a time, a weight of 0.1, a learning rate of 0.001."""
     pool = 0.5 * (point[POOL] == ["hubert", "wav2vec2"]) + 0.2 * ("hubert" in point[POOL])
     rate = abs(log10(point.get("training.learning_rate", 1e-3)) + 3)
@@ -72,7 +72,7 @@ def best(kind: str, seed: int, points: int = 40) -> float:
     for _ in range(points):
         point = searching.next()
         assert point is not None
-        assert study.refused(point) is None
+        assert study.rejection(point) is None
         found.append(objective(point))
         searching.tell(point, [found[-1]])
     return max(found)
@@ -110,7 +110,7 @@ def test_optuna_weighs_two_objectives_and_survives_failures() -> None:
 @pytest.mark.parametrize("values", [[["whisper"], []], [{"a": 1}, None], [True, False], ["x", 2]])
 def test_optuna_gives_back_the_values_it_was_given(values: list[Any]) -> None:
     from mowe_ray.sweeping.search import _read, _written
-    from mowe_ray.sweeping.search_space import Factor
+    from mowe_ray.sweeping.search_space import Dimension
 
-    factor = Factor("f", tuple(values))
+    factor = Dimension("f", tuple(values))
     assert [_read(factor, _written(factor, value)) for value in values] == values

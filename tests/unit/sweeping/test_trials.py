@@ -11,7 +11,7 @@ import pytest
 
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.progress import best_trial, summary, table
-from mowe_ray.sweeping.report.files import write_results
+from mowe_ray.sweeping.report.results import write_results
 from mowe_ray.sweeping.schema import ObjectiveSection, SweepConfig
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Cost, Trial, history, joined, load_all, objective, save

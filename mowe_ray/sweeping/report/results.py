@@ -1,4 +1,4 @@
-"""What a study found as a CSV file, as a table for the terminal, and as one JSON object."""
+"""The results of a study: the files in its folder, the summary that ends the command, the table for the terminal."""
 
 from __future__ import annotations
 
@@ -10,10 +10,76 @@ from typing import Any
 from mowe_ray.output.terminal import format_table
 from mowe_ray.output.text import amount
 from mowe_ray.sweeping.analysis.conclusions import answer
-from mowe_ray.sweeping.analysis.points import Point, best, by_status, finite, pareto_front, points, ranked
-from mowe_ray.sweeping.labels import counts, entry_label, entry_name, metric_label, number, plus_minus
+from mowe_ray.sweeping.analysis.points import (
+    Point,
+    best,
+    by_status,
+    counts,
+    finite,
+    metric_label,
+    number,
+    pareto_front,
+    plus_minus,
+    points,
+    ranked,
+)
+from mowe_ray.sweeping.report.page import report
 from mowe_ray.sweeping.schema import SweepConfig
-from mowe_ray.sweeping.trials import Trial
+from mowe_ray.sweeping.study import Study
+from mowe_ray.sweeping.trials import Trial, entry_label, entry_name, history, run_folder
+
+
+def write_results(study: Study, elapsed_s: float | None = None) -> dict[str, Any]:
+    """Write results.csv, report.html and, once there is a winner, best.yaml.
+
+    Args:
+        study: The study, under way or ended.
+        elapsed_s: How long it took, if it has ended.
+
+    Returns:
+        The result of the command.
+    """
+    folder, trials = study.folder, list(study.trials.values())
+    result = summary(study.sweep, trials)
+    best_yaml = None
+    if result["best"] is not None:
+        winner = next(trial for trial in trials if trial.name == result["best"]["trials"][0])
+        best_yaml = study.best_config(winner).to_yaml()
+        folder.write_text("best.yaml", best_yaml)
+    histories = {trial.number: history(run_folder(folder, trial)) for trial in trials}
+    folder.write_text("results.csv", results_csv(study.sweep, trials))
+    folder.write_text("report.html", report(study.sweep, trials, histories, best_yaml, elapsed_s))
+    files = {"report": folder.path("report.html"), "best_config": folder.path("best.yaml") if best_yaml else None}
+    return {"sweep": folder.url, **files, **result}
+
+
+def summary(config: SweepConfig, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Return the result of a study as plain values, ready for JSON."""
+    found = points(config, trials)
+    winner = best(config, found)
+    return {
+        "metric": config.objective.metric,
+        "best": winner and _described(winner),
+        "front": [_described(point) for point in pareto_front(config, found)] if config.objective.against else None,
+        "points": len(found),
+        "trials": by_status(trials),
+        "answer": answer(config, trials),
+    }
+
+
+def _described(point: Point) -> dict[str, Any]:
+    return {
+        "point": point.number,
+        "values": point.values,
+        "mean": point.mean,
+        "stderr": point.error,
+        "stderr_from": point.error_from,
+        "spread": point.spread,
+        "seeds": [trial.seed for trial in point.trials],
+        "trials": [trial.name for trial in point.trials],
+        "active_parameters": point.cost.active if point.cost else None,
+        "gflops": point.cost.gflops if point.cost else None,
+    }
 
 
 def results_csv(config: SweepConfig, trials: Sequence[Trial]) -> str:
@@ -70,32 +136,3 @@ def _cells(config: SweepConfig, point: Point) -> list[str]:
     mean, spread = plus_minus(point.mean, point.error), number(point.spread)
     active = amount(point.cost.active if point.cost else None)
     return [str(point.number), *values, mean, spread, active, counts(by_status(point.trials))]
-
-
-def summary(config: SweepConfig, trials: Sequence[Trial]) -> dict[str, Any]:
-    """Return the result of a study as plain values, ready for JSON."""
-    found = points(config, trials)
-    winner = best(config, found)
-    return {
-        "metric": config.objective.metric,
-        "best": winner and _described(winner),
-        "front": [_described(point) for point in pareto_front(config, found)] if config.objective.against else None,
-        "points": len(found),
-        "trials": by_status(trials),
-        "answer": answer(config, trials),
-    }
-
-
-def _described(point: Point) -> dict[str, Any]:
-    return {
-        "point": point.number,
-        "values": point.values,
-        "mean": point.mean,
-        "stderr": point.error,
-        "stderr_from": point.error_from,
-        "spread": point.spread,
-        "seeds": [trial.seed for trial in point.trials],
-        "trials": [trial.name for trial in point.trials],
-        "active_parameters": point.cost.active if point.cost else None,
-        "gflops": point.cost.gflops if point.cost else None,
-    }

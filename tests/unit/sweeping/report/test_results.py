@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from mowe_ray.sweeping.analysis.conclusions import answer
-from mowe_ray.sweeping.labels import entry_label, entry_name, plus_minus, point_label, pool_label
-from mowe_ray.sweeping.report.tables import results_csv, summary, table
+from mowe_ray.sweeping.analysis.points import plus_minus
+from mowe_ray.sweeping.report.results import results_csv, summary, table
 from mowe_ray.sweeping.schema import POOL_KEY
+from mowe_ray.sweeping.trials import entry_label, entry_name, point_label, pool_label
 from tests.made_study import failed, grid, planted, planted_study, subsets, sweep, trials
 
 
