@@ -9,11 +9,11 @@ bin := $(VENV)/bin
 pins := $(shell (pwd; cat pyproject.toml constraints.txt) | sha256sum | cut -c1-16)
 stamp := $(VENV)/.mowe_ray-$(pins)
 
-.PHONY: help install train test test-fast check
+.PHONY: help install train check quick test-fast test-integration test soak
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 install: $(stamp) ## make the virtual environment with the pinned versions
 
@@ -27,14 +27,25 @@ $(stamp):
 train: install ## train the quickstart model (CPU, offline); ARGS='training.max_steps=10' overrides
 	@$(bin)/python -m mowe_ray.train --config quickstart $(ARGS)
 
-test: install ## run every test that needs no GPU
-	@$(bin)/python -m pytest $(ARGS)
-
-test-fast: install ## run the tests that take seconds
-	@$(bin)/python -m pytest -m "not slow and not gpu" $(ARGS)
-
 check: install ## formatting, lint, types, import floors
 	@$(bin)/ruff format --check --quiet .
 	@$(bin)/ruff check --quiet .
 	@$(bin)/mypy --no-error-summary
 	@$(bin)/lint-imports --no-logo
+
+# Tests that start no Ray, in two processes; torch uses one thread in each (tests/conftest.py).
+fast := $(bin)/python -m pytest --ignore=tests/integration -n 2 --durations=10
+
+quick: check ## `check`, and the tests without the slow ones: the loop while writing (about a minute)
+	@$(fast) -m "not slow and not gpu and not soak" $(ARGS)
+
+test-fast: install ## every test that starts no Ray (less than 5 minutes)
+	@$(fast) $(ARGS)
+
+test-integration: install ## real commands on real clusters; PART=shared_ray or PART='not shared_ray' runs one half
+	@$(bin)/python -m pytest tests/integration --durations=10 $(if $(PART),-m "$(PART) and not gpu and not soak") $(ARGS)
+
+test: test-fast test-integration ## both, as CI does (less than 20 minutes on two cores)
+
+soak: install ## what repeats `test` on other settings, and faults for minutes (about an hour and a half); prints what it cost
+	@$(bin)/python -m pytest -m "soak and not gpu" -s --durations=0 --durations-min=1 $(ARGS)

@@ -29,6 +29,18 @@ TINY = [
     "training.log_every=1",
 ]
 
+# Of the run that others are compared with (the fixture `reference`). Its weights are sharded (ZeRO stage 3), so a lost
+# worker takes a part of them along; five steps are an epoch.
+REFERENCE = [
+    "compute.num_workers=2",
+    "compute.zero_stage=3",
+    "training.max_steps=16",
+    "training.save_every=4",
+    "training.eval_every=6",
+    "training.clip_norm=0.5",
+    "training.log_samples=true",
+]
+
 
 @dataclass(frozen=True)
 class Corpus:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,8 +113,7 @@ def _layers(source: str | Path | None) -> list[Tree]:
     if source is None:
         return []
     if isinstance(source, str) and source in preset_names():
-        file = resources.files("mowe_ray.config") / "presets" / f"{source}.yaml"
-        layer = parse_yaml(file.read_text(encoding="utf-8"), source)
+        layer = deepcopy(_preset(source))
     else:
         path = Path(source)
         if not path.is_file():
@@ -125,6 +126,12 @@ def _layers(source: str | Path | None) -> list[Tree]:
     if preset not in preset_names():
         raise ConfigError([f"preset: unknown preset {preset!r}, use {', '.join(preset_names())}"])
     return [*_layers(preset), layer]
+
+
+@cache  # a study loads its base for every point it considers, and parsing is nearly all of that
+def _preset(name: str) -> Tree:
+    file = resources.files("mowe_ray.config") / "presets" / f"{name}.yaml"
+    return parse_yaml(file.read_text(encoding="utf-8"), name)
 
 
 def parse_yaml(text: str, where: str) -> Tree:

@@ -1,16 +1,24 @@
-"""One local Ray for all integration tests, and a corpus small enough to train on in seconds."""
+"""What integration tests share: a local Ray, a corpus that is trained on in seconds, and an undisturbed run of it."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import mowe_ray.distributed  # noqa: F401 - sets what Ray reads while it is imported, so before any test imports it
-from tests.tiny_runs import Corpus, write_corpus
+from tests.tiny_runs import REFERENCE, Corpus, tiny_config, write_corpus
 
 # Two workers with a decoding CPU each, and room for a test that decodes on its own.
 _LOGICAL_CPUS = 6
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that share a Ray by what they ask for, so that two jobs of CI cannot leave one out."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared_ray")
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +39,16 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """Forty training clips and ten for validation, as WebDataset shards."""
     folder: Path = tmp_path_factory.mktemp("tiny_corpus")
     return write_corpus(folder)
+
+
+@pytest.fixture(scope="session")
+def reference(ray_cluster: None, tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The result of a run with the settings `REFERENCE`, on two workers that nobody disturbs.
+
+    A run that is stopped, killed, resized or continued has to end as this one did. Its folder is never changed: a test
+    that continues it takes a copy.
+    """
+    from mowe_ray.distributed.ray_train.driver import train
+
+    config = tiny_config(tiny_corpus, tmp_path_factory.mktemp("reference"), "reference", *REFERENCE)
+    return train(config, [].append)

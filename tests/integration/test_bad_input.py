@@ -3,7 +3,6 @@
 import io
 import json
 import tarfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -140,7 +139,6 @@ def test_a_run_over_every_kind_of_damage_completes_and_counts_each_cause(corpus,
 
 
 def test_too_much_damage_stops_before_training_and_names_the_key(corpus, ray_cluster, tmp_path, capsys):
-    began = time.monotonic()
     code = main(_arguments(corpus, tmp_path, "data.max_bad_fraction=0.1", "name=strict"))
 
     printed = capsys.readouterr()
@@ -149,7 +147,6 @@ def test_too_much_damage_stops_before_training_and_names_the_key(corpus, ray_clu
     assert "Traceback" not in printed.err
     assert "data.max_bad_fraction" in json.loads(printed.out)["error"]
     assert not (tmp_path / "strict" / "metrics.jsonl").exists()
-    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("found_by", ["scan", "decoder"])

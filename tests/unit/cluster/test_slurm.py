@@ -80,6 +80,10 @@ def calls(folder, program):
     ]
 
 
+def is_over(process):
+    return process.info["status"] == psutil.STATUS_ZOMBIE
+
+
 def group_of(pid):
     try:
         return os.getpgid(pid)
@@ -153,10 +157,11 @@ def test_a_signal_before_the_run_has_started_ends_the_job_and_all_of_it(job, tmp
     process = job("300", BEFORE_RAY="200")
     wait_for(process, lambda: (tmp_path / "calls").exists() and len(calls(tmp_path, "srun")) == 2)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) != 0
-    time.sleep(0.5)
-    left = [p for p in psutil.process_iter(["status"]) if group_of(p.pid) == process.pid]
-    assert [p for p in left if p.info["status"] != psutil.STATUS_ZOMBIE] == []
+    assert process.wait(30) != 0
+    deadline = time.monotonic() + 30
+    while left := [p for p in psutil.process_iter(["status"]) if group_of(p.pid) == process.pid and not is_over(p)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
     assert not (tmp_path / "told").exists()
 
 

@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import numpy as np
 import pytest
 
@@ -39,16 +41,16 @@ def test_a_jump_to_three_times_the_loss_is_found_wherever_it_is(seed: int, noise
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_limit_is_seven_deviations_above_the_median(seed: int) -> None:
     losses = np.random.default_rng(seed).normal(5.0, 0.4, 300)
-    found = {}
-    for step in range(20, 300):
-        before = losses[max(0, step - 128) : step]
-        deviation = np.median(np.abs(np.diff(before))) / 0.6745 / np.sqrt(2)
-        level = np.median(before[-20:])
-        over = level + max(7 * deviation, 0.1 * level)
-        just_below, just_above = [*losses[:step], over - 1e-9], [*losses[:step], over + 1e-9]
-        assert step not in spikes_of(just_below)
-        found[step] = (spikes_of(just_above)[step], level)
-    assert all(expected == pytest.approx(level) for expected, level in found.values())
+    detector = SpikeDetector()
+    for step, loss in enumerate(losses):
+        if step >= 20:
+            before = losses[max(0, step - 128) : step]
+            deviation = np.median(np.abs(np.diff(before))) / 0.6745 / np.sqrt(2)
+            level = np.median(before[-20:])
+            over = level + max(7 * deviation, 0.1 * level)
+            assert deepcopy(detector).expected_if_spike(over - 1e-9) is None
+            assert deepcopy(detector).expected_if_spike(over + 1e-9) == pytest.approx(level)
+        detector.expected_if_spike(float(loss))
 
 
 def test_a_loss_that_stays_high_becomes_the_expected_one() -> None:

@@ -29,13 +29,11 @@ def test_tells_where_a_step_hangs(alarm):
     activity = ActivityTracker()
     watchdog = Watchdog(activity, 0.2, alarm)
     watchdog.begin(7)
-    never = threading.Event()
     with activity.during("forward"), activity.during("a read that does not end"):
-        threading.Timer(1.0, never.set).start()
-        never.wait()  # the main thread hangs here
+        assert alarm.rang.wait(30)  # the main thread hangs here
     (hang,) = alarm.hangs
     assert (hang.step, hang.activity) == (7, "a read that does not end")
-    assert 0.2 <= hang.seconds < 0.9
+    assert hang.seconds >= 0.2
     assert hang.line.startswith("wait (")
     assert "test_tells_where_a_step_hangs" in hang.stacks
     assert "thread watchdog" in hang.stacks
@@ -43,22 +41,22 @@ def test_tells_where_a_step_hangs(alarm):
 
 
 def test_steps_that_end_in_time_are_no_hang(alarm):
-    watchdog = Watchdog(ActivityTracker(), 0.3, alarm)
-    for step in range(8):
+    watchdog = Watchdog(ActivityTracker(), 1.0, alarm)
+    for step in range(6):
         watchdog.begin(step)
-        time.sleep(0.1)
+        time.sleep(0.2)
     assert not alarm.rang.is_set()
     watchdog.close()
     assert not alarm.rang.wait(0.5)
 
 
 def test_a_pause_is_not_timed_and_the_time_starts_anew_after_it(alarm):
-    watchdog = Watchdog(ActivityTracker(), 0.3, alarm)
+    watchdog = Watchdog(ActivityTracker(), 1.0, alarm)
     watchdog.begin(1)
     watchdog.pause()
-    assert not alarm.rang.wait(0.6)
+    assert not alarm.rang.wait(1.3)
     watchdog.begin(2)
-    assert alarm.rang.wait(2)
+    assert alarm.rang.wait(30)
     assert alarm.hangs[0].step == 2
 
 
