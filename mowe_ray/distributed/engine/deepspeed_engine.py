@@ -101,7 +101,7 @@ class DeepSpeedEngine:
             optimizer=optimizer,
             config=_with_fitting_bucket(config, model),
         )
-        # DeepSpeed moves nothing of a model that came as shards (distributed/sharded_loading.py).
+        # DeepSpeed moves nothing of a model that came as shards (see `sharded_loading`).
         for buffer in model.buffers():
             buffer.data = buffer.data.to(self.device)
         zero_state.forget_first_update(self._engine)
