@@ -1,22 +1,79 @@
 """What an audio file says about itself: its container (by magic bytes) and its length.
 
 Decoders return half of a cut WAV, MP3 or Opus file without an error, so the declared length is the
-only way to notice. Layouts: RIFF/WAVE, RFC 9639 (FLAC), RFC 3533 and 7845 (Ogg, Opus), Xing/LAME
-tag (MP3).
+only way to notice. Layouts: RIFF/WAVE, RFC 9639 (FLAC), RFC 3533 and 7845 (Ogg, Opus), Vorbis I,
+Xing/LAME tag (MP3).
 """
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from mowe_ray.data.sample import BadAudio
 
-_HEAD_BYTES = 512
+OTHER = "other"
+_HEAD_BYTES = 1024
 _OGG_TAIL_BYTES = 1 << 17  # two pages of the largest legal size
 _STREAMED_WAV_BYTES = 0x7FFF0000  # writers to a pipe put a placeholder of at least this size
-_SUFFIXES = {"mp4": "m4a", "pcm": "aiff"}  # the other containers are called like their files
+_MOST_CHUNKS = 1000  # of a WAV before its samples; damage makes millions of them
+_WAV_BYTES_A_SAMPLE = frozenset({1, 3, 6, 7})  # PCM, float, A-law, mu-law: the same number of bytes for each sample
+_WAV_BLOCKS = frozenset({2, 0x11, 0x31})  # MS and IMA ADPCM, GSM 6.10: blocks of a declared number of samples
+_SUFFIXES = {"mp4": "m4a", "pcm": "aiff", "asf": "wma", "wavpack": "wv"}  # the others are called like their files
+
+# First bytes of the formats that need no second look. "pcm": uncompressed or nearly so, which libsndfile reads.
+_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"fLaC", "flac"),
+    (b"ID3", "mp3"),
+    (b"\x1a\x45\xdf\xa3", "webm"),
+    (b"RF64", "pcm"),
+    (b"riff", "pcm"),  # Wave64
+    (b"caff", "pcm"),
+    (b".snd", "pcm"),
+    (b"dns.", "pcm"),
+    (b"NIST_1A", "pcm"),  # SPHERE, of TIMIT and of other corpora of the LDC
+    (b"Creative Voice File", "pcm"),
+    (b"PVF1", "pcm"),
+    (b"2BIT", "pcm"),
+    (b" paf", "pcm"),
+    (b"fap ", "pcm"),
+    (b"\x64\xa3", "pcm"),  # IRCAM, followed by a byte for the machine
+    (b"#!AMR", "amr"),
+    (b"wvpk", "wavpack"),
+    (b"MAC ", "ape"),
+    (b"TTA1", "tta"),
+    (b"TTA2", "tta"),
+    (b"tBaK", "tak"),
+    (b"MP+", "mpc"),
+    (b"MPCK", "mpc"),
+    (b"ajkg", "shn"),
+    (b"DSD ", "dsf"),
+    (b"FRM8", "dsf"),
+    (b"qoaf", "qoa"),
+    (b".RMF", "rm"),
+    (b".ra\xfd", "rm"),
+    (b".SoX", "sox"),
+    (b"XoS.", "sox"),
+    (b"FLV\x01", "flv"),
+    (b"nut/multimedia container", "nut"),
+    (b"\x0b\x77", "ac3"),
+    (b"\x7f\xfe\x80\x01", "dts"),
+    (b"\xfe\x7f\x01\x80", "dts"),
+    (b"DTSHDHDR", "dts"),
+    (b"\x00\x00\x01\xba", "mpeg"),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
+)
+_FORMS = {
+    b"WAVE": "wav",
+    b"AVI ": "avi",
+    b"AIFF": "pcm",
+    b"AIFC": "pcm",
+    b"8SVX": "pcm",
+    b"16SV": "pcm",
+    b"XWMA": "asf",
+}
+_ATOMS = frozenset({b"moov", b"mdat", b"wide", b"skip", b"free", b"pnot"})  # of QuickTime files without "ftyp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +87,22 @@ class Header:
 
 def sniff(head: bytes) -> str | None:
     """Name the container from the first bytes of a file, or None when they are not audio."""
-    tag, form = head[:4], head[8:12]
-    if tag in (b"RIFF", b"RIFX") and form == b"WAVE":
-        return "wav"
-    if tag == b"fLaC":
-        return "flac"
-    if tag == b"OggS":
+    if head[:4] in (b"RIFF", b"RIFX", b"FORM"):
+        return _FORMS.get(head[8:12])
+    if head[:4] == b"OggS":
         return "opus" if b"OpusHead" in head[:256] else "ogg"
-    if head[4:8] == b"ftyp":
+    if head[4:8] == b"ftyp" or (head[4:8] in _ATOMS and head[0] < 32):  # a size, not a word of a text
         return "mp4"
-    if tag == b"\x1a\x45\xdf\xa3":
-        return "webm"
-    if tag in (b"RF64", b".snd", b"riff", b"caff") or form in (b"AIFF", b"AIFC"):
-        return "pcm"
-    if head[:3] == b"ID3":
-        return "mp3"
+    for magic, container in _MAGIC:
+        if head.startswith(magic):
+            return container
     if len(head) >= 4 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
         return "aac"
+    if len(head) >= 3 and head[0] == 0x56 and head[1] & 0xE0 == 0xE0:
+        return "aac"  # LOAS
+    for start, packet in ((0, 188), (4, 192), (0, 204)):
+        if len(head) > start + 3 * packet and head[start : start + 3 * packet + 1 : packet] == b"GGGG":
+            return "ts"
     return "mp3" if _mp3_frame(head) else None
 
 
@@ -59,17 +115,18 @@ def suffix_of(content: bytes) -> str | None:
 def read_header(file: BinaryIO) -> Header:
     """Read container and declared length of a seekable file.
 
+    Returns:
+        The container is `OTHER` where the first bytes tell none; it may still be one that libsndfile knows.
+
     Raises:
-        BadAudio: `zero_length` for an empty file, `wrong_type` when the bytes are not audio.
+        BadAudio: `zero_length` for an empty file.
     """
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise BadAudio("zero_length", "empty file")
     file.seek(0)
     head = file.read(_HEAD_BYTES)
-    container = sniff(head)
-    if container is None:
-        raise BadAudio("wrong_type", f"not an audio file, starts with {head[:12]!r}")
+    container = sniff(head) or OTHER
     try:
         return _READERS.get(container, _unknown)(container, head, file)
     except (struct.error, IndexError, ZeroDivisionError):
@@ -82,16 +139,30 @@ def _unknown(container: str, head: bytes, file: BinaryIO) -> Header:
 
 def _wav(container: str, head: bytes, file: BinaryIO) -> Header:
     order = ">" if head[:4] == b"RIFX" else "<"
-    at, byte_rate = 12, 0
-    while True:
+    at, form = 12, b""
+    for _ in range(_MOST_CHUNKS):
         file.seek(at)
         tag, size = struct.unpack(order + "4sI", file.read(8))
         if tag == b"fmt ":
-            byte_rate = struct.unpack(order + "8xI", file.read(12))[0]
+            form = file.read(min(size, 40))
         elif tag == b"data":
             known = 0 < size < _STREAMED_WAV_BYTES
-            return Header(container, size / byte_rate if known else None)
+            return Header(container, _wav_seconds(order, form, size) if known else None)
         at += 8 + size + size % 2
+    return Header(container, None)
+
+
+def _wav_seconds(order: str, form: bytes, size: int) -> float | None:
+    """Seconds in `size` bytes of samples; the bytes per second that `form` declares are often wrong."""
+    tag, channels, rate, _, block_bytes, bits = struct.unpack_from(order + "HHIIHH", form)
+    if tag == 0xFFFE:  # the format proper is in the extension
+        (tag,) = struct.unpack_from(order + "H", form, 24)
+    if tag in _WAV_BYTES_A_SAMPLE:
+        return float(size / (channels * -(-bits // 8)) / rate)
+    if tag in _WAV_BLOCKS:
+        (block_samples,) = struct.unpack_from(order + "H", form, 18)
+        return float(size / block_bytes * block_samples / rate) if block_samples else None
+    return None
 
 
 def _flac(container: str, head: bytes, file: BinaryIO) -> Header:
@@ -103,9 +174,9 @@ def _flac(container: str, head: bytes, file: BinaryIO) -> Header:
 def _ogg(container: str, head: bytes, file: BinaryIO) -> Header:
     if container == "opus":
         at = head.index(b"OpusHead")
-        rate, skip = 48_000, struct.unpack_from("<H", head, at + 10)[0]
+        rate, skip, longest = 48_000, struct.unpack_from("<H", head, at + 10)[0], 0
     elif (at := head.find(b"\x01vorbis")) >= 0:
-        rate, skip = struct.unpack_from("<I", head, at + 12)[0], 0
+        rate, skip, longest = struct.unpack_from("<I", head, at + 12)[0], 0, 1 << (head[at + 28] >> 4)
     else:
         return Header(container, None)
     size = file.seek(0, os.SEEK_END)
@@ -117,7 +188,57 @@ def _ogg(container: str, head: bytes, file: BinaryIO) -> Header:
     while page >= 0 and granule < 0:  # -1: no packet ends on this page, ask the one before
         granule = struct.unpack_from("<q", tail, page + 6)[0]
         page = tail.rfind(b"OggS", 0, page)
-    return Header(container, (granule - skip) / rate if granule >= skip else None, ended)
+    start = _ogg_start(file, longest)
+    if longest and start:
+        return Header(container, None)
+    samples = granule - start - skip
+    # A part of a longer stream ends wherever it was cut, without the mark.
+    return Header(container, samples / rate if samples >= 0 else None, ended or start > 0)
+
+
+def _ogg_start(file: BinaryIO, longest: int) -> int:
+    """Granule position before the first sample: above 0 in what was cut out of a longer stream (RFC 7845, 4.5).
+
+    Args:
+        longest: L, samples of a long Vorbis block; 0 for Opus, whose packets tell their length. Vorbis packets do not:
+            the first gives nothing and each other one at most L / 2, so that a start below some 20 ms is not seen.
+    """
+    at = 0
+    for _ in range(_MOST_CHUNKS):
+        file.seek(at)
+        page = file.read(27)
+        granule, count = int(struct.unpack_from("<q", page, 6)[0]), page[26]
+        lacing = file.read(count)
+        content = file.read(sum(lacing))
+        at += 27 + count + len(content)
+        if granule > 0:  # the pages of headers have 0
+            packets, samples = _packets(lacing, content), 0
+            for number, packet in enumerate(packets):
+                samples += (longest // 2 if number else 0) if longest else _opus_samples(packet)
+            return max(0, granule - samples)
+    return 0
+
+
+def _packets(lacing: bytes, content: bytes) -> Iterator[bytes]:
+    """Split the content of an Ogg page into the packets that end on it."""
+    start = end = 0
+    for size in lacing:
+        end += size
+        if size < 255:
+            yield content[start:end]
+            start = end
+
+
+def _opus_samples(packet: bytes) -> int:
+    """Samples of an Opus packet at 48 kHz, from its first bytes (RFC 6716, 3.1)."""
+    config, code = packet[0] >> 3, packet[0] & 3
+    if config < 12:
+        frame = (480, 960, 1920, 2880)[config % 4]
+    elif config < 16:
+        frame = (480, 960)[config % 2]
+    else:
+        frame = (120, 240, 480, 960)[config % 4]
+    return frame * ((1, 2, 2)[code] if code < 3 else packet[1] & 63)
 
 
 def _mp3_frame(head: bytes) -> tuple[int, int, int] | None:

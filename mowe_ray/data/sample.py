@@ -22,7 +22,9 @@ CAUSES: tuple[Cause, ...] = get_args(Cause)
 # fmt: off
 AUDIO_SUFFIXES = frozenset((
     "flac", "wav", "mp3", "ogg", "oga", "opus", "m4a", "mp4", "aac", "webm", "mka",
-    "aif", "aiff", "au", "w64", "caf", "wma",
+    "aif", "aiff", "aifc", "au", "snd", "w64", "rf64", "caf", "sph", "nist", "voc", "wma", "asf",
+    "amr", "awb", "3gp", "3g2", "m4b", "mov", "mkv", "avi", "flv", "ts", "m2ts", "mts", "mpg", "mpeg", "mp2", "mpga",
+    "ac3", "eac3", "dts", "wv", "ape", "tta", "tak", "mpc", "shn", "dsf", "dff", "qoa", "rm", "ra", "sox", "nut",
 ))
 # fmt: on
 
