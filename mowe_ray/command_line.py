@@ -110,4 +110,4 @@ def run_supervised(command: str, main: Callable[..., int], plan: Callable[[], Su
     if supervision is None:
         return main()
     arguments = [sys.executable, "-m", f"mowe_ray.{command}", *sys.argv[1:]]
-    return supervise(arguments, max_failures=supervision.max_failures, progress=supervision.progress, say=log)
+    return supervise(arguments, max_failures=supervision.max_failures, progress=supervision.progress, log=log)

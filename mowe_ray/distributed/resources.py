@@ -1,16 +1,21 @@
-"""What a run asks of the cluster: the resources of its workers, and where decoding is placed."""
+"""What a run reserves on the cluster: the bundle of a worker, the total of a run, and whether there is room."""
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mowe_ray.config import RunConfig
+from mowe_ray.config.schema import WorkersSection
 from mowe_ray.distributed import ray_internals
+
+Resources = Mapping[str, float]
+_ACCELERATOR = "accelerator_type:"
 
 
 def decoding_options(*, reserved: bool) -> dict[str, Any]:
@@ -41,65 +46,118 @@ def _away_from_gpus() -> dict[str, Any]:
     return {"scheduling_strategy": there}
 
 
-def cpus_of(config: RunConfig, workers: int) -> int:
-    """Return the CPUs that so many workers and their decoding need."""
-    return workers * (config.compute.cpus_per_worker + config.data.decode_cpus)
+def worker_bundle(compute: WorkersSection, reserved_decode_cpus: int = 0) -> dict[str, float]:
+    """Return what one worker reserves on its node, by Ray's names of resources.
 
-
-def worker_resources(config: RunConfig) -> dict[str, float]:
-    """Return what one worker reserves."""
-    compute = config.compute
-    cpus = compute.cpus_per_worker + (config.data.decode_cpus if compute.reserves_decoding else 0)
-    return {"CPU": cpus, "GPU": compute.gpus_per_worker}
+    Args:
+        compute: CPUs, GPUs and the type of GPU of a worker.
+        reserved_decode_cpus: CPUs for decoding that the worker reserves together with its own.
+    """
+    bundle: dict[str, float] = {"CPU": compute.cpus_per_worker + reserved_decode_cpus}
+    if compute.gpus_per_worker:
+        bundle["GPU"] = compute.gpus_per_worker
+    if compute.accelerator_type is not None:
+        bundle[f"{_ACCELERATOR}{compute.accelerator_type}"] = 0.001  # as Ray itself asks for a type
+    return bundle
 
 
 def bundle_of(config: RunConfig) -> dict[str, float]:
-    """Return the bundle of a placement group that holds one worker, by Ray's names of resources."""
-    kind = config.compute.accelerator_type
-    bundle = {key: amount for key, amount in worker_resources(config).items() if amount}
-    return bundle if kind is None else {**bundle, f"accelerator_type:{kind}": 0.001}
+    """Return what one training process reserves: its decoding too, except on GPU nodes."""
+    return worker_bundle(config.compute, config.data.decode_cpus if config.compute.reserves_decoding else 0)
 
 
-def has_room(cpus: float, gpus: float, accelerator_type: str | None) -> bool:
-    """Whether a node has so much to spare, as far as Ray knows right now."""
-    need = {"CPU": cpus, "GPU": gpus, f"accelerator_type:{accelerator_type}": 0.0 if accelerator_type is None else 1e-3}
+def unreserved_decode_cpus(config: RunConfig) -> int:
+    """Return the CPUs that decode for one worker on any node, besides its bundle."""
+    return 0 if config.compute.reserves_decoding else config.data.decode_cpus
+
+
+def total_resources(compute: WorkersSection, decode_cpus: int, workers: int) -> dict[str, float]:
+    """Return the CPUs and GPUs of so many workers and their decoding, wherever that runs."""
+    return {
+        "CPU": workers * (compute.cpus_per_worker + decode_cpus),
+        "GPU": workers * compute.gpus_per_worker,
+    }
+
+
+def cpus_of(config: RunConfig, workers: int) -> int:
+    """Return the CPUs that so many workers of a run and their decoding need."""
+    return int(total_resources(config.compute, config.data.decode_cpus, workers)["CPU"])
+
+
+def ray_options(bundle: Resources) -> dict[str, Any]:
+    """Return the options with which a Ray task or actor reserves `bundle`."""
+    types = [name.removeprefix(_ACCELERATOR) for name in bundle if name.startswith(_ACCELERATOR)]
+    return {
+        "num_cpus": bundle["CPU"],
+        "num_gpus": bundle.get("GPU", 0),
+        **({"accelerator_type": types[0]} if types else {}),
+    }
+
+
+def fits(bundle: Resources, free: Iterable[Resources], elsewhere_cpus: int = 0) -> bool:
+    """Whether a node has `bundle` to spare, and the nodes together `elsewhere_cpus` whole CPUs besides.
+
+    Args:
+        bundle: What is reserved on one node.
+        free: What every node has to spare, by Ray's names.
+        elsewhere_cpus: CPUs of tasks that take one each, on any node.
+    """
+    nodes = list(free)
+    cpus = sum(math.floor(node.get("CPU", 0.0)) for node in nodes)
     return any(
-        all(free.get(kind, 0.0) >= amount for kind, amount in need.items())
-        for free in ray_internals.available_resources_per_node().values()
+        all(node.get(kind, 0.0) >= amount for kind, amount in bundle.items())
+        and cpus - math.floor(node.get("CPU", 0.0)) + math.floor(node.get("CPU", 0.0) - bundle.get("CPU", 0.0))
+        >= elsewhere_cpus
+        for node in nodes
     )
 
 
-def check_resources(cpus: float, gpus: float) -> str | None:
-    """Raise if the cluster can never hold the run, which would otherwise wait for ever.
+def has_room(bundle: Resources, elsewhere_cpus: int = 0) -> bool:
+    """Whether the cluster `fits` so much besides what is reserved, as far as Ray knows at this moment."""
+    return fits(bundle, ray_internals.available_resources_per_node().values(), elsewhere_cpus)
+
+
+def times_that_fit(need: Resources, total: Resources) -> float:
+    """Return how often `need` fits into `total`: a whole number, or infinity."""
+    # A quotient of infinity is infinite; `inf // 4` is not a number.
+    times = min(total.get(kind, 0.0) / amount for kind, amount in need.items() if amount)
+    return math.floor(times) if math.isfinite(times) else times
+
+
+def shortage(need: Resources, here: Resources, maximum: Resources) -> str | None:
+    """Return what a run has to wait for, None if the cluster holds it now.
 
     Args:
-        cpus: CPUs of all workers and their decoding.
-        gpus: GPUs of all workers.
-
-    Returns:
-        What the run has to wait for, if its nodes are still to come.
+        need: CPUs and GPUs of all workers and their decoding.
+        here: What the cluster has.
+        maximum: What it may have one day, with its autoscaler.
 
     Raises:
-        ValueError: Names the keys to lower.
+        ValueError: The cluster can never hold the run, which would otherwise wait for ever; names the keys to lower.
     """
-    here, most = ray.cluster_resources(), maximum_resources()
     waits = None
-    for kind, need, keys in (
-        ("CPU", cpus, "compute.num_workers, compute.cpus_per_worker or data.decode_cpus"),
-        ("GPU", gpus, "compute.num_workers or compute.gpus_per_worker"),
+    for kind, keys in (
+        ("CPU", "compute.num_workers, compute.cpus_per_worker or data.decode_cpus"),
+        ("GPU", "compute.num_workers or compute.gpus_per_worker"),
     ):
-        told = f"the run needs {need:g} {kind}s and the cluster has {here.get(kind, 0.0):g}"
-        if need > most.get(kind, 0.0):
-            raise ValueError(f"{told}: lower {keys}")
-        if need > here.get(kind, 0.0):
-            waits = f"{told}: waiting for its autoscaler"
+        amount = need.get(kind, 0.0)
+        message = f"the run needs {amount:g} {kind}s and the cluster has {here.get(kind, 0.0):g}"
+        if amount > maximum.get(kind, 0.0):
+            raise ValueError(f"{message}: lower {keys}")
+        if amount > here.get(kind, 0.0):
+            waits = f"{message}: waiting for its autoscaler"
     return waits
 
 
-def maximum_resources() -> dict[str, float]:
-    """Return the cluster's resources, with its autoscaler's maximum: infinite where that is told nobody.
+def check_resources(need: Resources) -> str | None:
+    """Return the `shortage` of this cluster, or raise if it can never hold the run."""
+    return shortage(need, ray.cluster_resources(), maximum_resources())
 
-    Only Ray's managed clusters tell it. With `ray up` and KubeRay a run for which there will never be enough waits, and
+
+def maximum_resources() -> dict[str, float]:
+    """Return the cluster's resources including its autoscaler's maximum; infinite where that is unknown.
+
+    Only Ray's managed clusters publish it. With `ray up` and KubeRay a run that can never start therefore waits, and
     says so; without an autoscaler it is refused.
     """
     here = ray.cluster_resources()

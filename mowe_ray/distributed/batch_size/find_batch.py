@@ -74,13 +74,9 @@ def _on_cluster(config: RunConfig, limit_bytes: int | None) -> Iterator[Trial]:
     """Search where a worker would run."""
     compute = config.compute
     cluster.join(compute.cpus_per_worker)
-    resources.check_resources(compute.cpus_per_worker, compute.gpus_per_worker)
-    task = ray.remote(_search).options(
-        num_cpus=compute.cpus_per_worker,
-        num_gpus=compute.gpus_per_worker,
-        accelerator_type=compute.accelerator_type,
-        max_retries=0,
-    )
+    bundle = resources.worker_bundle(compute)  # synthetic clips need no decoding
+    resources.check_resources(bundle)
+    task = ray.remote(_search).options(max_retries=0, **resources.ray_options(bundle))
     for trial in task.remote(config, limit_bytes):
         try:
             yield ray.get(trial)

@@ -37,10 +37,8 @@ def answer_datasets(
         ValueError: Something the user must change: a model, the data, the resources.
     """
     compute, data = config.compute, config.data
-    workers = compute.min_workers
-    cluster.join(compute.max_workers * (compute.cpus_per_worker + data.decode_cpus))
-    cpus = workers * (compute.cpus_per_worker + data.decode_cpus)
-    if waits := resources.check_resources(cpus, workers * compute.gpus_per_worker):
+    cluster.join(resources.total_resources(compute, data.decode_cpus, compute.max_workers)["CPU"])
+    if waits := resources.check_resources(resources.total_resources(compute, data.decode_cpus, compute.min_workers)):
         say(waits)
     costs = [inspect_export(target.export) for target in targets]
     indexes = scan_validation(data, parallel_map)

@@ -149,16 +149,16 @@ class AsyncValidation:
         self._unreported = []
 
     def _has_room(self) -> bool:
-        compute = self._config.compute
-        cpus = compute.cpus_per_worker + self._config.data.decode_cpus
-        need = (cpus, compute.gpus_per_worker, compute.accelerator_type)
-        while not (room := resources.has_room(*need)) and time.monotonic() - self._released < _RELEASE_S:
+        bundle, elsewhere = resources.bundle_of(self._config), resources.unreserved_decode_cpus(self._config)
+        while not (room := resources.has_room(bundle, elsewhere)) and time.monotonic() - self._released < _RELEASE_S:
             time.sleep(0.1)
         if not room and not self._warned_no_room:
             self._warned_no_room = True
-            gpus = f" and {compute.gpus_per_worker} GPU" if compute.gpus_per_worker else ""
+            gpus = f" and {bundle['GPU']:g} GPU" if "GPU" in bundle else ""
+            decoding = f", or the cluster {elsewhere} more to decode" if elsewhere else ""
             self._ranks.log(
-                f"no node has {cpus} CPUs{gpus} to spare: workers stop to validate (training.async_validation)"
+                f"no node has {bundle['CPU']:g} CPUs{gpus} to spare{decoding}: workers stop to validate "
+                "(training.async_validation)"
             )
         return room
 
@@ -177,12 +177,9 @@ class AsyncValidation:
         return True
 
     def _launch(self, pending: _Pending) -> None:
-        compute = self._config.compute
         self._actor: ActorHandle[_Validator] = _Validator.options(  # type: ignore[attr-defined]
-            num_cpus=compute.cpus_per_worker + (self._config.data.decode_cpus if compute.reserves_decoding else 0),
-            num_gpus=compute.gpus_per_worker,
             scheduling_strategy="DEFAULT",  # not on what the workers, or a Tune trial, have reserved
-            **({} if compute.accelerator_type is None else {"accelerator_type": compute.accelerator_type}),
+            **resources.ray_options(resources.bundle_of(self._config)),
         ).remote()
         self._started = self._actor.__ray_ready__.remote()
         self._result = self._actor.validate.remote(self._setup, self._folder.path(pending.export))

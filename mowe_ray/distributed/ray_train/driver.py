@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -54,7 +55,7 @@ def train(
     cluster.join(resources.cpus_of(config, config.compute.max_workers))
     _check_resources(folder, config, log)
     sources = index_sources(config.data, parallel_map)
-    if folder.exists("result.json") and _finished(result := json.loads(folder.read_text("result.json")), config):
+    if folder.exists("result.json") and covers(result := json.loads(folder.read_text("result.json")), config):
         log(f"{folder.url} is finished; choose another name to train again")
         return dict(result)
     coordinator = coordinator or start_coordinator()
@@ -108,9 +109,9 @@ def _fill_cache(config: RunConfig, sources: Sources, coordinator: ActorHandle[Ru
 
 def _check_resources(folder: RunFolder, config: RunConfig, log: Callable[[str], None]) -> None:
     """Refuse a run that the cluster can never hold; one that is on its way waits for what it has lost."""
-    workers = config.compute.min_workers
+    need = resources.total_resources(config.compute, config.data.decode_cpus, config.compute.min_workers)
     try:
-        waits = resources.check_resources(resources.cpus_of(config, workers), workers * config.compute.gpus_per_worker)
+        waits = resources.check_resources(need)
     except ValueError as error:
         if not committed_steps(folder):
             raise
@@ -119,7 +120,7 @@ def _check_resources(folder: RunFolder, config: RunConfig, log: Callable[[str], 
         log(waits)
 
 
-def _finished(result: dict[str, Any], config: RunConfig) -> bool:
+def covers(result: dict[str, Any], config: RunConfig) -> bool:
     """Whether the run that gave `result` was at least as long as `config` asks for."""
     length = config.training
     if length.max_steps is not None:
@@ -127,29 +128,58 @@ def _finished(result: dict[str, Any], config: RunConfig) -> bool:
     return bool(result["epochs"] >= (length.epochs or 0))
 
 
+@dataclass(frozen=True)
+class Claim:
+    """Whether a run may use a folder.
+
+    Attributes:
+        resumes: The folder holds this run already.
+        refusal: Why it may not; completes a sentence about the folder. None if it may.
+    """
+
+    resumes: bool
+    refusal: str | None = None
+
+
+def decide_claim(existing: dict[str, Any] | None, config: RunConfig) -> Claim:
+    """Decide whether a run may use a folder.
+
+    Args:
+        existing: Content of the folder's `config.json`; None if it has none.
+        config: The run.
+    """
+    if existing is None:
+        return Claim(resumes=False)
+    if not config.resume:
+        return Claim(resumes=False, refusal="exists and resume=false: choose another name")
+    difference = first_difference(_with_defaults(existing), config.model_dump(mode="json"))
+    if difference is None:
+        return Claim(resumes=True)
+    return Claim(
+        resumes=False,
+        refusal=f"holds a run with another {difference}: choose another name, or go back to its value",
+    )
+
+
 def _claim(folder: RunFolder, config: RunConfig) -> None:
-    """Take the run folder, new or our own."""
-    new = config.model_dump(mode="json")
-    if folder.exists("config.json"):
-        if not config.resume:
-            raise ValueError(f"{folder.url} exists and resume=false: choose another name")
-        differing = _first_difference(_completed(json.loads(folder.read_text("config.json"))), new)
-        if differing:
-            raise ValueError(
-                f"{folder.url} holds a run with another {differing}: choose another name, or go back to its value"
-            )
-    folder.write_json("config.json", new)
+    """Write the configuration of the run to its folder, unless the folder is another's."""
+    existing = json.loads(folder.read_text("config.json")) if folder.exists("config.json") else None
+    claim = decide_claim(existing, config)
+    if claim.refusal is not None:
+        raise ValueError(f"{folder.url} {claim.refusal}")
+    folder.write_json("config.json", config.model_dump(mode="json"))
 
 
-def _completed(old: dict[str, Any]) -> dict[str, Any]:
-    """Fill in the keys that came later than the run, at their defaults."""
+def _with_defaults(old: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the keys that were added after the run, at their defaults."""
     try:
         return RunConfig.model_validate(old).model_dump(mode="json")
-    except ValueError:  # of a version with other keys; the first one that differs is told
+    except ValueError:  # written by a version with other keys; the first one that differs is reported
         return old
 
 
-def _first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """Return the first dotted key that makes two configurations different experiments, None if there is none."""
     for section in ("seed", "model", "data", "training", "compute"):
         before, after = old.get(section), new[section]
         if not isinstance(after, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -21,36 +22,38 @@ from mowe_ray.distributed.errors import format_failures, format_training_failure
 from mowe_ray.distributed.ray_internals import WorkerGroupCallback
 from mowe_ray.distributed.ray_train.coordinator import RunCoordinator, WorkerSetup
 from mowe_ray.distributed.ray_train.emergency_checkpoint import EMERGENCY_SAVE_S, SaveOnSigterm
-from mowe_ray.distributed.resources import worker_resources
+from mowe_ray.distributed.resources import bundle_of
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint.layout import committed_steps
+from mowe_ray.training.fault_tolerance.restart_policy import RestartDecision, RestartPolicy
 
 
 def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, log: Callable[[str], None]) -> dict[str, Any]:
     """Train on a group of workers through all failures; returns what rank 0 returned.
 
-    Ray replaces workers and starts the group again, `compute.max_failures` times. When that is used up, or when Ray's
-    own controller has died, the group is started anew, as long as there are new checkpoints between failures.
+    Ray restarts the group `compute.max_failures` times. When that is used up, or when Ray's own controller has died,
+    the `RestartPolicy` decides whether there is another group.
 
     Raises:
         ValueError: It failed too often without a new checkpoint; the message has the last cause.
     """
-    lost = 0
+    policy = RestartPolicy(config.compute.max_failures)
     while True:
         reached = committed_steps(folder)
         try:
             return dict(_trainer(config, folder, setup).fit().return_value)
         except ray.train.TrainingFailedError as error:
-            cause, lost = format_training_failure(error), config.compute.max_failures  # Ray has tried so often already
+            cause, attempts = format_training_failure(error), config.compute.max_failures + 1  # Ray has retried
         except ray.exceptions.RayActorError as error:
             if ray.get(setup.coordinator.controller_killed.remote()):
                 return {"run": folder.url, "stopped_at_step": max(committed_steps(folder), default=0)}
-            cause = f"the training controller died: {str(error).splitlines()[0]}"
+            cause, attempts = f"the training controller died: {str(error).splitlines()[0]}", 1
             if held := ray.get(setup.coordinator.placement_group.remote()):
                 remove_placement_group(held)
             ray.get(setup.coordinator.set_placement_group.remote(None))
-        lost = 1 if committed_steps(folder)[-1:] != reached[-1:] else lost + 1
-        if lost > config.compute.max_failures:
+        progressed = committed_steps(folder)[-1:] != reached[-1:]
+        policy = policy.after_failure(progressed=progressed, attempts=attempts)
+        if policy.decision is RestartDecision.GIVE_UP:
             raise ValueError(
                 f"training failed after {config.compute.max_failures} restarts without a new checkpoint "
                 f"(compute.max_failures): {cause}"
@@ -72,25 +75,25 @@ def _trainer(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> TorchT
             name=config.name,
             storage_path=folder.storage,
             failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
-            callbacks=[_TellFailures(setup.coordinator), _HoldResources(setup.coordinator), SaveOnSigterm()],
+            callbacks=[_ReportFailures(setup.coordinator), _RegisterPlacementGroup(setup.coordinator), SaveOnSigterm()],
         ),
     )
 
 
 def scaling(config: RunConfig, num_workers: int | tuple[int, int]) -> ray.train.ScalingConfig:
-    """Return where so many workers of a run are placed."""
-    compute = config.compute
+    """Return the placement of so many workers; a range is resized by Ray as nodes come and go."""
+    compute, bundle = config.compute, bundle_of(config)
     return ray.train.ScalingConfig(
         num_workers=num_workers,
         elastic_resize_monitor_interval_s=compute.resize_interval_s,
         use_gpu=compute.gpus_per_worker > 0,
-        resources_per_worker=worker_resources(config),
+        resources_per_worker={"CPU": bundle["CPU"], "GPU": bundle.get("GPU", 0)},
         accelerator_type=compute.accelerator_type,
     )
 
 
 def backend(config: RunConfig, timeout_s: int) -> TorchConfig:
-    """Return how the workers talk to each other."""
+    """Return the process group of the workers."""
     return TorchConfig(backend="nccl" if config.compute.gpus_per_worker else "gloo", timeout_s=timeout_s)
 
 
@@ -101,20 +104,20 @@ def _train_worker(settings: dict[str, WorkerSetup]) -> dict[str, Any]:
     return train_worker(settings["setup"])
 
 
-class _TellFailures(UserCallback):
-    """Tells the person, and the clock, that workers have failed; runs in Ray's controller."""
+class _ReportFailures(UserCallback):
+    """Logs that workers have failed, and starts to time the recovery; runs in Ray's controller."""
 
     def __init__(self, coordinator: ActorHandle[RunCoordinator]):
         self._coordinator = coordinator
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        """See the class."""
+        """Called by Ray after a failure."""
         self._coordinator.failure_detected.remote()
         self._coordinator.log.remote(f"warning: workers failed:{format_failures(worker_exceptions)}")
 
 
-class _HoldResources(WorkerGroupCallback):
-    """Remembers the workers' placement group, for the driver to free it should the controller die.
+class _RegisterPlacementGroup(WorkerGroupCallback):
+    """Registers the workers' placement group, for the driver to remove it if the controller dies.
 
     Ray has a cleaner of its own for this, which does not find its cluster where a machine runs several (Ray 2.60).
     """
@@ -123,16 +126,16 @@ class _HoldResources(WorkerGroupCallback):
         self._coordinator = coordinator
 
     def before_worker_group_start(self, worker_group_context: object) -> None:
-        """Tell who is about to wait for nodes; runs in Ray's controller, like the others."""
+        """Register the controller, which may wait for nodes; called in it, like the others."""
         ray.get(self._coordinator.set_controller.remote(ray.get_runtime_context().current_actor))
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """See the class."""
+        """Register the placement group."""
         handle = worker_group.get_worker_group_state().placement_group_handle
         ray.get(self._coordinator.set_placement_group.remote(handle.placement_group))
 
     def after_worker_group_shutdown(self, worker_group_context: object) -> None:
-        """See the class; also after a failure."""
+        """Forget the placement group; also called after a failure."""
         ray.get(self._coordinator.set_placement_group.remote(None))
 
 
@@ -165,19 +168,15 @@ def stop_on_signals(coordinator: ActorHandle[RunCoordinator], log: Callable[[str
 
 
 def in_thread(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what `work` returns, computed in another thread: the main one stays free for signals."""
-    done: list[dict[str, Any]] = []
-    failed: list[BaseException] = []
+    """Return what `work` returns, computed in another thread: the main thread handles signals meanwhile."""
+    future: Future[dict[str, Any]] = Future()
 
     def run() -> None:
         try:
-            done.append(work())
-        except BaseException as error:  # noqa: BLE001 - raised below, in the main thread
-            failed.append(error)
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised in the main thread
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True, name="fit")
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return done[0]
+    # Not a ThreadPoolExecutor: Python waits for its threads at exit, so a second Ctrl-C could not end the process.
+    threading.Thread(target=run, daemon=True, name="fit").start()
+    return future.result()

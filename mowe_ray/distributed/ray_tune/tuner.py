@@ -32,7 +32,6 @@ from mowe_ray.config import RunConfig
 from mowe_ray.distributed import cluster, resources
 from mowe_ray.distributed.errors import cause_in
 from mowe_ray.distributed.ray_tune.trainable import TrialRun, changes_of, driver_resources
-from mowe_ray.distributed.resources import cpus_of
 from mowe_ray.sweeping.schema import LogUniform, SchedulerSection, SweepConfig, Uniform
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Validation, history, objective, run_folder
@@ -93,15 +92,14 @@ def run_study(study: Study, say: Callable[[str], None], show: Callable[[Study], 
 def _join(sweep: SweepConfig, base: RunConfig, say: Callable[[str], None]) -> int:
     """Connect to Ray; returns how many trials run at a time."""
     workers, asked = base.compute.max_workers, sweep.resources.concurrent
-    cpus, gpus = cpus_of(base, workers), workers * base.compute.gpus_per_worker
+    need = resources.total_resources(base.compute, base.data.decode_cpus, workers)
     cores = os.cpu_count() or 1
     # A local Ray has as many CPUs as its trials ask for: decoding shares the cores with training.
     local = asked or max(1, cores // (workers * base.compute.cpus_per_worker))
-    cluster.join(cpus * local)
-    if waits := resources.check_resources(cpus, gpus):
+    cluster.join(need["CPU"] * local)
+    if waits := resources.check_resources(need):
         say(waits)
-    most = resources.maximum_resources()
-    held = min([most["CPU"] // cpus, *([most.get("GPU", 0.0) // gpus] if gpus else [])])
+    held = resources.times_that_fit(need, resources.maximum_resources())
     fit = int(held) if math.isfinite(held) else asked or _AT_A_TIME_IF_NOBODY_KNOWS
     if asked is not None and asked > fit:
         raise ValueError(f"resources.concurrent: the cluster holds {fit} trials at a time, not {asked}")

@@ -1,7 +1,7 @@
-"""Keep a command alive: run it in a child process, and start it again when that dies without an answer.
+"""Runs a command in a child process, and restarts it when it is killed.
 
-The driver of a run may be killed (out of memory, a lost head node, an operator's mistake). Its checkpoints are
-on storage, so the same command goes on from there; this process, which holds nothing, types it again.
+The driver of a run may be killed (out of memory, a lost head node, an operator's mistake). Its checkpoints are on
+storage, so the same command resumes from them; this process holds no state and runs it again.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from mowe_ray.training.fault_tolerance.restart_policy import RestartDecision, RestartPolicy
+
 # Set for the child: the file it makes when it ends by itself, whatever its exit code.
-_ANSWER = "MOWE_RAY_ANSWER_FILE"
+_ENDED_FILE = "MOWE_RAY_ENDED_FILE"
 
 
 def supervised() -> bool:
     """Whether this process is the child."""
-    return _ANSWER in os.environ
+    return _ENDED_FILE in os.environ
 
 
 def supervise(
@@ -32,54 +34,55 @@ def supervise(
     *,
     max_failures: int,
     progress: Callable[[], int],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     pause_s: float = 5.0,
 ) -> int:
     """Run `command` until it ends by itself; returns its exit code.
 
-    SIGTERM and SIGINT are handed on: the command then saves and ends.
+    SIGTERM and SIGINT are forwarded: the command then saves and ends.
 
     Args:
-        max_failures: Deaths without progress in between after which this gives up and returns 1.
-        progress: A number that has grown when the command got somewhere, such as its newest checkpoint.
-        say: Shows a line to the person who waits.
-        pause_s: Wait between two starts: a cluster's head may need a while to come back.
+        max_failures: Failures without progress that are followed by a restart; then this returns 1.
+        progress: Returns a number that grows with progress, such as the newest checkpoint's step.
+        log: Shows a line to the user.
+        pause_s: Seconds between two starts: a cluster's head may need a while to come back.
     """
-    failures, reached = 0, progress()
+    policy, reached = RestartPolicy(max_failures), progress()
     while True:
-        code, answered, stopped = _run(command)
-        if answered or stopped or code == 0:
+        code, ended_by_itself, stopped = _run(command)
+        if ended_by_itself or stopped or code == 0:
             return code if code >= 0 else 128 - code
         now = progress()
-        failures, reached = (1, now) if now > reached else (failures + 1, reached)
+        policy, reached = policy.after_failure(progressed=now > reached), max(now, reached)
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        if failures > max_failures:
-            say(f"error: the driver died ({cause}) {failures} times without a new checkpoint: giving up")
+        died = f"the driver died ({cause})"
+        if policy.decision is RestartDecision.GIVE_UP:
+            log(f"error: {died} {policy.failures} times without a new checkpoint: giving up")
             return 1
-        say(f"warning: the driver died ({cause}): starting it again ({failures} of {max_failures} without progress)")
+        log(f"warning: {died}: starting it again ({policy.failures} of {max_failures} without progress)")
         time.sleep(pause_s)
 
 
 def _run(command: Sequence[str]) -> tuple[int, bool, bool]:
-    """Run the command once; returns its exit code, whether it ended by itself, and whether it was told to stop."""
+    """Run the command once; returns its exit code, whether it ended by itself, and whether it was asked to stop."""
     stopped = False
     with tempfile.TemporaryDirectory(prefix="mowe_ray_supervisor_") as folder:
-        answer = Path(folder, "answer")
+        ended = Path(folder, "ended")
         # A session of its own: a Ctrl-C reaches it once, through us.
-        child = subprocess.Popen(command, env={**os.environ, _ANSWER: str(answer)}, start_new_session=True)
+        child = subprocess.Popen(command, env={**os.environ, _ENDED_FILE: str(ended)}, start_new_session=True)
 
-        def hand_on(number: int, _frame: FrameType | None) -> None:
+        def forward(number: int, _frame: FrameType | None) -> None:
             nonlocal stopped
             stopped = True
             child.send_signal(number)
 
-        before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             code = child.wait()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        return code, answer.exists(), stopped
+        return code, ended.exists(), stopped
 
 
 def run_child(main: Callable[[TextIO], int]) -> int:
@@ -91,17 +94,17 @@ def run_child(main: Callable[[TextIO], int]) -> int:
     """
     end_with_parent()
     out, sys.stdout = sys.stdout, sys.stderr
-    return answer(main(out))
+    return mark_ended(main(out))
 
 
-def answer(code: int) -> int:
-    """Tell the supervisor that this process ends by itself; returns `code`."""
-    Path(os.environ[_ANSWER]).touch()
+def mark_ended(code: int) -> int:
+    """Mark for the supervisor that this process ends by itself; returns `code`."""
+    Path(os.environ[_ENDED_FILE]).touch()
     return code
 
 
 def end_with_parent() -> None:
-    """Stop this process, as by SIGTERM, when its supervisor is killed: nobody would hear its answer."""
+    """Stop this process, as by SIGTERM, when its supervisor is killed: nobody would read its result."""
     parent = os.getppid()
 
     def watch() -> None:

@@ -16,7 +16,7 @@ from mowe_ray.training.fault_tolerance.supervisor import supervise
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
-from mowe_ray.training.fault_tolerance.supervisor import answer, end_with_parent
+from mowe_ray.training.fault_tolerance.supervisor import mark_ended, end_with_parent
 starts = Path({folder!r}, "starts")
 with starts.open("a") as file:
     file.write(f"{{os.getpid()}}\\n")
@@ -41,11 +41,11 @@ def starts(folder: Path) -> list[int]:
 
 def watch(command: list[str], *, max_failures: int = 3, progress=lambda: 0) -> tuple[int, list[str]]:
     said: list[str] = []
-    return supervise(command, max_failures=max_failures, progress=progress, say=said.append, pause_s=0.0), said
+    return supervise(command, max_failures=max_failures, progress=progress, log=said.append, pause_s=0.0), said
 
 
 def test_a_killed_command_is_started_again_until_it_answers(child, tmp_path):
-    code, said = watch(child("if turn < 3: os.kill(os.getpid(), signal.SIGKILL)\nsys.exit(answer(0))"))
+    code, said = watch(child("if turn < 3: os.kill(os.getpid(), signal.SIGKILL)\nsys.exit(mark_ended(0))"))
     assert code == 0
     assert len(starts(tmp_path)) == 3
     assert all("SIGKILL" in line for line in said)
@@ -54,12 +54,14 @@ def test_a_killed_command_is_started_again_until_it_answers(child, tmp_path):
 
 @pytest.mark.parametrize("code", [1, 2])
 def test_a_command_that_says_it_failed_is_not_started_again(child, tmp_path, code):
-    assert watch(child(f"sys.exit(answer({code}))")) == (code, [])
+    assert watch(child(f"sys.exit(mark_ended({code}))")) == (code, [])
     assert len(starts(tmp_path)) == 1
 
 
 def test_an_exit_without_an_answer_is_a_death(child, tmp_path):
-    code, said = watch(child("sys.exit(answer(0) if turn == 2 else 1)"))  # as when Ray ends a driver that lost its head
+    code, said = watch(
+        child("sys.exit(mark_ended(0) if turn == 2 else 1)")
+    )  # as when Ray ends a driver that lost its head
     assert (code, len(starts(tmp_path))) == (0, 2)
     assert "exit code 1" in said[0]
 
@@ -72,7 +74,7 @@ def test_it_gives_up_when_nothing_moves(child, tmp_path):
 
 
 def test_progress_between_deaths_starts_the_count_anew(child, tmp_path):
-    body = "if turn < 6: os.kill(os.getpid(), signal.SIGKILL)\nsys.exit(answer(0))"
+    body = "if turn < 6: os.kill(os.getpid(), signal.SIGKILL)\nsys.exit(mark_ended(0))"
     code, _ = watch(
         child(body), max_failures=1, progress=lambda: len(starts(tmp_path)) if starts_exist(tmp_path) else 0
     )
@@ -86,7 +88,7 @@ def starts_exist(folder: Path) -> bool:
 SUPERVISING = """
 import sys
 from mowe_ray.training.fault_tolerance.supervisor import supervise
-sys.exit(supervise({command!r}, max_failures=3, progress=lambda: 0, say=lambda line: print(line, file=sys.stderr)))
+sys.exit(supervise({command!r}, max_failures=3, progress=lambda: 0, log=lambda line: print(line, file=sys.stderr)))
 """
 
 
@@ -113,7 +115,7 @@ def supervising(child, tmp_path):
 WAITING = """
 def stop(number, frame):
     Path({folder!r}, "stopped").write_text(str(number))
-    sys.exit(answer(128 + number))
+    sys.exit(mark_ended(128 + number))
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
 end_with_parent()
