@@ -85,16 +85,26 @@ def structure_of(folder: str, graph: Graph) -> Structure:
     return Structure(len(rooms), max(map(level, merged), default=0), sum(map(len, rooms.values())), circles)
 
 
+def sizes_of(folder: Path) -> tuple[int, int]:
+    """Count the Python files below a folder, and their lines."""
+    files = sorted(folder.rglob("*.py"))
+    return len(files), sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+
+
+def modules_with_one_importer(graph: Graph) -> list[str]:
+    """The modules that a single other module imports, which might as well be a part of it."""
+    importers = Counter(name for imported in graph.values() for name in imported)
+    return sorted(module for module in graph if importers[module] == 1)
+
+
 def main(folder: Path) -> None:
     """Print the table for the package in `folder`."""
     sys.path.insert(0, str(folder))
     graph = module_graph()
-    files = sorted((folder / PACKAGE).rglob("*.py"))
-    lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
-    importers = Counter(name for imported in graph.values() for name in imported)
-    single = sum(importers[module] == 1 for module in graph)
-    print(f"{len(files)} files, {lines} lines: {1000 * len(files) / lines:.2f} files per 1,000 lines")
-    print(f"{single} modules with one importer, {len(circles_of(graph))} circles of modules")
+    files, lines = sizes_of(folder / PACKAGE)
+    single = modules_with_one_importer(graph)
+    print(f"{files} files, {lines} lines: {1000 * files / lines:.2f} files per 1,000 lines")
+    print(f"{len(single)} modules with one importer, {len(circles_of(graph))} circles of modules")
     print(f"{'folder':<24}{'rooms':>6}{'levels':>8}{'arrows':>8}{'circles':>9}")
     packages = sorted(name for name in graph if any(other.startswith(f"{name}.") for other in graph))
     for package in packages:

@@ -55,6 +55,7 @@ def _private_imports(file: Path) -> Iterator[str]:
                 yield name
 
 
+@pytest.mark.slow
 def test_decoding_does_not_import_ray_train() -> None:
     """Each process that decodes would pay seconds for it."""
     code = "import sys, mowe_ray.distributed.ray_data.pipeline; print([m for m in sys.modules if m == 'ray.train'])"

@@ -160,6 +160,7 @@ torch.save(logits, out)
 """
 
 
+@pytest.mark.slow
 def test_plain_transformers_loads_the_export_with_the_users_consent(
     trained: MoweForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def best(kind: str, seed: int, points: int = 40) -> float:
     return max(found)
 
 
+@pytest.mark.slow
 def test_optuna_improves_on_random_search() -> None:
     seeds = range(5)
     tpe, random = ([best(kind, seed) for seed in seeds] for kind in ("optuna", "random"))

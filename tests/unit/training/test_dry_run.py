@@ -113,6 +113,7 @@ def test_what_cannot_be_known_is_named_and_left_out(monkeypatch):
     assert nothing.total.weights.total == 0
 
 
+@pytest.mark.slow
 def test_data_and_steps_are_told(data):  # noqa: F811
     import yaml
 

@@ -1,0 +1,26 @@
+"""The package as a graph of imports, and tests where what they test is."""
+
+from pathlib import Path
+
+from tests.structure import PACKAGE, circles_of, module_graph
+
+ROOT = Path(__file__).parents[2]
+# Of the files that are shipped beside the package.
+BESIDE_THE_PACKAGE = {"cluster"}
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circles_of(module_graph()) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}
+    assert circles_of(graph) == [["b", "c"]]
+
+
+def test_unit_tests_lie_in_the_folder_of_what_they_test() -> None:
+    folders = {
+        file.parent.relative_to(ROOT / "tests" / "unit") for file in (ROOT / "tests" / "unit").rglob("test_*.py")
+    }
+    strange = {str(folder) for folder in folders if not (ROOT / PACKAGE / folder).is_dir()}
+    assert strange == BESIDE_THE_PACKAGE
