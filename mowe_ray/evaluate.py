@@ -66,8 +66,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
 
 def _evaluate(targets: Sequence[Target], config: EvaluationConfig) -> dict[str, Any]:
     from mowe_ray.distributed.ray_data.evaluator import answer_datasets, device  # imports torch and ray
-    from mowe_ray.evaluation.compare import compare
-    from mowe_ray.evaluation.report.files import write_results
+    from mowe_ray.evaluation.compare import compare, write_results
     from mowe_ray.evaluation.report.summary import table
 
     metrics = {source.name: _metrics(source, targets, config) for source in config.data.validation}

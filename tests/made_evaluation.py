@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mowe_ray.evaluation.predictions import Answer, Choice
+from mowe_ray.evaluation.predictions import Answer, RouterChoice
 from mowe_ray.evaluation.results import Ablation, Difference, EvaluatedModel, Evaluation, Interval, TaskScores
-from mowe_ray.evaluation.routing.report import router_report
-from mowe_ray.evaluation.routing.stats import routing_of
+from mowe_ray.evaluation.routing import router_report, routing_of
 
 MEMBERS = ("whisper", "hubert", "hubert-er")
 TASKS = ("ac", "aqa", "asr", "er", "sqa")
@@ -35,10 +34,12 @@ Datasets = Mapping[str, Sequence[str]]
 Shares = Mapping[str, float]
 
 
-def choice(member: str, members: Sequence[str], sure: float) -> Choice:
+def choice(member: str, members: Sequence[str], sure: float) -> RouterChoice:
     """A top-1 router that gives `member` the probability `sure`."""
     rest = (1 - sure) / max(1, len(members) - 1)
-    return Choice([float(name == member) for name in members], [sure if name == member else rest for name in members])
+    return RouterChoice(
+        [float(name == member) for name in members], [sure if name == member else rest for name in members]
+    )
 
 
 def answers(

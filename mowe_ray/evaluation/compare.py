@@ -1,36 +1,37 @@
-"""From the answers of one or several models to everything a report shows: scores, differences, ablations."""
+"""Score the answers of one or several models, compare the models, and write the results."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mowe_ray.evaluation.metrics.metric import Metric
 from mowe_ray.evaluation.metrics.registry import DatasetMetrics
 from mowe_ray.evaluation.predictions import Answer, by_task
+from mowe_ray.evaluation.report.page import report
 from mowe_ray.evaluation.results import Ablation, Difference, EvaluatedModel, Evaluation, Interval, ModelFacts
-from mowe_ray.evaluation.routing.report import router_report
-from mowe_ray.evaluation.routing.stats import routing_of
+from mowe_ray.evaluation.routing import draw, router_report, routing_of
 from mowe_ray.evaluation.scoring import paired_difference, task_scores
+from mowe_ray.evaluation.targets import Target, evaluation_folder, report_folder
 
-Answers = Mapping[str, Sequence[Answer]]
-"""By dataset."""
+DatasetAnswers = Mapping[str, Sequence[Answer]]
 
 
 @dataclass(frozen=True)
 class AnsweredModel(ModelFacts):
-    """What a model answered.
+    """A model and its answers.
 
     Attributes:
         history: Its training records with `step` and `routing`, oldest first.
-        without: What it answered without each pool member, by the member's name.
+        answers: With all pool members.
+        without: With one pool member excluded, by the member's name.
         bad: Samples that could not be used, by dataset and cause.
     """
 
     history: Sequence[Mapping[str, Any]]
-    answers: Answers
-    without: Mapping[str, Answers]
+    answers: DatasetAnswers
+    without: Mapping[str, DatasetAnswers]
     bad: dict[str, dict[str, int]]
 
 
@@ -58,26 +59,28 @@ def compare(
     poolless = next((model for model in models if not model.members), models[0])
     reference = next((model for model in models if model.name == baseline), poolless)
     differences = [
-        Difference(model.name, one.dataset, one.task, one.metric.name, one.interval, len(one.ours))
+        Difference(model.name, pair.dataset, pair.task, pair.metric.name, pair.interval, len(pair.ours))
         for model in models
         if model is not reference
-        for one in _differences(model.answers, reference.answers, metrics, seed)
+        for pair in _differences(model.answers, reference.answers, metrics, seed)
     ]
     return Evaluation([_evaluated(model, metrics, seed) for model in models], reference.name, differences, device)
 
 
 def _evaluated(model: AnsweredModel, metrics: Mapping[str, DatasetMetrics], seed: int) -> EvaluatedModel:
     ablation = [
-        Ablation(member, one.dataset, one.task, one.metric.name, one.metric.of(one.ours), one.interval, len(one.ours))
+        Ablation(
+            member, pair.dataset, pair.task, pair.metric.name, pair.metric.of(pair.ours), pair.interval, len(pair.ours)
+        )
         for member, answers in model.without.items()
-        for one in _differences(answers, model.answers, metrics, seed)
+        for pair in _differences(answers, model.answers, metrics, seed)
     ]
-    report = None
+    routers = None
     if model.members:
-        routing = {dataset: found for dataset, answers in model.answers.items() if (found := routing_of(answers))}
-        report = router_report(model.members, routing, model.history)
+        routing = {dataset: sums for dataset, answers in model.answers.items() if (sums := routing_of(answers))}
+        routers = router_report(model.members, routing, model.history)
     return EvaluatedModel(
-        **{one.name: getattr(model, one.name) for one in fields(ModelFacts)},
+        **{field.name: getattr(model, field.name) for field in fields(ModelFacts)},
         scores=[
             scores
             for dataset, answers in model.answers.items()
@@ -85,7 +88,7 @@ def _evaluated(model: AnsweredModel, metrics: Mapping[str, DatasetMetrics], seed
         ],
         bad=model.bad,
         ablation=ablation,
-        router_report=report,
+        router_report=routers,
     )
 
 
@@ -100,7 +103,9 @@ class _Paired:
     ours: list[Answer]
 
 
-def _differences(ours: Answers, theirs: Answers, metrics: Mapping[str, DatasetMetrics], seed: int) -> Iterator[_Paired]:
+def _differences(
+    ours: DatasetAnswers, theirs: DatasetAnswers, metrics: Mapping[str, DatasetMetrics], seed: int
+) -> Iterator[_Paired]:
     for dataset in ours:
         other_tasks = by_task(theirs.get(dataset, ()))
         for task, answers in by_task(ours[dataset]).items():
@@ -108,8 +113,40 @@ def _differences(ours: Answers, theirs: Answers, metrics: Mapping[str, DatasetMe
             pairs = [(answer, known[answer.id]) for answer in answers if answer.id in known]
             if not pairs:
                 continue
-            a, b = [one for one, _ in pairs], [other for _, other in pairs]
-            # Made for all of the set: how rare a word is should not depend on which samples are compared.
+            a, b = [own for own, _ in pairs], [other for _, other in pairs]
+            # Made for the complete set: how rare a word is should not depend on which samples are compared.
             metric = metrics[dataset].of(task, other_tasks[task])[0][0]
             interval = paired_difference(metric, metric.statistics(a), metric.statistics(b), seed)
             yield _Paired(dataset, task, metric, interval, a)
+
+
+def write_results(evaluation: Evaluation, targets: Sequence[Target], out: str | None) -> dict[str, Any]:
+    """Write scores.json and the router report of each model, and report.html over all of them.
+
+    Args:
+        evaluation: What `compare` returned.
+        targets: The models, in the same order.
+        out: The configuration's `out`.
+
+    Returns:
+        The result of the command.
+    """
+    result: dict[str, Any] = {"report": "", "baseline": evaluation.baseline, "models": {}}
+    for model, target in zip(evaluation.models, targets, strict=True):
+        folder = evaluation_folder(target, out)
+        differences = [d for d in evaluation.differences if d.model == model.name]
+        content = asdict(model) | {"baseline": evaluation.baseline, "differences": [asdict(d) for d in differences]}
+        routing = content.pop("router_report")
+        folder.write_json("scores.json", content)
+        if routing is not None:
+            folder.write_json("router_report.json", routing)
+            folder.write_bytes("router_report.png", draw(routing))
+        result["models"][model.name] = {"evaluation": folder.url, "scores": _main_scores(model)}
+    folder = report_folder(targets, out)
+    folder.write_text("report.html", report(evaluation))
+    return {**result, "report": folder.path("report.html")}
+
+
+def _main_scores(model: EvaluatedModel) -> dict[str, dict[str, float]]:
+    """Return the main score by DATASET/TASK."""
+    return {f"{task.dataset}/{task.task}": {task.main: round(task.scores[task.main].value, 2)} for task in model.scores}

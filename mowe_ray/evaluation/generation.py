@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.data.micro_batch import MicroBatch
-from mowe_ray.evaluation.predictions import Answer, Choice
+from mowe_ray.evaluation.predictions import Answer, RouterChoice
 from mowe_ray.model import AudioTokens, MoweForConditionalGeneration, MoweProcessor, Routing
 
 Wave = npt.NDArray[np.float32]
@@ -65,7 +65,7 @@ def answer_micro_batch(
     ]
     pieces = _pieces(micro_batch, max_audio_s, chunked_tasks)
     texts: list[list[str]] = [[] for _ in asked]
-    heard: list[list[tuple[Choice | None, Choice | None]]] = [[] for _ in asked]
+    heard: list[list[tuple[RouterChoice | None, RouterChoice | None]]] = [[] for _ in asked]
     for group in _groups(pieces, batch_seconds, max_batch_size):
         inputs = processor(
             instructions=[asked[piece.row] for piece in group],
@@ -114,7 +114,7 @@ def generate_texts(
     return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
 
 
-def choices(audio: AudioTokens | None) -> list[tuple[Choice | None, Choice | None]]:
+def choices(audio: AudioTokens | None) -> list[tuple[RouterChoice | None, RouterChoice | None]]:
     """Return what the data-independent and the data-dependent router chose for each of the C clips."""
     if audio is None:
         return []
@@ -131,14 +131,14 @@ def choices(audio: AudioTokens | None) -> list[tuple[Choice | None, Choice | Non
     return [(independent, one) for one in dependent]
 
 
-def _choice(routing: Routing) -> Choice:
-    return Choice(
+def _choice(routing: Routing) -> RouterChoice:
+    return RouterChoice(
         load=[float(chosen) for chosen in routing.chosen.tolist()],
         probabilities=[round(p, 5) for p in routing.probabilities.float().tolist()],
     )
 
 
-def _mean(pieces: Sequence[Choice | None]) -> Choice | None:
+def _mean(pieces: Sequence[RouterChoice | None]) -> RouterChoice | None:
     """Join the choices for the pieces of a clip."""
     known = [piece for piece in pieces if piece is not None]
     if len(known) <= 1:
@@ -147,7 +147,7 @@ def _mean(pieces: Sequence[Choice | None]) -> Choice | None:
         [round(float(mean), 5) for mean in np.mean([getattr(piece, name) for piece in known], axis=0)]
         for name in ("load", "probabilities")
     )
-    return Choice(load, probabilities)
+    return RouterChoice(load, probabilities)
 
 
 def _pieces(micro_batch: MicroBatch, max_audio_s: float, chunked_tasks: Collection[str]) -> list[_Piece]:

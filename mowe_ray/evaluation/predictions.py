@@ -116,7 +116,7 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RouterChoice:
     """One router's decision for a clip, with M pool members.
 
     Attributes:
@@ -146,8 +146,8 @@ class Answer:
     answer: str
     references: list[str]
     duration_s: float = 0.0
-    independent: Choice | None = None
-    dependent: Choice | None = None
+    independent: RouterChoice | None = None
+    dependent: RouterChoice | None = None
 
     def to_line(self) -> str:
         """Return the answer as a line of JSON."""
@@ -157,7 +157,9 @@ class Answer:
     def from_line(cls, line: str) -> Answer:
         """Read what `to_line` wrote."""
         fields = json.loads(line)
-        choices = {name: Choice(**fields[name]) for name in ("independent", "dependent") if fields[name] is not None}
+        choices = {
+            name: RouterChoice(**fields[name]) for name in ("independent", "dependent") if fields[name] is not None
+        }
         return cls(**{**fields, **choices})
 
 

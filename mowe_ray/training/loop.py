@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mowe_ray.evaluation.routing.stats import RoutingSums
+from mowe_ray.evaluation.routing import RoutingSums
 from mowe_ray.model import PreparedAudio, RoutingTotals
 from mowe_ray.training.collate import Batch
 from mowe_ray.training.fault_tolerance.out_of_memory import annotate_out_of_memory

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.sample import BadSample
-from mowe_ray.evaluation.routing.report import draw, router_report
+from mowe_ray.evaluation.routing import draw, router_report
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.output.text import duration
 from mowe_ray.training.loop import StepResult

@@ -12,7 +12,7 @@ import torch
 from mowe_ray.data.micro_batch import MicroBatch
 from mowe_ray.evaluation.generation import generate_texts
 from mowe_ray.evaluation.predictions import Answer, by_task
-from mowe_ray.evaluation.routing.stats import RoutingSums
+from mowe_ray.evaluation.routing import RoutingSums
 from mowe_ray.evaluation.scoring import majority_score, score
 from mowe_ray.model import AudioTokens, MoweOutput, MoweProcessor
 from mowe_ray.training.collate import Batch, collate

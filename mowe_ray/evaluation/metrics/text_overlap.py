@@ -1,7 +1,4 @@
-"""chrF (Popović 2015, https://aclanthology.org/W15-3049): F2 of character n-grams, over a whole set.
-
-As sacrebleu counts it by default (nc:6, nw:0, space:no, case:mixed, eff:yes), so that its figures can be compared.
-"""
+"""Overlap of an answer with its references: error rates of words and characters, exact match, token F1 and chrF."""
 
 from __future__ import annotations
 
@@ -15,6 +12,64 @@ from mowe_ray.evaluation.metrics.metric import Array, Metric, mean_metric, mean_
 from mowe_ray.evaluation.predictions import Answer
 from mowe_ray.evaluation.text_normalization import normalise_answer, normalise_transcript
 
+Edits = tuple[int, int]  # insertions, deletions and substitutions; units of the reference
+
+
+def _word_edits(reference: str, answer: str) -> Edits:
+    return _edits(jiwer.process_words(reference, answer))
+
+
+def _character_edits(reference: str, answer: str) -> Edits:
+    return _edits(jiwer.process_characters(reference, answer))
+
+
+def _edits(alignment: jiwer.WordOutput | jiwer.CharacterOutput) -> Edits:
+    wrong = alignment.substitutions + alignment.deletions
+    return wrong + alignment.insertions, wrong + alignment.hits
+
+
+def _fewest_edits(answer: Answer, count: Callable[[str, str], Edits]) -> Edits:
+    """Count against the reference with the lowest error rate; of several, the one with the fewest errors."""
+    given = normalise_transcript(answer.answer)
+    edits_by_reference = [count(normalise_transcript(reference), given) for reference in answer.references]
+    # Normalised, no reference is empty.
+    return min(edits_by_reference, key=lambda edits: (edits[0] / edits[1], edits[0]))
+
+
+def _error_rate(name: str, title: str, count: Callable[[str, str], Edits]) -> Metric:
+    def statistics(answers: Sequence[Answer]) -> Array:
+        return np.array([_fewest_edits(answer, count) for answer in answers], dtype=np.float64).reshape(-1, 2)
+
+    return Metric(name, title, "lower", statistics, mean_percent)
+
+
+WER = _error_rate("wer", "WER (%)", _word_edits)
+CER = _error_rate("cer", "CER (%)", _character_edits)
+
+
+def _is_exact_match(answer: Answer) -> float:
+    given = normalise_answer(answer.answer)
+    return float(any(given == normalise_answer(reference) for reference in answer.references))
+
+
+def _best_f1(answer: Answer) -> float:
+    given = normalise_answer(answer.answer).split()
+    return max(_f1(given, normalise_answer(reference).split()) for reference in answer.references)
+
+
+def _f1(given: list[str], reference: list[str]) -> float:
+    """Return the F1 of two bags of words; two empty ones are the same."""
+    if not given or not reference:
+        return float(given == reference)
+    return 2 * (Counter(given) & Counter(reference)).total() / (len(given) + len(reference))
+
+
+EXACT_MATCH = mean_metric("exact_match", "exact match (%)", _is_exact_match)
+TOKEN_F1 = mean_metric("token_f1", "token F1 (%)", _best_f1)
+
+
+# chrF (Popović 2015, https://aclanthology.org/W15-3049): F2 of character n-grams over a set, counted as sacrebleu does
+# by default (nc:6, nw:0, space:no, case:mixed, eff:yes), so that its figures can be compared.
 _ORDERS = 6
 _BETA = 2.0
 
@@ -24,7 +79,7 @@ def _ngrams(text: str) -> list[Counter[str]]:
     return [Counter(text[i : i + n] for i in range(len(text) - n + 1)) for n in range(1, _ORDERS + 1)]
 
 
-def _counts(given: list[Counter[str]], reference: list[Counter[str]]) -> list[int]:
+def _ngram_counts(given: list[Counter[str]], reference: list[Counter[str]]) -> list[int]:
     """Return, of each order, the n-grams in common, given, and of the reference; no order that it is too short for."""
     return [
         number
@@ -33,11 +88,13 @@ def _counts(given: list[Counter[str]], reference: list[Counter[str]]) -> list[in
     ]
 
 
-def _statistics(answers: Sequence[Answer]) -> Array:
+def _chrf_statistics(answers: Sequence[Answer]) -> Array:
     rows = np.zeros((len(answers), 3 * _ORDERS))
     for row, answer in zip(rows, answers, strict=True):
         given = _ngrams(answer.answer)
-        choices = np.array([_counts(given, _ngrams(reference)) for reference in answer.references], dtype=np.float64)
+        choices = np.array(
+            [_ngram_counts(given, _ngrams(reference)) for reference in answer.references], dtype=np.float64
+        )
         row[:] = choices[np.argmax(_chrf(choices))]
     return rows
 
@@ -54,59 +111,4 @@ def _chrf(sums: Array) -> Array:
     return np.asarray(100 * np.divide(above, below, out=np.zeros_like(below), where=below > 0))
 
 
-CHRF = Metric("chrf", "chrF (%)", "higher", _statistics, _chrf)
-
-
-def _same(answer: Answer) -> float:
-    given = normalise_answer(answer.answer)
-    return float(any(given == normalise_answer(reference) for reference in answer.references))
-
-
-def _best_overlap(answer: Answer) -> float:
-    given = normalise_answer(answer.answer).split()
-    return max(_overlap(given, normalise_answer(reference).split()) for reference in answer.references)
-
-
-def _overlap(given: list[str], wanted: list[str]) -> float:
-    """Return the F1 of two bags of words; two empty ones are the same."""
-    if not given or not wanted:
-        return float(given == wanted)
-    return 2 * (Counter(given) & Counter(wanted)).total() / (len(given) + len(wanted))
-
-
-EXACT_MATCH = mean_metric("exact_match", "exact match (%)", _same)
-TOKEN_F1 = mean_metric("token_f1", "token F1 (%)", _best_overlap)
-
-
-Edits = tuple[int, int]  # insertions, deletions and substitutions; units of the reference
-
-
-def _word_edits(reference: str, answer: str) -> Edits:
-    return _edits(jiwer.process_words(reference, answer))
-
-
-def _character_edits(reference: str, answer: str) -> Edits:
-    return _edits(jiwer.process_characters(reference, answer))
-
-
-def _edits(found: jiwer.WordOutput | jiwer.CharacterOutput) -> Edits:
-    wrong = found.substitutions + found.deletions
-    return wrong + found.insertions, wrong + found.hits
-
-
-def _fewest_edits(answer: Answer, count: Callable[[str, str], Edits]) -> Edits:
-    """Count against the reference with the lowest error rate; of several, the one with the fewest errors."""
-    given = normalise_transcript(answer.answer)
-    found = [count(normalise_transcript(reference), given) for reference in answer.references]
-    return min(found, key=lambda edits: (edits[0] / edits[1], edits[0]))  # normalised, no reference is empty
-
-
-def _error_rate(name: str, title: str, count: Callable[[str, str], Edits]) -> Metric:
-    def statistics(answers: Sequence[Answer]) -> Array:
-        return np.array([_fewest_edits(answer, count) for answer in answers], dtype=np.float64).reshape(-1, 2)
-
-    return Metric(name, title, "lower", statistics, mean_percent)
-
-
-WER = _error_rate("wer", "WER (%)", _word_edits)
-CER = _error_rate("cer", "CER (%)", _character_edits)
+CHRF = Metric("chrf", "chrF (%)", "higher", _chrf_statistics, _chrf)

@@ -8,9 +8,9 @@ from mowe_ray.evaluation.report.summary import (
     WORDS,
     Line,
     bounds,
+    compared_models,
     gain,
     is_finite,
-    others,
     score,
     signed,
     test_set_names,
@@ -39,7 +39,7 @@ def legend(evaluation: Evaluation) -> str:
 
 def difference_chart(evaluation: Evaluation, found: Sequence[Line]) -> str:
     """Draw every model's gain over the baseline on each test set's main metric, so that right is better."""
-    compared, colours = [model.name for model in others(evaluation)], model_colours(evaluation)
+    compared, colours = [model.name for model in compared_models(evaluation)], model_colours(evaluation)
     names = test_set_names(one.test_set for one in found)
     rows = [
         _row(one, names[one.test_set], name, colours[name], len(compared) > 1)

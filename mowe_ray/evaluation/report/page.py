@@ -19,11 +19,11 @@ from mowe_ray.evaluation.report.summary import (
     Line,
     alarms,
     bounds,
+    compared_models,
     headline,
     lines,
     listed,
     not_computed,
-    others,
     score,
     signed,
     typeset,
@@ -108,12 +108,12 @@ def _table_note(evaluation: Evaluation) -> str:
     marked = " A difference is called better or worse only where its interval does not hold 0."
     return (
         "Scores with their 95 % interval; a data set's first metric is its main one. Most frequent answer: what always "
-        "giving it would score." + (marked if others(evaluation) else "")
+        "giving it would score." + (marked if compared_models(evaluation) else "")
     )
 
 
 def _comparison(evaluation: Evaluation, found: Sequence[Line]) -> list[str]:
-    if not others(evaluation):
+    if not compared_models(evaluation):
         return []
     base = escape(evaluation.baseline)
     chart, quality = difference_chart(evaluation, found), quality_charts(evaluation, found)
@@ -170,7 +170,10 @@ def score_table(evaluation: Evaluation, found: Sequence[Line]) -> str:
     """Return the table: models side by side, differences to the baseline, a group of rows per test set."""
     if not found:
         return ""
-    models, compared = [model.name for model in evaluation.models], [model.name for model in others(evaluation)]
+    models, compared = (
+        [model.name for model in evaluation.models],
+        [model.name for model in compared_models(evaluation)],
+    )
     majority = any(line.majority is not None for line in found)
     heads = [tag("th", name) for name in ("data", "metric")] + [tag("th", "samples", class_="n")]
     heads += [tag("th", escape(name), class_="n") for name in models]

@@ -1,6 +1,6 @@
-"""All models of an evaluation side by side, a line per test set and metric, and what can be told apart.
+"""The models of an evaluation side by side: a line per test set and metric, the terminal's table, and the headline.
 
-A test set is a task of a dataset.
+A test set is a task of a dataset. A difference is one where its 95 % interval does not hold 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mowe_ray.evaluation.results import EvaluatedModel, Evaluation, Interval, Ta
 from mowe_ray.output.terminal import format_table
 from mowe_ray.output.text import amount
 
-Verdict = Literal["better", "worse", ""]
+Outcome = Literal["better", "worse", ""]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Line:
         """Dataset and task."""
         return self.dataset, self.task
 
-    def verdict(self, model: str) -> Verdict:
+    def verdict(self, model: str) -> Outcome:
         """Whether a model is better or worse than the baseline; empty where its interval holds 0."""
         return verdict(gain(self.differences[model], self.better)) if model in self.differences else ""
 
@@ -85,7 +85,7 @@ def lines(evaluation: Evaluation) -> list[Line]:
     return written
 
 
-def others(evaluation: Evaluation) -> list[EvaluatedModel]:
+def compared_models(evaluation: Evaluation) -> list[EvaluatedModel]:
     """Return all models but the baseline."""
     return [model for model in evaluation.models if model.name != evaluation.baseline]
 
@@ -95,12 +95,12 @@ def gain(difference: Interval, better: str) -> Interval:
     return difference if better == "higher" else Interval(-difference.value, -difference.high, -difference.low)
 
 
-def verdict(gained: Interval) -> Verdict:
+def verdict(gained: Interval) -> Outcome:
     """Whether a gain is one; empty where the interval holds 0."""
     return "better" if gained.low > 0 else "worse" if gained.high < 0 else ""
 
 
-def against_majority(line: Line, model: str) -> Verdict:
+def against_majority(line: Line, model: str) -> Outcome:
     """Whether a model is better than the most frequent answer; empty where the interval holds that."""
     if line.majority is None or model not in line.scores:
         return ""
@@ -125,7 +125,7 @@ def alarms(evaluation: Evaluation) -> list[str]:
 
 
 def not_computed(evaluation: Evaluation) -> list[str]:
-    """Say which metrics could not be computed and which samples not used, and why, once for all models alike."""
+    """Return which metrics could not be computed and which samples not used, and why; once if all models are alike."""
     found: dict[str, list[str]] = {}
     for model in evaluation.models:
         for task in model.scores:
@@ -135,15 +135,49 @@ def not_computed(evaluation: Evaluation) -> list[str]:
             if causes:
                 counted = ", ".join(f"{count} {cause}" for cause, count in causes.items())
                 found.setdefault(f"samples of {dataset} that could not be used: {counted}", []).append(model.name)
-    return [text + _of(names, evaluation.models) for text, names in found.items()]
+    return [text + _model_names(names, evaluation.models) for text, names in found.items()]
 
 
-def _of(names: Sequence[str], models: Sequence[EvaluatedModel]) -> str:
+def _model_names(names: Sequence[str], models: Sequence[EvaluatedModel]) -> str:
     return "" if len(set(names)) == len(models) else f" ({', '.join(dict.fromkeys(names))})"
 
 
+def table(evaluation: Evaluation) -> str:
+    """Return the main metric of each dataset and task, models side by side; what is missing or wrong below."""
+    main = [line for line in lines(evaluation) if line.main]
+    models, compared = (
+        [model.name for model in evaluation.models],
+        [model.name for model in compared_models(evaluation)],
+    )
+    head = ["dataset", "task", "metric", "better", "samples", "majority", *models]
+    head += [f"{name} - {evaluation.baseline}" for name in compared]
+    scores, notes = "", ["nothing was scored"]
+    if main:
+        scores = format_table((_table_row(line, models, compared) for line in main), head)
+        notes = ["[low, high]: 95 % interval over samples; majority: always the most frequent answer"]
+    notes += [f"warning: {warning}" for warning in alarms(evaluation)]
+    notes += [f"note: {missing}" for missing in not_computed(evaluation)]
+    return scores + "".join(f"  {note}\n" for note in notes)
+
+
+def _table_row(line: Line, models: list[str], compared: list[str]) -> list[str]:
+    scores = [
+        f"{score(line.scores[name].value)} {bounds(line.scores[name])}" if name in line.scores else "-"
+        for name in models
+    ]
+    gains = [
+        f"{signed(line.differences[name].value)} {bounds(line.differences[name])} {line.verdict(name)}".rstrip()
+        if name in line.differences
+        else "-"
+        for name in compared
+    ]
+    counts = sorted(set(line.samples.values()))
+    samples = "-".join(map(str, [counts[0], *counts[1:][-1:]]))
+    return [line.dataset, line.task, line.title, line.better, samples, score(line.majority), *scores, *gains]
+
+
 _LONG = 60  # letters of a list of names
-_MOST_SCORES = 8  # told in words; the table has all of them
+_MOST_SCORES = 8  # in words; the table has all of them
 
 Names = dict[tuple[str, str], str]
 
@@ -152,13 +186,13 @@ def headline(evaluation: Evaluation) -> list[str]:
     """Return sentences, the most important first: each model against the baseline, or one against the majority."""
     main = [line for line in lines(evaluation) if line.main]
     names = test_set_names(line.test_set for line in main)
-    compared = others(evaluation)
+    compared = compared_models(evaluation)
     if not compared:
         return _alone(main, names, evaluation.models[0].name)
     base = next(model for model in evaluation.models if model.name == evaluation.baseline)
     ordered = sorted(compared, key=lambda model: -_won(main, model.name))
-    told = [_against(main, names, model.name, base.name) for model in ordered]
-    return [*told, *filter(None, (_cost(model, base) for model in ordered))]
+    sentences = [_against(main, names, model.name, base.name) for model in ordered]
+    return [*sentences, *filter(None, (_cost(model, base) for model in ordered))]
 
 
 def _won(main: Sequence[Line], model: str) -> int:
@@ -172,9 +206,9 @@ def _against(main: Sequence[Line], names: Names, model: str, base: str) -> str:
 
 def _alone(main: Sequence[Line], names: Names, model: str) -> list[str]:
     verdicts = [(names[line.test_set], against_majority(line, model)) for line in main if line.majority is not None]
-    told = [_sentence(model, "the most frequent answer", verdicts)]
-    told += [_score(line, names[line.test_set], line.scores[model]) for line in main[:_MOST_SCORES]]
-    return [sentence for sentence in told if sentence] or [f"Nothing of {model} was scored."]
+    sentences = [_sentence(model, "the most frequent answer", verdicts)]
+    sentences += [_score(line, names[line.test_set], line.scores[model]) for line in main[:_MOST_SCORES]]
+    return [sentence for sentence in sentences if sentence] or [f"Nothing of {model} was scored."]
 
 
 def _score(line: Line, name: str, found: Interval) -> str:
@@ -182,7 +216,7 @@ def _score(line: Line, name: str, found: Interval) -> str:
     return f"{name}: {line.title} {score(found.value)} {bounds(found)}{majority}; {WORDS[line.better]}."
 
 
-def _sentence(model: str, base: str, verdicts: Sequence[tuple[str, Verdict]]) -> str:
+def _sentence(model: str, base: str, verdicts: Sequence[tuple[str, Outcome]]) -> str:
     """Write "pool beats no-pool on 2 of 5 tasks (asr and er) and is worse on 1 (aqa); on the other 2 ..."."""
     better, worse, open_ = ([name for name, found in verdicts if found == v] for v in ("better", "worse", ""))
     count, sets = len(verdicts), "test sets" if any(" · " in name for name, _ in verdicts) else "tasks"
@@ -257,34 +291,3 @@ def test_set_names(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], st
     unique = list(dict.fromkeys(pairs))
     one = len({dataset for dataset, _ in unique}) == 1
     return {pair: pair[1] if one else " · ".join(dict.fromkeys(pair)) for pair in unique}
-
-
-def table(evaluation: Evaluation) -> str:
-    """Return the main metric of each dataset and task, models side by side; what is missing or wrong below."""
-    found = [line for line in lines(evaluation) if line.main]
-    models, compared = [model.name for model in evaluation.models], [model.name for model in others(evaluation)]
-    head = ["dataset", "task", "metric", "better", "samples", "majority", *models]
-    head += [f"{name} - {evaluation.baseline}" for name in compared]
-    scores, notes = "", ["nothing was scored"]
-    if found:
-        scores = format_table((_row(line, models, compared) for line in found), head)
-        notes = ["[low, high]: 95 % interval over samples; majority: always the most frequent answer"]
-    notes += [f"warning: {warning}" for warning in alarms(evaluation)]
-    notes += [f"note: {missing}" for missing in not_computed(evaluation)]
-    return scores + "".join(f"  {note}\n" for note in notes)
-
-
-def _row(line: Line, models: list[str], compared: list[str]) -> list[str]:
-    scores = [
-        f"{score(line.scores[name].value)} {bounds(line.scores[name])}" if name in line.scores else "-"
-        for name in models
-    ]
-    gains = [
-        f"{signed(line.differences[name].value)} {bounds(line.differences[name])} {line.verdict(name)}".rstrip()
-        if name in line.differences
-        else "-"
-        for name in compared
-    ]
-    counts = sorted(set(line.samples.values()))
-    samples = "-".join(map(str, [counts[0], *counts[1:][-1:]]))
-    return [line.dataset, line.task, line.title, line.better, samples, score(line.majority), *scores, *gains]

@@ -6,14 +6,14 @@ import pytest
 
 from mowe_ray.evaluation.compare import AnsweredModel, compare
 from mowe_ray.evaluation.metrics.registry import DatasetMetrics
-from mowe_ray.evaluation.predictions import Answer, Choice
+from mowe_ray.evaluation.predictions import Answer, RouterChoice
 
 METRICS = {"set": DatasetMetrics()}
 
 
 def answers(right: str, *, member: int | None = 0) -> list[Answer]:
     """Answers to yes-or-no questions; a 1 in `right` is one that is right."""
-    choice = None if member is None else Choice([float(i == member) for i in range(2)], [0.5, 0.5])
+    choice = None if member is None else RouterChoice([float(i == member) for i in range(2)], [0.5, 0.5])
     return [
         Answer(str(i), "aqa", "?", "yes" if good == "1" else "no", ["yes"], 1.0, choice, choice)
         for i, good in enumerate(right)

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from mowe_ray.data.sample import BadSample
-from mowe_ray.evaluation.predictions import Answer, Choice, Predictions
+from mowe_ray.evaluation.predictions import Answer, Predictions, RouterChoice
 from mowe_ray.output.run_folder import RunFolder
 
 SETTINGS = {"model": {"model.safetensors": "12-34"}, "generation": {"num_beams": 1}}
 # A line separator inside an answer is no end of a line.
 BATCHES = [
-    ([Answer("a", "asr", "Say it.", "one\u2028two", ["one"], 1.5, None, Choice([0.0, 1.0], [0.25, 0.75]))], []),
+    ([Answer("a", "asr", "Say it.", "one\u2028two", ["one"], 1.5, None, RouterChoice([0.0, 1.0], [0.25, 0.75]))], []),
     ([], [BadSample("b", "x", "silent", "peak 0")]),
     ([Answer("c", "er", "?", "Gr\u00fc\u00dfe\n", ["x", "y"]), Answer("d", "er", "?", "", ["z"])], []),
 ]

@@ -6,8 +6,8 @@ from typing import Any
 
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.sample import BadSample
-from mowe_ray.evaluation.predictions import Answer, Choice
-from mowe_ray.evaluation.routing.stats import routing_of
+from mowe_ray.evaluation.predictions import Answer, RouterChoice
+from mowe_ray.evaluation.routing import routing_of
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.collate import Batch
 from mowe_ray.training.monitor import Monitor
@@ -109,7 +109,7 @@ def test_a_validation_is_logged_by_source_and_told(tmp_path):
 def test_the_router_report_keeps_validation_sources_apart(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
     monitor = make_monitor(thread_ranks(1)[0], folder, [])
-    one = Choice([1.0, 0.0], [0.9, 0.1]), Choice([0.0, 1.0], [0.2, 0.8])
+    one = RouterChoice([1.0, 0.0], [0.9, 0.1]), RouterChoice([0.0, 1.0], [0.2, 0.8])
     answers = [Answer(str(i), "asr", "?", "x", ["x"], 1.0, one[1], one[i % 2]) for i in range(4)]
     results = {
         "clean": ValidationResult(1.0, {}, [], routing_of(answers), []),

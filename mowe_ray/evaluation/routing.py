@@ -1,27 +1,131 @@
-"""What the routers learned: choices by dataset and task and over training, as JSON and as one picture."""
+"""Routing statistics: sums over clips that ranks can all-reduce, and the router report as JSON and as a picture."""
 
 from __future__ import annotations
 
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import matplotlib
+import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from mowe_ray.evaluation.predictions import Answer, by_task
 from mowe_ray.evaluation.results import Ablation
-from mowe_ray.evaluation.routing.stats import RoutingSums
+from mowe_ray.model import RoutingRecord
+from mowe_ray.model.routing_loss import entropy
 
 matplotlib.use("Agg")  # workers have no screen
-
 
 _WIDTH = 15.0  # inches
 _ROW = 0.34
 _EVERY_CLIP = "every clip\n(data-independent)"
+
+
+@dataclass(frozen=True)
+class RoutingSums:
+    """Decisions over some clips, with M pool members; a router that is off has all zeros.
+
+    Attributes:
+        dependent_chosen: (M,) clips for which the data-dependent router chose each member.
+        dependent_probability: (M,) sum of its probabilities over clips.
+        dependent_entropy: sum over clips of the entropy of its distribution, in nats.
+        independent_chosen: (M,) clips that got each member from the data-independent router.
+        independent_probability: (M,) its probabilities, times the number of clips.
+        independent_entropy: entropy of its distribution, times the number of clips.
+        clips: number of clips.
+    """
+
+    dependent_chosen: torch.Tensor
+    dependent_probability: torch.Tensor
+    dependent_entropy: torch.Tensor
+    independent_chosen: torch.Tensor
+    independent_probability: torch.Tensor
+    independent_entropy: torch.Tensor
+    clips: torch.Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, record: RoutingRecord | None, before: RoutingSums | None = None) -> RoutingSums | None:
+        """Sum `record`, on top of `before`; None when there are no routers."""
+        routers = [] if record is None else [r for r in (record.independent, record.dependent) if r is not None]
+        if record is None or not routers:
+            return before
+        nothing = torch.zeros(routers[0].probabilities.shape[-1], device=routers[0].probabilities.device)
+        fields: dict[str, torch.Tensor] = {"clips": nothing.new_tensor([record.clips])}
+        for name, router in (("independent", record.independent), ("dependent", record.dependent)):
+            if router is None:
+                chosen, probability, uncertainty = nothing, nothing, nothing.new_zeros(1)
+            else:
+                times = record.clips if name == "independent" else 1
+                chosen = router.chosen.float().reshape(-1, len(nothing)).sum(0) * times
+                probability = router.probabilities.reshape(-1, len(nothing)).sum(0) * times
+                uncertainty = entropy(router.probabilities).sum().reshape(1) * times
+            fields |= {
+                f"{name}_chosen": chosen,
+                f"{name}_probability": probability,
+                f"{name}_entropy": uncertainty,
+            }
+        sums = cls(**fields)
+        return sums if before is None else before + sums
+
+    def __add__(self, other: RoutingSums) -> RoutingSums:
+        """Join the sums over two sets of clips."""
+        return RoutingSums(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def reduced(self, all_reduce: Callable[[torch.Tensor], torch.Tensor]) -> RoutingSums:
+        """Sum over ranks in one collective."""
+        fields = vars(self)
+        flat = all_reduce(torch.cat(list(fields.values())))
+        parts = flat.cpu().split([len(value) for value in fields.values()])
+        return RoutingSums(**dict(zip(fields, parts, strict=True)))
+
+    def summary(self, members: list[str]) -> dict[str, Any]:
+        """Return shares of clips and mean probabilities by member name, and mean entropies in nats."""
+        clips = max(1.0, float(self.clips))
+        result: dict[str, Any] = {}
+        for name in ("dependent", "independent"):
+            result[name] = {
+                "load": _shares(members, getattr(self, f"{name}_chosen"), clips),
+                "probability": _shares(members, getattr(self, f"{name}_probability"), clips),
+                "entropy": float(getattr(self, f"{name}_entropy")) / clips,
+            }
+        return result
+
+
+def routing_of(answers: Sequence[Answer]) -> dict[str, RoutingSums]:
+    """Sum the routing of answered samples by task; samples without a clip, or of a model without routers, do not count.
+
+    The entropy of a clip that was answered in chunks is that of its mean probabilities.
+    """
+    routed_answers = [answer for answer in answers if answer.dependent or answer.independent]
+    return {task: _sums_of_answers(routed) for task, routed in by_task(routed_answers).items()}
+
+
+def _sums_of_answers(answers: Sequence[Answer]) -> RoutingSums:
+    choices = {
+        name: [choice for answer in answers if (choice := getattr(answer, name))]
+        for name in ("dependent", "independent")
+    }
+    members = next(len(choice.load) for made in choices.values() for choice in made)
+    fields = {"clips": torch.tensor([len(answers)], dtype=torch.float64)}
+    for name, made in choices.items():
+        loads = torch.tensor([choice.load for choice in made], dtype=torch.float64).reshape(-1, members)
+        probabilities = torch.tensor([choice.probabilities for choice in made], dtype=torch.float64)
+        fields |= {
+            f"{name}_chosen": loads.sum(0),
+            f"{name}_probability": probabilities.reshape(-1, members).sum(0),
+            f"{name}_entropy": entropy(probabilities).sum().reshape(1),
+        }
+    return RoutingSums(**fields)
+
+
+def _shares(members: list[str], sums: torch.Tensor, clips: float) -> dict[str, float]:
+    return {member: float(value) / clips for member, value in zip(members, sums.tolist(), strict=True)}
 
 
 def router_report(
@@ -36,11 +140,11 @@ def router_report(
         members: Names of the M pool members, in pool order.
         datasets: Routing sums by dataset and task.
         history: Records with `step` and `routing` (a `RoutingSums.summary`), oldest first.
-        ablation: What each member is worth, if that was measured.
+        ablation: Effect of excluding each member, if that was measured.
     """
     names = list(members)
     found = {
-        dataset: {task: _task(names, sums) for task, sums in sorted(tasks.items())}
+        dataset: {task: _task_report(names, sums) for task, sums in sorted(tasks.items())}
         for dataset, tasks in datasets.items()
         if tasks
     }
@@ -51,10 +155,10 @@ def router_report(
         "training": [{"step": record["step"], **record["routing"]} for record in history],
         "alarms": alarms(names, found),
     }
-    return report | ({"ablation": [asdict(one) for one in ablation]} if ablation else {})
+    return report | ({"ablation": [asdict(effect) for effect in ablation]} if ablation else {})
 
 
-def _task(members: list[str], sums: RoutingSums) -> dict[str, Any]:
+def _task_report(members: list[str], sums: RoutingSums) -> dict[str, Any]:
     summary = sums.summary(members)
     return {"clips": round(float(sums.clips)), **summary, "overlap": _overlap(summary)}
 
@@ -73,8 +177,8 @@ def _overlap(summary: Mapping[str, Any]) -> float | None:
 
 
 def draw(report: Mapping[str, Any]) -> bytes:
-    """Draw a router report as PNG: who is chosen for what, and how the choices settled; alarms above."""
-    rows = _rows(report)
+    """Return a router report as a PNG: shares of clips by task, choices and entropy over training, alarms above."""
+    rows = _load_rows(report)
     columns = 3 if report["training"] else 1
     alarms = "\n".join(line for alarm in report["alarms"] for line in textwrap.wrap(f"Warning: {alarm}", 130))
     height = max(4.5, 2.2 + _ROW * len(rows)) + 0.3 * (alarms.count("\n") + bool(alarms))
@@ -92,7 +196,7 @@ def draw(report: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _rows(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+def _load_rows(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
     """Shares of clips to draw, from the top: the data-independent choice, then each dataset and task."""
     found = [
         (dataset, task, summary) for dataset, tasks in report["datasets"].items() for task, summary in tasks.items()
@@ -149,7 +253,7 @@ _COLLAPSED = 0.95
 
 
 def alarms(members: Sequence[str], datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say what is wrong with the choices, a sentence each; usually nothing.
+    """Return what is wrong with the choices, a sentence each; usually nothing.
 
     Collapsed: with top-K, the K members chosen most get over 95 % of the data-dependent router's choices, unless these
     are all members. Every task counts alike, so that one with many clips does not hide the others.
@@ -158,8 +262,8 @@ def alarms(members: Sequence[str], datasets: Mapping[str, Mapping[str, Any]]) ->
         datasets: As in the report.
     """
     tasks: dict[str, list[Mapping[str, Any]]] = {}
-    for by_task in datasets.values():
-        for task, summary in by_task.items():
+    for summaries in datasets.values():
+        for task, summary in summaries.items():
             if summary["clips"]:
                 tasks.setdefault(task, []).append(summary)
     if not tasks:

@@ -9,9 +9,8 @@ import pytest
 import torch
 from matplotlib import image
 
-from mowe_ray.evaluation.predictions import Answer, Choice
-from mowe_ray.evaluation.routing.report import draw, router_report
-from mowe_ray.evaluation.routing.stats import RoutingSums, routing_of
+from mowe_ray.evaluation.predictions import Answer, RouterChoice
+from mowe_ray.evaluation.routing import RoutingSums, draw, router_report, routing_of
 from mowe_ray.model import Routing, RoutingRecord
 from tests.made_evaluation import BUILTIN, MANY, SHARES, TASKS, ablations, answers, choice, routed
 from tests.made_evaluation import MEMBERS as POOL
@@ -64,18 +63,18 @@ def test_a_router_that_is_off_sums_to_zero(record):
     assert RoutingSums.of(RoutingRecord(None, None, 2)) is None
 
 
-def spoken(name: str, dependent: Choice | None, independent: Choice | None, task: str = "asr") -> Answer:
+def spoken(name: str, dependent: RouterChoice | None, independent: RouterChoice | None, task: str = "asr") -> Answer:
     return Answer(name, task, "What?", "x", ["x"], 1.0, independent, dependent)
 
 
 def test_answers_sum_to_what_the_records_of_their_batches_do(record):
-    one = Choice([0.0, 0.0, 1.0], [0.2, 0.3, 0.5])
+    one = RouterChoice([0.0, 0.0, 1.0], [0.2, 0.3, 0.5])
     found = routing_of(
         [
-            spoken("0", Choice([1.0, 0.0, 0.0], [0.6, 0.3, 0.1]), one),
-            spoken("1", Choice([0.0, 1.0, 0.0], [0.1, 0.8, 0.1]), one),
+            spoken("0", RouterChoice([1.0, 0.0, 0.0], [0.6, 0.3, 0.1]), one),
+            spoken("1", RouterChoice([0.0, 1.0, 0.0], [0.1, 0.8, 0.1]), one),
             spoken("text", None, None),
-            spoken("other", Choice([1.0, 0.0, 0.0], [1.0, 0.0, 0.0]), one, task="er"),
+            spoken("other", RouterChoice([1.0, 0.0, 0.0], [1.0, 0.0, 0.0]), one, task="er"),
         ]
     )
     assert list(found) == ["asr", "er"]
@@ -86,8 +85,10 @@ def test_answers_sum_to_what_the_records_of_their_batches_do(record):
 
 
 def test_clips_heard_in_pieces_and_routers_that_are_off_count():
-    pieces = Choice([0.25, 0.75, 0.0], [0.3, 0.6, 0.1])
-    (sums,) = routing_of([spoken("0", pieces, None), spoken("1", Choice([0.0, 0.0, 1.0], [0, 0, 1.0]), None)]).values()
+    pieces = RouterChoice([0.25, 0.75, 0.0], [0.3, 0.6, 0.1])
+    (sums,) = routing_of(
+        [spoken("0", pieces, None), spoken("1", RouterChoice([0.0, 0.0, 1.0], [0, 0, 1.0]), None)]
+    ).values()
     summary = sums.summary(MEMBERS)
     assert summary["dependent"]["load"] == {"a": 0.125, "b": 0.375, "c": 0.5}
     assert summary["dependent"]["entropy"] == pytest.approx(nats(0.3, 0.6, 0.1) / 2)
@@ -114,8 +115,8 @@ def test_loads_in_the_report_are_a_count_over_the_answers():
     assert "ablation" not in report
 
 
-def top_2(*chosen: str) -> Choice:
-    return Choice([float(member in chosen) for member in MEMBERS], [1 / 3] * 3)
+def top_2(*chosen: str) -> RouterChoice:
+    return RouterChoice([float(member in chosen) for member in MEMBERS], [1 / 3] * 3)
 
 
 def test_overlap_of_top_2_is_the_mean_share_of_common_members():

@@ -1,1 +1,0 @@
-"""What the routers chose: sums and report."""
