@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.structure import PACKAGE, circles_of, module_graph
+from tests.structure import PACKAGE, circles_of, module_graph, rooms_of
 
 ROOT = Path(__file__).parents[2]
 # Of the files that are shipped beside the package.
@@ -11,6 +11,13 @@ BESIDE_THE_PACKAGE = {"cluster"}
 
 def test_no_modules_import_each_other() -> None:
     assert circles_of(module_graph()) == []
+
+
+def test_no_folders_beside_each_other_import_each_other() -> None:
+    graph = module_graph()
+    packages = {name for name in graph if any(other.startswith(f"{name}.") for other in graph)}
+    circles = {package: circles_of(rooms_of(package, graph)) for package in packages}
+    assert {package: found for package, found in circles.items() if found} == {}
 
 
 def test_a_circle_would_be_found() -> None:
