@@ -37,7 +37,7 @@ from mowe_ray.sweeping.report.results import table, write_results
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search_space import SearchSpace
 from mowe_ray.sweeping.study import Study
-from mowe_ray.sweeping.trials import Cost, load_all
+from mowe_ray.sweeping.trials import ModelCost, load_all
 from mowe_ray.training.fault_tolerance.supervisor import supervised
 
 # Deaths of the driver without a validation in between after which the supervisor gives up.
@@ -117,19 +117,19 @@ def _run(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
     return result, _SOME_FAILED if result["trials"].get("failed") else SUCCESS
 
 
-def _cost(config: RunConfig) -> Cost | None:
-    """Return what a model costs; None where that cannot be told without its checkpoints, or at all."""
+def _cost(config: RunConfig) -> ModelCost | None:
+    """Return what a model costs; None if its checkpoints are needed for that, or it cannot be built."""
     from mowe_ray.training.estimate import estimate  # imports torch
 
     try:
         costs = estimate(config.model)
-    except ValueError:  # its trial will fail, and say why; the others need not
+    except ValueError:  # its own trial fails with this error; others may run
         return None
     total = costs.total
     if costs.unknown or total.weights is None or total.gflops is None:
         return None
     share = costs.expected_share
-    return Cost(total.weights.total, total.weights.expected(share), total.gflops.expected(share))
+    return ModelCost(total.weights.total, total.weights.expected(share), total.gflops.expected(share))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mowe_ray.sweeping.schema import POOL_KEY, SweepConfig
-from mowe_ray.sweeping.trials import Cost, History, Trial, Validation
+from mowe_ray.sweeping.trials import History, ModelCost, Trial, Validation
 
 ENCODERS = ("hubert", "whisper", "wavlm")
 TASKS = ("asr", "er", "aqa")
@@ -48,7 +48,7 @@ def trial(number: int, point: int, seed: int, values: Values, scores: Scores, **
         Trial(number, point, seed, values, "finished", attempts=1, step=STEPS, percent=100.0, wall_s=120.0),
         loss=2.0 - sum(by_task.values()) / len(by_task),
         tasks={t: {"score": s, "majority": 0.3, "samples": samples} for t, s in by_task.items()},
-        cost=Cost(1.0e6 + 2.1e5 * len(pool), active, 3.0 * active / 1e6),
+        cost=ModelCost(1.0e6 + 2.1e5 * len(pool), active, 3.0 * active / 1e6),
         device_s=240.0,
         **fields,
     )

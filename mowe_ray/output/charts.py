@@ -12,7 +12,7 @@ _ROW = 26
 
 
 @dataclass(frozen=True)
-class Part:
+class BarSegment:
     """A part of a bar: `size` against those of the other parts."""
 
     name: str
@@ -21,7 +21,7 @@ class Part:
     tip: str
 
 
-def stacked_bar(parts: Sequence[Part], label: str) -> str:
+def stacked_bar(parts: Sequence[BarSegment], label: str) -> str:
     """Draw parts side by side over the whole width; `label` says what they are parts of."""
     total = sum(part.size for part in parts)
     drawn, before = [], 0.0

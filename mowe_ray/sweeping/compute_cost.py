@@ -9,10 +9,10 @@ import numpy as np
 
 from mowe_ray.config import RunConfig
 from mowe_ray.config.schema import ComputeSection
-from mowe_ray.sweeping.trials import Cost
+from mowe_ray.sweeping.trials import ModelCost
 from mowe_ray.training.datasets import scan_sources
 
-CLIP_S = 30.0  # `Cost.gflops` is for a clip of this length
+CLIP_S = 30.0  # `ModelCost.gflops` is for a clip of this length
 _FORWARD_AND_BACKWARD = 3
 # Dense bfloat16 TFLOP/s, from the vendors' data sheets.
 _PEAK = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}
@@ -54,12 +54,12 @@ class Work:
         cost: Returns what the model of a configuration costs; None if that is not known.
     """
 
-    def __init__(self, cost: Callable[[RunConfig], Cost | None]):
+    def __init__(self, cost: Callable[[RunConfig], ModelCost | None]):
         self._cost = cost
-        self._costs: dict[str, Cost | None] = {}
+        self._costs: dict[str, ModelCost | None] = {}
         self._epochs: dict[str, Epoch] = {}
 
-    def cost(self, config: RunConfig) -> Cost | None:
+    def cost(self, config: RunConfig) -> ModelCost | None:
         """Return what its model costs; None if that is not known."""
         key = config.model.model_dump_json()
         if key not in self._costs:

@@ -19,13 +19,13 @@ from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search import random_points
 from mowe_ray.sweeping.search_space import Dimension, SearchSpace
 from mowe_ray.sweeping.study import Study, check_same_study
-from mowe_ray.sweeping.trials import Cost, Trial, load_all, point_label, save
+from mowe_ray.sweeping.trials import ModelCost, Trial, load_all, point_label, save
 
 # Points whose mean cost stands for a search that has not chosen yet.
 _SAMPLED = 16
 
 
-def dry_run(sweep: SweepConfig, cost: Callable[[RunConfig], Cost | None], out: TextIO) -> dict[str, Any]:
+def dry_run(sweep: SweepConfig, cost: Callable[[RunConfig], ModelCost | None], out: TextIO) -> dict[str, Any]:
     """Write the plan of a study to `out`; return the same facts, None where something is not known.
 
     Args:

@@ -15,9 +15,9 @@ from mowe_ray.output.text import duration
 from mowe_ray.sweeping.analysis.points import by_status
 from mowe_ray.sweeping.schema import ObjectiveSection
 from mowe_ray.sweeping.study import Study
-from mowe_ray.sweeping.trials import Status, Trial, point_label
+from mowe_ray.sweeping.trials import Trial, TrialStatus, point_label
 
-_STATES: tuple[Status, ...] = ("running", "waiting", "finished", "stopped", "failed")
+_STATES: tuple[TrialStatus, ...] = ("running", "waiting", "finished", "stopped", "failed")
 # Where no table can be drawn again in its place, a line says as much, so often.
 _LINE_EVERY_S = 30.0
 

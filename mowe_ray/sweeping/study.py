@@ -17,7 +17,7 @@ from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search import Directions, key, make_search
 from mowe_ray.sweeping.search_space import PointValues, SearchSpace
-from mowe_ray.sweeping.trials import Cost, Trial, Validation, load_all, run_folder, save, with_validation
+from mowe_ray.sweeping.trials import ModelCost, Trial, Validation, load_all, run_folder, save, with_validation
 
 SWEEP_FILE = "sweep.json"
 # What may differ when a study goes on: it may grow, and share the cluster in another way.
@@ -34,7 +34,7 @@ class Study:
         ValueError: The folder holds another study.
     """
 
-    def __init__(self, sweep: SweepConfig, cost: Callable[[RunConfig], Cost | None]):
+    def __init__(self, sweep: SweepConfig, cost: Callable[[RunConfig], ModelCost | None]):
         self.sweep, self._cost = sweep, cost
         self.folder = RunFolder(sweep.storage, sweep.name)
         self.space = SearchSpace(sweep)

@@ -14,12 +14,12 @@ from typing import Any, Literal
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.schema import POOL_KEY
 
-Status = Literal["waiting", "running", "finished", "stopped", "failed"]
+TrialStatus = Literal["waiting", "running", "finished", "stopped", "failed"]
 TRIAL_FILE = "trial.json"
 
 
 @dataclass(frozen=True)
-class Cost:
+class ModelCost:
     """Size and work of a model.
 
     Attributes:
@@ -54,14 +54,14 @@ class Trial:
     point: int
     seed: int
     values: dict[str, Any]
-    status: Status = "waiting"
+    status: TrialStatus = "waiting"
     error: str | None = None
     attempts: int = 0
     step: int = 0
     percent: float = 0.0
     loss: float | None = None
     tasks: dict[str, dict[str, float]] = field(default_factory=dict)
-    cost: Cost | None = None
+    cost: ModelCost | None = None
     wall_s: float = 0.0
     device_s: float = 0.0
     changed: dict[str, Any] = field(default_factory=dict)
@@ -129,7 +129,7 @@ def load_all(study: RunFolder) -> list[Trial]:
     names = [name for name in study.names("") if name.startswith("trial-")]
     files = [f"{name}/{TRIAL_FILE}" for name in names]
     records = [json.loads(study.read_text(file)) for file in files if study.exists(file)]
-    trials = [Trial(**{**record, "cost": record["cost"] and Cost(**record["cost"])}) for record in records]
+    trials = [Trial(**{**record, "cost": record["cost"] and ModelCost(**record["cost"])}) for record in records]
     return sorted(trials, key=lambda trial: trial.number)
 
 

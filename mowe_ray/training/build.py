@@ -1,4 +1,4 @@
-"""From a configuration to a model, its processor and its optimizer groups: the only place that unpacks it."""
+"""Build the model, its processor and its optimizer groups from a configuration, which only this module unpacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A collated micro-batch: what the model takes, and what the loop needs to know about it."""
+"""Collation: decoded samples become the tensors of a micro-batch, and the numbers that the loop logs of it."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class Batch:
 
     @property
     def model_inputs(self) -> dict[str, Any]:
-        """All that the model's forward takes."""
+        """All arguments of the model's forward."""
         return self.text_inputs | self.audio_inputs
 
     @property
     def text_inputs(self) -> dict[str, Any]:
-        """What forward takes beside the audio."""
+        """The arguments of the model's forward other than audio."""
         return {name: tensor for name, tensor in self.inputs.items() if name not in _AUDIO}
 
     @property
@@ -122,7 +122,7 @@ def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool
     inputs = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
     if not generate:
         # Rows to train on are padded on the right, where causal attention never looks: without a mask, it runs in
-        # the fused kernels that take none, and nobody reads the mask to see whether it masks anything.
+        # the fused kernels that take none, and no host synchronisation checks whether the mask hides anything.
         del inputs["attention_mask"]
     if empty and "labels" in inputs:
         inputs["labels"] = torch.full_like(inputs["labels"], -100)

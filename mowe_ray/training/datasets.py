@@ -1,4 +1,4 @@
-"""Find the samples of a run: index its sources, and plan a validation of them."""
+"""The datasets of a run: index its sources, report unusable samples, and plan a validation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mowe_ray.data.index import Index, ParallelMap, SourceSpec, build_index
 from mowe_ray.data.synthetic_corpus import builtin_corpus
 
 _BUILTIN = "builtin:"
-# Validation samples among which those of equal length are sought.
+# Validation samples among which batches of similar length are formed.
 _MIXED = 10_000
 
 
@@ -35,7 +35,7 @@ def cache_folder() -> Path:
 
 
 def index_sources(data: DataSection, run_map: ParallelMap = map) -> Sources:
-    """Index all sources of a run, and refuse data that is not worth training on.
+    """Index all sources of a run, and reject data with too many unusable samples.
 
     Args:
         run_map: As for `scan_sources`.
@@ -71,7 +71,7 @@ def scan_validation(data: EvaluatedData, run_map: ParallelMap = map) -> dict[str
 
 
 def data_report(indexes: Iterable[Index]) -> DataReport:
-    """Return a report that knows what is in these indexes, good and bad."""
+    """Return a report on the usable and unusable samples of these indexes."""
     indexes = list(indexes)
     report = DataReport({name: n for index in indexes for name, n in index.samples_per_source.items()})
     for index in indexes:

@@ -1,8 +1,8 @@
-"""What a run would cost and what it would train on, told without weights, accelerator or cluster."""
+"""The dry run of a training run: its sizes, memory, data and steps, without weights, accelerator or cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TextIO
 
@@ -16,16 +16,19 @@ from mowe_ray.output.terminal import format_table
 from mowe_ray.output.text import byte_size
 from mowe_ray.training.build import model_dtype
 from mowe_ray.training.datasets import Sources, scan_sources
-from mowe_ray.training.estimate import CLIP_S, Estimate, Part, estimate
+from mowe_ray.training.estimate import CLIP_S, Estimate, PartCost, estimate
 from mowe_ray.training.sampler import EpochSampler
 
 
 def dry_run(config: RunConfig, out: TextIO) -> dict[str, Any]:
     """Write tables of sizes, work, memory, data and steps to `out`; return the same numbers.
 
+    Args:
+        config: The run.
+        out: Stream for the tables.
+
     Raises:
-        ValueError: The run could not start: a checkpoint or the data cannot be used. What could be
-            told before that has been written.
+        ValueError: A checkpoint or the data cannot be used. The tables before it have been written.
     """
     costs = estimate(config.model)
     model = _model_facts(costs)
@@ -41,14 +44,14 @@ def dry_run(config: RunConfig, out: TextIO) -> dict[str, Any]:
     _write(out, "data", _data_table(data) if sources else [["data.train: none given"]])
     _write_lines(out, ["dropped: by headers, decoding may find more"] if sources else [])
     steps = _step_facts(config, sources.train if sources else None)
-    _write(out, "steps", [[key.replace("_", " "), _told(value)] for key, value in steps.items()])
+    _write(out, "steps", [[key.replace("_", " "), _format_value(value)] for key, value in steps.items()])
     if sources is not None:
         sources.report.check(config.data.max_bad_fraction)
     return {"run": config.name, "model": model, "memory": memory, "data": data, "steps": steps}
 
 
 def _model_facts(costs: Estimate) -> dict[str, Any]:
-    def facts(part: Part) -> dict[str, Any]:
+    def facts(part: PartCost) -> dict[str, Any]:
         return {
             "name": part.name,
             "stored": None if part.weights is None else int(part.weights.total),
@@ -115,7 +118,7 @@ def _model_notes(costs: Estimate) -> list[str]:
     return notes + costs.notes
 
 
-def _memory_facts(config: RunConfig, total: Part) -> dict[str, Any]:
+def _memory_facts(config: RunConfig, total: PartCost) -> dict[str, Any]:
     assert total.weights is not None
     assert total.trainable is not None
     compute, frozen = config.compute, int(total.weights.total) - total.trainable
@@ -201,7 +204,7 @@ def _write_lines(out: TextIO, lines: Sequence[str]) -> None:
         out.write(f"  {line}\n")
 
 
-def _told(value: float | None) -> str:
+def _format_value(value: float | None) -> str:
     return (
         "unknown (needs data.train)" if value is None else f"{value:,.10g}" if value == int(value) else f"{value:,.1f}"
     )
@@ -218,6 +221,6 @@ def _gflops(number: float) -> str:
     return f"{number:,.1f}" if number >= 0.1 or number == 0 else f"{number:.2g}"
 
 
-def _range(ends: tuple[float, float], told: Any) -> str:
-    low, high = (told(end) for end in ends)
+def _range(ends: tuple[float, float], write: Callable[[float], str]) -> str:
+    low, high = (write(end) for end in ends)
     return low if low == high else f"{low} to {high}"

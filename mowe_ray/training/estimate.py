@@ -1,7 +1,7 @@
-"""What a configured model costs before any weight exists: its real classes, counted on PyTorch's meta device.
+"""The cost of a configured model before any weight exists: its real classes, counted on PyTorch's meta device.
 
 A checkpoint whose configuration is out of reach gets a tiny stand-in, so that the rest can still be
-built; every number the stand-in has a part in is reported as unknown, and named with the file it needs.
+built; every number that depends on the stand-in is reported as unknown, with the file it needs.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class Amount:
         return self.always + sum(self.members)
 
     def active(self, running: tuple[int, int]) -> tuple[float, float]:
-        """Return the least and the most of it that one clip uses, when `running` members run at least and at most."""
+        """Return the range that one clip uses, when between `running[0]` and `running[1]` members run."""
         ascending = sorted(self.members)
         fewest, most = running
         return self.always + sum(ascending[:fewest]), self.always + sum(ascending[len(ascending) - most :])
 
     def expected(self, share: float) -> float:
-        """Return its mean over clips while the routers are undecided, each member running for `share` of them."""
+        """Return the mean over clips for uniform routers, where each member runs for `share` of the clips."""
         return self.at([share] * len(self.members))
 
     def at(self, loads: Sequence[float]) -> float:
-        """Return its mean over clips when each member runs for its share of them."""
+        """Return the mean over clips when member m runs for `loads[m]` of the clips."""
         return self.always + sum(load * member for load, member in zip(loads, self.members, strict=True))
 
     def __add__(self, other: Amount) -> Amount:
@@ -67,7 +67,7 @@ class Amount:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartCost:
     """One row of the table: `gflops` of one forward pass over a clip of `CLIP_S` seconds.
 
     Amounts are None where they depend on files that are not here; `needs` names those.
@@ -92,7 +92,7 @@ class Estimate:
         notes: What the numbers leave out.
     """
 
-    parts: list[Part]
+    parts: list[PartCost]
     running: tuple[int, int]
     expected_share: float
     audio_tokens: int | None
@@ -104,11 +104,11 @@ class Estimate:
         return [part.name for part in self.parts if part.needs]
 
     @property
-    def total(self) -> Part:
+    def total(self) -> PartCost:
         """Sum of all that is known."""
         members = max((len(part.weights.members) for part in self.parts if part.weights is not None), default=0)
         nothing = Amount(0, (0,) * members)
-        return Part(
+        return PartCost(
             "total",
             sum((part.weights for part in self.parts if part.weights is not None), nothing),
             sum(part.trainable or 0 for part in self.parts),
@@ -147,7 +147,7 @@ def estimate(section: ModelSection) -> Estimate:
 
 @dataclass(frozen=True)
 class ExportCost:
-    """What an exported model costs.
+    """The cost of an exported model.
 
     Attributes:
         members: Names of the M pool members.
@@ -163,10 +163,10 @@ class ExportCost:
 
 
 def estimate_export(folder: str) -> ExportCost:
-    """Count an export, once it is sure that all its weights are there.
+    """Count an export, after a check that all its weights exist.
 
     Raises:
-        ValueError: They are not, or it is no export.
+        ValueError: Weights are missing, or the folder is no export.
     """
     model = open_exported(folder)
     total = Estimate(_parts(model, {}, _audio_tokens(model)), (0, 0), 0.0, None, []).total
@@ -187,9 +187,9 @@ def _assembled(section: ModelSection) -> tuple[MoweForConditionalGeneration, dic
     sources = {"base_encoder": section.base_encoder} | {
         f"weak_encoders.{weak.name}": weak.checkpoint for weak in section.weak_encoders
     }
-    found = {name: encoder_on_meta(_plain(source)) for name, source in sources.items()}
-    missing = {name: f"config.json of {sources[name]}" for name, encoder in found.items() if encoder is None}
-    encoders = [encoder or _stand_in_encoder() for encoder in found.values()]
+    on_meta = {name: encoder_on_meta(_plain(source)) for name, source in sources.items()}
+    missing = {name: f"config.json of {sources[name]}" for name, encoder in on_meta.items() if encoder is None}
+    encoders = [encoder or _stand_in_encoder() for encoder in on_meta.values()]
     language_model, note = _language_model(section.language_model)
     if language_model is None:
         missing["language_model"] = f"config.json of {section.language_model}"
@@ -267,7 +267,7 @@ def _stand_in_encoder() -> AudioEncoder:
     return encoder
 
 
-def _parts(model: MoweForConditionalGeneration, missing: Mapping[str, str], tokens: int) -> list[Part]:
+def _parts(model: MoweForConditionalGeneration, missing: Mapping[str, str], tokens: int) -> list[PartCost]:
     """Count every parameter into its part; parts that depend on a stand-in keep no numbers."""
     specs: list[EncoderSpec] = model.config.weak_encoders or []
     members = len(specs)
@@ -276,11 +276,11 @@ def _parts(model: MoweForConditionalGeneration, missing: Mapping[str, str], toke
     holders: dict[str, set[str]] = {}
     part_of = parameter_parts(model)
     for name, parameter in model.named_parameters():
-        found = re.match(r"audio_tower\.pool\.members\.(\d+)\.", name)
-        owner = part_of[name] + (f".{specs[int(found[1])].name}" if found and ".encoder." in name else "")
-        row = "lora" if "lora_" in name else "projections" if found and owner == "adapter" else owner
+        member = re.match(r"audio_tower\.pool\.members\.(\d+)\.", name)
+        owner = part_of[name] + (f".{specs[int(member[1])].name}" if member and ".encoder." in name else "")
+        row = "lora" if "lora_" in name else "projections" if member and owner == "adapter" else owner
         counts = weights.setdefault(row, [0.0] * (members + 1))
-        counts[int(found[1]) + 1 if found else 0] += parameter.numel()
+        counts[int(member[1]) + 1 if member else 0] += parameter.numel()
         trainable[row] = trainable.get(row, 0) + parameter.numel() * parameter.requires_grad
         holders.setdefault(row, set()).add(owner)
     pool = [f"weak_encoders.{spec.name}" for spec in specs]
@@ -299,7 +299,7 @@ def _parts(model: MoweForConditionalGeneration, missing: Mapping[str, str], toke
         # The base encoder's frame rate decides how many tokens the language model sees.
         timed = row in work and not ({"base_encoder", row} if row == "language_model" else depends) & missing.keys()
         parts.append(
-            Part(
+            PartCost(
                 row,
                 None if needs else Amount(weights[row][0], tuple(weights[row][1:])),
                 None if needs else trainable[row],

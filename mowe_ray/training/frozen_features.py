@@ -1,4 +1,4 @@
-"""The encoders of a run that never change: which they are, the hash of what they compute, and their features."""
+"""Frozen encoders of a run: which they are, the hash that identifies their features, and the features themselves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mowe_ray.model.precision import cast_weights
 from mowe_ray.training.build import model_dtype
 
 _VERSION = 1  # raise it when the same encoder would give other features
-# What a configuration says about where it comes from, not about what the encoder computes.
+# Keys of a configuration on its origin, which do not change what the encoder computes.
 _ORIGIN = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
 
@@ -89,7 +89,7 @@ def load_frozen(
         every = load_tower(model.init_from, dtype).encoders() if wanted else []
         loaded = {encoder.place: every[encoder.place] for encoder in wanted}
     else:
-        loaded = {one.place: load_encoder(one.source, seed + one.place)[0] for one in wanted}
+        loaded = {encoder.place: load_encoder(encoder.source, seed + encoder.place)[0] for encoder in wanted}
     for encoder in loaded.values():
         cast_weights(encoder, dtype)
         encoder.requires_grad_(False).eval()
@@ -97,7 +97,7 @@ def load_frozen(
 
 
 def describe(encoder: AudioEncoder, frozen: FrozenEncoder, pad_audio: str) -> CachedEncoder:
-    """Hash an encoder with its weights, and measure what its features take."""
+    """Hash an encoder with its weights, and compute the size of its features."""
     layers = encoder.num_layers + 1 if frozen.features == "weighted_sum" else 1
     bytes_per_s = 2 * layers * encoder.width * SAMPLE_RATE / hop_samples(encoder)
     key = encoder_key(encoder, frozen.features, pad_audio)
@@ -105,7 +105,7 @@ def describe(encoder: AudioEncoder, frozen: FrozenEncoder, pad_audio: str) -> Ca
 
 
 def encoder_key(encoder: AudioEncoder, features: str, pad_audio: str) -> str:
-    """Hash all that decides on the features of a frozen encoder; its weights with their type, above all."""
+    """Return a hash of everything that determines the features of a frozen encoder: weights, types and settings."""
     config = {name: value for name, value in encoder.config.to_dict().items() if name not in _ORIGIN}
     settings = [_VERSION, type(encoder).__name__, config, encoder.front_end.to_dict(), features, pad_audio]
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
@@ -116,10 +116,10 @@ def encoder_key(encoder: AudioEncoder, features: str, pad_audio: str) -> str:
 
 
 def origin_key(model: ModelSection, frozen: FrozenEncoder, *, seed: int, gpu: bool) -> str:
-    """Hash what decides on `describe` without loading the weights: their files, or how they are drawn."""
+    """Return a hash of everything that determines `describe`, without loading weights: their files, or their seed."""
     if isinstance(frozen.source, str):
         drawn = 0
-        read_config(frozen.source)  # says it well if there is none
+        read_config(frozen.source)  # raises a clear error if there is none
         folder = Path(str(cached_file(frozen.source, CONFIG_NAME))).parent
         stats = ((file.name, file.stat()) for file in sorted(folder.iterdir()) if file.is_file())
         files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

@@ -12,7 +12,7 @@ Schedule = Literal["cosine", "linear", "constant"]
 
 
 def learning_rate_factor(step: int, warmup_steps: int, decay: float, schedule: Schedule) -> float:
-    """Factor on every peak learning rate for the update that ends step `step` (counted from 0).
+    """Return the factor on every peak learning rate for the update that ends step `step` (counted from 0).
 
     Linear warm-up from 1/warmup_steps to 1, then `schedule` down to 0
     (cosine: SGDR, arXiv 1608.03983, eq. 5 without restarts).
@@ -36,7 +36,7 @@ def parameter_groups(
     lr_per_part: Mapping[str, float | None],
     weight_decay: float,
 ) -> list[dict[str, Any]]:
-    """AdamW groups of the trainable parameters, by part and by whether they decay.
+    """Return AdamW groups of the trainable parameters, by part and by whether they decay.
 
     Vectors and scalars (biases, norms, the independent router's logits, layer weights) do not
     decay, as is usual since GPT-3 (arXiv 2005.14165, appendix B trains with decay on matrices only).

@@ -7,7 +7,7 @@ from typing import Any
 
 from mowe_ray.evaluation.report.summary import bounds, gain, is_finite, signed, test_set_names, typeset, verdict
 from mowe_ray.evaluation.results import Ablation, EvaluatedModel, Interval
-from mowe_ray.output.charts import IntervalRow, Part, chips, colour, interval_rows, stacked_bar
+from mowe_ray.output.charts import BarSegment, IntervalRow, chips, colour, interval_rows, stacked_bar
 from mowe_ray.output.html_page import folded
 from mowe_ray.output.svg import Axis, escape, frame, path, plot, stretched, tag, thinned
 
@@ -53,7 +53,7 @@ def load_bars(report: Report) -> str:
 def _load_row(name: str, summary: Mapping[str, Any], router: str, overlap: float | None) -> list[str]:
     told, words = summary[router], _ROUTERS[router].lower()
     parts = [
-        Part(member, load, colour(i), _tip(name, member, load, told["probability"][member], words))
+        BarSegment(member, load, colour(i), _tip(name, member, load, told["probability"][member], words))
         for i, (member, load) in enumerate(told["load"].items())
     ]
     label = f"{name}: " + ", ".join(f"{part.name} {100 * part.size:.0f} %" for part in parts)

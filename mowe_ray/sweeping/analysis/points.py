@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mowe_ray.sweeping.schema import SweepConfig
-from mowe_ray.sweeping.trials import Cost, Status, Trial
+from mowe_ray.sweeping.trials import ModelCost, Trial, TrialStatus
 
 CLEAR = 2.0  # standard errors; a difference below cannot be told from chance
-STATES: tuple[Status, ...] = ("finished", "stopped", "failed", "running", "waiting")
+STATES: tuple[TrialStatus, ...] = ("finished", "stopped", "failed", "running", "waiting")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Point:
     error: float | None
     error_from: Literal["seeds", "validation"] | None
     complete: bool
-    cost: Cost | None
+    cost: ModelCost | None
 
     @property
     def active(self) -> float:

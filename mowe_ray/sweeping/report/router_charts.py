@@ -6,23 +6,23 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mowe_ray.output.charts import Part, chips, colour, stacked_bar
+from mowe_ray.output.charts import BarSegment, chips, colour, stacked_bar
 from mowe_ray.output.svg import escape, tag
 from mowe_ray.sweeping.schema import POOL_KEY
 from mowe_ray.sweeping.trials import Trial, point_label
 
 _MOST_ROWS = 20
-Routing = Mapping[str, Any]
+RouterReport = Mapping[str, Any]
 
 
-def families(trials: Sequence[Trial], routings: Mapping[int, Routing]) -> dict[str, str]:
+def families(trials: Sequence[Trial], routings: Mapping[int, RouterReport]) -> dict[str, str]:
     """Return the encoder each pool member is an instance of: the longest name of a pool that its own begins with."""
     encoders = sorted({name for trial in trials for name in trial.values.get(POOL_KEY, [])}, key=len, reverse=True)
     members = dict.fromkeys(member for routing in routings.values() for member in routing["members"])
     return {m: next((e for e in encoders if re.match(re.escape(e) + r"(\W|_|\d|$)", m)), m) for m in members}
 
 
-def load_bars(ordered: Sequence[Trial], routings: Mapping[int, Routing], winners: set[int]) -> str:
+def load_bars(ordered: Sequence[Trial], routings: Mapping[int, RouterReport], winners: set[int]) -> str:
     """Draw for each trial, in the given order, which share of the choices each member got, by both routers."""
     rows = [trial for trial in ordered if trial.number in routings]
     if not rows:
@@ -39,13 +39,13 @@ def load_bars(ordered: Sequence[Trial], routings: Mapping[int, Routing], winners
     return legend + grid
 
 
-def _load_row(trial: Trial, routing: Routing, family: dict[str, str], colours: dict[str, str], wins: bool) -> str:
+def _load_row(trial: Trial, routing: RouterReport, family: dict[str, str], colours: dict[str, str], wins: bool) -> str:
     label = f"{trial.number}  {point_label(trial.values)}"
     name = tag("span", escape(label), class_="name best" if wins else "name", title=label)
     bars = []
     for router, words in (("dependent", "data-dependent router"), ("independent", "data-independent router")):
         parts = [
-            Part(member, load, colours[family[member]], _tip(member, load, words))
+            BarSegment(member, load, colours[family[member]], _tip(member, load, words))
             for member, load in mean_load(routing, router).items()
         ]
         is_on = any(part.size for part in parts)
@@ -57,13 +57,13 @@ def _tip(member: str, load: float, words: str) -> str:
     return f"{member}\nchosen for {100 * load:.0f} % of clips by the {words}"
 
 
-def mean_load(routing: Routing, router: str) -> dict[str, float]:
+def mean_load(routing: RouterReport, router: str) -> dict[str, float]:
     """Return the share of clips each member was chosen for, mean over datasets and tasks."""
     loads = [summary[router]["load"] for summary in by_task(routing).values()]
     return {member: sum(load[member] for load in loads) / len(loads) if loads else 0.0 for member in routing["members"]}
 
 
-def by_task(routing: Routing) -> dict[str, Any]:
+def by_task(routing: RouterReport) -> dict[str, Any]:
     """Return what a router report holds by task: a task that several datasets have stands under DATASET/TASK."""
     tasks = [task for summaries in routing["datasets"].values() for task in summaries]
     return {
@@ -73,7 +73,7 @@ def by_task(routing: Routing) -> dict[str, Any]:
     }
 
 
-def heat_map(routings: Sequence[Routing]) -> str:
+def heat_map(routings: Sequence[RouterReport]) -> str:
     """Draw, as a table, which share of each task's clips the data-dependent router sent to each member.
 
     Args:

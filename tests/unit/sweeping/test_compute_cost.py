@@ -6,7 +6,7 @@ import pytest
 
 from mowe_ray.config import RunConfig, load_config
 from mowe_ray.sweeping.compute_cost import Work, device
-from mowe_ray.sweeping.trials import Cost
+from mowe_ray.sweeping.trials import ModelCost
 from mowe_ray.training.datasets import index_sources
 from mowe_ray.training.sampler import EpochSampler
 from tests.planted_corpus import RATE, pulses, write_planted_corpus
@@ -27,7 +27,7 @@ def configured(shards: Path | None, *overrides: str) -> RunConfig:
 
 
 def work(gflops: float = 500.0) -> Work:
-    return Work(lambda config: Cost(1e6, 1e6, gflops))
+    return Work(lambda config: ModelCost(1e6, 1e6, gflops))
 
 
 def test_epochs_hear_the_weighted_mixture_so_often(shards: Path) -> None:

@@ -14,15 +14,15 @@ from mowe_ray.sweeping.dry_run import dry_run
 from mowe_ray.sweeping.load import load_sweep
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.study import Study
-from mowe_ray.sweeping.trials import Cost
+from mowe_ray.sweeping.trials import ModelCost
 from tests.planted_corpus import write_planted_corpus
 
 WEIGHTS = "space={training.mowe_loss.weight: {grid: [0, 0.1]}, model.router.top_k: {int: [1, 3]}}"
 
 
-def cost(config: RunConfig) -> Cost:
+def cost(config: RunConfig) -> ModelCost:
     """Return numbers that tell models apart."""
-    return Cost(1e6, 1e5 * config.model.router.top_k, 10.0 * config.model.router.top_k)
+    return ModelCost(1e6, 1e5 * config.model.router.top_k, 10.0 * config.model.router.top_k)
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import pytest
 from mowe_ray.config import RunConfig
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.study import Study
-from mowe_ray.sweeping.trials import Cost, Validation
+from mowe_ray.sweeping.trials import ModelCost, Validation
 
 SPACE = {"model.router.top_k": {"choice": [1, 2, 3]}}
 
 
-def cost(config: RunConfig) -> Cost:
-    return Cost(10.0 * config.model.router.top_k, 1.0, 2.0)
+def cost(config: RunConfig) -> ModelCost:
+    return ModelCost(10.0 * config.model.router.top_k, 1.0, 2.0)
 
 
 def study(folder: Path, **keys: Any) -> Study:

@@ -14,7 +14,7 @@ from mowe_ray.sweeping.progress import best_trial, summary, table
 from mowe_ray.sweeping.report.results import write_results
 from mowe_ray.sweeping.schema import ObjectiveSection, SweepConfig
 from mowe_ray.sweeping.study import Study
-from mowe_ray.sweeping.trials import Cost, Trial, history, joined, load_all, objective, save
+from mowe_ray.sweeping.trials import ModelCost, Trial, history, joined, load_all, objective, save
 
 TASKS = {"asr": {"score": 0.2, "majority": 0.1, "samples": 5}, "er": {"score": 0.6, "majority": 0.3, "samples": 5}}
 
@@ -23,7 +23,21 @@ def test_a_trial_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     study = RunFolder(str(tmp_path), "s")
     trials = [
         Trial(
-            0, 0, 3, {"p": ["a", "a"]}, "finished", None, 2, 5, 50.0, 1.5, TASKS, Cost(1, 2, 3), 4.0, 8.0, {"k": 1e-3}
+            0,
+            0,
+            3,
+            {"p": ["a", "a"]},
+            "finished",
+            None,
+            2,
+            5,
+            50.0,
+            1.5,
+            TASKS,
+            ModelCost(1, 2, 3),
+            4.0,
+            8.0,
+            {"k": 1e-3},
         ),
         Trial(11, 1, 3, {"p": []}, "failed", "no"),
     ]

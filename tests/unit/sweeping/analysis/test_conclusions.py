@@ -6,7 +6,7 @@ import pytest
 
 from mowe_ray.sweeping.analysis.conclusions import answer
 from mowe_ray.sweeping.schema import POOL_KEY
-from mowe_ray.sweeping.trials import Cost
+from mowe_ray.sweeping.trials import ModelCost
 from tests.made_study import failed, grid, planted, planted_study, stopped, subsets, sweep, trials
 
 TOP_K = {"model.router.top_k": {"grid": [1, 2, 3]}}
@@ -26,7 +26,7 @@ def test_clear_winner() -> None:
 def test_tie_is_said_to_be_one_and_the_cheaper_value_named() -> None:
     config = sweep(TOP_K, seeds=[0, 1, 2])
     made = trials(config, DESIGN, lambda values: 0.5 + 0.001 * values["model.router.top_k"])
-    made = [replace(one, cost=Cost(9e6, 1e6 * one.values["model.router.top_k"], 1.0)) for one in made]
+    made = [replace(one, cost=ModelCost(9e6, 1e6 * one.values["model.router.top_k"], 1.0)) for one in made]
     assert answer(config, made) == (
         "router.top_k = 3 came out best, with score 0.503 ± 0.006 (mean over 3 seeds), but cannot be told apart from "
         "the runner-up, router.top_k = 2 (0.502 ± 0.006): the difference is 0.001 ± 0.008. "
@@ -122,7 +122,7 @@ def test_trend_over_a_range() -> None:
 def test_front_is_listed_cheapest_first() -> None:
     config = sweep(TOP_K, objective={"against": "gflops"}, seeds=[0, 1, 2])
     made = trials(config, DESIGN, lambda values: {1: 0.5, 2: 0.4, 3: 0.7}[values["model.router.top_k"]])
-    made = [replace(one, cost=Cost(1.0, 1.0, 10.0 * one.values["model.router.top_k"])) for one in made]
+    made = [replace(one, cost=ModelCost(1.0, 1.0, 10.0 * one.values["model.router.top_k"])) for one in made]
     text = answer(config, made)
     assert text.startswith("router.top_k = 3 is best")
     assert (

@@ -18,7 +18,7 @@ from mowe_ray.sweeping.analysis.points import (
     sampling_error,
 )
 from mowe_ray.sweeping.schema import POOL_KEY, SweepConfig
-from mowe_ray.sweeping.trials import Cost, Trial
+from mowe_ray.sweeping.trials import ModelCost, Trial
 from tests.made_study import failed, grid, stopped, sweep, trial, trials
 
 TOP_K = {"model.router.top_k": {"grid": [1, 2, 3]}}
@@ -137,7 +137,7 @@ def test_of_equal_points_the_one_with_fewer_active_parameters_wins() -> None:
     config = sweep({POOL_KEY: {"subsets": {"sizes": [0, 1, 2]}}})
     made = trials(config, grid(pool=[["hubert", "whisper"], ["hubert"], []]), lambda _: 0.5)
     costs = [3e6, 1e6, 2e6]
-    made = [replace(one, cost=Cost(9e6, cost, 1.0)) for one, cost in zip(made, costs, strict=True)]
+    made = [replace(one, cost=ModelCost(9e6, cost, 1.0)) for one, cost in zip(made, costs, strict=True)]
     assert [point.number for point in ranked(config, points(config, made))] == [1, 2, 0]
 
 
@@ -147,8 +147,11 @@ def test_front_is_what_nothing_dominates(against: str) -> None:
     scores, costs = draw.integers(1, 9, 40) / 10, draw.integers(1, 9, 40).astype(float)  # many ties
     config = sweep({"training.weight_decay": {"choice": list(range(40))}}, objective={"against": against})
     made = [trial(i, i, 0, {"training.weight_decay": i}, float(score)) for i, score in enumerate(scores)]
-    made = [replace(one, cost=Cost(1.0, cost, -cost) if against == "active_parameters" else Cost(1.0, 50 - cost, cost))
-            for one, cost in zip(made, costs, strict=True)]  # fmt: skip
+    active = against == "active_parameters"
+    made = [
+        replace(one, cost=ModelCost(1.0, cost, -cost) if active else ModelCost(1.0, 50 - cost, cost))
+        for one, cost in zip(made, costs, strict=True)
+    ]
     dominated = {
         i
         for i in range(40)
