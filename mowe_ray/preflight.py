@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from mowe_ray.command_line import FAILURE, SUCCESS, log, make_run_parser, print_result, reject
 from mowe_ray.config import ConfigError, RunConfig, load_config
-from mowe_ray.output.text import duration
+from mowe_ray.output.terminal import duration
 
 _STATUS_LABELS = {"ok": "ok", "warning": "warning", "failed": "FAILED"}
 

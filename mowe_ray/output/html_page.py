@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mowe_ray.output.svg import escape, tag
+from mowe_ray.output.charts import escape, tag
 
 # Colours are those of Okabe and Ito, which people with any colour vision tell apart; moved in lightness for dark.
 STYLE = """

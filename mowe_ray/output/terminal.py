@@ -1,6 +1,6 @@
-"""The terminal: progress of counted work with its rate and the time left, and tables.
+"""Text for people: progress of counted work with its rate and time left, tables, and numbers with their units.
 
-Both are plain text without colour codes, so that a pipe, a log file and a test read what a person reads.
+All is plain text without colour codes, the same on a terminal, in a pipe and in a log file.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-from mowe_ray.output.text import duration
 
 Item = TypeVar("Item")
 Clock = Callable[[], float]
@@ -177,3 +175,33 @@ def format_table(
     console = Console(file=out, width=width - 2, color_system=None, force_terminal=False)
     console.print(make_table(rows, header, right))
     return "".join(f"  {line}".rstrip() + "\n" for line in out.getvalue().splitlines())
+
+
+def byte_size(count: int) -> str:
+    """Return bytes as `1.50 GiB` or `1.5 MiB`."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def counted(number: float, noun: str) -> str:
+    """Return `1 node` or `2 nodes`."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as `42s`, `3m05s` or `2h10m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def amount(value: float | None) -> str:
+    """Write a count of parameters or operations: 1.25 M."""
+    if value is None:
+        return "–"
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"

@@ -12,8 +12,7 @@ from typing import Any, TextIO
 
 from mowe_ray.config import RunConfig
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.output.terminal import format_table
-from mowe_ray.output.text import amount, duration
+from mowe_ray.output.terminal import amount, duration, format_table
 from mowe_ray.sweeping.compute_cost import CLIP_S, Work, device
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search import random_points

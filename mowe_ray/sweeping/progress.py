@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from mowe_ray.output.terminal import Pace, make_table
-from mowe_ray.output.text import duration
+from mowe_ray.output.terminal import Pace, duration, make_table
 from mowe_ray.sweeping.analysis.points import by_status
 from mowe_ray.sweeping.schema import ObjectiveSection
 from mowe_ray.sweeping.study import Study

@@ -12,8 +12,7 @@ from mowe_ray.config import RunConfig
 from mowe_ray.data.epoch_plan import count_samples
 from mowe_ray.data.index import Index
 from mowe_ray.model.cost import zero_memory_bytes
-from mowe_ray.output.terminal import format_table
-from mowe_ray.output.text import byte_size
+from mowe_ray.output.terminal import byte_size, format_table
 from mowe_ray.training.build import model_dtype
 from mowe_ray.training.datasets import Sources, scan_sources
 from mowe_ray.training.estimate import CLIP_S, Estimate, PartCost, estimate

@@ -13,7 +13,7 @@ from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.sample import BadSample
 from mowe_ray.evaluation.routing import draw, router_report
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.output.text import duration
+from mowe_ray.output.terminal import duration
 from mowe_ray.training.loop import StepResult
 from mowe_ray.training.protocols import Ranks, RunError
 from mowe_ray.training.tracker import Tracker

@@ -44,7 +44,7 @@ from mowe_ray.distributed.preflight.requirements import (
 from mowe_ray.distributed.preflight.versions import judge_versions, versions
 from mowe_ray.distributed.resources import bundle_of
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.output.text import byte_size, counted
+from mowe_ray.output.terminal import byte_size, counted
 from mowe_ray.training.datasets import shards_of
 
 _RAY_FOLDER = "Ray's folder"

@@ -28,7 +28,7 @@ from mowe_ray.distributed.preflight.node_checks import (
 from mowe_ray.distributed.preflight.requirements import Check, conclude, judge_capacity, name_nodes, needs_of, told
 from mowe_ray.distributed.resources import bundle_of, cpus_of
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.output.text import byte_size, counted
+from mowe_ray.output.terminal import byte_size, counted
 
 # An all-reduce of a step's gradients that takes longer deserves a thought.
 _SLOW_S = 1.0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from mowe_ray.config import RunConfig
-from mowe_ray.output.text import byte_size
+from mowe_ray.output.terminal import byte_size
 from mowe_ray.training.build import model_dtype
 from mowe_ray.training.estimate import estimate
 

@@ -34,7 +34,7 @@ from mowe_ray.evaluation.generation import answer_micro_batch, instruction_of
 from mowe_ray.evaluation.predictions import Answer, Predictions
 from mowe_ray.evaluation.targets import folder_at
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
-from mowe_ray.output.text import duration
+from mowe_ray.output.terminal import duration
 from mowe_ray.training.datasets import cache_folder
 from mowe_ray.training.estimate import ExportCost, estimate_export
 

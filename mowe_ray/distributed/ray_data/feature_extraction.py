@@ -33,7 +33,7 @@ from mowe_ray.data.feature_cache import (
 )
 from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.resources import decoding_options
-from mowe_ray.output.text import duration
+from mowe_ray.output.terminal import duration
 from mowe_ray.training.datasets import Sources
 from mowe_ray.training.frozen_features import (
     FrozenEncoder,

@@ -17,10 +17,9 @@ from mowe_ray.evaluation.report.summary import (
     typeset,
 )
 from mowe_ray.evaluation.results import EvaluatedModel, Evaluation, Interval
-from mowe_ray.output.charts import IntervalRow, chips, colour, interval_rows
+from mowe_ray.output.charts import Axis, IntervalRow, chips, colour, escape, frame, interval_rows, line, plot, tag
 from mowe_ray.output.html_page import folded
-from mowe_ray.output.svg import Axis, escape, frame, line, plot, tag
-from mowe_ray.output.text import amount
+from mowe_ray.output.terminal import amount
 
 _HEIGHT = 150
 _MOST_FIGURES = 6

@@ -29,9 +29,9 @@ from mowe_ray.evaluation.report.summary import (
     typeset,
 )
 from mowe_ray.evaluation.results import EvaluatedModel, Evaluation
+from mowe_ray.output.charts import escape, tag
 from mowe_ray.output.html_page import page, section, tiles
-from mowe_ray.output.svg import escape, tag
-from mowe_ray.output.text import amount
+from mowe_ray.output.terminal import amount
 
 _CERTAINTY = (
     "[low, high] is a 95 % bootstrap interval over samples. A difference is taken on the samples both models answered, "

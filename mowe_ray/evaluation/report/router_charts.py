@@ -7,9 +7,23 @@ from typing import Any
 
 from mowe_ray.evaluation.report.summary import bounds, gain, is_finite, signed, test_set_names, typeset, verdict
 from mowe_ray.evaluation.results import Ablation, EvaluatedModel, Interval
-from mowe_ray.output.charts import BarSegment, IntervalRow, chips, colour, interval_rows, stacked_bar
+from mowe_ray.output.charts import (
+    Axis,
+    BarSegment,
+    IntervalRow,
+    chips,
+    colour,
+    escape,
+    frame,
+    interval_rows,
+    path,
+    plot,
+    stacked_bar,
+    stretched,
+    tag,
+    thinned,
+)
 from mowe_ray.output.html_page import folded
-from mowe_ray.output.svg import Axis, escape, frame, path, plot, stretched, tag, thinned
 
 _HEIGHT = 170
 _MOST_FIGURES = 6

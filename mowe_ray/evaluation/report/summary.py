@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mowe_ray.evaluation.results import EvaluatedModel, Evaluation, Interval, TaskScores
-from mowe_ray.output.terminal import format_table
-from mowe_ray.output.text import amount
+from mowe_ray.output.terminal import amount, format_table
 
 Outcome = Literal["better", "worse", ""]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mowe_ray.output.text import amount
+from mowe_ray.output.terminal import amount
 from mowe_ray.sweeping.analysis.effects import Effect, effects, gap
 from mowe_ray.sweeping.analysis.points import (
     CLEAR,

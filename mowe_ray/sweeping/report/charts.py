@@ -9,9 +9,27 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from mowe_ray.output.charts import MOST_COLOURS, PLAIN, IntervalRow, chips, colour, interval_rows, shade
-from mowe_ray.output.svg import Axis, escape, frame, line, path, plot, spread_out, stretched, tag, text, thinned
-from mowe_ray.output.text import amount
+from mowe_ray.output.charts import (
+    MOST_COLOURS,
+    PLAIN,
+    Axis,
+    IntervalRow,
+    chips,
+    colour,
+    escape,
+    frame,
+    interval_rows,
+    line,
+    path,
+    plot,
+    shade,
+    spread_out,
+    stretched,
+    tag,
+    text,
+    thinned,
+)
+from mowe_ray.output.terminal import amount
 from mowe_ray.sweeping.analysis.effects import Effect, Factor, Level, gap
 from mowe_ray.sweeping.analysis.points import (
     Point,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from mowe_ray.output.charts import escape, tag
 from mowe_ray.output.html_page import page, section, tiles
-from mowe_ray.output.svg import escape, tag
-from mowe_ray.output.text import amount, duration
+from mowe_ray.output.terminal import amount, duration
 from mowe_ray.sweeping.analysis.conclusions import answer
 from mowe_ray.sweeping.analysis.effects import distinct, effects
 from mowe_ray.sweeping.analysis.points import (

@@ -7,8 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from mowe_ray.output.terminal import format_table
-from mowe_ray.output.text import amount
+from mowe_ray.output.terminal import amount, format_table
 from mowe_ray.sweeping.analysis.conclusions import answer
 from mowe_ray.sweeping.analysis.points import (
     Point,

@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mowe_ray.output.charts import BarSegment, chips, colour, stacked_bar
-from mowe_ray.output.svg import escape, tag
+from mowe_ray.output.charts import BarSegment, chips, colour, escape, stacked_bar, tag
 from mowe_ray.sweeping.schema import POOL_KEY
 from mowe_ray.sweeping.trials import Trial, point_label
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mowe_ray.output.charts import Axis, spread_out
 from mowe_ray.output.html_page import SCRIPT
-from mowe_ray.output.svg import Axis, spread_out
 from mowe_ray.sweeping.analysis.points import points
 from mowe_ray.sweeping.report.charts import Colouring, quality_against_cost
 from mowe_ray.sweeping.report.page import report
