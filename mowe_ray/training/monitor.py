@@ -13,7 +13,7 @@ from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.sample import BadSample
 from mowe_ray.evaluation.routing import draw, router_report
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.output.terminal import duration
+from mowe_ray.output.terminal import Clock, Pace, duration
 from mowe_ray.training.loop import StepResult
 from mowe_ray.training.protocols import Ranks, RunError
 from mowe_ray.training.tracker import Tracker
@@ -181,9 +181,9 @@ def _some(ids: list[str]) -> str:
 class RunningAverages:
     """Averages the steps since the last line, so that one slow step does not mislead."""
 
-    def __init__(self, start_progress: float):
+    def __init__(self, start_progress: float, clock: Clock = time.monotonic):
         """Start the clock where `start_progress` of the run is done."""
-        self._begin_progress, self._begin = start_progress, time.monotonic()
+        self._pace = Pace(total=1.0, done=start_progress, clock=clock)
         self._pending: list[StepResult] = []
 
     def add(self, result: StepResult) -> None:
@@ -197,11 +197,13 @@ class RunningAverages:
             `loss`, `lm_loss`, `routing_loss`, `grad_norm` over the steps that were not skipped, NaN if all were;
             `audio_s_per_s`, audio seconds of all ranks a second;
             `data_wait_share`, fraction of the time this rank waited for data; `padding_share` of the audio;
-            `left_s`, seconds until the end of the run at the pace since the start.
+            `left_s`, seconds until the end of the run at the pace since the start; infinite while progress is not
+            above the start, as after shards were added to a run at rest.
         """
         steps, self._pending = self._pending, []
         seconds = sum(s.step_s for s in steps)
-        gone_s = time.monotonic() - self._begin
+        self._pace.done = progress
+        left_s = self._pace.left_s
         padded = sum(s.padded_s for s in steps)
         taken = [s for s in steps if not s.skipped]
         mean = {key: sum(getattr(s, key) for s in taken) / len(taken) if taken else math.nan for key in _AVERAGED}
@@ -209,8 +211,7 @@ class RunningAverages:
             "audio_s_per_s": sum(s.audio_s for s in steps) / seconds,
             "data_wait_share": sum(s.data_wait_s for s in steps) / seconds,
             "padding_share": 1.0 - sum(s.audio_s for s in steps) / padded if padded else 0.0,
-            # Progress can shrink, though hardly: when shards came while the run was at rest.
-            "left_s": gone_s * (1.0 - progress) / max(progress - self._begin_progress, 1e-9),
+            "left_s": math.inf if left_s is None else left_s,
         }
 
 
@@ -221,10 +222,11 @@ def progress_line(step: int, max_steps: int | None, progress: float, averages: d
     """Format what `RunningAverages.take` returned for a person."""
     a = averages
     place = f"{step} ({int(100 * progress)} %)" if max_steps is None else f"{step:>{len(str(max_steps))}}/{max_steps}"
+    left = f"  {duration(a['left_s'])} left" if math.isfinite(a["left_s"]) else ""
     return (
         f"step {place}  loss {a['loss']:.3f} (lm {a['lm_loss']:.3f}, "
         f"routing {a['routing_loss']:.3f})  {a['audio_s_per_s']:.0f} audio-s/s  "
-        f"data wait {a['data_wait_share']:.0%}  padding {a['padding_share']:.0%}  {duration(a['left_s'])} left"
+        f"data wait {a['data_wait_share']:.0%}  padding {a['padding_share']:.0%}{left}"
     )
 
 

@@ -1,5 +1,3 @@
-import time
-
 import pytest
 
 from mowe_ray.training.loop import StepResult
@@ -32,20 +30,25 @@ def progress_after(progress: RunningAverages, share: float) -> dict[str, float]:
 
 
 def test_averages_cover_the_steps_since_the_last_line():
-    progress = RunningAverages(start_progress=0.4)
+    now_s = [100.0]
+    progress = RunningAverages(start_progress=0.4, clock=lambda: now_s[0])
     for step in (5, 6):
         progress.add(result(step))
+    now_s[0] += 4
     taken = progress.take(0.6)
     assert taken["loss"] == 5.5
     assert taken["audio_s_per_s"] == pytest.approx(12 / 4)
     assert taken["data_wait_share"] == pytest.approx(1 / 4)
     assert taken["padding_share"] == pytest.approx(4 / 16)
-    assert 0 <= taken["left_s"] < 1, "two steps took no time here"
-    time.sleep(0.05)
+    assert taken["left_s"] == pytest.approx(4 * 0.4 / 0.2)
+    now_s[0] += 1
     first, second = progress_after(progress, 0.65), progress_after(progress, 0.9)
-    assert first["left_s"] / second["left_s"] == pytest.approx((0.35 / 0.25) / (0.1 / 0.5), rel=0.2)
+    assert first["left_s"] == pytest.approx(5 * 0.35 / 0.25)
+    assert second["left_s"] == pytest.approx(5 * 0.1 / 0.5)
     assert progress_after(progress, 1.0)["left_s"] == 0
-    assert progress_after(progress, 0.3)["left_s"] > 0, "new shards have made the run longer"
+    longer = progress_after(progress, 0.3)
+    assert longer["left_s"] == float("inf"), "new shards have made the run longer"
+    assert progress_line(7, 10, 0.3, longer).endswith("padding 25%")
     progress.add(result(7, audio_s=0.0, padded_s=0.0))
     assert progress.take(0.7)["loss"] == 7.0
     line = progress_line(7, 10, 0.7, taken)
@@ -54,6 +57,7 @@ def test_averages_cover_the_steps_since_the_last_line():
     assert "loss 5.500" in line
     assert "3 audio-s/s" in line
     assert "data wait 25%" in line
+    assert line.endswith("8s left")
 
 
 def test_text_only_steps_have_no_padding():
