@@ -231,30 +231,31 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         assert input_ids is not None
         if audio is None:
             audio = self.encode_audio(input_values, input_lengths, encoder_states, prepared_audio)
+        record = None if audio is None else audio.record
         is_audio, is_answer = self._positions(input_ids, labels)
-        embeds, record = self._embed(input_ids, is_audio, audio), None if audio is None else audio.record
-        if labels is None or is_answer is None:
+        embeds = self._embed(input_ids, is_audio, audio)
+        if labels is None:
             output = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
             return MoweOutput(logits=output.logits, routing=record, past_key_values=output.past_key_values)
         logits, answers, targets = self._answer_logits(embeds, attention_mask, labels, is_answer, kwargs)
         count = max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch
-        # The sum of no terms keeps its graph: a batch without answers still takes part in the
-        # backward pass.
+        # The sum of no terms keeps its graph: a batch without answers still takes part in the backward pass.
         lm_loss = F.cross_entropy(answers.float(), targets, reduction="sum") / count
         loss, mowe = lm_loss, None
         if record is not None:
-            kind, z_weight = self.config.mowe_loss, self.config.mowe_z_weight
-            mowe = routing_loss(record, kind=kind, z_weight=z_weight, totals=routing_totals).to(lm_loss.device)
+            mowe = self._routing_loss(record, routing_totals).to(lm_loss.device)
             loss = lm_loss + self.config.mowe_loss_weight * mowe
         return MoweOutput(loss=loss, logits=logits, lm_loss=lm_loss, routing_loss=mowe, routing=record)
 
-    def _positions(self, input_ids: Tensor, labels: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return where audio tokens are, (B, N) bool, and from where answers are predicted, in one read by the host."""
+    def _routing_loss(self, record: RoutingRecord, totals: RoutingTotals | None) -> Tensor:
+        return routing_loss(record, kind=self.config.mowe_loss, z_weight=self.config.mowe_z_weight, totals=totals)
+
+    def _positions(self, input_ids: Tensor, labels: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return where audio tokens are and from where answers are predicted, (B, N) bool each, read by the host once."""
         is_audio = input_ids == self.config.audio_token_id
-        if labels is None:
-            return on_host(is_audio), None
-        both = on_host(torch.stack([is_audio, _next_labels(labels) != -100]))
-        return both[0], both[1]
+        is_answer = torch.zeros_like(is_audio) if labels is None else _next_labels(labels) != -100
+        audio, answers = on_host(torch.stack([is_audio, is_answer]))
+        return audio, answers
 
     def _embed(self, input_ids: Tensor, is_audio: np.ndarray, audio: AudioTokens | None) -> Tensor:
         """Return the rows' embeddings (B, N, W) with the audio in its places."""
@@ -294,7 +295,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if self.training and "logits_to_keep" in inspect.signature(self.language_model.forward).parameters:
             # A position that is in no row's answer needs no logits; at least one keeps the head in
             # the graph.
-            columns = is_answer.any(0)
+            columns = is_answer.any(axis=0, keepdims=True)[0]
             columns[0] |= not columns.any()
             kept = _beside(np.flatnonzero(columns), embeds)
             targets, is_answer = targets[:, kept], is_answer[:, columns]

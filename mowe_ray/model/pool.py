@@ -253,8 +253,8 @@ class WeakEncoderPool(nn.Module):
             K mixtures (C, T, D).
         """
         used = on_host(chosen)
-        needed = np.ones(used.shape[1:], bool) if self.execution == "dense" else used.any(0)
-        rows = [np.flatnonzero(column).tolist() for column in needed.T]
+        needed = used.any(axis=0, keepdims=True)[0] | (self.execution == "dense")
+        rows = [np.flatnonzero(needed[:, member]).tolist() for member in range(len(self.members))]
         keys = {i: clips.key(member.encoder) for i, member in enumerate(self) if i + 1 not in clips.states}
         clips.compute((key, rows[index]) for index, key in keys.items())
         mixtures: list[Tensor | None] = [None] * len(weights)

@@ -170,7 +170,7 @@ class AudioTower(nn.Module):
         tokens = self.adapter(fused, valid)
         if is_dummy:
             return AudioTokens(tokens, [0], _without_clips(record))
-        counts = [shrunk(self.base_encoder.num_frames(size), self.config.downsample) for size in clips.sizes]
+        counts = [int(shrunk(self.base_encoder.num_frames(size), self.config.downsample)) for size in clips.sizes]
         return AudioTokens(tokens, counts, record)
 
     def encode_base(self, clips: Clips) -> tuple[Tensor, Tensor]:
