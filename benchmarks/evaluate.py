@@ -31,7 +31,7 @@ from transformers import AutoModel, AutoProcessor
 from mowe_ray.config import load_config, load_evaluation
 from mowe_ray.data.sample import BadSample
 from mowe_ray.distributed import cluster
-from mowe_ray.distributed.ray_data.batch_inference import Part, answer_all
+from mowe_ray.distributed.ray_data.batch_inference import AnswerJob, answer_all
 from mowe_ray.evaluation.predictions import Answer, Predictions
 from mowe_ray.evaluation.targets import folder_at
 from mowe_ray.model.export import export
@@ -154,8 +154,8 @@ def batch_inference(
     plan = [step[0] for step in validation_plan(index, config.data)]
     with tempfile.TemporaryDirectory(dir=folder) as out:
         # One batch for every worker, all alike: the clock starts when the last of them is answered.
-        first = Part("first", index, [np.arange(arguments.batch_size)] * workers, (), _Timed(out, "first"))
-        whole = Part("all", index, plan, (), _Timed(out, "all"))
+        first = AnswerJob("first", index, [np.arange(arguments.batch_size)] * workers, (), _Timed(out, "first"))
+        whole = AnswerJob("all", index, plan, (), _Timed(out, "all"))
         cluster.join(workers * (threads + config.data.decode_cpus))
         answer_all(str(folder / "export"), [first, whole], config, lambda line: None)
         ray.shutdown()

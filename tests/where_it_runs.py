@@ -62,7 +62,9 @@ def _read(index: Index, rows: list[np.ndarray], reserved: bool) -> str:
 
 def _decoding() -> dict[str, str]:
     """Return the node of each task that has decoded so far."""
-    tasks = list_tasks(filters=[("name", "=", "MapBatches(_decode)"), ("state", "=", "FINISHED")], detail=True)
+    tasks = list_tasks(
+        filters=[("name", "=", "MapBatches(decode_micro_batches)"), ("state", "=", "FINISHED")], detail=True
+    )
     return {task.task_id: task.node_id for task in tasks}
 
 

@@ -1,7 +1,7 @@
-"""Ray Data: decode samples on any CPUs, and answer them in a pool of actors that each hold the model.
+"""Batch inference of an evaluation: decode samples on any CPUs, answer them in actors that each hold the model.
 
-The work of an evaluation, all its datasets and ablations, is one row of micro-batches: the model is loaded once a
-worker. Answers come back in the planned order, whoever computed them, and are on storage as soon as they are here.
+All datasets and ablations of an evaluation are one sequence of micro-batches, so each actor loads the model once.
+Answers arrive in the planned order, whichever actor computed them, and are written to storage as they arrive.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from typing import Any
 import pyarrow as pa
 import ray
 import torch
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from mowe_ray.config.evaluation import EvaluationConfig
 from mowe_ray.data.epoch_plan import Rows
 from mowe_ray.data.index import Index
-from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch
+from mowe_ray.data.micro_batch import MicroBatch
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards.storage import fingerprint
 from mowe_ray.distributed.errors import cause_of
-from mowe_ray.distributed.resources import decoding_options
+from mowe_ray.distributed.ray_data.pipeline import ModelActors, decode_micro_batches, stream_blocks
 from mowe_ray.evaluation.generation import answer_micro_batch, instruction_of
 from mowe_ray.evaluation.predictions import Answer, Predictions
 from mowe_ray.evaluation.targets import folder_at
@@ -38,41 +37,41 @@ from mowe_ray.output.terminal import duration
 from mowe_ray.training.datasets import cache_folder
 from mowe_ray.training.estimate import ExportCost, estimate_export
 
-_SAY_EVERY_S = 10.0
+_LOG_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
-class Part:
-    """Samples that are answered in one way.
+class AnswerJob:
+    """A dataset to answer, with the complete model or without some of its pool members.
 
     Attributes:
-        label: What people call it.
-        index: Holds the samples.
-        plan: The micro-batches, as rows of the index.
-        left_out: Numbers of pool members that are treated as not there.
-        predictions: Where the answers go.
-        labels: The answers that exist, for instructions that list them.
+        label: Name in progress messages.
+        index: The index that holds the samples.
+        plan: Rows of the index in each micro-batch.
+        excluded_members: Indexes of the pool members that are treated as absent (ablation).
+        predictions: Receives the answers.
+        labels: The possible answers of a classification, for instructions that list them.
     """
 
     label: str
     index: Index
     plan: list[Rows]
-    left_out: tuple[int, ...]
+    excluded_members: tuple[int, ...]
     predictions: Predictions
     labels: list[str] | None = None
 
 
 def inspect_export(export: str) -> ExportCost:
-    """Return what a model costs, once it is sure that all its weights are there; the driver needs no model for it.
+    """Returns what a model costs, after a check that all its weights exist; a task reads them, not this process.
 
     Raises:
-        ValueError: They are not, or it is no export.
+        ValueError: Weights are missing, or the folder is no export.
     """
     try:
-        found: ExportCost = ray.get(_inspect.remote(export))
+        cost: ExportCost = ray.get(_inspect.remote(export))
     except ray.exceptions.RayTaskError as error:
         raise ValueError(cause_of(error)) from error
-    return found
+    return cost
 
 
 @ray.remote(num_cpus=1)
@@ -80,106 +79,91 @@ def _inspect(export: str) -> ExportCost:
     return estimate_export(local_copy(export))
 
 
-def answer_all(export: str, parts: Sequence[Part], config: EvaluationConfig, say: Callable[[str], None]) -> None:
-    """Answer what is left of all parts.
+def answer_all(export: str, jobs: Sequence[AnswerJob], config: EvaluationConfig, log: Callable[[str], None]) -> None:
+    """Answers the samples of all jobs that have no stored answer yet.
 
     Args:
         export: Folder or URL of the model.
-        parts: What is asked.
+        jobs: The datasets to answer.
         config: The evaluation.
-        say: Shows a line of progress to the person who waits.
+        log: Called with each line of progress.
 
     Raises:
         ValueError: A worker cannot load or run the model.
     """
-    for part in parts:
-        part.predictions.begin()
-    work = [(p, n) for p, part in enumerate(parts) for n in range(part.predictions.finished, len(part.plan))]
+    for job in jobs:
+        job.predictions.begin()
+    work = [(n, number) for n, job in enumerate(jobs) for number in range(job.predictions.finished, len(job.plan))]
     if not work:
         return
-    progress = _Progress(parts, work, say)
-    shared = {
-        "indexes": [ray.put(part.index) for part in parts],
-        "plans": ray.put([part.plan for part in parts]),
-    }
-    ways = [(part.left_out, part.labels) for part in parts]
+    progress = _Progress(jobs, work, log)
+    datasets = {"indexes": [ray.put(job.index) for job in jobs], "plans": ray.put([job.plan for job in jobs])}
+    settings = [(job.excluded_members, job.labels) for job in jobs]
     try:
-        for (p, _), answered in zip(work, _execute.remote(export, work, ways, shared, config), strict=True):
-            table = ray.get(answered)
-            _store(parts[p].predictions, table)
-            progress.add(p, table)
+        for (n, _), reference in zip(work, _execute.remote(export, work, settings, datasets, config), strict=True):
+            answered = ray.get(reference)
+            _store(jobs[n].predictions, answered)
+            progress.add(n, answered)
     except ray.exceptions.RayError as error:
         raise ValueError(f"{export}: {cause_of(error)}") from error
     finally:
-        for part in parts:
-            part.predictions.flush()
+        for job in jobs:
+            job.predictions.flush()
 
 
-def _store(predictions: Predictions, table: dict[str, Any]) -> None:
-    answers = [Answer.from_line(line) for line in table["lines"]]
-    bad = [BadSample(**fields) for fields in table["bad"]]
-    predictions.add(answers, bad, audio_s=table["audio_s"], seconds=table["seconds"])
+def _store(predictions: Predictions, answered: dict[str, Any]) -> None:
+    answers = [Answer.from_line(line) for line in answered["lines"]]
+    bad = [BadSample(**fields) for fields in answered["bad"]]
+    predictions.add(answers, bad, audio_s=answered["audio_s"], seconds=answered["seconds"])
 
 
-# A task of its own, because Ray Data tells the terminal of whoever starts it more than a person wants to know.
+# A task of its own, because Ray Data writes much to the terminal of the process that starts it.
 @ray.remote(num_cpus=0)
 def _execute(
     export: str,
     work: list[tuple[int, int]],
-    ways: list[tuple[tuple[int, ...], list[str] | None]],
-    shared: dict[str, Any],
+    settings: list[tuple[tuple[int, ...], list[str] | None]],
+    datasets: dict[str, Any],
     config: EvaluationConfig,
 ) -> Iterator[dict[str, Any]]:
-    """Yield what became of each micro-batch of `work`, in its order."""
-    compute, data = config.compute, config.data
-    limits = {"min_duration_s": data.min_duration_s, "max_duration_s": data.max_duration_s}
-    options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
-    # A block each: what a worker has answered is on its way to storage before it takes the next.
-    dataset = ray.data.from_blocks([pa.table({"part": [p], "number": [n]}) for p, n in work])
-    dataset = dataset.map_batches(
-        _decode,
-        fn_kwargs=shared | limits,
-        compute=TaskPoolStrategy(size=data.decode_cpus * compute.max_workers),
-        **decoding_options(reserved=False),
-        **options,
-    ).map_batches(
-        _Answerer,
-        fn_constructor_args=(export, config, ways),
-        num_cpus=compute.cpus_per_worker,
-        num_gpus=compute.gpus_per_worker,
-        compute=ActorPoolStrategy(min_size=compute.min_workers, max_size=compute.max_workers),
-        **({} if compute.accelerator_type is None else {"accelerator_type": compute.accelerator_type}),
-        **options,
+    """Yields the answers to each micro-batch of `work`, in its order.
+
+    Args:
+        work: Pairs of a job and of a micro-batch of its plan.
+        settings: Excluded members and labels of each job.
+        datasets: Indexes and plans of the jobs, in the object store.
+    """
+    data = config.data
+    arguments = {
+        **datasets,
+        "cache": None,
+        "min_duration_s": data.min_duration_s,
+        "max_duration_s": data.max_duration_s,
+    }
+    blocks = stream_blocks(
+        # A block each: what a worker has answered is on its way to storage before it takes the next.
+        [pa.table({"dataset": [job], "number": [number]}) for job, number in work],
+        decode_micro_batches,
+        arguments,
+        decode_cpus=data.decode_cpus * config.compute.max_workers,
+        preserve_order=True,
+        actors=ModelActors(_Answerer, {"export": export, "config": config, "settings": settings}, config.compute),
     )
-    context = dataset.context
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for block in blocks:
         for row in block.to_pylist():  # noqa: UP028 - Ray sends into what it yields from, and a list takes nothing
             yield row
 
 
-def _decode(
-    work: pa.Table, indexes: list[ray.ObjectRef], plans: ray.ObjectRef, min_duration_s: float, max_duration_s: float
-) -> Iterator[pa.Table]:
-    """Yield the decoded micro-batches of a block of work."""
-    for one in work.to_pylist():
-        rows = ray.get(plans)[one["part"]][one["number"]]
-        batch = load_micro_batch(ray.get(indexes[one["part"]]).table.take(rows), min_duration_s, max_duration_s)
-        yield batch.to_row().append_column("part", pa.array([one["part"]]))
-
-
 class _Answerer:
-    """Holds the model, and answers micro-batches."""
+    """Answers micro-batches with the model that it holds; one actor of the pipeline."""
 
     def __init__(
         self,
         export: str,
         config: EvaluationConfig,
-        ways: list[tuple[tuple[int, ...], list[str] | None]],
+        settings: list[tuple[tuple[int, ...], list[str] | None]],
     ):
-        self._config, self._ways = config, ways
+        self._config, self._settings = config, settings
         gpu = config.compute.gpus_per_worker > 0
         if not gpu:
             torch.set_num_threads(config.compute.cpus_per_worker)
@@ -189,13 +173,13 @@ class _Answerer:
         self._processor: MoweProcessor = MoweProcessor.from_pretrained(folder)
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
-        """Answer the micro-batches of a table; returns lines of JSON, and what they took."""
+        """Answers the micro-batches of a table; returns a row of `_ANSWERED` for each."""
         return pa.Table.from_pylist([self._answer(decoded, row) for row in range(decoded.num_rows)], schema=_ANSWERED)
 
     @torch.inference_mode()
     def _answer(self, decoded: pa.Table, row: int) -> dict[str, Any]:
         config, micro_batch = self._config, MicroBatch.from_row(decoded, row)
-        self._model.audio_tower.left_out, labels = self._ways[decoded["part"][row].as_py()]
+        self._model.audio_tower.left_out, labels = self._settings[decoded["dataset"][row].as_py()]
         began = time.monotonic()
         answers = answer_micro_batch(
             self._model,
@@ -204,7 +188,7 @@ class _Answerer:
             **config.generation.model_dump(exclude={"instruction"}),
             batch_seconds=config.data.batch_seconds,
             max_batch_size=config.data.max_batch_size,
-            instruct=partial(_usual_instruction, config, labels),
+            instruct=partial(_task_instruction, config, labels),
         )
         return {
             "lines": [answer.to_line() for answer in answers],
@@ -214,7 +198,7 @@ class _Answerer:
         }
 
 
-def _usual_instruction(config: EvaluationConfig, labels: list[str] | None, task: str, sample_id: str) -> str | None:
+def _task_instruction(config: EvaluationConfig, labels: list[str] | None, task: str, sample_id: str) -> str | None:
     drawn = config.generation.instruction == "task"
     return instruction_of(task, sample_id, labels, config.seed) if drawn else None
 
@@ -226,7 +210,7 @@ _ANSWERED = pa.schema(
 
 
 def local_copy(export: str) -> str:
-    """Return a local folder with an export: its own, or a copy of a URL's, made once a machine and version."""
+    """Returns a local folder with an export: itself, or a copy of the URL, made once per machine and version."""
     if "://" not in export:
         return export
     folder = folder_at(export)
@@ -245,16 +229,16 @@ def local_copy(export: str) -> str:
 
 
 class _Progress:
-    """Tells how far the answering is."""
+    """Logs how many samples are answered, at what rate, and the time left."""
 
-    def __init__(self, parts: Sequence[Part], work: list[tuple[int, int]], say: Callable[[str], None]):
-        self._parts, self._say = parts, say
-        self._rows = [len(parts[p].plan[n]) for p, n in work]
+    def __init__(self, jobs: Sequence[AnswerJob], work: list[tuple[int, int]], log: Callable[[str], None]):
+        self._jobs, self._log = jobs, log
+        self._rows = [len(jobs[n].plan[number]) for n, number in work]
         self._done, self._audio_s = 0, 0.0
-        self._began = self._said = time.monotonic()
+        self._began = self._logged = time.monotonic()
 
-    def add(self, part: int, answered: dict[str, Any]) -> None:
-        """Count a micro-batch."""
+    def add(self, job: int, answered: dict[str, Any]) -> None:
+        """Counts a micro-batch of a job."""
         now = time.monotonic()
         self._done += 1
         if self._done == 1:  # until now the model was loaded, which takes no longer for more samples
@@ -262,10 +246,10 @@ class _Progress:
         else:
             self._audio_s += answered["audio_s"]
         last = self._done == len(self._rows)
-        if now - self._said < _SAY_EVERY_S and not last:
+        if now - self._logged < _LOG_EVERY_S and not last:
             return
-        self._said, rows, total = now, sum(self._rows[: self._done]), sum(self._rows)
+        self._logged, rows, total = now, sum(self._rows[: self._done]), sum(self._rows)
         spent, timed = now - self._began, rows - self._rows[0]
         rate = f": {self._audio_s / spent:,.1f} audio-s/s" if timed else ""
         left = f", {duration(spent * (total - rows) / timed)} left" if timed and not last else ""
-        self._say(f"answered {rows}/{total}, now {self._parts[part].label}{rate}{left}")
+        self._log(f"answered {rows}/{total}, now {self._jobs[job].label}{rate}{left}")

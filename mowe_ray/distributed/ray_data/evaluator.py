@@ -1,4 +1,4 @@
-"""The driver of an evaluation: check the models and the data, have everything answered, hand back the answers."""
+"""The driver of an evaluation: checks the models and the data, has all samples answered, and returns the answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mowe_ray.config.schema import WorkersSection
 from mowe_ray.data.index import Index
 from mowe_ray.data.shards.storage import fingerprint
 from mowe_ray.distributed import cluster, resources
-from mowe_ray.distributed.ray_data.batch_inference import Part, answer_all, inspect_export
+from mowe_ray.distributed.ray_data.batch_inference import AnswerJob, answer_all, inspect_export
 from mowe_ray.distributed.ray_data.pipeline import parallel_map
 from mowe_ray.evaluation.compare import AnsweredModel
 from mowe_ray.evaluation.predictions import Answer, Predictions
@@ -22,16 +22,16 @@ from mowe_ray.training.estimate import ExportCost
 
 
 def answer_datasets(
-    targets: Sequence[Target], config: EvaluationConfig, say: Callable[[str], None]
+    targets: Sequence[Target], config: EvaluationConfig, log: Callable[[str], None]
 ) -> list[AnsweredModel]:
-    """Have all models answer all datasets; what is answered already is taken from storage.
+    """Answers all datasets with all models; answers that are stored already are not computed again.
 
     Nothing is written before models and data are known to be usable.
 
     Args:
         targets: The models.
         config: The evaluation.
-        say: Shows a line of progress to the person who waits.
+        log: Called with each line of progress.
 
     Raises:
         ValueError: Something the user must change: a model, the data, the resources.
@@ -39,12 +39,12 @@ def answer_datasets(
     compute, data = config.compute, config.data
     cluster.join(resources.total_resources(compute, data.decode_cpus, compute.max_workers)["CPU"])
     if waits := resources.check_resources(resources.total_resources(compute, data.decode_cpus, compute.min_workers)):
-        say(waits)
+        log(waits)
     costs = [inspect_export(target.export) for target in targets]
     indexes = scan_validation(data, parallel_map)
     data_report(indexes.values()).check(data.max_bad_fraction)
     _require_tasks(indexes)
-    return [_answered(target, cost, indexes, config, say) for target, cost in zip(targets, costs, strict=True)]
+    return [_answered(target, cost, indexes, config, log) for target, cost in zip(targets, costs, strict=True)]
 
 
 def _require_tasks(indexes: Mapping[str, Index]) -> None:
@@ -57,22 +57,22 @@ def _require_tasks(indexes: Mapping[str, Index]) -> None:
 
 
 def _answered(
-    target: Target, cost: ExportCost, indexes: Mapping[str, Index], config: EvaluationConfig, say: Callable[[str], None]
+    target: Target, cost: ExportCost, indexes: Mapping[str, Index], config: EvaluationConfig, log: Callable[[str], None]
 ) -> AnsweredModel:
-    parts: dict[tuple[str, str | None], Part] = {
-        (name, None): _part(target, config, name, index) for name, index in indexes.items()
+    jobs: dict[tuple[str, str | None], AnswerJob] = {
+        (name, None): _job(target, config, name, index) for name, index in indexes.items()
     }
     if config.ablation_samples:
-        parts |= {
-            (name, member): _part(target, config, name, index, member, number)
+        jobs |= {
+            (name, member): _job(target, config, name, index, member, number)
             for name, index in indexes.items()
             for number, member in enumerate(cost.members)
         }
-    for part in parts.values():
-        if part.predictions.replaced:
-            say(f"{part.label}: answered anew, for {', '.join(part.predictions.replaced)} changed")
-    answer_all(target.export, list(parts.values()), config, say)
-    whole = {name: part.predictions for (name, member), part in parts.items() if member is None}
+    for job in jobs.values():
+        if job.predictions.replaced:
+            log(f"{job.label}: answered anew, for {', '.join(job.predictions.replaced)} changed")
+    answer_all(target.export, list(jobs.values()), config, log)
+    whole = {name: job.predictions for (name, member), job in jobs.items() if member is None}
     _check_bad(whole, config.data.max_bad_fraction)
     answers = {name: predictions.answers() for name, predictions in whole.items()}
     loads = _loads([answer for found in answers.values() for answer in found], cost)
@@ -84,7 +84,7 @@ def _answered(
         history=target.history,
         answers=answers,
         without={
-            member: {name: parts[name, member].predictions.answers() for name in indexes}
+            member: {name: jobs[name, member].predictions.answers() for name in indexes}
             for member in (cost.members if config.ablation_samples else [])
         },
         stored=cost.weights.total,
@@ -95,10 +95,10 @@ def _answered(
     )
 
 
-def _part(
+def _job(
     target: Target, config: EvaluationConfig, name: str, index: Index, member: str | None = None, number: int = 0
-) -> Part:
-    """Plan a dataset, or, to see what a pool member is worth, some of it without the member."""
+) -> AnswerJob:
+    """Returns the job of a dataset or, for the ablation of a pool member, of a subset of it without the member."""
     source = next(source for source in config.data.validation if source.name == name)
     subset = np.arange(len(index)) if member is None else sample_rows(len(index), config.ablation_samples)
     chosen = index if member is None else Index(index.table.take(subset), index.source_names, [], index.fingerprints)
@@ -117,9 +117,9 @@ def _part(
     file = f"predictions/{name}" if member is None else f"predictions/without_{member}/{name}"
     label = name if member is None else f"{name} without {member}"
     plan = [step[0] for step in validation_plan(chosen, config.data)]
-    left_out = () if member is None else (number,)
+    excluded = () if member is None else (number,)
     predictions = Predictions(evaluation_folder(target, config.out), file, settings)
-    return Part(label, chosen, plan, left_out, predictions, source.labels)
+    return AnswerJob(label, chosen, plan, excluded, predictions, source.labels)
 
 
 def _check_bad(whole: Mapping[str, Predictions], max_bad_fraction: float) -> None:
@@ -146,7 +146,7 @@ def _loads(answers: Sequence[Answer], cost: ExportCost) -> list[float]:
 
 
 def device(compute: WorkersSection) -> str:
-    """Say what the models ran on."""
+    """Returns the name of the hardware that the models ran on."""
     if not compute.gpus_per_worker:
         return f"CPU, {compute.cpus_per_worker} core{'' if compute.cpus_per_worker == 1 else 's'} a worker"
     kinds = {name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")}

@@ -1,7 +1,7 @@
-"""Ray Data: decode the shards of a run and run its frozen encoders on them, once, into `data.feature_cache`.
+"""Feature extraction: decode the shards of a run and run its frozen encoders on them, into `data.feature_cache`.
 
-Decoding runs in tasks and the encoders in actors, on the resources that the training processes get afterwards. What
-one run has computed, others find; two runs at the same time go through the shards in different orders.
+Decoding runs in tasks and the encoders in actors, on the resources that the training processes get afterwards. The
+results of one run serve all later ones; two runs at the same time process the shards in different orders.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import torch
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from mowe_ray.config import RunConfig
 from mowe_ray.data.feature_cache import (
@@ -32,7 +30,7 @@ from mowe_ray.data.feature_cache import (
     write_features,
 )
 from mowe_ray.distributed.errors import cause_of
-from mowe_ray.distributed.resources import decoding_options
+from mowe_ray.distributed.ray_data.pipeline import ModelActors, stream_blocks
 from mowe_ray.output.terminal import duration
 from mowe_ray.training.datasets import Sources
 from mowe_ray.training.frozen_features import (
@@ -44,16 +42,16 @@ from mowe_ray.training.frozen_features import (
     origin_key,
 )
 
-_SAY_EVERY_S = 10.0
+_LOG_EVERY_S = 10.0
 
 
-def fill_cache(config: RunConfig, sources: Sources, say: Callable[[str], None]) -> FeatureCache:
-    """Compute what the cache lacks for a run, and return where the run finds it.
+def fill_cache(config: RunConfig, sources: Sources, log: Callable[[str], None]) -> FeatureCache:
+    """Computes what the cache lacks for a run, and returns the cache.
 
     Args:
         config: The run, with a `data.feature_cache`.
         sources: Its samples.
-        say: Shows a line of progress to the person who waits.
+        log: Called with each line of progress.
 
     Raises:
         ValueError: The folder cannot be written, or an encoder cannot be loaded.
@@ -67,18 +65,18 @@ def fill_cache(config: RunConfig, sources: Sources, say: Callable[[str], None]) 
                 raise ValueError(f"data: {shard} changed while it was indexed; run the same command again")
     frozen, others = frozen_encoders(config.model)
     for line in others:
-        say(line)
+        log(line)
     encoders = _described(frozen, config, folder)
     cache = FeatureCache(folder, {shard: key for shard, (key, _) in shards.items()}, encoders)
     missing = {shard: lacking for shard in shards if (lacking := cache.missing(shard)) is not None}
     what = ", ".join(["decoded audio", *(f"features of {encoder.label}" for encoder in encoders)])
-    say(f"feature_cache: {what}: {len(shards) - len(missing)} of {len(shards)} shards found in {folder}")
-    wanted = {encoder.key: encoder for one in missing.values() for encoder in one}
+    log(f"feature_cache: {what}: {len(shards) - len(missing)} of {len(shards)} shards found in {folder}")
+    wanted = {encoder.key: encoder for lacking in missing.values() for encoder in lacking}
     try:
         if missing:
             rows = [shards[shard][1] for shard in missing]
             for line in _compute.remote(rows, replace(cache, encoders=list(wanted.values())), config):
-                say(ray.get(line))
+                log(ray.get(line))
     except ray.exceptions.RayTaskError as error:
         raise ValueError(f"data.feature_cache: {cause_of(error)}") from error
     return cache
@@ -86,40 +84,28 @@ def fill_cache(config: RunConfig, sources: Sources, say: Callable[[str], None]) 
 
 @ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")  # not on what a Tune trial has reserved
 def _compute(missing: list[pa.Table], cache: FeatureCache, config: RunConfig) -> Iterator[str]:
-    """Decode the shards of these rows, and run the encoders of `cache` on them; yields lines of progress.
+    """Decodes the shards of these rows, and runs the encoders of `cache` on them; yields lines of progress.
 
-    A task of its own, because Ray Data tells the terminal of whoever starts it more than a person wants to know.
+    A task of its own, because Ray Data writes much to the terminal of the process that starts it.
     """
     progress = _Progress(missing, cache.encoders)
     random.SystemRandom().shuffle(missing)
-    compute, settings = config.compute, {"cache": ray.put(cache), "config": config}
-    options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
-    dataset = ray.data.from_blocks(missing).map_batches(
+    arguments = {"cache": ray.put(cache), "config": config}
+    blocks = stream_blocks(
+        missing,
         _decode,
-        fn_kwargs=settings,
-        compute=TaskPoolStrategy(size=compute.max_workers * config.data.decode_cpus),
-        **decoding_options(reserved=False),
-        **options,
+        arguments,
+        decode_cpus=config.compute.max_workers * config.data.decode_cpus,
+        preserve_order=False,
+        actors=ModelActors(_Encoder, arguments, config.compute) if cache.encoders else None,
     )
-    if cache.encoders:
-        dataset = dataset.map_batches(
-            _Encode,
-            fn_constructor_kwargs=settings,
-            num_cpus=compute.cpus_per_worker,
-            num_gpus=compute.gpus_per_worker,
-            compute=ActorPoolStrategy(min_size=compute.min_workers, max_size=compute.max_workers),
-            **({} if compute.accelerator_type is None else {"accelerator_type": compute.accelerator_type}),
-            **options,
-        )
-    dataset.context.enable_progress_bars = False
-    dataset.context.print_on_execution_start = False
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for block in blocks:
         for seconds in block["seconds"].to_pylist():
             yield from progress.shard(seconds)
 
 
 def _decode(rows: pa.Table, cache: ray.ObjectRef, config: RunConfig) -> pa.Table:
-    """Decode a shard, unless somebody has done it."""
+    """Decodes a shard, unless the cache has it."""
     shard = rows["shard"][0].as_py()
     path = ray.get(cache).audio_path(shard)
     if not is_whole(path):
@@ -127,8 +113,8 @@ def _decode(rows: pa.Table, cache: ray.ObjectRef, config: RunConfig) -> pa.Table
     return pa.table({"shard": [shard], "seconds": [float(pc.sum(rows["duration_s"]).as_py())]})
 
 
-class _Encode:
-    """Runs the frozen encoders on the clips of a shard, where nobody has done it."""
+class _Encoder:
+    """Runs the frozen encoders on the clips of shards whose features the cache lacks; one actor of the pipeline."""
 
     def __init__(self, cache: ray.ObjectRef, config: RunConfig):
         self._cache: FeatureCache = ray.get(cache)
@@ -137,13 +123,15 @@ class _Encode:
         if not self._gpu:
             torch.set_num_threads(config.compute.cpus_per_worker)
         wanted = {encoder.place for encoder in self._cache.encoders}
-        self._frozen = {one.place: one for one in frozen_encoders(config.model)[0] if one.place in wanted}
+        self._frozen = {
+            encoder.place: encoder for encoder in frozen_encoders(config.model)[0] if encoder.place in wanted
+        }
         self._loaded = load_frozen(config.model, list(self._frozen.values()), seed=config.seed, gpu=self._gpu)
         for encoder in self._loaded.values():
             encoder.to(self._device)
 
     def __call__(self, shards: pa.Table) -> pa.Table:
-        """Write the features of shards."""
+        """Writes the features of shards."""
         data = self._config.data
         for shard in shards["shard"].to_pylist():
             audio = open_audio(self._cache.audio_path(shard))
@@ -165,12 +153,13 @@ class _Encode:
 
 
 def _described(frozen: list[FrozenEncoder], config: RunConfig, folder: str) -> list[CachedEncoder]:
-    """Find the keys of the frozen encoders; weights that were hashed before are not loaded for it."""
+    """Returns the keys of the frozen encoders; weights that were hashed before are not loaded again."""
     gpu = config.compute.gpus_per_worker > 0
     notes = [
-        Path(folder, "encoders", f"{origin_key(config.model, one, seed=config.seed, gpu=gpu)}.json") for one in frozen
+        Path(folder, "encoders", f"{origin_key(config.model, encoder, seed=config.seed, gpu=gpu)}.json")
+        for encoder in frozen
     ]
-    unknown = [(one, note) for one, note in zip(frozen, notes, strict=True) if not note.exists()]
+    unknown = [(encoder, note) for encoder, note in zip(frozen, notes, strict=True) if not note.exists()]
     if unknown:
         try:
             ray.get(_describe.remote(unknown, config))
@@ -181,33 +170,33 @@ def _described(frozen: list[FrozenEncoder], config: RunConfig, folder: str) -> l
 
 @ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")
 def _describe(encoders: list[tuple[FrozenEncoder, Path]], config: RunConfig) -> None:
-    """Load encoders and write a note about each; in a task, for the driver's machine may be small."""
+    """Loads encoders and writes a note about each; in a task, because the driver's machine may be small."""
     loaded = load_frozen(
-        config.model, [one for one, _ in encoders], seed=config.seed, gpu=config.compute.gpus_per_worker > 0
+        config.model, [encoder for encoder, _ in encoders], seed=config.seed, gpu=config.compute.gpus_per_worker > 0
     )
-    for one, note in encoders:
+    for encoder, note in encoders:
         note.parent.mkdir(parents=True, exist_ok=True)
         part = note.with_name(f"{note.name}.{uuid.uuid4().hex}.part")
-        part.write_text(json.dumps(asdict(describe(loaded[one.place], one, config.model.pad_audio))))
+        part.write_text(json.dumps(asdict(describe(loaded[encoder.place], encoder, config.model.pad_audio))))
         part.replace(note)
 
 
 class _Progress:
-    """Tells how far the pass over the shards is."""
+    """Formats how many shards are done, at what rate, and the time left."""
 
     def __init__(self, missing: list[pa.Table], encoders: list[CachedEncoder]):
         self._done_s, self._shards, self._total = 0.0, 0, len(missing)
         self._total_s = sum(float(pc.sum(rows["duration_s"]).as_py()) for rows in missing)
         labels = ", ".join(encoder.label for encoder in encoders)
-        self._what = f"features of {labels}" if labels else "decoded audio"
-        self._began = self._said = time.monotonic()
+        self._label = f"features of {labels}" if labels else "decoded audio"
+        self._began = self._logged = time.monotonic()
 
     def shard(self, seconds: float) -> Iterator[str]:
-        """Count a shard of so many seconds of audio; yields a line now and then."""
+        """Counts a shard of so many seconds of audio; yields a line every `_LOG_EVERY_S`."""
         self._shards, self._done_s = self._shards + 1, self._done_s + seconds
         now = time.monotonic()
-        if self._shards == self._total or now - self._said >= _SAY_EVERY_S:
-            self._said, rate = now, self._done_s / (now - self._began)
+        if self._shards == self._total or now - self._logged >= _LOG_EVERY_S:
+            self._logged, rate = now, self._done_s / (now - self._began)
             left = duration((self._total_s - self._done_s) / max(rate, 1e-9))
             time_left = f", {left} left" if self._shards < self._total else ""
-            yield f"{self._what}: {self._shards}/{self._total} shards, {rate:,.1f} audio-s/s{time_left}"
+            yield f"{self._label}: {self._shards}/{self._total} shards, {rate:,.1f} audio-s/s{time_left}"

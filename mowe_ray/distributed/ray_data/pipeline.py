@@ -1,36 +1,165 @@
-"""Ray Data: index shards and stream decoded micro-batches, in the planned order.
+"""Ray Data: decode samples on any CPUs of the cluster, and run models on them, in the planned order.
 
-The plan (`data/plan.py`) names the rows of every micro-batch; here CPU tasks (`placement.py` says where)
-read, decode and pack them, and each rank consumes its own, already in order. Waveforms travel through
-the object store as int16 with one scale per clip; features are computed where the model is.
+`stream_blocks` builds and runs every Ray Data pipeline of this package: blocks of work, tasks that decode them, and,
+for evaluation and feature extraction, actors that hold a model. `decode_stream` runs it for training: the epoch plan
+(`data/epoch_plan.py`) names the rows of every micro-batch, and each rank consumes its own, already in order. Waveforms
+travel through the object store as int16 with one scale per clip; features are computed where the model is.
+
+Processes that decode import this module, and pay for what it imports: no torch here.
 """
 
 from __future__ import annotations
 
 import itertools
 import queue
+import random
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import TaskPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mowe_ray.config import RunConfig
+from mowe_ray.config.schema import WorkersSection
 from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.data.epoch_plan import Rows
 from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch
-from mowe_ray.distributed.resources import decoding_options
-from mowe_ray.model import MoweProcessor
-from mowe_ray.training.collate import Batch, collate
+from mowe_ray.distributed import ray_internals
 from mowe_ray.training.datasets import validation_plan
-from mowe_ray.training.sampler import EpochSampler, PlannedStep, rows_of_rank, with_batches
+
+if TYPE_CHECKING:
+    from mowe_ray.model import MoweProcessor
+    from mowe_ray.training.collate import Batch
+    from mowe_ray.training.sampler import EpochSampler, PlannedStep
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class ModelActors:
+    """The stage of a pipeline that runs a model on what was decoded.
+
+    Attributes:
+        model: A class; an instance is made in every actor, and called with blocks.
+        arguments: Of its constructor, by keyword.
+        compute: How many actors there are, and what each reserves.
+    """
+
+    model: type[Callable[[pa.Table], pa.Table]]
+    arguments: dict[str, Any]
+    compute: WorkersSection
+
+
+def stream_blocks(
+    blocks: Sequence[pa.Table],
+    decode: Callable[..., pa.Table | Iterator[pa.Table]],
+    arguments: dict[str, Any],
+    *,
+    decode_cpus: int,
+    preserve_order: bool,
+    reserved: bool = False,
+    actors: ModelActors | None = None,
+    block_bytes: int | None = None,
+    prefetch_batches: int = 1,
+) -> Iterator[pa.Table]:
+    """Runs one Ray Data execution: blocks of work, tasks that decode them, and actors that run a model on the result.
+
+    Args:
+        blocks: The work. Not a range: to read one is a task of one CPU, and there may be none left for it.
+        decode: Returns, or yields, what becomes of a block; called as `decode(block, **arguments)`.
+        decode_cpus: Tasks that run at a time, one CPU each.
+        preserve_order: Yield in the order of `blocks`, else as they are done.
+        reserved: The process that calls this has reserved the CPUs with its own; the tasks run on its node.
+        actors: The second stage; None leaves it out.
+        block_bytes: Size from which on a part of a task's output is handed over; None is Ray's 128 MiB.
+        prefetch_batches: Blocks that are fetched to this process ahead of their use.
+    """
+    options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+    dataset = ray.data.from_blocks(list(blocks)).map_batches(
+        decode,
+        fn_kwargs=arguments,
+        compute=TaskPoolStrategy(size=decode_cpus),
+        **_decoding_options(reserved=reserved),
+        **options,
+    )
+    if actors is not None:
+        compute = actors.compute
+        dataset = dataset.map_batches(
+            actors.model,
+            fn_constructor_kwargs=actors.arguments,
+            num_cpus=compute.cpus_per_worker,
+            num_gpus=compute.gpus_per_worker,
+            compute=ActorPoolStrategy(min_size=compute.min_workers, max_size=compute.max_workers),
+            **({} if compute.accelerator_type is None else {"accelerator_type": compute.accelerator_type}),
+            **options,
+        )
+    context = dataset.context
+    if block_bytes is not None:
+        context.target_max_block_size = block_bytes
+    context.execution_options.preserve_order = preserve_order
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch_batches)
+
+
+def _decoding_options(*, reserved: bool) -> dict[str, Any]:
+    if reserved:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        return {"num_cpus": 0, "scheduling_strategy": here}
+    # Called before each task, because nodes come and go. Deprecated, to be removed in Ray 2.64; 2.60 has no other way
+    # to choose a node for each task. What it has, a `label_selector` on `ray.io/accelerator-type` with a
+    # `fallback_strategy`, is the same for all tasks, and has to name every type of accelerator that it excludes.
+    return {"num_cpus": 1, "ray_remote_args_fn": _away_from_gpus}
+
+
+def _away_from_gpus() -> dict[str, Any]:
+    """Chooses a node without GPUs that has a CPU to spare; any node if there is none."""
+    total = ray_internals.total_resources_per_node()
+    candidates = [
+        node
+        for node, free in ray_internals.available_resources_per_node().items()
+        if free.get("CPU", 0.0) >= 1 and not total.get(node, {}).get("GPU")
+    ]
+    if not candidates:
+        return {"scheduling_strategy": "SPREAD"}
+    # What is free is old by a moment: a node that has filled up meanwhile passes the task on.
+    node = NodeAffinitySchedulingStrategy(random.choice(candidates), soft=True, _spill_on_unavailable=True)
+    return {"scheduling_strategy": node}
+
+
+def decode_micro_batches(
+    work: pa.Table,
+    indexes: Sequence[ray.ObjectRef],
+    plans: ray.ObjectRef,
+    cache: ray.ObjectRef | None,
+    min_duration_s: float,
+    max_duration_s: float,
+) -> Iterator[pa.Table]:
+    """Yields the decoded micro-batches of a block of work, a table of one row each with the column `dataset`.
+
+    Args:
+        work: Columns `dataset` and `number`, of the plan and of the micro-batch in it.
+        indexes: The `Index` of each dataset in the object store; tasks read it in place.
+        plans: For each dataset the rows of its micro-batches.
+        cache: The `FeatureCache` in the object store, to read from it instead of decoding.
+    """
+    rows, features = ray.get(plans), None if cache is None else ray.get(cache)
+    for item in work.to_pylist():
+        dataset, number = item["dataset"], item["number"]
+        samples = ray.get(indexes[dataset]).table.take(rows[dataset][number])
+        if features is None:
+            batch = load_micro_batch(samples, min_duration_s, max_duration_s)
+        else:
+            batch = features.load(samples)
+        yield batch.to_row().append_column("dataset", pa.array([dataset]))
+
 
 # Micro-batches a Ray Data execution runs. Starting one costs about a second of decoding; up to two are held at a
 # time, so this bounds memory: at 120 s a micro-batch, 2 x 2 GB a rank.
@@ -41,24 +170,6 @@ _AUDIO_BYTES_PER_S = 2 * SAMPLE_RATE
 _PER_TASK = 16
 # A block is handed over when it is full: Ray's 128 MiB would keep the first micro-batch back for seconds.
 _BLOCK_BYTES = 16 << 20
-
-
-def parallel_map(function: Callable[[T], R], items: Iterable[T], in_flight: int = 64) -> Iterator[R]:
-    """Apply `function` to `items` in Ray tasks of one CPU, yielding results in order."""
-    shared = ray.put(function)
-    pending: deque[ray.ObjectRef] = deque()
-    for item in items:
-        pending.append(_apply.remote(shared, item))
-        if len(pending) >= in_flight:
-            yield ray.get(pending.popleft())
-    while pending:
-        yield ray.get(pending.popleft())
-
-
-# Anywhere in the cluster: inside a Tune trial, tasks would by default run on what the trial has reserved, its driver's.
-@ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")
-def _apply(function: Callable[[T], R], item: T) -> R:
-    return function(item)
 
 
 def decode_stream(
@@ -72,7 +183,7 @@ def decode_stream(
     per_execution: int = _PER_EXECUTION,
     cache: ray.ObjectRef | None = None,
 ) -> Iterator[MicroBatch]:
-    """Yield the decoded micro-batch of each array of index rows, in order.
+    """Yields the decoded micro-batch of each array of index rows, in order.
 
     Args:
         index: The `Index` in the object store; tasks read it in place.
@@ -82,7 +193,12 @@ def decode_stream(
         per_execution: Micro-batches a Ray Data execution runs.
         cache: The `FeatureCache` in the object store, to read from it instead of decoding.
     """
-    settings = {"index": index, "cache": cache, "min_duration_s": min_duration_s, "max_duration_s": max_duration_s}
+    arguments = {
+        "indexes": [index],
+        "cache": cache,
+        "min_duration_s": min_duration_s,
+        "max_duration_s": max_duration_s,
+    }
     if cache is not None:  # features are larger than audio: as many bytes, not as many micro-batches
         added = sum(encoder.bytes_per_s for encoder in ray.get(cache).encoders)
         per_execution = max(_PER_TASK, round(per_execution * _AUDIO_BYTES_PER_S / (_AUDIO_BYTES_PER_S + added)))
@@ -91,7 +207,8 @@ def decode_stream(
     while chunk := list(itertools.islice(rows_left, per_execution)):
         # Drained as fast as it decodes: an execution that must wait for its reader spins, and the training step,
         # in the same process, pays for it. The next one starts while this one is read.
-        running.append(prefetch(_execute(chunk, settings, decode_cpus, reserved), depth=len(chunk)))
+        execution = _execute(chunk, arguments, decode_cpus=decode_cpus, reserved=reserved)
+        running.append(prefetch(execution, depth=len(chunk)))
         if len(running) == 2:
             yield from running.popleft()
     while running:
@@ -99,48 +216,31 @@ def decode_stream(
 
 
 def _execute(
-    chunk: list[np.ndarray], settings: dict[str, Any], decode_cpus: int, reserved: bool
+    chunk: list[np.ndarray], arguments: dict[str, Any], *, decode_cpus: int, reserved: bool
 ) -> Iterator[MicroBatch]:
-    """Run one Ray Data execution over the micro-batches of `chunk`."""
-    # Blocks, not a range: reading a range is a task of one CPU, and there may be none left for it.
-    numbers = [pa.table({"id": range(n, min(n + _PER_TASK, len(chunk)))}) for n in range(0, len(chunk), _PER_TASK)]
-    dataset = ray.data.from_blocks(numbers).map_batches(
-        _decode,
-        fn_kwargs={"row_lists": ray.put(chunk), **settings},
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=TaskPoolStrategy(size=decode_cpus),
-        **decoding_options(reserved=reserved),
+    """Runs one Ray Data execution over the micro-batches of `chunk`."""
+    numbers = [range(n, min(n + _PER_TASK, len(chunk))) for n in range(0, len(chunk), _PER_TASK)]
+    blocks = stream_blocks(
+        [pa.table({"dataset": [0] * len(task), "number": task}) for task in numbers],
+        decode_micro_batches,
+        {"plans": ray.put([chunk]), **arguments},
+        decode_cpus=decode_cpus,
+        preserve_order=True,
+        reserved=reserved,
+        block_bytes=_BLOCK_BYTES,
+        prefetch_batches=4,
     )
-    context = dataset.context
-    context.target_max_block_size = _BLOCK_BYTES
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=4):
+    for block in blocks:
         for row in range(block.num_rows):
             yield MicroBatch.from_row(block, row)
 
 
-def _decode(
-    numbers: pa.Table,
-    index: ray.ObjectRef,
-    row_lists: ray.ObjectRef,
-    cache: ray.ObjectRef | None,
-    min_duration_s: float,
-    max_duration_s: float,
-) -> Iterator[pa.Table]:
-    """Yield the micro-batches of these `numbers`."""
-    table, rows = ray.get(index).table, ray.get(row_lists)
-    kept = None if cache is None else ray.get(cache)
-    for number in numbers["id"].to_pylist():
-        taken = table.take(rows[number])
-        batch = load_micro_batch(taken, min_duration_s, max_duration_s) if kept is None else kept.load(taken)
-        yield batch.to_row()
-
-
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
-    """Start to compute `items` in a thread, up to `depth` ahead, and return them; its errors are raised there."""
+    """Starts to compute `items` in a thread, up to `depth` ahead, and returns them; their errors are raised there.
+
+    The thread is a daemon. A process would wait at its end for one of `concurrent.futures`, and so for data that Ray
+    may never deliver.
+    """
     ahead: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
@@ -195,12 +295,14 @@ def training_batches(
     rank: int,
     world_size: int,
 ) -> Iterator[tuple[PlannedStep, list[Batch]]]:
-    """Yield the steps to come with this rank's micro-batches, prepared ahead in a thread.
+    """Yields the steps to come with this rank's micro-batches, prepared ahead in a thread.
 
     Args:
         cache: The `FeatureCache` in the object store, if the run has one.
         change: Returns the micro-batches that are really run for the planned ones of a step; the same on every rank.
     """
+    from mowe_ray.training.collate import collate
+    from mowe_ray.training.sampler import with_batches
 
     def load(rows: Iterator[Rows]) -> Iterator[Batch]:
         decoded = _decoded(index, rows, config, cache)
@@ -212,7 +314,9 @@ def training_batches(
 def validation_batches(
     index: ray.ObjectRef, config: RunConfig, *, cache: ray.ObjectRef | None, rank: int, world_size: int
 ) -> Iterator[MicroBatch]:
-    """Yield this rank's micro-batches of a validation source, equally many on every rank."""
+    """Yields this rank's micro-batches of a validation source, equally many on every rank."""
+    from mowe_ray.training.sampler import rows_of_rank
+
     # One micro-batch a step, distributed over the ranks: the clips of a micro-batch, and so its padding, do not depend
     # on the number of ranks.
     plan = [step[0] for step in validation_plan(ray.get(index), config.data)]
@@ -232,3 +336,21 @@ def _decoded(
         reserved=config.compute.reserves_decoding,
         cache=cache,
     )
+
+
+def parallel_map(function: Callable[[T], R], items: Iterable[T], in_flight: int = 64) -> Iterator[R]:
+    """Applies `function` to `items` in Ray tasks of one CPU; yields the results in order."""
+    shared = ray.put(function)
+    pending: deque[ray.ObjectRef] = deque()
+    for item in items:
+        pending.append(_apply.remote(shared, item))
+        if len(pending) >= in_flight:
+            yield ray.get(pending.popleft())
+    while pending:
+        yield ray.get(pending.popleft())
+
+
+# Anywhere in the cluster: inside a Tune trial, tasks would by default run on what the trial has reserved, its driver's.
+@ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")
+def _apply(function: Callable[[T], R], item: T) -> R:
+    return function(item)
