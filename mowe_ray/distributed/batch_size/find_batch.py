@@ -1,7 +1,8 @@
-"""Find the largest micro-batch that fits one worker, by training on synthetic clips until memory ends."""
+"""`--find-batch`: find the largest micro-batch that fits one worker, by training on synthetic clips."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,67 +12,69 @@ import ray
 
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed import cluster, resources
-from mowe_ray.distributed.batch_size.memory_trial import Trials
-from mowe_ray.distributed.batch_size.search import Largest, clip_lengths, recommended_batch_seconds
 
 # Share of a machine's free memory that trials on the CPU may take.
 _FREE_SHARE = 0.8
+_CLIP_S = (2.5, 5.0, 10.0, 20.0, 30.0)
+_SAFETY = 0.9  # routers may come to choose larger members than in the trials
 
 
-class Trial(NamedTuple):
-    """One micro-batch of `clips` clips of `seconds` seconds.
+class MemoryTrial(NamedTuple):
+    """The outcome of training on micro-batches of `clips` clips of `seconds` seconds.
 
     Attributes:
-        failure: What could not be had of `limit_bytes`; None if it fits.
-        most: The largest number of such clips that fits, once that is known.
+        failure: The allocation, out of `limit_bytes`, that failed; None if the micro-batch fits.
+        largest: Largest number of such clips that fits; None as long as the search for it goes on.
     """
 
     seconds: float
     clips: int
     failure: str | None
     limit_bytes: int
-    most: int | None
+    largest: int | None
 
 
-def find_batch(config: RunConfig, say: Callable[[str], None], limit_bytes: int | None = None) -> dict[str, Any]:
-    """Measure how many clips of each length fit; returns what the command prints.
+def find_batch(config: RunConfig, log: Callable[[str], None], limit_bytes: int | None = None) -> dict[str, Any]:
+    """Measures how many clips of each length fit; returns what the command prints.
 
     Runs on one worker's resources of the cluster if RAY_ADDRESS is set, otherwise on this machine.
 
     Args:
-        say: Shows a line to the person who waits.
+        log: Called with each line of progress.
         limit_bytes: Memory to use; None is all of the GPU's, or 80 % of what the machine has free.
 
     Raises:
         ValueError: A single clip does not fit, or the model cannot be built; the message names keys.
     """
     cap = config.data.max_batch_size
-    say(f"largest micro-batch of one worker, ZeRO stage {config.compute.zero_stage} (more workers only free memory)")
-    say(f"{'clip':>8}  {'most clips':>10}  {'batch_seconds':>13}")
-    found: dict[float, int] = {}
+    log(f"largest micro-batch of one worker, ZeRO stage {config.compute.zero_stage} (more workers only free memory)")
+    log(f"{'clip':>8}  {'most clips':>10}  {'batch_seconds':>13}")
+    clips: dict[float, int] = {}
     limit = 0
     search = _on_cluster if "RAY_ADDRESS" in os.environ else _search
     for trial in search(config, limit_bytes):
         limit = trial.limit_bytes
         outcome = "fits" if trial.failure is None else f"out of memory: {trial.failure}"
-        say(f"{'':12}trying {trial.clips} x {trial.seconds:g} s: {outcome}")
-        if trial.most is None:
+        log(f"{'':12}trying {trial.clips} x {trial.seconds:g} s: {outcome}")
+        if trial.largest is None:
             continue
-        if trial.most == 0:
+        if trial.largest == 0:
             raise ValueError(
                 f"one clip of {trial.seconds:g} s does not fit into {limit / 2**30:.2f} GiB ({trial.failure}): lower "
                 "data.max_duration_s, set model.gradient_checkpointing=[language_model] or compute.offload=cpu, or "
                 "train fewer parts"
             )
-        found[trial.seconds] = trial.most
-        batch_seconds = f"{trial.most * trial.seconds:g}{' or more' if trial.most == cap else ''}"
-        say(f"{trial.seconds:>6g} s  {trial.most:>10}  {batch_seconds:>13}")
-    rows = [{"seconds": seconds, "clips": clips, "batch_seconds": seconds * clips} for seconds, clips in found.items()]
-    return {"find_batch": rows, "batch_seconds": recommended_batch_seconds(found, cap), "limit_bytes": limit}
+        clips[trial.seconds] = trial.largest
+        batch_seconds = f"{trial.largest * trial.seconds:g}{' or more' if trial.largest == cap else ''}"
+        log(f"{trial.seconds:>6g} s  {trial.largest:>10}  {batch_seconds:>13}")
+    rows = [
+        {"seconds": seconds, "clips": number, "batch_seconds": seconds * number} for seconds, number in clips.items()
+    ]
+    return {"find_batch": rows, "batch_seconds": recommended_batch_seconds(clips, cap), "limit_bytes": limit}
 
 
-def _on_cluster(config: RunConfig, limit_bytes: int | None) -> Iterator[Trial]:
-    """Search where a worker would run."""
+def _on_cluster(config: RunConfig, limit_bytes: int | None) -> Iterator[MemoryTrial]:
+    """Searches where a worker would run."""
     compute = config.compute
     cluster.join(compute.cpus_per_worker)
     bundle = resources.worker_bundle(compute)  # synthetic clips need no decoding
@@ -84,25 +87,79 @@ def _on_cluster(config: RunConfig, limit_bytes: int | None) -> Iterator[Trial]:
             raise error.cause from error
 
 
-def _search(config: RunConfig, limit_bytes: int | None) -> Iterator[Trial]:
+def _search(config: RunConfig, limit_bytes: int | None) -> Iterator[MemoryTrial]:
+    # Here, because the driver of a search on a cluster needs neither the model nor DeepSpeed.
+    from mowe_ray.distributed.batch_size.memory_trial import TrialProcess
+
     if config.compute.gpus_per_worker == 0 and limit_bytes is None:
         limit_bytes = round(_FREE_SHARE * _free_bytes())
-    trials = Trials(config, limit_bytes)
-    most, guess = config.data.max_batch_size, 1
+    process = TrialProcess(config, limit_bytes)
+    upper, guess = config.data.max_batch_size, 1
     for seconds in clip_lengths(config.data.max_duration_s):
-        search = Largest(most, guess)
+        search = BisectionSearch(upper, guess)
         while not search.done:
-            clips = search.number
-            failure = trials.failure(clips, seconds)
-            search.tell(failure is None)
-            yield Trial(seconds, clips, failure, trials.limit_bytes, search.found if search.done else None)
-        if not search.found:
+            clips = search.candidate
+            failure = process.run(clips, seconds)
+            search.update(fits=failure is None)
+            largest = search.best if search.done else None
+            yield MemoryTrial(seconds, clips, failure, process.limit_bytes, largest)
+        if not search.best:
             break
-        most, guess = search.found, max(1, search.found // 2)  # the next clips are about twice as long
-    trials.end()
+        upper, guess = search.best, max(1, search.best // 2)  # the next clips are about twice as long
+    process.end()
 
 
 def _free_bytes() -> int:
     lines = Path("/proc/meminfo").read_text().splitlines()
     (available,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     return available
+
+
+def clip_lengths(max_duration_s: float) -> list[float]:
+    """Returns the clip lengths to try, in seconds and rising; the last is `max_duration_s`."""
+    return [seconds for seconds in _CLIP_S if seconds < max_duration_s] + [max_duration_s]
+
+
+class BisectionSearch:
+    """Finds the largest number in 1..upper that fits, given that every smaller one does: by doubling, then bisection.
+
+    Attributes:
+        candidate: Number to try next, while `done` is false.
+        best: Largest number that fitted so far; 0 if none did.
+    """
+
+    def __init__(self, upper: int, guess: int = 1):
+        """Start from `guess`: the closer, the fewer trials."""
+        assert upper >= 1
+        self._upper, self.best, self._too_large = upper, 0, upper + 1
+        self.candidate = min(max(guess, 1), upper)
+
+    @property
+    def done(self) -> bool:
+        """Whether no number is left to try."""
+        return self._too_large - self.best == 1
+
+    def update(self, *, fits: bool) -> None:
+        """Records whether `candidate` fitted, and chooses the next one."""
+        if fits:
+            self.best = self.candidate
+        else:
+            self._too_large = self.candidate
+        doubled, middle = min(2 * self.best, self._upper), (self.best + self._too_large) // 2
+        self.candidate = doubled if self._too_large > self._upper else middle
+
+
+def recommended_batch_seconds(clips: dict[float, int], max_batch_size: int) -> float:
+    """Returns a value for data.batch_seconds under which every micro-batch of the plan fits.
+
+    Args:
+        clips: Largest number of clips that fits, by their length in seconds; not empty, and at least 1 everywhere.
+        max_batch_size: Largest number that was tried. Where it fits, memory sets no limit.
+
+    Returns:
+        0.9 of the smallest limit that memory sets, or of the most that was tried if it sets none. Never less than the
+        longest clip, which data.batch_seconds has to hold.
+    """
+    limited = [seconds * number for seconds, number in clips.items() if number < max_batch_size]
+    smallest = min(limited) if limited else max(clips) * clips[max(clips)]
+    return max(math.floor(10 * _SAFETY * smallest) / 10, max(clips))

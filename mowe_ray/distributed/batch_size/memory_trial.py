@@ -1,7 +1,7 @@
-"""Training steps in a child process, to see whether they fit into memory.
+"""Training steps on synthetic clips in a child process, to see whether they fit into memory.
 
-A child that runs out of memory, however it dies of it, is replaced by a fresh one: nothing left of the failed step, in
-an allocator or in DeepSpeed's buffers, can disturb the next trial.
+A child that runs out of memory, in whatever way, is replaced by a fresh one: nothing left of the failed step, in an
+allocator or in DeepSpeed's buffers, can disturb the next trial. No Ray here: its threads do not survive a fork.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import resource
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from mowe_ray.config import RunConfig
 from mowe_ray.config.fields import InlineConfig
-from mowe_ray.distributed.batch_size.search import synthetic_batch, synthetic_texts
+from mowe_ray.data.decode import SAMPLE_RATE
+from mowe_ray.data.micro_batch import MicroBatch
 from mowe_ray.distributed.engine.deepspeed_engine import build_engine
 from mowe_ray.model.tokenizing import train_tokenizer
 from mowe_ray.training.build import DEFAULT_VOCABULARY, tokenizer_of
@@ -26,9 +28,16 @@ from mowe_ray.training.fault_tolerance.out_of_memory import is_out_of_memory
 from mowe_ray.training.fault_tolerance.watchdog import ActivityTracker
 from mowe_ray.training.loop import training_steps
 
+# Fast speech has 3.5 words a second; answers to short clips are sentences too.
+_WORDS_PER_S, _LEAST_WORDS, _INSTRUCTION_WORDS = 3.5, 30, 40
+_WORDS = (
+    *("the", "speaker", "says", "that", "rain", "fell", "over", "old", "town", "while", "a", "small", "dog", "barked"),
+    *("at", "passing", "trains", "and", "somebody", "played", "piano", "behind", "an", "open", "window", "before"),
+)
 
-class Trials:
-    """Steps on micro-batches in a child process, which lives until one does not fit.
+
+class TrialProcess:
+    """Runs training steps in a child process, which lives until a micro-batch does not fit.
 
     Attributes:
         limit_bytes: Memory that the child may use; on a GPU it is known after the first trial.
@@ -44,11 +53,11 @@ class Trials:
         self._connection: Connection | None = None
         self.limit_bytes = limit_bytes or 0
 
-    def failure(self, clips: int, seconds: float) -> str | None:
-        """Train one step on micro-batches of so many clips; returns None if they fit, else what could not be had.
+    def run(self, clips: int, seconds: float) -> str | None:
+        """Trains one step on micro-batches of so many clips; returns None if they fit, else the allocation that failed.
 
         Raises:
-            ValueError: The model cannot be built; and what else a training step raises.
+            ValueError: The model cannot be built. Other exceptions of a training step are raised as they are.
         """
         if self._connection is None:
             self._connection, theirs = self._context.Pipe()
@@ -69,7 +78,7 @@ class Trials:
         return str(failure) if failure else None
 
     def end(self) -> None:
-        """End the child, if there is one."""
+        """Ends the child, if there is one."""
         if self._connection is not None:
             self._connection.close()
             self._child.join()
@@ -77,8 +86,8 @@ class Trials:
 
 
 def _serve(connection: Connection, config_json: str, limit_bytes: int | None) -> None:
-    """Answer (clips, seconds) with the limit in bytes and None, or what failed if a step on them does not fit."""
-    trainee: _Trainee | None = None
+    """Answers each (clips, seconds) with the limit in bytes and None, or the failed allocation if they do not fit."""
+    worker: _TrialWorker | None = None
     limit = limit_bytes or 0
     while True:
         try:
@@ -86,25 +95,25 @@ def _serve(connection: Connection, config_json: str, limit_bytes: int | None) ->
         except EOFError:
             return
         try:
-            if trainee is None:
-                trainee = _Trainee(RunConfig.model_validate_json(config_json), limit_bytes)
-                limit = trainee.limit_bytes
-                trainee.step(1, seconds)  # the optimizer's states exist from now on
-            trainee.step(clips, seconds)
+            if worker is None:
+                worker = _TrialWorker(RunConfig.model_validate_json(config_json), limit_bytes)
+                limit = worker.limit_bytes
+                worker.step(1, seconds)  # the optimizer's states exist from now on
+            worker.step(clips, seconds)
         except Exception as error:  # noqa: BLE001 - handed over to the parent, which raises it
-            connection.send((limit, _told(error)) if is_out_of_memory(error) else error)
+            connection.send((limit, _failed_allocation(error)) if is_out_of_memory(error) else error)
             return
         connection.send((limit, None))
 
 
-def _told(error: Exception) -> str:
-    """Return the last sentence of an allocator's message, which names the bytes."""
+def _failed_allocation(error: Exception) -> str:
+    """Returns the sentence of an allocator's message that names the bytes."""
     lines = [line for line in str(error).splitlines() if line]
     return lines[0].rsplit("DefaultCPUAllocator: ", 1)[-1] if lines else type(error).__name__
 
 
-class _Trainee:
-    """A worker of the run with the memory it may use, alone in its process group."""
+class _TrialWorker:
+    """A worker of the run with limited memory, alone in its process group."""
 
     def __init__(self, config: RunConfig, limit_bytes: int | None):
         gpu = config.compute.gpus_per_worker > 0
@@ -121,16 +130,16 @@ class _Trainee:
         self._micro_batches = max(config.training.gradient_accumulation, min(2, config.compute.max_workers))
 
     def step(self, clips: int, seconds: float) -> None:
-        """Train one step of micro-batches of so many clips."""
+        """Trains one step of micro-batches of so many clips."""
         batch = collate(synthetic_batch(clips, seconds), self._processor)
-        # The weights hardly move: noise is nothing to learn.
+        # A tiny learning rate: the weights are not to learn noise.
         steps = training_steps(self._engine, [(1, 1e-6, [batch] * self._micro_batches)], seed=0)
         for _ in steps:
             pass
 
 
 def _limit_memory(gpu: bool, limit_bytes: int | None) -> int:
-    """Hold this process to `limit_bytes` of the memory it trains in; returns the limit."""
+    """Limits the memory that this process trains in to `limit_bytes`; returns the limit."""
     if gpu:
         total = int(torch.cuda.get_device_properties(0).total_memory)
         if limit_bytes is not None:
@@ -139,3 +148,31 @@ def _limit_memory(gpu: bool, limit_bytes: int | None) -> int:
     assert limit_bytes is not None
     resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
     return limit_bytes
+
+
+def synthetic_batch(clips: int, seconds: float) -> MicroBatch:
+    """Returns noise of the given length with texts as long as those of fast speech of that length."""
+    samples = round(seconds * SAMPLE_RATE)
+    random = np.random.default_rng(clips)
+    answer = _text(max(_LEAST_WORDS, round(_WORDS_PER_S * seconds)))
+    return MicroBatch(
+        audio=random.integers(-8000, 8000, clips * samples, dtype=np.int16),
+        lengths=[samples] * clips,
+        scales=[2.0**-15] * clips,
+        ids=[f"clip {n}" for n in range(clips)],
+        instructions=[_text(_INSTRUCTION_WORDS)] * clips,
+        answers=[answer] * clips,
+        references=[[answer]] * clips,
+        tasks=["asr"] * clips,
+        sources=["synthetic"] * clips,
+        bad=[],
+    )
+
+
+def synthetic_texts() -> list[str]:
+    """Returns texts to train a tokenizer for `synthetic_batch` on."""
+    return [_text(len(_WORDS))]
+
+
+def _text(words: int) -> str:
+    return " ".join(_WORDS[n % len(_WORDS)] for n in range(words))

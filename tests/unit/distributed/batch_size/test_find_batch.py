@@ -1,37 +1,29 @@
 import math
 
-import numpy as np
 import pytest
 
-from mowe_ray.distributed.batch_size.search import (
-    Largest,
-    clip_lengths,
-    recommended_batch_seconds,
-    synthetic_batch,
-    synthetic_texts,
-)
-from mowe_ray.model.tokenizing import train_tokenizer
+from mowe_ray.distributed.batch_size.find_batch import BisectionSearch, clip_lengths, recommended_batch_seconds
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 8, 31, 32, 33])
 def test_the_search_finds_every_limit_from_every_guess_in_few_trials(most):
     for limit in range(most + 3):
         for guess in range(most + 2):
-            search, tried = Largest(most, guess), []
+            search, tried = BisectionSearch(most, guess), []
             while not search.done:
-                tried.append(search.number)
-                search.tell(search.number <= limit)
-            assert search.found == min(limit, most)
+                tried.append(search.candidate)
+                search.update(fits=search.candidate <= limit)
+            assert search.best == min(limit, most)
             assert len(set(tried)) == len(tried)
             assert all(1 <= number <= most for number in tried)
             assert len(tried) <= 2 * math.log2(most) + 2
 
 
 def test_from_one_it_doubles_and_then_bisects():
-    search, tried = Largest(32), []
+    search, tried = BisectionSearch(32), []
     while not search.done:
-        tried.append(search.number)
-        search.tell(search.number <= 11)
+        tried.append(search.candidate)
+        search.update(fits=search.candidate <= 11)
     assert tried == [1, 2, 4, 8, 16, 12, 10, 11]
 
 
@@ -40,17 +32,6 @@ def test_clip_lengths_end_with_the_longest_allowed():
     assert clip_lengths(12.0) == [2.5, 5.0, 10.0, 12.0]
     assert clip_lengths(2.0) == [2.0]
     assert clip_lengths(45.0)[-2:] == [30.0, 45.0]
-
-
-def test_a_synthetic_batch_has_full_clips_and_long_texts(processor):
-    batch = synthetic_batch(3, 20.0)
-    assert batch.lengths == [320_000] * 3
-    assert len(batch.audio) == 960_000
-    assert np.ptp(batch.audio) > 10_000
-    assert [len(answer.split()) for answer in batch.answers] == [70] * 3
-    assert len(synthetic_batch(1, 1.0).answers[0].split()) == 30
-    tokenizer = train_tokenizer(synthetic_texts(), 1024)
-    assert 70 <= len(tokenizer(batch.answers[0]).input_ids) <= 100, "about one token a word, as of a trained tokenizer"
 
 
 def test_what_is_recommended_fits_every_length():
