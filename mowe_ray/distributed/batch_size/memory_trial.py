@@ -1,7 +1,8 @@
 """Training steps on synthetic clips in a child process, to see whether they fit into memory.
 
 A child that runs out of memory, in whatever way, is replaced by a fresh one: nothing left of the failed step, in an
-allocator or in DeepSpeed's buffers, can disturb the next trial. No Ray here: its threads do not survive a fork.
+allocator or in DeepSpeed's buffers, can disturb the next trial. Ray is not imported here: the server that children are
+forked from stays small, and has no threads.
 """
 
 from __future__ import annotations

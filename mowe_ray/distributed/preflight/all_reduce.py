@@ -1,4 +1,4 @@
-"""Start the workers as training would, and let them add up a tensor: do they reach each other, and how fast?"""
+"""An all-reduce test: start the workers as training would, and time sums over all of them (as nccl-tests does)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ _SMALL_REPEATS, _LARGE_REPEATS = 50, 4
 
 
 @dataclass(frozen=True)
-class RoundTrip:
-    """How an all-reduce of the workers went.
+class AllReduceTiming:
+    """How fast the workers reduce a tensor over all of them.
 
     Attributes:
-        workers, nodes: How many took part, on how many machines.
-        latency_s: Time of an all-reduce of one number.
-        bytes_per_s: What a worker sends, and receives, during a large one.
+        workers: Number of workers.
+        nodes: Number of machines that they ran on.
+        latency_s: Time of an all-reduce of one number, in seconds.
+        bytes_per_s: Rate at which each worker sends, and receives, in a large one.
     """
 
     workers: int
@@ -34,19 +35,19 @@ class RoundTrip:
     bytes_per_s: float
 
     def seconds(self, size: int) -> float:
-        """Return how long an all-reduce of so many bytes takes."""
-        return self.latency_s + (_travelling(size, self.workers) / self.bytes_per_s if self.bytes_per_s else 0.0)
+        """Returns the estimated time of an all-reduce of `size` bytes, in seconds."""
+        return self.latency_s + (_bytes_sent(size, self.workers) / self.bytes_per_s if self.bytes_per_s else 0.0)
 
 
-def round_trip(config: RunConfig, name: str, storage: str, timeout_s: float) -> RoundTrip:
-    """Start the run's workers and measure; blocks for ever if they never start.
+def round_trip(config: RunConfig, name: str, storage: str, timeout_s: float) -> AllReduceTiming:
+    """Starts the run's workers and times an all-reduce; blocks for ever if they never start.
 
     Args:
-        name: Of the folder that Ray makes in `storage`.
-        timeout_s: After so long a wait for each other, the workers give up.
+        name: Name of the folder that Ray makes in `storage`.
+        timeout_s: How long workers wait for each other, in seconds.
 
     Raises:
-        ValueError: They did not start, do not reach each other, or add up wrongly.
+        ValueError: They did not start, do not reach each other, or compute a wrong sum.
     """
     trainer = TorchTrainer(
         _worker,
@@ -62,7 +63,7 @@ def round_trip(config: RunConfig, name: str, storage: str, timeout_s: float) -> 
         result: dict[str, Any] = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise ValueError(format_training_failure(error).strip()) from error
-    return RoundTrip(**result)
+    return AllReduceTiming(**result)
 
 
 def _worker() -> dict[str, Any]:
@@ -82,12 +83,12 @@ def _worker() -> dict[str, Any]:
         "workers": workers,
         "nodes": len(set(hosts)),
         "latency_s": _seconds(torch.zeros(1, device=device), _SMALL_REPEATS),
-        "bytes_per_s": _travelling(4 * _LARGE, workers) / seconds,
+        "bytes_per_s": _bytes_sent(4 * _LARGE, workers) / seconds,
     }
 
 
 def _seconds(tensor: Any, repeats: int) -> float:
-    """Return the time of one all-reduce, after one that sets up the connections."""
+    """Returns the time of one all-reduce, after one that sets up the connections."""
     import torch.distributed as dist
 
     dist.all_reduce(tensor)
@@ -99,6 +100,6 @@ def _seconds(tensor: Any, repeats: int) -> float:
     return (time.monotonic() - began) / repeats
 
 
-def _travelling(size: int, workers: int) -> float:
-    """Return the bytes that each of the workers sends, and receives, in a ring all-reduce of `size` bytes."""
+def _bytes_sent(size: int, workers: int) -> float:
+    """Returns the bytes that each of the workers sends, and receives, in a ring all-reduce of `size` bytes."""
     return 2 * (workers - 1) / workers * size

@@ -1,4 +1,4 @@
-"""Checks that every node makes where it is: code, folder for results, checkpoints, audio, disks."""
+"""Checks that run on every node: versions, folder for results, checkpoints, audio, disks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,9 @@ from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.preflight.reachability import (
     Reach,
     audio_places,
+    check_folder,
+    check_place,
     checkpoint_places,
-    judge_folder,
-    judge_place,
     reach_audio,
     reach_checkpoint,
     read_probes,
@@ -34,135 +35,34 @@ from mowe_ray.distributed.preflight.requirements import (
     Check,
     Finding,
     Needs,
+    check_disks,
+    check_shared_memory,
+    check_spilling,
     conclude,
     holds,
-    judge_shared_memory,
-    judge_space,
-    judge_spilling,
     measure,
 )
-from mowe_ray.distributed.preflight.versions import judge_versions, versions
+from mowe_ray.distributed.preflight.versions import compare_versions, versions
 from mowe_ray.distributed.resources import bundle_of
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.output.terminal import byte_size, counted
 from mowe_ray.training.datasets import shards_of
 
+T = TypeVar("T")
+
+DRIVER = "the driver"
 _RAY_FOLDER = "Ray's folder"
 _WORKING_DIRS = "runtime_resources"  # where Ray unpacks what travels with a job
 
 
-def check_versions(machines: Machines) -> Check:
-    """Does everybody run the same code?"""
-    answers = machines.ask(lambda _: versions(), driver=True)
-    return judge_versions(answers.said, answers.silent)
-
-
-def check_storage(config: RunConfig, machines: Machines) -> Check:
-    """Can the driver and all workers write and read the same folders?"""
-    folders = {"storage": config.storage}
-    if config.data.feature_cache is not None:
-        folders["data.feature_cache"] = config.data.feature_cache
-    findings = [f for key, folder in folders.items() for f in _shared(key, folder, config, machines)]
-    if not Path(config.storage).is_absolute() and "://" not in config.storage and _WORKING_DIRS in Path.cwd().parts:
-        detail = f"storage: {config.storage} is in the job's working directory, which Ray removes"
-        findings.append(Finding("failed", detail, "storage: an absolute path, or a URL"))
-    fine = f"written and read by the driver and {_count(trainers(config, machines))}: {', '.join(folders.values())}"
-    return conclude("storage", fine, findings)
-
-
-def _shared(key: str, folder: str, config: RunConfig, machines: Machines) -> list[Finding]:
-    everybody = partial(machines.ask, nodes=trainers(config, machines), driver=True)
-    probe = f"mowe_ray_preflight_{secrets.token_hex(4)}"
-    try:
-        written = everybody(lambda machine: write_probe(folder, probe, machine))
-        seen = everybody(lambda _: read_probes(folder, probe))
-    finally:
-        everybody(lambda _: remove_probes(folder, probe))
-    return judge_folder(key, folder, {**written.said, **written.silent}, seen.said, seen.silent)
-
-
-def check_checkpoints(config: RunConfig, machines: Machines) -> Check:
-    """Can every worker read the models?"""
-    places, nodes = checkpoint_places(config.model), trainers(config, machines)
-    findings = []
-    for key, place in places.items():
-        answers = machines.ask(_checkpoint_at(place), nodes)
-        remedy = "a folder on shared storage, or the same copy at the same path on every node"
-        findings += judge_place(key, answers.said, answers.silent, remedy)
-    fine = f"read by {_count(nodes)}: {', '.join(dict.fromkeys(places.values()))}" if places else "none to load"
-    return conclude("checkpoints", fine, findings)
-
-
-def check_audio(config: RunConfig, machines: Machines) -> Check:
-    """Can the driver, and all nodes that may decode, read the audio?"""
-    decoders = [node for node in machines.nodes if node.resources.get("CPU", 0) >= 1] or machines.nodes
-    places = audio_places(config.data)
-    findings = []
-    for key, (path, task) in places.items():
-        answers = machines.ask(_audio_at(shards_of(path), task), decoders, driver=True)
-        remedy = "a folder on shared storage, at the same path on every node, or a URL"
-        if path.startswith("builtin:"):
-            remedy += f"; python -m mowe_ray.prepare {path.partition(':')[0]} writes the built-in corpus to one"
-        findings += judge_place(key, answers.said, answers.silent, remedy)
-    if not config.data.train:
-        findings.append(Finding("warning", "data.train: none given, so none was looked at", "data.train.0.path=FOLDER"))
-    paths = ", ".join(dict.fromkeys(path for path, _ in places.values()))
-    fine = f"read by the driver and {_count(decoders)}: {paths}"
-    return conclude("audio", fine, findings)
-
-
-def check_space(config: RunConfig, machines: Machines, needs: Needs) -> Check:
-    """Is there enough disk for what the run writes, and shared memory for what its processes exchange?"""
-    nodes = trainers(config, machines)
-    folders = {_RAY_FOLDER: ray.get_runtime_context().get_temp_dir()}
-    needed = {SCRATCH: needs.scratch}
-    if local := RunFolder(config.storage, config.name).local_path(""):
-        folders["storage"], needed["storage"] = str(local), needs.storage
-    answers = machines.ask(lambda _: measure(folders), nodes)
-    store_bytes = {node.name: node.resources.get("object_store_memory", 0.0) for node in nodes}
-    findings = [
-        *(Finding("failed", f"{machine}: {why}", "mount the disk") for machine, why in answers.silent.items()),
-        *judge_space(needed, answers.said),
-        *judge_spilling(_RAY_FOLDER, answers.said),
-        *judge_shared_memory(answers.said, store_bytes),
-    ]
-    fine = ", ".join(f"{byte_size(count)} for {name}" for name, count in needed.items())
-    unknown = f" and more for {', '.join(needs.unknown)}" if needs.unknown else ""
-    return conclude("space", f"free on {_count(nodes)}: {fine}{unknown}, and shared memory", findings)
-
-
-def trainers(config: RunConfig, machines: Machines) -> Sequence[Node]:
-    """Return the nodes that can hold a worker; all if none can."""
-    bundle = bundle_of(config)
-    return [node for node in machines.nodes if holds(node.resources, bundle)] or machines.nodes
-
-
-# What the nodes are asked travels as lambdas, and so by value: by name, it would bring this module there, and torch.
-def _checkpoint_at(place: str) -> Callable[[str], Reach]:
-    return lambda _: reach_checkpoint(place)
-
-
-def _audio_at(path: str, task: str | None) -> Callable[[str], Reach]:
-    return lambda _: reach_audio(path, task)
-
-
-def _count(nodes: Sequence[Node]) -> str:
-    return counted(len(nodes), "node")
-
-
-T = TypeVar("T")
-
-DRIVER = "the driver"
-
-
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster.
+    """A node of the cluster.
 
     Attributes:
-        id: Ray's.
-        name: For people: the one it was started with, else its address; unique.
-        resources: All it has, free or not.
+        id: Ray's id of the node.
+        name: Unique name for messages: the one the node was started with, else its address.
+        resources: Total resources, free or not, by Ray's names.
     """
 
     id: str
@@ -171,15 +71,15 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Answers(Generic[T]):
-    """What machines said, and why others said nothing, by name."""
+class NodeResults(Generic[T]):
+    """The values that a function returned, and the causes of its failures, by the name of the node."""
 
-    said: dict[str, T]
-    silent: dict[str, str]
+    values: dict[str, T]
+    errors: dict[str, str]
 
 
 def alive_nodes() -> list[Node]:
-    """Return the nodes that Ray can use now, by name."""
+    """Returns the nodes that Ray can use now, sorted by name."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     names = Counter(node["NodeName"] for node in alive)
     return sorted(
@@ -195,48 +95,48 @@ def alive_nodes() -> list[Node]:
     )
 
 
-class Machines:
-    """Asks nodes, and the driver; one that gives no answer in time is not asked again."""
+class NodeRunner:
+    """Runs functions on all nodes, and on the driver; a node that has once timed out is left out from then on."""
 
     def __init__(self, nodes: Sequence[Node], timeout_s: float):
-        """Wait `timeout_s` for an answer."""
+        """Wait `timeout_s` seconds for the result of a function."""
         self._nodes, self._timeout_s = nodes, timeout_s
         self._late: set[str] = set()
 
     @property
     def nodes(self) -> list[Node]:
-        """Those that have answered so far."""
+        """The nodes that have not timed out."""
         return [node for node in self._nodes if node.name not in self._late]
 
-    def ask(
-        self, question: Callable[[str], T], nodes: Sequence[Node] | None = None, *, driver: bool = False
-    ) -> Answers[T]:
-        """Call `question` with the machine's name on all nodes at once, in tasks that take no resources.
+    def map(
+        self, function: Callable[[str], T], nodes: Sequence[Node] | None = None, *, driver: bool = False
+    ) -> NodeResults[T]:
+        """Calls `function` with the node's name on all nodes at once, in tasks that reserve no resources.
 
         Args:
-            nodes: Only these.
-            driver: Ask this process too: it may be elsewhere, and in another folder.
+            nodes: Run it on these only.
+            driver: Run it in this process too, which may be on another machine and in another folder.
         """
-        asked = [node for node in (self.nodes if nodes is None else nodes) if node.name not in self._late]
-        tasks = {node.name: _on(node).remote(question, node.name) for node in asked}
+        chosen = [node for node in (self.nodes if nodes is None else nodes) if node.name not in self._late]
+        tasks = {node.name: _on(node).remote(function, node.name) for node in chosen}
         deadline = time.monotonic() + self._timeout_s
-        answers: Answers[T] = Answers({}, {})
+        results: NodeResults[T] = NodeResults({}, {})
         if driver and DRIVER not in self._late:
-            self._note(answers, DRIVER, lambda: within(self._timeout_s, partial(question, DRIVER)))
+            self._record(results, DRIVER, lambda: within(self._timeout_s, partial(function, DRIVER)))
         for name, task in tasks.items():
-            self._note(answers, name, partial(ray.get, task, timeout=max(deadline - time.monotonic(), 0)))
+            self._record(results, name, partial(ray.get, task, timeout=max(deadline - time.monotonic(), 0)))
             if name in self._late:
                 ray.cancel(task, force=True)
-        return answers
+        return results
 
-    def _note(self, answers: Answers[T], machine: str, get: Callable[[], T]) -> None:
+    def _record(self, results: NodeResults[T], node: str, get: Callable[[], T]) -> None:
         try:
-            answers.said[machine] = get()
+            results.values[node] = get()
         except TimeoutError:  # Ray's own is one, too
-            answers.silent[machine] = f"no answer within {self._timeout_s:g} s"
-            self._late.add(machine)
-        except Exception as error:  # noqa: BLE001 - whatever a machine, its disk or its network says is the finding
-            answers.silent[machine] = cause_of(error)
+            results.errors[node] = f"no answer within {self._timeout_s:g} s"
+            self._late.add(node)
+        except Exception as error:  # noqa: BLE001 - code, disk and network of a node each raise their own
+            results.errors[node] = cause_of(error)
 
 
 def _on(node: Node) -> ray.remote_function.RemoteFunction:
@@ -244,30 +144,127 @@ def _on(node: Node) -> ray.remote_function.RemoteFunction:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _call(question: Callable[[str], T], machine: str) -> T:
-    return question(machine)
+def _call(function: Callable[[str], T], node: str) -> T:
+    return function(node)
 
 
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """Return what `work` returns, or raise TimeoutError after so many seconds; it may go on in a thread.
+def within(timeout_s: float, function: Callable[[], T]) -> T:
+    """Returns what `function` returns; it runs in a thread, which goes on after a timeout.
+
+    The thread is a daemon: a process does not wait at its end for a node or a storage that never answers.
 
     Raises:
-        TimeoutError: It takes longer.
+        TimeoutError: It takes longer than `timeout_s` seconds.
     """
-    done: list[T] = []
-    failed: list[BaseException] = []
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
-            done.append(work())
-        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
-            failed.append(error)
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True, name="limited")
-    thread.start()
-    thread.join(seconds)
-    if failed:
-        raise failed[0]
-    if not done:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    return done[0]
+    threading.Thread(target=run, daemon=True, name="limited").start()
+    if not wait([future], timeout_s).done:
+        raise TimeoutError(f"no answer within {timeout_s:g} s")
+    return future.result()
+
+
+def check_versions(runner: NodeRunner) -> Check:
+    """Checks that all nodes run the same code."""
+    results = runner.map(lambda _: versions(), driver=True)
+    return compare_versions(results.values, results.errors)
+
+
+def check_storage(config: RunConfig, runner: NodeRunner) -> Check:
+    """Checks that the driver and all worker nodes write and read the same folders."""
+    folders = {"storage": config.storage}
+    if config.data.feature_cache is not None:
+        folders["data.feature_cache"] = config.data.feature_cache
+    findings = [f for key, folder in folders.items() for f in _shared(key, folder, config, runner)]
+    if not Path(config.storage).is_absolute() and "://" not in config.storage and _WORKING_DIRS in Path.cwd().parts:
+        detail = f"storage: {config.storage} is in the job's working directory, which Ray removes"
+        findings.append(Finding("failed", detail, "storage: an absolute path, or a URL"))
+    fine = f"written and read by the driver and {_count(worker_nodes(config, runner))}: {', '.join(folders.values())}"
+    return conclude("storage", fine, findings)
+
+
+def _shared(key: str, folder: str, config: RunConfig, runner: NodeRunner) -> list[Finding]:
+    everywhere = partial(runner.map, nodes=worker_nodes(config, runner), driver=True)
+    probe = f"mowe_ray_preflight_{secrets.token_hex(4)}"
+    try:
+        written = everywhere(lambda node: write_probe(folder, probe, node))
+        seen = everywhere(lambda _: read_probes(folder, probe))
+    finally:
+        everywhere(lambda _: remove_probes(folder, probe))
+    return check_folder(key, folder, {**written.values, **written.errors}, seen.values, seen.errors)
+
+
+def check_checkpoints(config: RunConfig, runner: NodeRunner) -> Check:
+    """Checks that every worker node can read the models."""
+    places, nodes = checkpoint_places(config.model), worker_nodes(config, runner)
+    findings = []
+    for key, place in places.items():
+        results = runner.map(_checkpoint_at(place), nodes)
+        remedy = "a folder on shared storage, or the same copy at the same path on every node"
+        findings += check_place(key, results.values, results.errors, remedy)
+    fine = f"read by {_count(nodes)}: {', '.join(dict.fromkeys(places.values()))}" if places else "none to load"
+    return conclude("checkpoints", fine, findings)
+
+
+def check_audio(config: RunConfig, runner: NodeRunner) -> Check:
+    """Checks that the driver, and all nodes that may decode, can read the audio."""
+    decoders = [node for node in runner.nodes if node.resources.get("CPU", 0) >= 1] or runner.nodes
+    places = audio_places(config.data)
+    findings = []
+    for key, (path, task) in places.items():
+        results = runner.map(_audio_at(shards_of(path), task), decoders, driver=True)
+        remedy = "a folder on shared storage, at the same path on every node, or a URL"
+        if path.startswith("builtin:"):
+            remedy += f"; python -m mowe_ray.prepare {path.partition(':')[0]} writes the built-in corpus to one"
+        findings += check_place(key, results.values, results.errors, remedy)
+    if not config.data.train:
+        findings.append(Finding("warning", "data.train: none given, so none was looked at", "data.train.0.path=FOLDER"))
+    paths = ", ".join(dict.fromkeys(path for path, _ in places.values()))
+    fine = f"read by the driver and {_count(decoders)}: {paths}"
+    return conclude("audio", fine, findings)
+
+
+def check_space(config: RunConfig, runner: NodeRunner, needs: Needs) -> Check:
+    """Checks that there is enough disk for the files of the run, and shared memory for its processes."""
+    nodes = worker_nodes(config, runner)
+    folders = {_RAY_FOLDER: ray.get_runtime_context().get_temp_dir()}
+    needed = {SCRATCH: needs.scratch}
+    if local := RunFolder(config.storage, config.name).local_path(""):
+        folders["storage"], needed["storage"] = str(local), needs.storage
+    results = runner.map(lambda _: measure(folders), nodes)
+    store_bytes = {node.name: node.resources.get("object_store_memory", 0.0) for node in nodes}
+    findings = [
+        *(Finding("failed", f"{machine}: {why}", "mount the disk") for machine, why in results.errors.items()),
+        *check_disks(needed, results.values),
+        *check_spilling(_RAY_FOLDER, results.values),
+        *check_shared_memory(results.values, store_bytes),
+    ]
+    fine = ", ".join(f"{byte_size(count)} for {name}" for name, count in needed.items())
+    unknown = f" and more for {', '.join(needs.unknown)}" if needs.unknown else ""
+    return conclude("space", f"free on {_count(nodes)}: {fine}{unknown}, and shared memory", findings)
+
+
+def worker_nodes(config: RunConfig, runner: NodeRunner) -> Sequence[Node]:
+    """Returns the nodes that can hold a worker; all if none can."""
+    bundle = bundle_of(config)
+    return [node for node in runner.nodes if holds(node.resources, bundle)] or runner.nodes
+
+
+# Functions for `NodeRunner.map` are lambdas, so that they are pickled by value: by name, a node would have to import
+# this module, and torch, to run them.
+def _checkpoint_at(place: str) -> Callable[[str], Reach]:
+    return lambda _: reach_checkpoint(place)
+
+
+def _audio_at(path: str, task: str | None) -> Callable[[str], Reach]:
+    return lambda _: reach_audio(path, task)
+
+
+def _count(nodes: Sequence[Node]) -> str:
+    return counted(len(nodes), "node")

@@ -1,4 +1,4 @@
-"""Look at a cluster before a run: is all there that the run will need, on every node that will need it?"""
+"""The checks of a cluster before a run: everything that the run needs, on every node that needs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mowe_ray.distributed import cluster, resources
 from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.preflight.all_reduce import round_trip
 from mowe_ray.distributed.preflight.node_checks import (
-    Machines,
+    NodeRunner,
     alive_nodes,
     check_audio,
     check_checkpoints,
@@ -25,19 +25,26 @@ from mowe_ray.distributed.preflight.node_checks import (
     check_versions,
     within,
 )
-from mowe_ray.distributed.preflight.requirements import Check, conclude, judge_capacity, name_nodes, needs_of, told
+from mowe_ray.distributed.preflight.requirements import (
+    Check,
+    check_capacity,
+    conclude,
+    format_bundle,
+    name_nodes,
+    needs_of,
+)
 from mowe_ray.distributed.resources import bundle_of, cpus_of
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.output.terminal import byte_size, counted
 
 # An all-reduce of a step's gradients that takes longer deserves a thought.
 _SLOW_S = 1.0
-# A check may ask the nodes several questions; each has the time limit.
-_QUESTIONS = 4
+# Calls on the nodes that a check may make one after the other; each has the time limit.
+_CALLS = 4
 
 
 def preflight(config: RunConfig, timeout_s: float) -> Iterator[Check]:
-    """Yield one check after the other; a failed one keeps others from being made only where they need it.
+    """Yields the outcome of each check; a failed one prevents only those that depend on it.
 
     Joins the cluster of RAY_ADDRESS, else starts a local Ray. Meanwhile it holds what the run would reserve, so that
     an autoscaler starts the nodes to look at.
@@ -69,19 +76,19 @@ def preflight(config: RunConfig, timeout_s: float) -> Iterator[Check]:
 
 
 def _on_every_node(config: RunConfig, timeout_s: float) -> Iterator[Check]:
-    machines, limit_s = Machines(alive_nodes(), timeout_s), _QUESTIONS * timeout_s
-    yield _check("versions", limit_s, partial(check_versions, machines))
-    yield _check("storage", limit_s, partial(check_storage, config, machines))
-    yield _check("checkpoints", limit_s, partial(check_checkpoints, config, machines))
-    yield _check("audio", limit_s, partial(check_audio, config, machines))
-    yield _check("space", limit_s, lambda: check_space(config, machines, needs_of(config)))
+    runner, limit_s = NodeRunner(alive_nodes(), timeout_s), _CALLS * timeout_s
+    yield _check("versions", limit_s, partial(check_versions, runner))
+    yield _check("storage", limit_s, partial(check_storage, config, runner))
+    yield _check("checkpoints", limit_s, partial(check_checkpoints, config, runner))
+    yield _check("audio", limit_s, partial(check_audio, config, runner))
+    yield _check("space", limit_s, lambda: check_space(config, runner, needs_of(config)))
 
 
-def _check(name: str, limit_s: float | None, work: Callable[[], Check]) -> Check:
-    """Return the outcome of a check; that it takes longer or breaks is an outcome, too."""
+def _check(name: str, limit_s: float | None, run: Callable[[], Check]) -> Check:
+    """Returns the outcome of a check; one that raises or takes longer than `limit_s` has failed."""
     try:
-        return work() if limit_s is None else within(limit_s, work)
-    except Exception as error:  # noqa: BLE001 - of Ray, of storage libraries, of the network: all of them are findings
+        return run() if limit_s is None else within(limit_s, run)
+    except Exception as error:  # noqa: BLE001 - Ray, storage libraries and the network each raise their own
         return Check(name, "failed", cause_of(error), _FIXES[name])
 
 
@@ -107,20 +114,22 @@ def _join(config: RunConfig) -> Check:
 
 
 def _capacity(config: RunConfig) -> Check:
-    """Can the cluster ever hold the run?"""
+    """Checks that the cluster can hold the run, now or once its autoscaler has added nodes."""
     compute, bundle = config.compute, bundle_of(config)
-    findings = judge_capacity(
+    findings = check_capacity(
         bundle,
         (compute.min_workers, compute.max_workers),
         cpus_of(config, compute.min_workers),
         [node.resources for node in alive_nodes()],
         resources.maximum_resources(),
     )
-    return conclude("capacity", f"room for {counted(compute.min_workers, 'worker')} of {told(bundle)}", findings)
+    return conclude(
+        "capacity", f"room for {counted(compute.min_workers, 'worker')} of {format_bundle(bundle)}", findings
+    )
 
 
 def _wait_for(group: PlacementGroup, timeout_s: float) -> Check:
-    """Are the nodes there, and free?"""
+    """Waits until the nodes of all workers are up and free."""
     if not group.wait(timeout_s):
         detail = f"not to be had within {timeout_s:g} s, so the round trip is left out"
         fix = "wait for other jobs to end and for nodes to start (ray status), or for longer: --timeout"
@@ -131,24 +140,24 @@ def _wait_for(group: PlacementGroup, timeout_s: float) -> Check:
 
 
 def _round_trip(config: RunConfig, stored: bool, timeout_s: float) -> Check:
-    """Do the workers reach each other, and how fast?"""
+    """Starts the workers, which measure an all-reduce."""
     name = f"mowe_ray_preflight_{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory(prefix=name) as scratch:
         folder = RunFolder(config.storage if stored else scratch, name)
         try:
-            went = within(timeout_s, partial(round_trip, config, name, folder.storage, timeout_s))
+            timing = within(timeout_s, partial(round_trip, config, name, folder.storage, timeout_s))
         except TimeoutError:
             ray.shutdown()  # ends the workers, which would write into the folder again
             raise
         finally:
             folder.remove("")
-    if went.workers == 1:
-        return Check("round trip", "ok", "one worker started, and has nobody to talk to")
+    if timing.workers == 1:
+        return Check("round trip", "ok", "one worker started, with no other to reach")
     gradients = needs_of(config).gradients
-    step_s = went.seconds(gradients)
+    step_s = timing.seconds(gradients)
     detail = (
-        f"{went.workers} workers on {counted(went.nodes, 'node')}: {went.latency_s * 1e3:.2f} ms, "
-        f"{went.bytes_per_s / 1e9:.2f} GB/s; the gradients of a step ({byte_size(gradients)}) take {step_s:.2g} s"
+        f"{timing.workers} workers on {counted(timing.nodes, 'node')}: {timing.latency_s * 1e3:.2f} ms, "
+        f"{timing.bytes_per_s / 1e9:.2f} GB/s; the gradients of a step ({byte_size(gradients)}) take {step_s:.2g} s"
     )
     if step_s > _SLOW_S:
         fix = "a faster network (NCCL_SOCKET_IFNAME), or fewer reductions: training.gradient_accumulation"

@@ -1,4 +1,4 @@
-"""Whether this machine can read what a run starts from: checkpoints and audio."""
+"""What this node can reach of what a run needs: checkpoints, audio, and the folder for its results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mowe_ray.config.model_section import ModelSection
 from mowe_ray.data.sample import Sample
 from mowe_ray.data.shards import first_samples, list_shards
 from mowe_ray.data.shards.storage import fingerprint
-from mowe_ray.distributed.preflight.requirements import Finding, Status, by_value, name_nodes, told_apart
+from mowe_ray.distributed.preflight.requirements import Finding, Status, by_value, format_differences, name_nodes
 from mowe_ray.output.run_folder import RunFolder
 
 _HUB_ID = r"[\w.-]+(/[\w.-]+)?"
@@ -29,12 +29,12 @@ _SHARDS_OPENED = 8
 
 @dataclass(frozen=True)
 class Reach:
-    """What this machine found at a place.
+    """What this node found at a path.
 
     Attributes:
-        content: Tells another content from this one; None if it cannot be read.
+        content: Digest of the content; None if it cannot be read.
         problem: Why it cannot be read now; None if it can.
-        fatal: Whether the run cannot read it either.
+        fatal: Whether the run will not be able to read it either.
     """
 
     content: str | None = None
@@ -43,7 +43,7 @@ class Reach:
 
 
 def checkpoint_places(model: ModelSection) -> dict[str, str]:
-    """Return the folders and hub ids that a run reads weights from, by key."""
+    """Returns the folders and hub ids that a run reads weights from, by key."""
     if model.init_from is not None:
         return {"model.init_from": model.init_from}
     sources = {"model.base_encoder": model.base_encoder, "model.language_model": model.language_model} | {
@@ -53,13 +53,13 @@ def checkpoint_places(model: ModelSection) -> dict[str, str]:
 
 
 def audio_places(data: DataSection) -> dict[str, tuple[str, str | None]]:
-    """Return path and default task of every source, by key."""
+    """Returns path and default task of every source, by key."""
     train = {f"data.train.{i}.path": (source.path, source.task) for i, source in enumerate(data.train)}
     return train | {f"data.validation.{i}.path": (source.path, source.task) for i, source in enumerate(data.validation)}
 
 
 def reach_checkpoint(place: str) -> Reach:
-    """Open every file of a checkpoint: a folder, or a hub id in this machine's cache."""
+    """Opens every file of a checkpoint: a folder, or a hub id in this machine's cache."""
     folder = Path(place)
     if folder.is_dir():
         return _reach_folder(folder)
@@ -76,7 +76,7 @@ def reach_checkpoint(place: str) -> Reach:
 
 
 def reach_audio(path: str, task: str | None) -> Reach:
-    """List the shards of a source, open some, and read a sample."""
+    """Lists the shards of a source, opens some, and reads a sample."""
     try:
         shards = list_shards(path)
         spread = {int(i) for i in np.linspace(0, len(shards) - 1, _SHARDS_OPENED)}
@@ -91,15 +91,15 @@ def reach_audio(path: str, task: str | None) -> Reach:
     return Reach(f"{len(shards)} shards ({_digest(json.dumps([names, sizes]).encode())})")
 
 
-def judge_place(key: str, found: Mapping[str, Reach], silent: Mapping[str, str], remedy: str) -> list[Finding]:
-    """Compare what the machines found at the place that `key` names.
+def check_place(key: str, found: Mapping[str, Reach], errors: Mapping[str, str], remedy: str) -> list[Finding]:
+    """Compares what the nodes found at the path that `key` names.
 
     Args:
-        found: By machine.
-        silent: Why a machine gave no answer.
-        remedy: What to do about it.
+        found: Results by node.
+        errors: Causes of the nodes without a result.
+        remedy: The fix to recommend.
     """
-    reached = {**found, **{machine: Reach(problem=why) for machine, why in silent.items()}}
+    reached = {**found, **{machine: Reach(problem=why) for machine, why in errors.items()}}
     findings = []
     problems = {machine: reach.problem for machine, reach in reached.items() if reach.problem is not None}
     for why, machines in by_value(problems).items():
@@ -107,7 +107,7 @@ def judge_place(key: str, found: Mapping[str, Reach], silent: Mapping[str, str],
         findings.append(Finding(status, f"{key}: {name_nodes(machines)}: {why}", f"{key}: {remedy}"))
     contents = {machine: reach.content for machine, reach in reached.items() if reach.content is not None}
     if len(set(contents.values())) > 1:
-        detail = f"{key}: not the same everywhere: {told_apart(contents)}"
+        detail = f"{key}: not the same everywhere: {format_differences(contents)}"
         findings.append(Finding("failed", detail, f"{key}: {remedy}"))
     return findings
 
@@ -134,7 +134,7 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def _open(file: Path) -> int:
-    """Return the size of a file that can be read."""
+    """Returns the size of a file, after reading from it."""
     with file.open("rb") as opened:
         opened.read(1)
     return file.stat().st_size
@@ -145,36 +145,36 @@ def _digest(content: bytes) -> str:
 
 
 def write_probe(storage: str, probe: str, machine: str) -> None:
-    """Leave a file named after this machine in the folder `probe` of `storage`."""
+    """Writes a file named after this node to the folder `probe` of `storage`."""
     RunFolder(storage, probe).write_text(f"{quote(machine, safe='')}.txt", machine)
 
 
 def read_probes(storage: str, probe: str) -> list[str]:
-    """Return whose files this machine can read."""
+    """Returns the names of the nodes whose files this node can read."""
     folder = RunFolder(storage, probe)
     return [folder.read_text(name) for name in folder.names("") if name.endswith(".txt")]
 
 
 def remove_probes(storage: str, probe: str) -> None:
-    """Remove what the machines wrote."""
+    """Removes the files of all nodes."""
     RunFolder(storage, probe).remove("")
 
 
-def judge_folder(
+def check_folder(
     key: str,
     storage: str,
     written: Mapping[str, str | None],
     seen: Mapping[str, list[str]],
-    silent: Mapping[str, str],
+    errors: Mapping[str, str],
 ) -> list[Finding]:
-    """Compare what the machines wrote with what each of them sees.
+    """Compares what the nodes wrote with what each of them sees.
 
     Args:
-        key: Names the folder in the configuration.
+        key: Key of the folder in the configuration.
         storage: The folder.
-        written: Why a machine could not write, None where it could.
-        seen: Whose files each machine has read.
-        silent: Why others could not read.
+        written: Why a node could not write, None where it could.
+        seen: Names of the nodes whose files each node has read.
+        errors: Why other nodes could not read.
     """
     findings = [
         Finding(
@@ -189,10 +189,10 @@ def judge_folder(
             f"{key}: {name_nodes(machines)} cannot read {storage}: {reason}",
             f"{key}: choose a folder or URL that every node can read",
         )
-        for reason, machines in by_value(silent).items()
+        for reason, machines in by_value(errors).items()
     ]
     authors = {name for name, why in written.items() if why is None}
-    # Machines that see the same authors look into the same folder, those that could not write among them.
+    # NodeRunner that see the same authors look into the same folder, those that could not write among them.
     views = by_value({reader: "\n".join(sorted(authors & set(names))) for reader, names in seen.items()})
     if len(views) > 1:
         groups = " | ".join(name_nodes(readers) for readers in views.values())

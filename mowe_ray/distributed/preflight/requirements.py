@@ -1,4 +1,4 @@
-"""Whether a cluster can ever hold a run: on the nodes it has, and those that its autoscaler may start."""
+"""What a run requires of a cluster: workers that fit on its nodes, disk space and shared memory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,63 @@ from mowe_ray.output.terminal import byte_size
 from mowe_ray.training.build import model_dtype
 from mowe_ray.training.estimate import estimate
 
+Status = Literal["ok", "warning", "failed"]
+_WORSE: tuple[Status, ...] = ("ok", "warning", "failed")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A problem, and its remedy."""
+
+    status: Status
+    detail: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check; `fix` is the remedy of its problems, None if there are none."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str | None = None
+
+
+def conclude(name: str, fine: str, findings: Iterable[Finding]) -> Check:
+    """Returns the outcome of a check with these findings; `fine` is its detail if there are none."""
+    found = sorted(findings, key=lambda finding: -_WORSE.index(finding.status))
+    if not found:
+        return Check(name, "ok", fine)
+    return Check(
+        name,
+        found[0].status,
+        "; ".join(dict.fromkeys(finding.detail for finding in found)),
+        "; ".join(dict.fromkeys(finding.fix for finding in found)),
+    )
+
+
+def by_value(values: Mapping[str, str]) -> dict[str, list[str]]:
+    """Returns the nodes of each value, the value of most nodes first."""
+    nodes: dict[str, list[str]] = {}
+    for node, value in values.items():
+        nodes.setdefault(value, []).append(node)
+    return dict(sorted(nodes.items(), key=lambda entry: -len(entry[1])))
+
+
+def format_differences(values: Mapping[str, str]) -> str:
+    """Returns which nodes have which value, the rarest value first: `2.0 on c; 1.0 on a, b`."""
+    groups = reversed(by_value(values).items())
+    return "; ".join(f"{value} on {name_nodes(nodes)}" for value, nodes in groups)
+
+
+def name_nodes(nodes: Iterable[str], at_most: int = 4) -> str:
+    """Returns the names of the first `at_most` nodes, and how many more there are."""
+    names = sorted(nodes)
+    more = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
+
+
 Resources = Mapping[str, float]
 
 ACCELERATOR = "accelerator_type:"
@@ -22,27 +79,27 @@ _KEYS = {"CPU": "compute.cpus_per_worker (or data.decode_cpus)", "GPU": "compute
 
 
 def holds(node: Resources, bundle: Resources) -> int:
-    """Return how many workers a node has room for when it is empty."""
+    """Returns how many workers an empty node has room for."""
     return min(math.floor(node.get(key, 0.0) / least) for key, least in bundle.items())
 
 
-def told(bundle: Resources) -> str:
-    """Say what one worker reserves."""
+def format_bundle(bundle: Resources) -> str:
+    """Returns what one worker reserves, as text."""
     parts = [f"{bundle[key]:g} {key}" for key in _countable(bundle)]
     return ", ".join([*parts, *(key.removeprefix(ACCELERATOR) for key in bundle if key.startswith(ACCELERATOR))])
 
 
-def judge_capacity(
+def check_capacity(
     bundle: Resources, workers: tuple[int, int], cpus: float, nodes: Sequence[Resources], most: Resources
 ) -> list[Finding]:
-    """Compare what the run asks for with what can ever be there.
+    """Compares what the run reserves with what the cluster has, or its autoscaler may add.
 
     Args:
-        bundle: What one worker reserves, by Ray's names.
-        workers: The fewest and the most.
-        cpus: CPUs of the fewest workers and their decoding.
-        nodes: What each node has that is there.
-        most: What all nodes together may have one day.
+        bundle: Resources of one worker, by Ray's names.
+        workers: Smallest and largest number of workers.
+        cpus: CPUs of the smallest number of workers and their decoding.
+        nodes: Resources of each node that is up.
+        most: Resources of all nodes together, once the autoscaler has added all it may.
     """
     held: float = sum(holds(node, bundle) for node in nodes)
     if any(most.get(key, 0.0) > sum(node.get(key, 0.0) for node in nodes) for key in _countable(bundle)):
@@ -51,7 +108,8 @@ def judge_capacity(
     elif not held:
         return [_fits_nowhere(bundle, nodes)]
     if held < workers[0]:
-        detail = f"{workers[0]} workers of {told(bundle)} are needed, and there is never room for more than {held:g}"
+        needed = f"{workers[0]} workers of {format_bundle(bundle)} are needed"
+        detail = f"{needed}, and there is never room for more than {held:g}"
         return [Finding("failed", detail, "lower compute.num_workers, or raise the autoscaler's maximum of such nodes")]
     findings = []
     if cpus > most.get("CPU", 0.0):
@@ -77,7 +135,7 @@ def _fits_nowhere(bundle: Resources, nodes: Sequence[Resources]) -> Finding:
     keys = dict.fromkeys(_KEYS.get(key, "compute.accelerator_type") for key in lacking or bundle)
     return Finding(
         "failed",
-        f"one worker needs {told(bundle)}, and no node will ever have that: {have}",
+        f"one worker needs {format_bundle(bundle)}, and no node will ever have that: {have}",
         f"change {', '.join(keys)}, or add such nodes to the cluster",
     )
 
@@ -90,63 +148,6 @@ def _whole(number: float) -> float:
     return math.floor(number) if math.isfinite(number) else number
 
 
-Status = Literal["ok", "warning", "failed"]
-_WORSE: tuple[Status, ...] = ("ok", "warning", "failed")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is not as it should be, and its remedy."""
-
-    status: Status
-    detail: str
-    fix: str
-
-
-@dataclass(frozen=True)
-class Check:
-    """The outcome of one check; `fix` says what to do, None where nothing is."""
-
-    name: str
-    status: Status
-    detail: str
-    fix: str | None = None
-
-
-def conclude(name: str, fine: str, findings: Iterable[Finding]) -> Check:
-    """Return the check that made these findings; `fine` is its line if there are none."""
-    found = sorted(findings, key=lambda finding: -_WORSE.index(finding.status))
-    if not found:
-        return Check(name, "ok", fine)
-    return Check(
-        name,
-        found[0].status,
-        "; ".join(dict.fromkeys(finding.detail for finding in found)),
-        "; ".join(dict.fromkeys(finding.fix for finding in found)),
-    )
-
-
-def by_value(values: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the nodes of each value, the value of most nodes first."""
-    nodes: dict[str, list[str]] = {}
-    for node, value in values.items():
-        nodes.setdefault(value, []).append(node)
-    return dict(sorted(nodes.items(), key=lambda entry: -len(entry[1])))
-
-
-def told_apart(values: Mapping[str, str]) -> str:
-    """Say which nodes have which value, the odd ones first: `2.0 on c; 1.0 on a, b`."""
-    groups = reversed(by_value(values).items())
-    return "; ".join(f"{value} on {name_nodes(nodes)}" for value, nodes in groups)
-
-
-def name_nodes(nodes: Iterable[str], at_most: int = 4) -> str:
-    """Name a few nodes, and say how many more there are."""
-    names = sorted(nodes)
-    more = len(names) - at_most
-    return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
-
-
 # fp32 weight and AdamW's two moments.
 _CHECKPOINT_BYTES = 12
 
@@ -156,10 +157,10 @@ class Needs:
     """Bytes that a run needs.
 
     Attributes:
-        storage: Of its run folder: the checkpoints it keeps, the one being written, and the export.
-        scratch: Of the folder for temporary files: the export before it is copied, and a checkpoint on its way.
-        gradients: That a step reduces over all workers.
-        unknown: Parts of the model that the numbers leave out.
+        storage: For the run folder: the checkpoints it keeps, the one being written, and the export.
+        scratch: For temporary files: the export before it is copied, and on object storage a checkpoint.
+        gradients: Gradients that a step reduces over all workers.
+        unknown: Parts of the model whose size is not known, and not included.
     """
 
     storage: int
@@ -169,7 +170,7 @@ class Needs:
 
 
 def needs_of(config: RunConfig) -> Needs:
-    """Estimate what a run needs, without its weights.
+    """Estimates what a run needs, without loading its weights.
 
     Raises:
         ValueError: A checkpoint cannot be used.
@@ -206,31 +207,31 @@ class Space:
 
 
 def measure(folders: Mapping[str, str]) -> dict[str, Space]:
-    """Return the space of named folders, of the one for temporary files, and of shared memory."""
+    """Returns the space of named folders, of the one for temporary files, and of shared memory."""
     named = {**folders, SCRATCH: tempfile.gettempdir(), SHARED_MEMORY: "/dev/shm"}
     return {name: _space(folder) for name, folder in named.items()}
 
 
-def judge_space(needed: Mapping[str, int], found: Mapping[str, Mapping[str, Space]]) -> list[Finding]:
-    """Compare what is free with what is needed.
+def check_disks(needed: Mapping[str, int], found: Mapping[str, Mapping[str, Space]]) -> list[Finding]:
+    """Compares what is free with what is needed.
 
     Args:
-        needed: Bytes by the name of a folder.
-        found: What `measure` returned, by machine.
+        needed: Bytes needed, by the name of a folder.
+        found: Results of `measure`, by node.
     """
     findings = []
     for name, least in needed.items():
         short = {machine: spaces[name] for machine, spaces in found.items() if spaces[name].free < least}
-        for told, machines in by_value(
+        for free, machines in by_value(
             {m: f"{byte_size(s.free)} free in {s.folder}" for m, s in short.items()}
         ).items():
-            detail = f"{name}: {told} on {name_nodes(machines)}, and the run needs {byte_size(least)}"
+            detail = f"{name}: {free} on {name_nodes(machines)}, and the run needs {byte_size(least)}"
             findings.append(Finding("failed", detail, _REMEDIES.get(name, f"free some, or choose another {name}")))
     return findings
 
 
-def judge_spilling(name: str, found: Mapping[str, Mapping[str, Space]]) -> list[Finding]:
-    """Tell the machines whose disk Ray takes for full."""
+def check_spilling(name: str, found: Mapping[str, Mapping[str, Space]]) -> list[Finding]:
+    """Finds the nodes whose disk counts as full for Ray."""
     full = [m for m, spaces in found.items() if spaces[name].free < (1 - _FULL_SHARE) * spaces[name].total]
     if not full:
         return []
@@ -239,11 +240,11 @@ def judge_spilling(name: str, found: Mapping[str, Mapping[str, Space]]) -> list[
     return [Finding("failed", detail, "free some, or start Ray there with --temp-dir on another disk")]
 
 
-def judge_shared_memory(found: Mapping[str, Mapping[str, Space]], store_bytes: Mapping[str, float]) -> list[Finding]:
-    """Tell the machines whose shared memory is smaller than Ray's object store, or than GPUs need to talk.
+def check_shared_memory(found: Mapping[str, Mapping[str, Space]], store_bytes: Mapping[str, float]) -> list[Finding]:
+    """Finds the nodes whose shared memory is too small for Ray's object store, or for NCCL.
 
     Args:
-        store_bytes: Size of the object store, by machine.
+        store_bytes: Size of the object store, by node.
     """
     fix = "more /dev/shm: docker run --shm-size=..., in Kubernetes an emptyDir with medium: Memory"
     findings = []

@@ -1,4 +1,4 @@
-"""The versions of what a run is made of, on this machine, and whether all machines have the same."""
+"""The versions of Python, packages and drivers on this node, and whether all nodes have the same."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ from importlib import metadata
 from pathlib import Path
 
 import mowe_ray
-from mowe_ray.distributed.preflight.requirements import Check, Finding, by_value, conclude, name_nodes, told_apart
+from mowe_ray.distributed.preflight.requirements import (
+    Check,
+    Finding,
+    by_value,
+    conclude,
+    format_differences,
+    name_nodes,
+)
 
 # What takes part in training, or in what processes send to each other.
 _PACKAGES = (
     *("ray", "torch", "torchaudio", "transformers", "peft", "deepspeed"),
     *("numpy", "pyarrow", "pydantic", "fsspec", "safetensors", "tokenizers"),
 )
-# Machines without a GPU may have another build of torch, and drivers may differ as far as CUDA allows.
+# NodeRunner without a GPU may have another build of torch, and drivers may differ as far as CUDA allows.
 _MAY_DIFFER = ("CUDA of torch", "NVIDIA driver")
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def versions() -> dict[str, str]:
-    """Return this machine's versions by name; what it does not have is left out, packages are `missing`."""
+    """Returns the versions on this node, by name; a package it lacks is `missing`, other things are not listed."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     for package in _PACKAGES:
         try:
@@ -38,12 +45,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def judge_versions(found: Mapping[str, Mapping[str, str]], silent: Mapping[str, str]) -> Check:
-    """Compare the versions of all machines.
+def compare_versions(found: Mapping[str, Mapping[str, str]], errors: Mapping[str, str]) -> Check:
+    """Compares the versions of all nodes.
 
     Args:
-        found: What `versions` returned, by machine.
-        silent: Why others gave no answer.
+        found: Results of `versions`, by node.
+        errors: Causes of the nodes without a result.
     """
     findings = [
         Finding(
@@ -54,7 +61,7 @@ def judge_versions(found: Mapping[str, Mapping[str, str]], silent: Mapping[str, 
             else "install the packages of constraints.txt there, and let the code travel: ray job submit "
             "--working-dir .",
         )
-        for reason, nodes in by_value(silent).items()
+        for reason, nodes in by_value(errors).items()
     ]
     for name in dict.fromkeys(name for versions in found.values() for name in versions):
         values = {machine: versions[name] for machine, versions in found.items() if name in versions}
@@ -63,12 +70,12 @@ def judge_versions(found: Mapping[str, Mapping[str, str]], silent: Mapping[str, 
         elif "missing" in values.values():
             findings.append(Finding("failed", f"{name} is not installed", "install the packages of constraints.txt"))
     shown = next(iter(found.values()), {})
-    told = ", ".join(f"{name} {shown[name]}" for name in ("python", "ray", "torch", *_MAY_DIFFER) if name in shown)
-    return conclude("versions", f"the same on {len(found)} machines: {told}", findings)
+    summary = ", ".join(f"{name} {shown[name]}" for name in ("python", "ray", "torch", *_MAY_DIFFER) if name in shown)
+    return conclude("versions", f"the same on {len(found)} machines: {summary}", findings)
 
 
 def _difference(name: str, values: Mapping[str, str]) -> Finding:
-    detail = f"{name}: {told_apart(values)}"
+    detail = f"{name}: {format_differences(values)}"
     if name in _MAY_DIFFER:
         return Finding("warning", detail, "use one image for all GPU nodes")
     if name == "mowe_ray":
@@ -77,7 +84,7 @@ def _difference(name: str, values: Mapping[str, str]) -> Finding:
 
 
 def _digest(folder: Path) -> str:
-    """Name the code in `folder`: the version number says nothing of uncommitted changes."""
+    """Returns a digest of the code in `folder`: uncommitted changes have no version number."""
     content = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         content.update(file.relative_to(folder).as_posix().encode())

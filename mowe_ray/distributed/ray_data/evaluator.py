@@ -134,7 +134,7 @@ def _check_bad(whole: Mapping[str, Predictions], max_bad_fraction: float) -> Non
 
 
 def _loads(answers: Sequence[Answer], cost: ExportCost) -> list[float]:
-    """Return the share of the clips each pool member ran for."""
+    """Returns the share of the clips each pool member ran for."""
     if not cost.routed:
         return [1.0] * len(cost.members)
     ran = [

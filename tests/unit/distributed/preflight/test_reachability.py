@@ -12,9 +12,9 @@ from mowe_ray.config import load_config
 from mowe_ray.distributed.preflight.reachability import (
     Reach,
     audio_places,
+    check_folder,
+    check_place,
     checkpoint_places,
-    judge_folder,
-    judge_place,
     reach_audio,
     reach_checkpoint,
     read_probes,
@@ -108,13 +108,13 @@ def test_audio_that_is_not_there(tmp_path: Path) -> None:
 
 def test_machines_are_compared() -> None:
     good, other = Reach("1 shard (aa)"), Reach("1 shard (bb)")
-    assert judge_place("data.train.0.path", {"a": good, "b": good}, {}, "share it") == []
-    (finding,) = judge_place("data.train.0.path", {"a": good, "b": other, "c": good}, {}, "share it")
+    assert check_place("data.train.0.path", {"a": good, "b": good}, {}, "share it") == []
+    (finding,) = check_place("data.train.0.path", {"a": good, "b": other, "c": good}, {}, "share it")
     assert finding.status == "failed"
     assert finding.detail == "data.train.0.path: not the same everywhere: 1 shard (bb) on b; 1 shard (aa) on a, c"
-    (finding,) = judge_place("model.init_from", {"a": good}, {"b": "no answer within 5 s"}, "share it")
+    (finding,) = check_place("model.init_from", {"a": good}, {"b": "no answer within 5 s"}, "share it")
     assert (finding.status, finding.fix) == ("failed", "model.init_from: share it")
-    (finding,) = judge_place("model.init_from", {"a": Reach(problem="later", fatal=False), "b": good}, {}, "share it")
+    (finding,) = check_place("model.init_from", {"a": Reach(problem="later", fatal=False), "b": good}, {}, "share it")
     assert finding.status == "warning"
 
 
@@ -142,7 +142,7 @@ def look(folders: dict[str, Path]):
     seen = {machine: read_probes(str(folder), "probe") for machine, folder in folders.items()}
     for folder in folders.values():
         remove_probes(str(folder), "probe")
-    return judge_folder("storage", "/runs", dict.fromkeys(folders), seen, {})
+    return check_folder("storage", "/runs", dict.fromkeys(folders), seen, {})
 
 
 def test_all_see_the_same_folder(tmp_path: Path) -> None:
@@ -160,10 +160,10 @@ def test_a_machine_that_looks_elsewhere_is_named(tmp_path: Path) -> None:
 def test_a_machine_that_cannot_write_but_sees_the_rest(tmp_path: Path) -> None:
     write_probe(str(tmp_path), "probe", "a")
     seen = {machine: read_probes(str(tmp_path), "probe") for machine in ("a", "b")}
-    (finding,) = judge_folder("storage", "/runs", {"a": None, "b": "Read-only file system"}, seen, {})
+    (finding,) = check_folder("storage", "/runs", {"a": None, "b": "Read-only file system"}, seen, {})
     assert finding.detail == "storage: b cannot write to /runs: Read-only file system"
 
 
 def test_a_machine_that_cannot_read(tmp_path: Path) -> None:
-    (finding,) = judge_folder("storage", "/runs", {"a": None}, {"a": ["a"]}, {"b": "no answer within 5 s"})
+    (finding,) = check_folder("storage", "/runs", {"a": None}, {"a": ["a"]}, {"b": "no answer within 5 s"})
     assert finding.detail == "storage: b cannot read /runs: no answer within 5 s"

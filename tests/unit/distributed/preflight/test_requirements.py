@@ -13,14 +13,14 @@ from mowe_ray.distributed.preflight.requirements import (
     SCRATCH,
     SHARED_MEMORY,
     Space,
+    check_capacity,
+    check_disks,
+    check_shared_memory,
+    check_spilling,
+    format_bundle,
     holds,
-    judge_capacity,
-    judge_shared_memory,
-    judge_space,
-    judge_spilling,
     measure,
     needs_of,
-    told,
 )
 from mowe_ray.training.build import assemble
 from tests.tiny_models import tiny_tokenizer
@@ -36,7 +36,7 @@ def total(*nodes: dict[str, float]) -> dict[str, float]:
 
 
 def judge(bundle, workers, nodes, most=None, cpus=1.0):
-    return judge_capacity(bundle, workers, cpus, nodes, total(*nodes) if most is None else most)
+    return check_capacity(bundle, workers, cpus, nodes, total(*nodes) if most is None else most)
 
 
 def test_as_many_workers_as_fit_node_by_node() -> None:
@@ -75,7 +75,7 @@ def test_a_worker_that_fits_no_node(bundle, key, told_why) -> None:
     (finding,) = judge(bundle, (1, 1), [GPU_NODE, CPU_NODE])
     assert finding.status == "failed"
     assert told_why in finding.detail
-    assert told(bundle) in finding.detail
+    assert format_bundle(bundle) in finding.detail
     assert key in finding.fix
 
 
@@ -116,16 +116,16 @@ def test_folders_that_are_still_to_be_made_are_measured_where_they_will_be(tmp_p
 
 def test_a_disk_that_is_too_small_for_the_run(small_disk: Path) -> None:
     found = {"a": measure({"storage": str(small_disk)}), "b": measure({"storage": "/"})}
-    assert judge_space({"storage": 1 * MIB}, found) == []
-    (finding,) = judge_space({"storage": 3 * MIB}, found)
+    assert check_disks({"storage": 1 * MIB}, found) == []
+    (finding,) = check_disks({"storage": 3 * MIB}, found)
     assert finding.status == "failed"
     assert f"2.0 MiB free in {small_disk} on a, and the run needs 3.0 MiB" in finding.detail
 
 
 def test_a_disk_that_ray_takes_for_full(small_disk: Path) -> None:
-    assert judge_spilling("Ray's folder", {"a": measure({"Ray's folder": str(small_disk)})}) == []
+    assert check_spilling("Ray's folder", {"a": measure({"Ray's folder": str(small_disk)})}) == []
     (small_disk / "filler").write_bytes(bytes(round(1.95 * MIB)))
-    (finding,) = judge_spilling("Ray's folder", {"a": measure({"Ray's folder": str(small_disk)})})
+    (finding,) = check_spilling("Ray's folder", {"a": measure({"Ray's folder": str(small_disk)})})
     assert finding.status == "failed"
     assert "more than 95% full on a" in finding.detail
 
@@ -133,11 +133,11 @@ def test_a_disk_that_ray_takes_for_full(small_disk: Path) -> None:
 def test_shared_memory() -> None:
     docker = {SHARED_MEMORY: Space("/dev/shm", 64 * MIB, 64 * MIB)}
     roomy = {SHARED_MEMORY: Space("/dev/shm", 4096 * MIB, 8192 * MIB)}
-    assert judge_shared_memory({"a": roomy}, {"a": 4096.0 * MIB}) == []
-    (finding,) = judge_shared_memory({"a": docker, "b": roomy}, {"a": 1024.0 * MIB, "b": 1024.0 * MIB})
+    assert check_shared_memory({"a": roomy}, {"a": 4096.0 * MIB}) == []
+    (finding,) = check_shared_memory({"a": docker, "b": roomy}, {"a": 1024.0 * MIB, "b": 1024.0 * MIB})
     assert finding.status == "warning"
     assert finding.detail.startswith("a: the object store (1.00 GiB) does not fit /dev/shm (64.0 MiB)")
-    (finding,) = judge_shared_memory({"a": docker}, {"a": 32.0 * MIB})
+    (finding,) = check_shared_memory({"a": docker}, {"a": 32.0 * MIB})
     assert "64.0 MiB of /dev/shm are free" in finding.detail
 
 
