@@ -251,7 +251,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return routing_loss(record, kind=self.config.mowe_loss, z_weight=self.config.mowe_z_weight, totals=totals)
 
     def _positions(self, input_ids: Tensor, labels: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
-        """Return where audio tokens are and from where answers are predicted, (B, N) bool each, read by the host once."""
+        """Return where audio tokens are and from where answers are predicted, (B, N) bool each, in one read."""
         is_audio = input_ids == self.config.audio_token_id
         is_answer = torch.zeros_like(is_audio) if labels is None else _next_labels(labels) != -100
         audio, answers = on_host(torch.stack([is_audio, is_answer]))
@@ -295,7 +295,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if self.training and "logits_to_keep" in inspect.signature(self.language_model.forward).parameters:
             # A position that is in no row's answer needs no logits; at least one keeps the head in
             # the graph.
-            columns = is_answer.any(axis=0, keepdims=True)[0]
+            columns = np.logical_or.reduce(is_answer, axis=0)
             columns[0] |= not columns.any()
             kept = _beside(np.flatnonzero(columns), embeds)
             targets, is_answer = targets[:, kept], is_answer[:, columns]

@@ -253,7 +253,7 @@ class WeakEncoderPool(nn.Module):
             K mixtures (C, T, D).
         """
         used = on_host(chosen)
-        needed = used.any(axis=0, keepdims=True)[0] | (self.execution == "dense")
+        needed = np.logical_or.reduce(used, axis=0) | (self.execution == "dense")
         rows = [np.flatnonzero(needed[:, member]).tolist() for member in range(len(self.members))]
         keys = {i: clips.key(member.encoder) for i, member in enumerate(self) if i + 1 not in clips.states}
         clips.compute((key, rows[index]) for index, key in keys.items())
