@@ -17,8 +17,8 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from mowe_ray.data.micro_batch import MicroBatch
+from mowe_ray.distributed.engine import deepspeed
 from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine, deepspeed_config
-from mowe_ray.distributed.engine.deepspeed_import import deepspeed
 from mowe_ray.model import MoweForConditionalGeneration, MoweOutput, MoweProcessor
 from mowe_ray.model.building import Lora, WeakEncoder, build_model, build_processor, parameter_parts
 from mowe_ray.training.collate import Batch, collate

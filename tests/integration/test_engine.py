@@ -10,7 +10,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from mowe_ray.distributed.engine.deepspeed_import import deepspeed
+from mowe_ray.distributed.engine import deepspeed
 from mowe_ray.model.export import export
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint.reader import newest_checkpoint

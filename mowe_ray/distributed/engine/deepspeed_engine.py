@@ -1,4 +1,8 @@
-"""DeepSpeed around a MoWE model: ZeRO sharding, mixed precision, clipping, checkpoints."""
+"""The model of a run under DeepSpeed: ZeRO sharding, mixed precision, gradient clipping, checkpoints.
+
+`build_engine` loads the model, sharded from the start under ZeRO-3, and wraps it in the `DeepSpeedEngine` that the
+training loop calls.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from mowe_ray.config import RunConfig
-from mowe_ray.distributed.engine import zero_state
-from mowe_ray.distributed.engine.deepspeed_import import deepspeed
+from mowe_ray.distributed.engine import deepspeed, zero_state
 from mowe_ray.model import MoweForConditionalGeneration, MoweOutput, MoweProcessor
 from mowe_ray.model.building import equal_members, strong_members
 from mowe_ray.training.build import assemble, model_dtype, optimizer_groups
@@ -28,7 +31,55 @@ from mowe_ray.training.optimizer import set_learning_rates
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 _LARGEST_BUCKET = 500_000_000
-"""Elements of gradient that DeepSpeed reduces at once, by its own default; from ZeRO-1 on it sets them all aside."""
+"""Gradient elements that DeepSpeed reduces at once, by its own default; from ZeRO-1 on it allocates all of them."""
+
+
+def build_engine(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    activity: ActivityTracker,
+    log: Callable[[str], object],
+) -> tuple[MoweProcessor, DeepSpeedEngine]:
+    """Builds the model with its weights and shards it; a process group must exist. Collective.
+
+    Args:
+        activity: Records which part of the model runs.
+        log: Called with each warning.
+
+    Raises:
+        ValueError: A checkpoint cannot be used; the message names the key.
+    """
+    gpu = config.compute.gpus_per_worker > 0
+    settings = deepspeed_config(
+        zero_stage=config.compute.zero_stage,
+        clip_norm=config.training.clip_norm,
+        bf16=model_dtype(config.model, gpu) == torch.bfloat16,
+        offload=config.compute.offload,
+    )
+    model, processor = assemble(
+        config.model,
+        config.training.mowe_loss,
+        seed=config.seed,
+        tokenizer=tokenizer,
+        gpu=gpu,
+        loading=sharded_loading(settings),
+    )
+    for warning in [*equal_members(model), *strong_members(model)]:
+        log(f"warning: {warning}")
+    activity.track_modules(_parts(model, [member.name for member in config.model.weak_encoders]))
+    return processor, DeepSpeedEngine(model, optimizer_groups(model, config.training), settings, activity)
+
+
+def _parts(model: MoweForConditionalGeneration, members: list[str]) -> dict[str, torch.nn.Module]:
+    """Returns the parts of the model that the watchdog names, by name."""
+    tower = model.audio_tower
+    weak = dict(zip((f"weak encoder {name!r}" for name in members), tower.pool or (), strict=True))
+    return {
+        "base encoder": tower.base_encoder,
+        **weak,
+        "adapter": tower.adapter,
+        "language model": model.language_model,
+    }
 
 
 def deepspeed_config(
@@ -38,10 +89,10 @@ def deepspeed_config(
     bf16: bool,
     offload: Literal["none", "cpu"],
 ) -> dict[str, Any]:
-    """Return the DeepSpeed configuration of a run.
+    """Returns the DeepSpeed configuration of a run.
 
     Args:
-        clip_norm: Global gradient norm limit; 0 is off (DeepSpeed's own default would be 1.0).
+        clip_norm: Limit of the global gradient norm; 0 turns clipping off (DeepSpeed's own default is 1.0).
     """
     zero: dict[str, Any] = {"stage": zero_stage}
     if offload == "cpu":
@@ -62,15 +113,37 @@ def deepspeed_config(
     }
 
 
+def sharded_loading(config: dict[str, Any]) -> AbstractContextManager[None] | None:
+    """Returns a context in which transformers' `from_pretrained` shards weights over the ranks; None below ZeRO-3.
+
+    Rank 0 alone reads the checkpoint, and hands out one tensor after the other: every rank must load the same. Nothing
+    else belongs inside: random weights would be drawn by rank 0 alone, and unused weights are not reported.
+
+    Args:
+        config: DeepSpeed's configuration, which the engine gets too.
+    """
+    return _sharded(config) if config["zero_optimization"]["stage"] == 3 else None
+
+
+@contextmanager
+def _sharded(config: dict[str, Any]) -> Iterator[None]:
+    kept_alive = HfDeepSpeedConfig(config)  # transformers has only a weak reference to it
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del kept_alive
+
+
 class DeepSpeedEngine:
-    """A model and its AdamW under DeepSpeed, as the training loop sees it.
+    """A model and its AdamW under DeepSpeed, with the interface of the training loop.
 
     Responsibilities:
     - scale losses so that gradients are sums over ranks and micro-batches (the model's losses are
       already parts of the global loss);
     - enter idle encoders also outside training under ZeRO-3, where every rank must gather the same weights;
     - name the trainable tensors that a step left without gradient;
-    - say where it is, for the watchdog.
+    - record its current activity, for the watchdog.
 
     Attributes:
         updates: Calls of `step` so far; it grows before a weight changes.
@@ -129,13 +202,13 @@ class DeepSpeedEngine:
         return self._stage == 3
 
     def forward(self, **inputs: Any) -> MoweOutput:
-        """Run the model on this rank's inputs."""
+        """Runs the model on this rank's inputs."""
         with self._activity.during("forward"):
             output: MoweOutput = self._engine(**inputs)
         return output
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Accumulate the gradient of a micro-batch's part of the global loss; reduce it after the `last`.
+        """Accumulates the gradient of a micro-batch's part of the global loss; reduces it after the `last`.
 
         DeepSpeed averages over ranks: the factor undoes it. Accumulation is not averaged at all.
         """
@@ -144,7 +217,7 @@ class DeepSpeedEngine:
             self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate_factor: float) -> float:
-        """Clip, update and clear the gradients; returns their global norm before clipping.
+        """Clips the gradients, updates the weights and clears the gradients; returns their global norm before clipping.
 
         A norm that is not finite skips the update: all ranks keep weights and moments as they were and return inf.
         """
@@ -162,40 +235,40 @@ class DeepSpeedEngine:
         return float((self._engine.get_global_grad_norm() or 0.0) if norm is None else norm)
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum `values` over all ranks, on this rank's device."""
+        """Sums `values` over all ranks, on this rank's device."""
         values = values.to(self.device)
         with self._activity.during("all-reduce of the ranks' sums"):
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every rank's `value`, by rank."""
+        """Returns every rank's `value`, by rank."""
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, value)
         return gathered
 
     def untouched_parameters(self) -> list[str]:
-        """Return the trainable parameters that no backward of this rank has reached yet."""
+        """Returns the trainable parameters that no backward of this rank has reached yet."""
         return [name for name in self._trainable if name not in self._touched]
 
     @property
     def optimizer_steps(self) -> int:
-        """Updates made so far, over all lives of the run."""
+        """Updates made so far, including those before a restart."""
         return zero_state.optimizer_steps(self._engine)
 
     def snapshot(self) -> dict[str, TensorSlice]:
-        """Return a copy, on the CPU, of this rank's part of weights, moments and buffers; not collective.
+        """Returns a copy, on the CPU, of this rank's part of weights, moments and buffers; not collective.
 
         Frozen weights are left out: they come from the base checkpoints again.
         """
         return zero_state.snapshot(self._engine)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from `checkpoint`, whatever world size and ZeRO stage wrote it. Collective."""
+        """Restores the state from `checkpoint`, whatever world size and ZeRO stage wrote it. Collective."""
         zero_state.restore(self._engine, checkpoint)
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
-        """Return all weights, whole and on the CPU, on rank 0 (elsewhere an empty dict). Collective."""
+        """Returns all weights, complete and on the CPU, on rank 0 (elsewhere an empty dict). Collective."""
         tensors = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
         weights: dict[str, torch.Tensor] = {}
         for name in self.model.state_dict():
@@ -218,78 +291,8 @@ class DeepSpeedEngine:
 
 
 def _with_fitting_bucket(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return `config` with a bucket that holds the model's gradients and not more, unless it names a size."""
+    """Returns `config` with a bucket no larger than the model's gradients, unless it names a size."""
     # Under ZeRO-3 a tensor that was loaded in shards is empty, and knows its size as `ds_numel`.
     elements = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
     bucket = {"reduce_bucket_size": min(elements, _LARGEST_BUCKET)}
     return config | {"zero_optimization": bucket | config["zero_optimization"]}
-
-
-def build_engine(
-    config: RunConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    activity: ActivityTracker,
-    log: Callable[[str], object],
-) -> tuple[MoweProcessor, DeepSpeedEngine]:
-    """Build the model with its weights and shard it; a process group must exist. Collective.
-
-    Args:
-        activity: Will name the part of the model whose forward runs.
-        log: Shows a line to the user.
-
-    Raises:
-        ValueError: A checkpoint cannot be used; the message names the key.
-    """
-    gpu = config.compute.gpus_per_worker > 0
-    settings = deepspeed_config(
-        zero_stage=config.compute.zero_stage,
-        clip_norm=config.training.clip_norm,
-        bf16=model_dtype(config.model, gpu) == torch.bfloat16,
-        offload=config.compute.offload,
-    )
-    model, processor = assemble(
-        config.model,
-        config.training.mowe_loss,
-        seed=config.seed,
-        tokenizer=tokenizer,
-        gpu=gpu,
-        loading=sharded_loading(settings),
-    )
-    for warning in [*equal_members(model), *strong_members(model)]:
-        log(f"warning: {warning}")
-    activity.track_modules(_parts(model, [member.name for member in config.model.weak_encoders]))
-    return processor, DeepSpeedEngine(model, optimizer_groups(model, config.training), settings, activity)
-
-
-def _parts(model: MoweForConditionalGeneration, members: list[str]) -> dict[str, torch.nn.Module]:
-    """Return the parts of the model a person knows, by name."""
-    tower = model.audio_tower
-    weak = dict(zip((f"weak encoder {name!r}" for name in members), tower.pool or (), strict=True))
-    return {
-        "base encoder": tower.base_encoder,
-        **weak,
-        "adapter": tower.adapter,
-        "language model": model.language_model,
-    }
-
-
-def sharded_loading(config: dict[str, Any]) -> AbstractContextManager[None] | None:
-    """Return a context in which transformers' `from_pretrained` makes shards of all ranks; None below ZeRO-3.
-
-    Rank 0 alone reads the checkpoint, and hands out one tensor after the other: every rank must load the same. Nothing
-    else belongs inside: random weights would be drawn by rank 0 alone, and unused weights are not reported.
-
-    Args:
-        config: DeepSpeed's configuration, which the engine gets too.
-    """
-    return _sharded(config) if config["zero_optimization"]["stage"] == 3 else None
-
-
-@contextmanager
-def _sharded(config: dict[str, Any]) -> Iterator[None]:
-    kept_alive = HfDeepSpeedConfig(config)  # transformers has only a weak reference to it
-    try:
-        yield
-    finally:
-        unset_hf_deepspeed_config()
-        del kept_alive

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mowe_ray.distributed.engine.deepspeed_import import deepspeed
+from mowe_ray.distributed.engine import deepspeed
 from mowe_ray.training.checkpoint.reader import Checkpoint, TensorSlice
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -41,7 +41,7 @@ class _OwnedSlice:
 
 
 def snapshot(engine: deepspeed.DeepSpeedEngine) -> dict[str, TensorSlice]:
-    """Return copies, on the CPU, of what this rank alone must keep. Not collective.
+    """Returns copies, on the CPU, of what this rank alone must keep. Not collective.
 
     Names are `weight/NAME`, `exp_avg/NAME` and `exp_avg_sq/NAME` for every trainable parameter (in fp32), and from
     rank 0 `buffer/NAME` for every buffer of the model's state dict, and `optimizer_steps`.
@@ -65,7 +65,7 @@ def snapshot(engine: deepspeed.DeepSpeedEngine) -> dict[str, TensorSlice]:
 
 @torch.no_grad()
 def restore(engine: deepspeed.DeepSpeedEngine, checkpoint: Checkpoint) -> None:
-    """Set weights, moments, step count and buffers to those of `checkpoint`. Collective.
+    """Sets weights, moments, step count and buffers to those of `checkpoint`. Collective.
 
     Raises:
         ValueError: The checkpoint is of another model.
@@ -102,7 +102,7 @@ def forget_first_update(engine: deepspeed.DeepSpeedEngine) -> None:
 
 
 def optimizer_steps(engine: deepspeed.DeepSpeedEngine) -> int:
-    """Return the updates that AdamW has made."""
+    """Returns the updates that AdamW has made."""
     states = engine.basic_optimizer.state
     steps = {int(states[master]["step"]) if states.get(master) else 0 for master in _masters(engine)}
     assert len(steps) == 1, f"tensors were updated {steps} times: some went without gradient"
@@ -129,7 +129,7 @@ def _masters(engine: deepspeed.DeepSpeedEngine) -> list[torch.Tensor]:
 
 
 def _owned_slices(engine: deepspeed.DeepSpeedEngine) -> Iterator[_OwnedSlice]:
-    """Yield this rank's slice of every trainable parameter; without ZeRO, that is all of it."""
+    """Yields this rank's slice of every trainable parameter; without ZeRO, that is all of it."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     named = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
     if stage == 3:
@@ -153,7 +153,7 @@ def _owned_slices(engine: deepspeed.DeepSpeedEngine) -> Iterator[_OwnedSlice]:
 
 
 def _working_and_master(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
-    """Yield each parameter with its fp32 master, without ZeRO: a copy in bfloat16 training, else itself."""
+    """Yields each parameter with its fp32 master, without ZeRO: a copy in bfloat16 training, else itself."""
     working = getattr(engine.optimizer, "fp16_groups", None)
     masters = [group["params"] for group in engine.optimizer.param_groups]
     for some, others in zip(working or masters, masters, strict=True):
@@ -176,7 +176,7 @@ def _tensors(engine: deepspeed.DeepSpeedEngine, master: torch.Tensor) -> dict[st
 
 
 def _buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the buffers that the state dict has."""
+    """Yields the buffers that the state dict has."""
     kept = model.state_dict().keys()
     for name, buffer in model.named_buffers():
         if name in kept:
@@ -184,7 +184,7 @@ def _buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _derive_weights(engine: deepspeed.DeepSpeedEngine, stage: int) -> None:
-    """Set the weights the model computes with from the masters, as an optimizer step ends."""
+    """Sets the weights the model computes with from the masters, as an optimizer step ends."""
     optimizer = engine.optimizer
     if stage == 3:
         for group in range(len(optimizer.fp32_partitioned_groups_flat)):
