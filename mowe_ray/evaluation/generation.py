@@ -1,6 +1,6 @@
-"""Answer decoded samples: cut long clips or take them in pieces, ask, generate, and note what the routers chose.
+"""Generation: answers to decoded samples, with long clips chunked or cut, and the routers' choices for each clip.
 
-Legend: M pool members, C clips of a batch.
+Legend: M pool members, C clips of a batch, R prompts, N tokens.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from mowe_ray.model import AudioTokens, MoweForConditionalGeneration, MoweProces
 
 Wave = npt.NDArray[np.float32]
 
-# Shorter pieces are filled up with silence, as the paper's authors do with short clips [paper, artefact].
+# Shorter chunks are padded with silence, as the paper's authors do with short clips [paper, artefact].
 _SHORTEST_S = 1.0
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Of a row's clip: all of it, or one of its chunks; None for a row of text alone."""
+class _Chunk:
+    """The clip of a row, or one chunk of it; None for a row of text alone."""
 
     row: int
     wave: Wave | None
@@ -50,47 +50,47 @@ def answer_micro_batch(
     Args:
         model: In evaluation mode, on its device.
         processor: Makes its inputs.
-        micro_batch: What is asked.
+        micro_batch: The samples to answer.
         max_new_tokens: Longest answer, in tokens.
         num_beams: 1 is greedy.
-        max_audio_s: Longer clips of `chunked_tasks` are answered in pieces whose answers are joined; others are cut.
+        max_audio_s: Longer clips of `chunked_tasks` are answered in chunks whose answers are joined; others are cut.
         chunked_tasks: Names of tasks.
         batch_seconds: Audio that goes through the model together, padding included, in seconds.
-        max_batch_size: Pieces that do.
-        instruct: Takes task and id, and returns what to ask instead of the sample's own instruction, or None.
+        max_batch_size: Chunks that go through the model together.
+        instruct: Takes task and id, and returns an instruction to use in place of the sample's own, or None.
     """
-    asked = [
+    instructions = [
         instruct(task, sample_id) or own
         for task, sample_id, own in zip(micro_batch.tasks, micro_batch.ids, micro_batch.instructions, strict=True)
     ]
-    pieces = _pieces(micro_batch, max_audio_s, chunked_tasks)
-    texts: list[list[str]] = [[] for _ in asked]
-    heard: list[list[tuple[RouterChoice | None, RouterChoice | None]]] = [[] for _ in asked]
-    for group in _groups(pieces, batch_seconds, max_batch_size):
+    chunks = _chunks(micro_batch, max_audio_s, chunked_tasks)
+    texts: list[list[str]] = [[] for _ in instructions]
+    choices_of_row: list[list[tuple[RouterChoice | None, RouterChoice | None]]] = [[] for _ in instructions]
+    for group in _groups(chunks, batch_seconds, max_batch_size):
         inputs = processor(
-            instructions=[asked[piece.row] for piece in group],
-            audio=[[] if piece.wave is None else [piece.wave] for piece in group],
+            instructions=[instructions[chunk.row] for chunk in group],
+            audio=[[] if chunk.wave is None else [chunk.wave] for chunk in group],
         )
         moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
         audio = model.encode_audio(moved.pop("input_values", None), moved.pop("input_lengths", None))
-        found = generate_texts(model, processor, moved, audio, max_new_tokens=max_new_tokens, num_beams=num_beams)
+        generated = generate_texts(model, processor, moved, audio, max_new_tokens=max_new_tokens, num_beams=num_beams)
         clips = iter(choices(audio))
-        for piece, text in zip(group, found, strict=True):
-            texts[piece.row].append(text)
-            if piece.wave is not None:
-                heard[piece.row].append(next(clips))
+        for chunk, text in zip(group, generated, strict=True):
+            texts[chunk.row].append(text)
+            if chunk.wave is not None:
+                choices_of_row[chunk.row].append(next(clips))
     return [
         Answer(
             id=micro_batch.ids[row],
             task=micro_batch.tasks[row],
-            instruction=asked[row],
+            instruction=instructions[row],
             answer=" ".join(text for text in texts[row] if text),
             references=micro_batch.references[row],
             duration_s=round(micro_batch.lengths[row] / SAMPLE_RATE, 3),
-            independent=_mean([one for one, _ in heard[row]]),
-            dependent=_mean([one for _, one in heard[row]]),
+            independent=_mean([independent for independent, _ in choices_of_row[row]]),
+            dependent=_mean([dependent for _, dependent in choices_of_row[row]]),
         )
-        for row in range(len(asked))
+        for row in range(len(instructions))
     ]
 
 
@@ -115,7 +115,7 @@ def generate_texts(
 
 
 def choices(audio: AudioTokens | None) -> list[tuple[RouterChoice | None, RouterChoice | None]]:
-    """Return what the data-independent and the data-dependent router chose for each of the C clips."""
+    """Return the choices of the data-independent and the data-dependent router for each of the C clips."""
     if audio is None:
         return []
     record, clips = audio.record, sum(count > 0 for count in audio.valid)
@@ -128,7 +128,7 @@ def choices(audio: AudioTokens | None) -> list[tuple[RouterChoice | None, Router
             for i in range(clips)
         ]
     )
-    return [(independent, one) for one in dependent]
+    return [(independent, choice) for choice in dependent]
 
 
 def _choice(routing: Routing) -> RouterChoice:
@@ -138,50 +138,50 @@ def _choice(routing: Routing) -> RouterChoice:
     )
 
 
-def _mean(pieces: Sequence[RouterChoice | None]) -> RouterChoice | None:
-    """Join the choices for the pieces of a clip."""
-    known = [piece for piece in pieces if piece is not None]
+def _mean(chunks: Sequence[RouterChoice | None]) -> RouterChoice | None:
+    """Return the mean of the choices for the chunks of a clip."""
+    known = [chunk for chunk in chunks if chunk is not None]
     if len(known) <= 1:
         return known[0] if known else None
     load, probabilities = (
-        [round(float(mean), 5) for mean in np.mean([getattr(piece, name) for piece in known], axis=0)]
+        [round(float(mean), 5) for mean in np.mean([getattr(chunk, name) for chunk in known], axis=0)]
         for name in ("load", "probabilities")
     )
     return RouterChoice(load, probabilities)
 
 
-def _pieces(micro_batch: MicroBatch, max_audio_s: float, chunked_tasks: Collection[str]) -> list[_Piece]:
-    """Return the clips of all rows, long ones in pieces or cut, in row order."""
+def _chunks(micro_batch: MicroBatch, max_audio_s: float, chunked_tasks: Collection[str]) -> list[_Chunk]:
+    """Return the clips of all rows, long ones chunked or cut, in row order."""
     most = round(max_audio_s * SAMPLE_RATE)
     return [
-        _Piece(row, wave)
+        _Chunk(row, wave)
         for row, (clip, task) in enumerate(zip(micro_batch.waveforms(), micro_batch.tasks, strict=True))
         for wave in _cut(clip, most, task in chunked_tasks)
     ]
 
 
-def _cut(clip: Wave | None, samples: int, in_pieces: bool) -> list[Wave | None]:
-    """Return a clip in pieces of at most `samples`, or only the first of them."""
+def _cut(clip: Wave | None, samples: int, chunked: bool) -> list[Wave | None]:
+    """Return a clip in chunks of at most `samples`, or only the first of them."""
     if clip is None or len(clip) <= samples:
         return [clip]
-    if not in_pieces:
+    if not chunked:
         return [clip[:samples]]
-    *whole, last = (clip[start : start + samples] for start in range(0, len(clip), samples))
+    *full, last = (clip[start : start + samples] for start in range(0, len(clip), samples))
     missing = max(0, min(samples, round(_SHORTEST_S * SAMPLE_RATE)) - len(last))
-    return [*whole, np.pad(last, (0, missing))]
+    return [*full, np.pad(last, (0, missing))]
 
 
-def _groups(pieces: Sequence[_Piece], batch_seconds: float, max_batch_size: int) -> Iterator[list[_Piece]]:
-    """Cut a row of pieces into batches within the limits; one piece that is longer stays alone."""
-    group: list[_Piece] = []
+def _groups(chunks: Sequence[_Chunk], batch_seconds: float, max_batch_size: int) -> Iterator[list[_Chunk]]:
+    """Group chunks into batches within the limits; a chunk that exceeds them is a batch of its own."""
+    group: list[_Chunk] = []
     longest = 0
-    for piece in pieces:
-        longest_with = max(longest, 0 if piece.wave is None else len(piece.wave))
+    for chunk in chunks:
+        longest_with = max(longest, 0 if chunk.wave is None else len(chunk.wave))
         padded_s = (len(group) + 1) * longest_with / SAMPLE_RATE
         if group and (len(group) == max_batch_size or padded_s > batch_seconds):
             yield group
-            group, longest_with = [], 0 if piece.wave is None else len(piece.wave)
-        group.append(piece)
+            group, longest_with = [], 0 if chunk.wave is None else len(chunk.wave)
+        group.append(chunk)
         longest = longest_with
     if group:
         yield group
@@ -223,13 +223,13 @@ _WITH_LABELS = ("er",)
 
 
 def instruction_of(task: str, sample_id: str, labels: Sequence[str] | None, seed: int) -> str | None:
-    """Draw a usual phrasing for a sample; the same for the same id and seed, whatever else is asked.
+    """Draw a usual phrasing for a sample; it depends on the sample's id and the seed alone.
 
     Args:
         labels: The closed list that the question of a classification ends with.
 
     Returns:
-        None if the task has no usual phrasing, or needs labels and there are none: ask what the sample itself asks.
+        None if the task has no usual phrasing, or needs labels and there are none.
     """
     if task not in _PHRASINGS or (task in _WITH_LABELS and not labels):
         return None

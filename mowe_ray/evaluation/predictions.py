@@ -1,10 +1,10 @@
-"""The answers to a dataset on storage: written as they come, found again by the next run.
+"""The answers to a dataset on storage: written as they come, and resumed by the next run.
 
     predictions/DATASET.jsonl        one line an answer (`Answer`), in the order of the plan
-    predictions/DATASET.steps.jsonl  what was asked and how, then one line a micro-batch that is finished
+    predictions/DATASET.steps.jsonl  the settings, then one line a micro-batch that is finished
 
-An evaluation that was killed goes on after the last finished micro-batch; lines of an unfinished one are dropped.
-Because the plan does not change, the files are those of an evaluation that nothing happened to.
+An evaluation that was killed resumes after the last finished micro-batch; lines of an unfinished one are dropped.
+The plan does not change, so the files equal those of an evaluation without interruption.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _REMOTE_FLUSH_S = 30.0
 
 
 class Predictions:
-    """The answers to one dataset, given in one way."""
+    """The answers to one dataset under one set of settings."""
 
     def __init__(self, folder: RunFolder, name: str, settings: Mapping[str, Any]):
-        """Find what an earlier run with equal settings has finished; answers given in another way are dropped.
+        """Find what an earlier run with equal settings has finished; answers under other settings are dropped.
 
         Args:
             folder: Of the evaluation.
             name: Of the file, below the folder, without suffix.
-            settings: JSON values that decide on the answers.
+            settings: JSON values that determine the answers.
 
         Attributes:
-            finished: Micro-batches of the plan that need not run again.
-            replaced: The settings that are others than those of the answers that were there; empty if there were none.
+            finished: Number of micro-batches of the plan that need not run again.
+            replaced: Names of the settings that differ from those of the stored answers; empty without any.
         """
         self._folder, self._file, self._steps = folder, f"{name}.jsonl", f"{name}.steps.jsonl"
         self._answers: list[str] = []
@@ -56,27 +56,27 @@ class Predictions:
         self.finished = len(self._records)
 
     def _resume(self, records: list[dict[str, Any]]) -> None:
-        whole = self._folder.read_lines(self._file)
+        stored = self._folder.read_lines(self._file)
         for record in records:
             end = len(self._answers) + record["answers"]
-            if end > len(whole):
+            if end > len(stored):
                 break
-            self._answers += whole[len(self._answers) : end]
+            self._answers += stored[len(self._answers) : end]
             self._records.append(record)
 
     def begin(self) -> None:
-        """Make the files hold exactly what is finished; before the first `add`."""
+        """Truncate the files to what is finished; must be called before the first `add`."""
         self._folder.write_text(self._file, "".join(self._answers))
         self._folder.write_text(self._steps, "".join(json.dumps(r) + "\n" for r in [self._wanted, *self._records]))
 
     def add(self, answers: Sequence[Answer], bad: Sequence[BadSample], *, audio_s: float, seconds: float) -> None:
-        """Take in the next micro-batch of the plan.
+        """Add the answers to the next micro-batch of the plan.
 
         Args:
-            answers: To its samples.
+            answers: Answers to its samples.
             bad: Samples that could not be used.
             audio_s: Seconds of audio.
-            seconds: That the model took.
+            seconds: Seconds the model took.
         """
         causes = [[sample.id, sample.cause, sample.detail] for sample in bad]
         record = {"answers": len(answers), "audio_s": audio_s, "seconds": seconds, "bad": causes}
@@ -120,8 +120,8 @@ class RouterChoice:
     """One router's decision for a clip, with M pool members.
 
     Attributes:
-        load: M shares of the clip each member was run on: 0 or 1, unless the clip was heard in pieces.
-        probabilities: M numbers, mean over the pieces.
+        load: M shares of the clip each member was run on: 0 or 1, unless the clip was answered in chunks.
+        probabilities: M numbers, mean over the chunks.
     """
 
     load: list[float]
@@ -136,8 +136,8 @@ class Answer:
         id: Unique within the dataset.
         references: The answers that count as right.
         duration_s: Of the clip; 0 for text alone.
-        independent: What the data-independent router chose; None if it is off, or there was no clip.
-        dependent: What the data-dependent router chose, likewise.
+        independent: Choice of the data-independent router; None if it is off, or there was no clip.
+        dependent: Choice of the data-dependent router, likewise.
     """
 
     id: str
@@ -164,8 +164,8 @@ class Answer:
 
 
 def by_task(answers: Iterable[Answer]) -> dict[str, list[Answer]]:
-    """Sort answers into their tasks, by name; within a task their order stays."""
-    found: dict[str, list[Answer]] = {}
+    """Group answers by task, sorted by its name; within a task their order stays."""
+    tasks: dict[str, list[Answer]] = {}
     for answer in answers:
-        found.setdefault(answer.task, []).append(answer)
-    return dict(sorted(found.items()))
+        tasks.setdefault(answer.task, []).append(answer)
+    return dict(sorted(tasks.items()))

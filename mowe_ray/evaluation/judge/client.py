@@ -1,4 +1,4 @@
-"""Ask a language model behind an OpenAI-compatible endpoint many questions, some at a time, at temperature 0."""
+"""A client of OpenAI-compatible chat endpoints: many questions, a limited number at a time, at temperature 0."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class JudgeError(ValueError):
 
 @dataclass(frozen=True)
 class ChatEndpoint:
-    """Where the model answers.
+    """An OpenAI-compatible chat endpoint.
 
     Attributes:
         base_url: Such as http://localhost:8000/v1.
@@ -46,24 +46,24 @@ class ChatEndpoint:
         if address.scheme not in ("http", "https") or not address.hostname:
             raise JudgeError(f"judge.base_url: must be like http://localhost:8000/v1, got {self.base_url!r}")
 
-    def ask(self, questions: Mapping[str, str], heard: Callable[[str, str], None]) -> None:
+    def ask(self, questions: Mapping[str, str], on_reply: Callable[[str, str], None]) -> None:
         """Ask every question once.
 
-        429, 5xx, silence and broken connections are tried again with growing pauses, or those the server asks for.
+        429, 5xx, timeouts and broken connections are retried with exponential backoff, or the server's Retry-After.
 
         Args:
             questions: Texts by name.
-            heard: Gets name and reply of each, in the order of arrival.
+            on_reply: Called with the name and the reply of each question, in the order of arrival.
 
         Raises:
-            JudgeError: A question got no reply; what is on its way is given up.
+            JudgeError: A question got no reply; requests in flight are cancelled.
         """
         try:
-            asyncio.run(self._ask_all(questions, heard))
+            asyncio.run(self._ask_all(questions, on_reply))
         except BaseExceptionGroup as failures:  # one for each worker that failed: usually the same
             raise failures.exceptions[0] from None
 
-    async def _ask_all(self, questions: Mapping[str, str], heard: Callable[[str, str], None]) -> None:
+    async def _ask_all(self, questions: Mapping[str, str], on_reply: Callable[[str, str], None]) -> None:
         import openai  # half a second, and most evaluations have no judge
 
         waiting = iter(questions.items())  # shared: each question goes to the first worker that is free
@@ -78,7 +78,7 @@ class ChatEndpoint:
                     except (openai.APIStatusError, openai.APIConnectionError) as error:
                         # Not from the error: what it holds may show the key.
                         raise JudgeError(self._problem(error, client.api_key)) from None
-                    heard(name, reply)
+                    on_reply(name, reply)
 
             async with asyncio.TaskGroup() as workers:
                 for _ in range(min(self.concurrency, len(questions))):

@@ -1,4 +1,4 @@
-"""A language model as judge: verdicts on answers, kept on disk so that no question is asked twice."""
+"""A language model as judge (LLM-as-a-judge): verdicts on answers, cached on storage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REMOTE_SAVE_S = 10.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge made of an answer.
+    """The judge's verdict on an answer.
 
     Attributes:
         score: Of 0..1; 0 if the reply has no rating.
@@ -38,8 +38,8 @@ class Verdict:
 
 def verdict(reply: str, scale: Scale) -> Verdict:
     """Read the last `Rating:` of a reply, or a number alone on its last line; out of the scale is no rating."""
-    found = _RATING.findall(reply) or _BARE.findall(reply)
-    rating = float(found[-1]) if found else -1.0
+    ratings = _RATING.findall(reply) or _BARE.findall(reply)
+    rating = float(ratings[-1]) if ratings else -1.0
     highest = HIGHEST[scale]
     ok = rating in (0, 1) if scale == "binary" else 0 <= rating <= highest
     return Verdict(rating / highest if ok else 0.0, reply, ok)
@@ -57,7 +57,7 @@ class Judge:
         log_every_s: float = 10.0,
         clock: Clock = time.monotonic,
     ):
-        """Read what was judged before.
+        """Read the cached replies.
 
         Args:
             endpoint: The judge.
@@ -71,18 +71,18 @@ class Judge:
         self._file = _Judgements(folder, f"judgements/{dataset}.jsonl")
 
     def scores(self, answers: Sequence[Answer], scale: Scale) -> list[Verdict]:
-        """Return the verdict on each answer; asks only what was never asked before.
+        """Return the verdict on each answer; only questions without a cached reply are sent.
 
         Raises:
-            JudgeError: The judge gave no reply. What it said until then is kept.
+            JudgeError: The judge gave no reply. Earlier replies are kept.
         """
         keys: list[str] = []
-        asked: dict[str, tuple[str, str]] = {}
+        questions: dict[str, tuple[str, str]] = {}
         for answer in answers:
             question = judge_question(answer, scale)
             keys.append(hashlib.sha256(f"{self.model}\n{question}".encode()).hexdigest()[:32])
-            asked.setdefault(keys[-1], (answer.id, question))
-        self._ask({key: asked[key] for key in asked if key not in self._file.replies})
+            questions.setdefault(keys[-1], (answer.id, question))
+        self._ask({key: questions[key] for key in questions if key not in self._file.replies})
         return [verdict(self._file.replies[key], scale) for key in keys]
 
     def note(self, answers: Sequence[Answer], scale: Scale) -> str:
@@ -128,10 +128,10 @@ class _Judgements:
         self._save_every_s = 0.0 if folder.local_path(file) else _REMOTE_SAVE_S
         self._unsaved, self._saved = "", time.monotonic()
         text = folder.read_text(file) if folder.exists(file) else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # the last writer was killed: what comes next must not continue its half line
-            folder.write_text(file, whole)
-        lines = map(json.loads, whole.splitlines())
+        complete = text[: text.rfind("\n") + 1]
+        if complete != text:  # the last writer was killed: new lines must not continue its half line
+            folder.write_text(file, complete)
+        lines = map(json.loads, complete.splitlines())
         self.replies: dict[str, str] = {line["key"]: line["reply"] for line in lines}
 
     def add(self, key: str, sample: str, reply: str) -> None:
