@@ -12,6 +12,7 @@ import ray
 
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed import cluster, resources
+from mowe_ray.output.terminal import format_table
 
 # Share of a machine's free memory that trials on the CPU may take.
 _FREE_SHARE = 0.8
@@ -48,14 +49,13 @@ def find_batch(config: RunConfig, log: Callable[[str], None], limit_bytes: int |
     """
     cap = config.data.max_batch_size
     log(f"largest micro-batch of one worker, ZeRO stage {config.compute.zero_stage} (more workers only free memory)")
-    log(f"{'clip':>8}  {'most clips':>10}  {'batch_seconds':>13}")
     clips: dict[float, int] = {}
     limit = 0
     search = _on_cluster if "RAY_ADDRESS" in os.environ else _search
     for trial in search(config, limit_bytes):
         limit = trial.limit_bytes
         outcome = "fits" if trial.failure is None else f"out of memory: {trial.failure}"
-        log(f"{'':12}trying {trial.clips} x {trial.seconds:g} s: {outcome}")
+        log(f"trying {trial.clips} x {trial.seconds:g} s: {outcome}")
         if trial.largest is None:
             continue
         if trial.largest == 0:
@@ -65,11 +65,14 @@ def find_batch(config: RunConfig, log: Callable[[str], None], limit_bytes: int |
                 "train fewer parts"
             )
         clips[trial.seconds] = trial.largest
-        batch_seconds = f"{trial.largest * trial.seconds:g}{' or more' if trial.largest == cap else ''}"
-        log(f"{trial.seconds:>6g} s  {trial.largest:>10}  {batch_seconds:>13}")
     rows = [
         {"seconds": seconds, "clips": number, "batch_seconds": seconds * number} for seconds, number in clips.items()
     ]
+    table = [
+        [f"{seconds:g} s", str(number), f"{seconds * number:g}{' or more' if number == cap else ''}"]
+        for seconds, number in clips.items()
+    ]
+    log(format_table(table, ["clip", "most clips", "batch_seconds"], right={0, 1, 2}).rstrip("\n"))
     return {"find_batch": rows, "batch_seconds": recommended_batch_seconds(clips, cap), "limit_bytes": limit}
 
 

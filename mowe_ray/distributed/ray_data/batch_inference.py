@@ -33,11 +33,9 @@ from mowe_ray.evaluation.generation import answer_micro_batch, instruction_of
 from mowe_ray.evaluation.predictions import Answer, Predictions
 from mowe_ray.evaluation.targets import folder_at
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
-from mowe_ray.output.terminal import duration
+from mowe_ray.output.terminal import ProgressReporter
 from mowe_ray.training.datasets import cache_folder
 from mowe_ray.training.estimate import ExportCost, estimate_export
-
-_LOG_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -96,14 +94,19 @@ def answer_all(export: str, jobs: Sequence[AnswerJob], config: EvaluationConfig,
     work = [(n, number) for n, job in enumerate(jobs) for number in range(job.predictions.finished, len(job.plan))]
     if not work:
         return
-    progress = _Progress(jobs, work, log)
+    rows = [len(jobs[n].plan[number]) for n, number in work]
+    progress = ProgressReporter("answering", sum(rows), unit="samples", log=log)
     datasets = {"indexes": [ray.put(job.index) for job in jobs], "plans": ray.put([job.plan for job in jobs])}
     settings = [(job.excluded_members, job.labels) for job in jobs]
     try:
-        for (n, _), reference in zip(work, _execute.remote(export, work, settings, datasets, config), strict=True):
-            answered = ray.get(reference)
-            _store(jobs[n].predictions, answered)
-            progress.add(n, answered)
+        results = _execute.remote(export, work, settings, datasets, config)
+        for i, ((n, _), size, reference) in enumerate(zip(work, rows, results, strict=True)):
+            _store(jobs[n].predictions, ray.get(reference))
+            progress.label = f"answering, now {jobs[n].label}"
+            progress.advance(size)
+            if i == 0:  # until now the model was loaded, which takes no longer for more samples
+                progress.restart()
+        progress.finish()
     except ray.exceptions.RayError as error:
         raise ValueError(f"{export}: {cause_of(error)}") from error
     finally:
@@ -226,30 +229,3 @@ def local_copy(export: str) -> str:
             part.replace(copy)
         shutil.rmtree(part, ignore_errors=True)
     return str(copy)
-
-
-class _Progress:
-    """Logs how many samples are answered, at what rate, and the time left."""
-
-    def __init__(self, jobs: Sequence[AnswerJob], work: list[tuple[int, int]], log: Callable[[str], None]):
-        self._jobs, self._log = jobs, log
-        self._rows = [len(jobs[n].plan[number]) for n, number in work]
-        self._done, self._audio_s = 0, 0.0
-        self._began = self._logged = time.monotonic()
-
-    def add(self, job: int, answered: dict[str, Any]) -> None:
-        """Counts a micro-batch of a job."""
-        now = time.monotonic()
-        self._done += 1
-        if self._done == 1:  # until now the model was loaded, which takes no longer for more samples
-            self._began = now
-        else:
-            self._audio_s += answered["audio_s"]
-        last = self._done == len(self._rows)
-        if now - self._logged < _LOG_EVERY_S and not last:
-            return
-        self._logged, rows, total = now, sum(self._rows[: self._done]), sum(self._rows)
-        spent, timed = now - self._began, rows - self._rows[0]
-        rate = f": {self._audio_s / spent:,.1f} audio-s/s" if timed else ""
-        left = f", {duration(spent * (total - rows) / timed)} left" if timed and not last else ""
-        self._log(f"answered {rows}/{total}, now {self._jobs[job].label}{rate}{left}")

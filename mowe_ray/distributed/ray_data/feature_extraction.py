@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import random
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import torch
 
@@ -31,7 +29,7 @@ from mowe_ray.data.feature_cache import (
 )
 from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.ray_data.pipeline import ModelActors, stream_blocks
-from mowe_ray.output.terminal import duration
+from mowe_ray.output.terminal import ProgressReporter
 from mowe_ray.training.datasets import Sources
 from mowe_ray.training.frozen_features import (
     FrozenEncoder,
@@ -41,8 +39,6 @@ from mowe_ray.training.frozen_features import (
     load_frozen,
     origin_key,
 )
-
-_LOG_EVERY_S = 10.0
 
 
 def fill_cache(config: RunConfig, sources: Sources, log: Callable[[str], None]) -> FeatureCache:
@@ -75,20 +71,23 @@ def fill_cache(config: RunConfig, sources: Sources, log: Callable[[str], None]) 
     try:
         if missing:
             rows = [shards[shard][1] for shard in missing]
-            for line in _compute.remote(rows, replace(cache, encoders=list(wanted.values())), config):
-                log(ray.get(line))
+            labels = ", ".join(encoder.label for encoder in wanted.values())
+            label = f"features of {labels}" if labels else "decoded audio"
+            progress = ProgressReporter(label, len(rows), unit="shards", log=log)
+            for done in _compute.remote(rows, replace(cache, encoders=list(wanted.values())), config):
+                progress.advance(ray.get(done))
+            progress.finish()
     except ray.exceptions.RayTaskError as error:
         raise ValueError(f"data.feature_cache: {cause_of(error)}") from error
     return cache
 
 
 @ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")  # not on what a Tune trial has reserved
-def _compute(missing: list[pa.Table], cache: FeatureCache, config: RunConfig) -> Iterator[str]:
-    """Decodes the shards of these rows, and runs the encoders of `cache` on them; yields lines of progress.
+def _compute(missing: list[pa.Table], cache: FeatureCache, config: RunConfig) -> Iterator[int]:
+    """Decodes the shards of these rows, and runs the encoders of `cache` on them; yields numbers of shards done.
 
     A task of its own, because Ray Data writes much to the terminal of the process that starts it.
     """
-    progress = _Progress(missing, cache.encoders)
     random.SystemRandom().shuffle(missing)
     arguments = {"cache": ray.put(cache), "config": config}
     blocks = stream_blocks(
@@ -100,8 +99,7 @@ def _compute(missing: list[pa.Table], cache: FeatureCache, config: RunConfig) ->
         actors=ModelActors(_Encoder, arguments, config.compute) if cache.encoders else None,
     )
     for block in blocks:
-        for seconds in block["seconds"].to_pylist():
-            yield from progress.shard(seconds)
+        yield block.num_rows
 
 
 def _decode(rows: pa.Table, cache: ray.ObjectRef, config: RunConfig) -> pa.Table:
@@ -110,7 +108,7 @@ def _decode(rows: pa.Table, cache: ray.ObjectRef, config: RunConfig) -> pa.Table
     path = ray.get(cache).audio_path(shard)
     if not is_whole(path):
         write_audio(path, rows, config.data.min_duration_s, config.data.max_duration_s)
-    return pa.table({"shard": [shard], "seconds": [float(pc.sum(rows["duration_s"]).as_py())]})
+    return pa.table({"shard": [shard]})
 
 
 class _Encoder:
@@ -179,24 +177,3 @@ def _describe(encoders: list[tuple[FrozenEncoder, Path]], config: RunConfig) -> 
         part = note.with_name(f"{note.name}.{uuid.uuid4().hex}.part")
         part.write_text(json.dumps(asdict(describe(loaded[encoder.place], encoder, config.model.pad_audio))))
         part.replace(note)
-
-
-class _Progress:
-    """Formats how many shards are done, at what rate, and the time left."""
-
-    def __init__(self, missing: list[pa.Table], encoders: list[CachedEncoder]):
-        self._done_s, self._shards, self._total = 0.0, 0, len(missing)
-        self._total_s = sum(float(pc.sum(rows["duration_s"]).as_py()) for rows in missing)
-        labels = ", ".join(encoder.label for encoder in encoders)
-        self._label = f"features of {labels}" if labels else "decoded audio"
-        self._began = self._logged = time.monotonic()
-
-    def shard(self, seconds: float) -> Iterator[str]:
-        """Counts a shard of so many seconds of audio; yields a line every `_LOG_EVERY_S`."""
-        self._shards, self._done_s = self._shards + 1, self._done_s + seconds
-        now = time.monotonic()
-        if self._shards == self._total or now - self._logged >= _LOG_EVERY_S:
-            self._logged, rate = now, self._done_s / (now - self._began)
-            left = duration((self._total_s - self._done_s) / max(rate, 1e-9))
-            time_left = f", {left} left" if self._shards < self._total else ""
-            yield f"{self._label}: {self._shards}/{self._total} shards, {rate:,.1f} audio-s/s{time_left}"
