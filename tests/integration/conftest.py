@@ -49,6 +49,10 @@ def reference(ray_cluster: None, tiny_corpus: Corpus, tmp_path_factory: pytest.T
     that continues it takes a copy.
     """
     from mowe_ray.distributed.ray_train.driver import train
+    from tests import ray_reports
 
-    config = tiny_config(tiny_corpus, tmp_path_factory.mktemp("reference"), "reference", *REFERENCE)
-    return train(config, [].append)
+    folder = tmp_path_factory.mktemp("reference")
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in (*ray_reports.CALLBACK.items(), (ray_reports.FILE, str(folder / "reports.jsonl"))):
+            environment.setenv(name, value)
+        return train(tiny_config(tiny_corpus, folder, "reference", *REFERENCE), [].append)

@@ -54,13 +54,21 @@ class StopRequests:
         self._notice: object = None
         call_when_done(coordinator.stop_requested.remote(), self._stop.set)
 
-    def synchronize(self) -> tuple[bool, bool]:
-        """Return whether any rank was asked to stop, and whether any has to save now. Collective."""
+    def synchronize(self, *, report_due: bool) -> tuple[bool, bool, bool]:
+        """Make all ranks act on the same requests in the same step. Collective.
+
+        Args:
+            report_due: Whether it is time to report to Ray; that of rank 0 counts.
+
+        Returns:
+            Whether any rank was asked to stop, whether any has to save now, and whether all report.
+        """
         notice = get_train_context().preemption_context.preemption_info  # the public call is a barrier of its own
         announced, self._notice = notice is not None and notice != self._notice, notice
-        mine = torch.tensor([float(self._stop.is_set()), float(announced or _terminated.is_set())])
-        stop, save = self._ranks.all_reduce(mine).tolist()
-        return stop > 0, save > 0
+        report = report_due and self._ranks.is_rank_zero
+        mine = torch.tensor([self._stop.is_set(), announced or _terminated.is_set(), report], dtype=torch.float32)
+        stop, save, report = self._ranks.all_reduce(mine).tolist()
+        return stop > 0, save > 0, report > 0
 
 
 def exit_if_terminated() -> None:

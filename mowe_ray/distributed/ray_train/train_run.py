@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import tee
+from typing import Any
 
 import ray
+import ray.train
 from ray.actor import ActorHandle
 
 from mowe_ray.config import RunConfig
@@ -36,6 +39,46 @@ from mowe_ray.training.validation import ValidationResult
 
 # Seconds that the last checkpoint of a run may take to be written.
 _LAST_CHECKPOINT_S = 600.0
+# Longer than Ray waits between two reads (RAY_TRAIN_HEALTH_CHECK_INTERVAL_S), so that no report waits for Ray.
+_REPORT_INTERVAL_S = 5.0
+
+
+class RayReporter:
+    """Reports metrics to Ray Train (`ray.train.report`), so that its callbacks and tools see the run.
+
+    A report is a barrier of all ranks, and waits while Ray has not read the previous one. So metrics are collected, and
+    reported at a checkpoint or validation at most every few seconds; never when a rank is in trouble or about to leave.
+    """
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, Any] = {}
+        self._reported = time.monotonic()
+
+    def add_step(self, result: StepResult, planned: PlannedStep) -> None:
+        """Replace the metrics of the previous step."""
+        self._metrics |= {
+            "step": result.step,
+            "epoch": planned.epoch,
+            "progress": planned.progress,
+            **{name: getattr(result, name) for name in ("loss", "lm_loss", "routing_loss", "grad_norm", "audio_s")},
+        }
+
+    def add_validation(self, step: int, results: Mapping[str, ValidationResult]) -> None:
+        """Replace the metrics of the previous validation; names are `SOURCE/loss` and `SOURCE/TASK`."""
+        self._metrics["validation_step"] = step
+        for source, result in results.items():
+            scores = {f"{source}/{task}": values["score"] for task, values in result.tasks.items()}
+            self._metrics |= {f"{source}/loss": result.loss, **scores}
+
+    @property
+    def due(self) -> bool:
+        """Whether Ray has had the time to read the previous report; ranks differ in this."""
+        return time.monotonic() - self._reported >= _REPORT_INTERVAL_S
+
+    def report(self) -> None:
+        """Report what was added. Collective."""
+        ray.train.report(dict(self._metrics))
+        self._reported = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -49,6 +92,7 @@ class TrainRun:
         records: Micro-batches that did not fit into memory before.
         sample_log: Log of all sample ids (`training.log_samples`), or None.
         async_validation: Validates while training goes on (`training.async_validation`).
+        reporter: Reports metrics to Ray Train.
     """
 
     config: RunConfig
@@ -65,6 +109,7 @@ class TrainRun:
     records: OutOfMemoryRecords
     sample_log: SampleAuditLog | None
     async_validation: AsyncValidation
+    reporter: RayReporter
     coordinator: ActorHandle[RunCoordinator]
     activity: ActivityTracker
 
@@ -122,6 +167,7 @@ class TrainRun:
 
     def _report_validation(self, step: int, progress: float, results: dict[str, ValidationResult]) -> None:
         self.monitor.validation(step, results)
+        self.reporter.add_validation(step, results)
         if self.ranks.is_rank_zero:
             sources = [{"source": name, "loss": result.loss, "tasks": result.tasks} for name, result in results.items()]
             self.async_validation.report_to_driver({"step": step, "progress": progress, "sources": sources})
@@ -137,19 +183,24 @@ class TrainRun:
             emergency.step_finished()
             self._report_step(result, planned)
             self.async_validation.poll(self._report_validation)
-            stop, save = requests.synchronize()
-            if stop or save or planned.last or (every.save_every and result.step % every.save_every == 0):
+            stop, save, report = requests.synchronize(report_due=self.reporter.due)
+            saving = bool(every.save_every) and result.step % every.save_every == 0
+            validating = bool(every.eval_every) and result.step % every.eval_every == 0
+            if stop or save or planned.last or saving:
                 self._save()
             if save:
                 self.writer.wait(EMERGENCY_SAVE_S)
                 exit_if_terminated()
             if planned.last or stop:
                 return planned.last
-            if every.eval_every and result.step % every.eval_every == 0:
+            if validating:
                 watchdog.pause()
                 if not self.async_validation.start(self.sampler.step, self.sampler.progress):
                     self.validate()
             watchdog.begin(result.step + 1)
+            if report and (saving or validating) and not save:
+                with self.activity.during("ray.train.report"):
+                    self.reporter.report()
         return True  # there was nothing left to train
 
     def _batches(self) -> Iterator[tuple[PlannedStep, list[Batch]]]:
@@ -180,6 +231,7 @@ class TrainRun:
         if self.sample_log is not None:
             self.sample_log.add(result.step, planned.epoch, result.batches)
         self.monitor.step(result, progress=planned.progress, last=planned.last)
+        self.reporter.add_step(result, planned)
 
     def _save(self) -> None:
         """Start to write a checkpoint of the last finished step. Not collective."""

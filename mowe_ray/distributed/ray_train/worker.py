@@ -16,7 +16,7 @@ from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine, build_engine
 from mowe_ray.distributed.ray_train.async_validation import AsyncValidation
 from mowe_ray.distributed.ray_train.coordinator import WorkerSetup
-from mowe_ray.distributed.ray_train.train_run import TrainRun
+from mowe_ray.distributed.ray_train.train_run import RayReporter, TrainRun
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.build import own_tokenizer, tokenizer_of, write_export
 from mowe_ray.training.checkpoint.reader import newest_checkpoint
@@ -59,6 +59,7 @@ def _train(setup: WorkerSetup) -> dict[str, Any]:
     if not run.train():
         return {"run": run.folder.url, "stopped_at_step": run.sampler.step}
     validation = run.validate(last=True)
+    run.reporter.report()
     _export(run)
     run.monitor.finish(validation)
     return {
@@ -111,6 +112,7 @@ def _start(setup: WorkerSetup, log: Callable[[str], object]) -> TrainRun:
         records=_records(setup.report, folder, ranks),
         sample_log=SampleAuditLog(ranks, folder, resume_step=sampler.step) if config.training.log_samples else None,
         async_validation=AsyncValidation(setup, config, folder, engine, processor, ranks, resume_step=sampler.step),
+        reporter=RayReporter(),
         coordinator=setup.coordinator,
         activity=activity,
     )
