@@ -19,7 +19,7 @@ from mowe_ray.training.protocols import Ranks, RunError
 from mowe_ray.training.tracker import Tracker
 from mowe_ray.training.validation import ValidationResult
 
-_SHOWN = 8  # ids in a line for a person
+_SHOWN = 8  # ids in a line for the user
 
 
 class Monitor:
@@ -219,7 +219,7 @@ _AVERAGED = ("loss", "lm_loss", "routing_loss", "grad_norm")
 
 
 def progress_line(step: int, max_steps: int | None, progress: float, averages: dict[str, float]) -> str:
-    """Format what `RunningAverages.take` returned for a person."""
+    """Format what `RunningAverages.take` returned for the user."""
     a = averages
     place = f"{step} ({int(100 * progress)} %)" if max_steps is None else f"{step:>{len(str(max_steps))}}/{max_steps}"
     left = f"  {duration(a['left_s'])} left" if math.isfinite(a["left_s"]) else ""

@@ -66,14 +66,14 @@ class Tracker:
         """
         record = {key: _finite(value) for key, value in record.items()}
         self._unwritten.append(json.dumps(record, allow_nan=False) + "\n")
-        with contextlib.suppress(OSError):  # the checkpoints, on the same storage, tell of it
+        with contextlib.suppress(OSError):  # the checkpoints on the same storage report it
             self._write()
         numbers = {f"{record['kind']}/{k}": v for k, v in flatten(record).items() if isinstance(v, int | float)}
         if self._tensorboard is not None:
             for key, value in numbers.items():
                 self._tensorboard.add_scalar(key, value, record["step"])
         if self._wandb is not None:
-            # wandb takes no earlier step than its last, and a validation may be told of late; `numbers` has its own.
+            # wandb takes no earlier step than its last, and an async validation may arrive late; `numbers` has its own.
             self._latest_step = max(self._latest_step, record["step"])
             self._wandb.log(numbers, step=self._latest_step)
 

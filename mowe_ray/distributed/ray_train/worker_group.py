@@ -66,7 +66,7 @@ def _trainer(config: RunConfig, folder: RunFolder, setup: WorkerSetup) -> TorchT
     return TorchTrainer(
         _train_worker,
         train_loop_config={"setup": setup},
-        # The watchdog is to speak first: it can tell where the ranks are.
+        # Longer than the watchdog waits: it reports first, since it knows where the ranks are.
         torch_config=backend(config, timeout_s=int(config.training.step_timeout_s + 2 * EMERGENCY_SAVE_S)),
         scaling_config=scaling(
             config, (compute.min_workers, compute.max_workers) if compute.elastic else compute.max_workers

@@ -1,7 +1,7 @@
-"""Micro-batches that did not fit into memory: written down, then tried in halves, then left out.
+"""Micro-batches that did not fit into memory: recorded, then tried in halves, then left out.
 
-A rank cannot simply try again: under ZeRO-2 and 3 the others wait in the middle of a collective. So it writes down the
-micro-batch and fails; all ranks start again from the last checkpoint, read what was written, and change the plan alike.
+A rank cannot simply retry: under ZeRO-2 and 3 the others wait in the middle of a collective. So it records the
+micro-batch and fails; all ranks restart from the last checkpoint, read the records, and change the plan alike.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mowe_ray.training.collate import Batch
 Rows = npt.NDArray[np.int64]
 
 FOLDER = "out_of_memory"
-# How allocators say it when it comes as a plain RuntimeError: torch's for the CPU, C++'s own, CUDA's, cuBLAS's.
+# Messages of allocators that raise a plain RuntimeError: torch's for the CPU, C++'s own, CUDA's, cuBLAS's.
 _MESSAGES = ("can't allocate memory", "bad_alloc", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 # The whole message of oneDNN when there is no room for a kernel or its scratch pad; a kernel it does not have fails
 # earlier, with "could not create a primitive descriptor".
@@ -32,7 +32,7 @@ _ONEDNN_MESSAGES = ("could not create a primitive", "could not create a memory o
 
 
 class MicroBatchOutOfMemory(RuntimeError):  # noqa: N818 - it names what ran out of memory
-    """A micro-batch did not fit; carries what `record` needs to know about it."""
+    """A micro-batch did not fit; carries what `record` needs."""
 
     def __init__(self, step: int, slot: int, batch: Batch):
         """Name the optimizer step (counted from 1) and the micro-batch's number in the global batch."""
@@ -53,9 +53,9 @@ def annotate_out_of_memory(step: int, slot: int, batch: Batch) -> Iterator[None]
 
 def release(error: MicroBatchOutOfMemory) -> None:
     """Free what the failed micro-batch still holds: the frames of its traceback keep all activations alive."""
-    for one in (error, error.__cause__):
-        if one is not None:
-            traceback.clear_frames(one.__traceback__)
+    for exception in (error, error.__cause__):
+        if exception is not None:
+            traceback.clear_frames(exception.__traceback__)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -65,13 +65,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, of host or device memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    told = str(error)
-    return isinstance(error, RuntimeError) and (told in _ONEDNN_MESSAGES or any(part in told for part in _MESSAGES))
+    message = str(error)
+    known = message in _ONEDNN_MESSAGES or any(part in message for part in _MESSAGES)
+    return isinstance(error, RuntimeError) and known
 
 
 @dataclass(frozen=True)
 class Event:
-    """One micro-batch that did not fit, as its rank wrote it down.
+    """Record of a micro-batch that did not fit; its fields are the keys of the file.
 
     Attributes:
         step: Optimizer step, counted from 1.
@@ -89,7 +90,7 @@ class Event:
 
 
 def record(folder: RunFolder, error: MicroBatchOutOfMemory, *, rank: int, rows: Rows) -> Event:
-    """Write down that the micro-batch `rows` did not fit, in a file of its own; returns what was written.
+    """Record that the micro-batch `rows` did not fit, in a file of its own; returns the record.
 
     No two ranks share a micro-batch, so none overwrites what another writes.
     """
@@ -104,8 +105,8 @@ def record(folder: RunFolder, error: MicroBatchOutOfMemory, *, rank: int, rows: 
 class OutOfMemoryRecords:
     """All micro-batches of a run that did not fit, and what follows for the plan.
 
-    One that was written down once is tried in two halves. One that was written down twice, itself or one of its halves,
-    is left out, and so is one that is a single sample.
+    One that is recorded once is tried in two halves. One that is recorded twice, itself or one of its halves, is left
+    out, and so is a single sample.
     """
 
     def __init__(self, events: Sequence[Event]):
@@ -114,7 +115,7 @@ class OutOfMemoryRecords:
 
     @classmethod
     def load(cls, folder: RunFolder) -> OutOfMemoryRecords:
-        """Read what the ranks of this run wrote down."""
+        """Read the records of all ranks of this run."""
         texts = [folder.read_text(f"{FOLDER}/{name}") for name in folder.names(FOLDER) if name.endswith(".json")]
         return cls(sorted((Event(**json.loads(text)) for text in texts), key=lambda event: (event.step, event.lane)))
 
@@ -141,23 +142,23 @@ class OutOfMemoryRecords:
         return tried + second_halves
 
     def line(self, event: Event) -> str:
-        """Tell a person what `event` leads to, these records being those written before it."""
+        """Return the line for the user about `event`, which comes after these records."""
         what = f"out of memory at step {event.step} on {_size(len(event.rows), event.audio_s)} (rank {event.rank})"
         after = OutOfMemoryRecords([*self.events, event])
-        whole = after._whole(event)
-        if not after._left_out(whole):
+        complete = after._complete_micro_batch(event)
+        if not after._left_out(complete):
             return (
                 f"{what}: trying it in two halves after a restart; "
                 "if this repeats, lower data.batch_seconds or run --find-batch"
             )
-        other_half = " with its other half" if len(whole) > len(event.rows) else ""
+        other_half = " with its other half" if len(complete) > len(event.rows) else ""
         return (
             f"{what}: it is left out{other_half} after a restart, data_report.json will name its samples; "
             "lower data.batch_seconds or run --find-batch"
         )
 
     def warning(self) -> str | None:
-        """Tell a person what a run that starts now does differently because of these records."""
+        """Return the line for the user about what these records change in a run that starts now."""
         split, left_out = (len(ids) for ids in self.report().values())
         if not self.events:
             return None
@@ -172,7 +173,7 @@ class OutOfMemoryRecords:
         left_out: dict[str, None] = {}
         for event in self.events:
             ids = dict.fromkeys(event.ids)
-            if self._left_out(self._whole(event)):
+            if self._left_out(self._complete_micro_batch(event)):
                 left_out |= ids
             else:
                 split |= ids
@@ -183,7 +184,7 @@ class OutOfMemoryRecords:
         times = [self._times[tuple(piece.tolist())] for piece in pieces]
         return bool(times[0]) and (len(rows) == 1 or sum(times) > 1)
 
-    def _whole(self, event: Event) -> Rows:
+    def _complete_micro_batch(self, event: Event) -> Rows:
         """Return the micro-batch that `event` is a half of, or its own rows."""
         for other in self.events:
             if len(other.rows) > 1 and any(
