@@ -31,6 +31,7 @@ from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.data.epoch_plan import Rows
 from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch
 from mowe_ray.distributed import ray_internals
+from mowe_ray.distributed.resources import ray_options, worker_bundle
 from mowe_ray.training.datasets import validation_plan
 
 if TYPE_CHECKING:
@@ -94,10 +95,8 @@ def stream_blocks(
         dataset = dataset.map_batches(
             actors.model,
             fn_constructor_kwargs=actors.arguments,
-            num_cpus=compute.cpus_per_worker,
-            num_gpus=compute.gpus_per_worker,
             compute=ActorPoolStrategy(min_size=compute.min_workers, max_size=compute.max_workers),
-            **({} if compute.accelerator_type is None else {"accelerator_type": compute.accelerator_type}),
+            **ray_options(worker_bundle(compute)),
             **options,
         )
     context = dataset.context
