@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, TextIO
 
-from mowe_ray.config import ConfigError, render_help
+from mowe_ray.config import render_help
 from mowe_ray.training.fault_tolerance.supervisor import run_child, supervise, supervised
 
 SUCCESS, FAILURE, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
@@ -96,7 +96,7 @@ def run_supervised(command: str, main: Callable[..., int], plan: Callable[[], Su
         command: Name of the command's module in `mowe_ray`.
         main: The command; takes the stream for its result line as `out`.
         plan: Reads the process's arguments; returns None where the command starts nothing that may die, and may raise
-            ConfigError. In both cases `main` runs in this process.
+            ValueError. In both cases `main` runs in this process.
 
     Returns:
         The exit code.
@@ -105,7 +105,7 @@ def run_supervised(command: str, main: Callable[..., int], plan: Callable[[], Su
         return run_child(lambda out: main(out=out))
     try:
         supervision = plan()
-    except ConfigError:
+    except ValueError:
         supervision = None  # `main` reports it
     if supervision is None:
         return main()

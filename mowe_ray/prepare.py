@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, 1 (no usable sample) or 2 (wrong arguments)."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    options.source, options.out = map(os.path.expanduser, (options.source, options.out))
     try:
         _check(options)
         read, total = _builtin(options) if options.kind == "builtin" else _published(options)

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
 
-from mowe_ray.config.fields import Name, Probability, Section, refuse, repeated_names
+from mowe_ray.config.fields import Location, Name, Probability, Section, refuse, repeated_names
 
 BUILTIN_SOURCES = ("builtin:train", "builtin:validation")
 
@@ -18,7 +18,7 @@ def _known_path(path: str) -> str:
     return path
 
 
-SourcePath = Annotated[str, AfterValidator(_known_path)]
+SourcePath = Annotated[Location, AfterValidator(_known_path)]
 
 
 class Source(Section):
@@ -84,7 +84,7 @@ class DataSection(EvaluatedData):
     """Sources that are mixed for training."""
     shuffle_buffer: PositiveInt = 10_000
     """Samples mixed at a time: larger mixes tasks better, smaller reads shards in order."""
-    feature_cache: str | None = None
+    feature_cache: Location | None = None
     """Folder on all nodes with decoded audio and features of frozen encoders, reused by later runs."""
 
     @model_validator(mode="after")

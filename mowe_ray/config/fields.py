@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -27,7 +28,13 @@ def _plain_name(name: str) -> str:
     return name
 
 
+def _expand_home(path: str) -> str:
+    return os.path.expanduser(path)  # noqa: PTH111 - Path takes the slashes out of a URL
+
+
 Name = Annotated[str, AfterValidator(_plain_name)]
+# A path or URL, with `~` for the home folder: a shell expands it at the start of a word only.
+Location = Annotated[str, AfterValidator(_expand_home)]
 
 
 class Section(BaseModel):
@@ -63,7 +70,7 @@ def _number_or_list(value: object) -> str:
 
 # Tags are in angle brackets so that error messages can leave them out of the dotted key.
 Checkpoint = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[InlineConfig, Tag("<inline>")],
+    Annotated[Location, Tag("<text>")] | Annotated[InlineConfig, Tag("<inline>")],
     Discriminator(_text_or_mapping),
 ]
 ModuleNames = Annotated[

@@ -115,7 +115,7 @@ def _layers(source: str | Path | None) -> list[Tree]:
     if isinstance(source, str) and source in preset_names():
         layer = deepcopy(_preset(source))
     else:
-        path = Path(source)
+        path = Path(source).expanduser()
         if not path.is_file():
             presets = ", ".join(preset_names())
             raise ConfigError([f"config: {source} is neither a file nor a preset ({presets})"])

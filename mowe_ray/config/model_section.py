@@ -10,6 +10,7 @@ from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat, PositiveIn
 from mowe_ray.config.fields import (
     Checkpoint,
     InlineConfig,
+    Location,
     ModuleNames,
     Name,
     Probability,
@@ -94,7 +95,7 @@ class SpecAugmentSection(Section):
 class ModelSection(Section):
     """Architecture, initial weights, and which of them train."""
 
-    init_from: str | None = None
+    init_from: Location | None = None
     """MoWE export (folder or hub id) whose weights training starts from; same architecture."""
     base_encoder: Checkpoint
     """Strong audio encoder: a hub id, a folder, or {config: {...}} for random weights."""

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mowe_ray.config.data_section import DataSection
-from mowe_ray.config.fields import ConfigError, Name, Section, WorkerCount, refuse
+from mowe_ray.config.fields import ConfigError, Location, Name, Section, WorkerCount, refuse
 from mowe_ray.config.model_section import ModelSection
 from mowe_ray.config.training_section import TrainingSection
 
@@ -104,7 +104,7 @@ class RunConfig(Section):
     """Name of the run; its results go to STORAGE/NAME."""
     seed: NonNegativeInt = 0
     """Seed of initial weights, data order, dropout and noise."""
-    storage: str = "runs"
+    storage: Location = "runs"
     """Folder or URL (s3, gs, ...) that holds run folders."""
     resume: bool = True
     """Continue a run folder of the same name; false refuses an existing one."""

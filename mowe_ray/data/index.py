@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards import list_shards, scan_shard
 from mowe_ray.data.shards.record import ROW_SCHEMA
-from mowe_ray.data.shards.storage import fingerprint
+from mowe_ray.data.shards.storage import fingerprint, first_contact
 
 _VERSION = 3  # raise it when a scan would give other rows, so that old caches are not used
 _CHUNK_ROWS = 1 << 16
@@ -37,11 +37,12 @@ class ParallelMap(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SourceSpec:
-    """A corpus: its name in reports, its path, the task of samples that do not name one."""
+    """A corpus: its name in reports, its path, the task of samples that do not name one, the key that errors name."""
 
     name: str
     path: str
     task: str | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,7 @@ def build_index(
     shard_names: list[str] = []
     fingerprints: list[str] = []
     for source_number, source in enumerate(sources):
-        shards = list_shards(source.path)
-        prints = [fingerprint(shard) for shard in shards]
+        shards, prints = _fingerprints(source)
         rows = _cached_scan(source, shards, prints, Path(cache_dir), run_map)
         usable, unusable = _split(rows, min_s, max_s)
         bad += [BadSample(source=source.name, **fields) for fields in unusable.to_pylist()]
@@ -139,6 +139,16 @@ def build_index(
     for column, values in (("source", names), ("shard", shard_names)):
         table = table.append_column(column, _labelled(table[f"{column}_number"], values))
     return Index(table.drop_columns(["source_number", "shard_number"]), names, bad, fingerprints)
+
+
+def _fingerprints(source: SourceSpec) -> tuple[list[str], list[str]]:
+    """List the shards of a source, and their sizes and times."""
+    try:
+        shards = list_shards(source.path)
+        with first_contact(source.path):
+            return shards, [fingerprint(shard) for shard in shards]
+    except ValueError as error:
+        raise ValueError(f"{source.key}: {error}" if source.key else str(error)) from error
 
 
 def _rows_within(shards: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:

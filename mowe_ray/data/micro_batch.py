@@ -1,6 +1,7 @@
 """Decoded micro-batches and the flat form in which they travel."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mowe_ray.data.decode import SAMPLE_RATE, decode_audio, to_int16
-from mowe_ray.data.sample import BadAudio, BadSample
+from mowe_ray.data.sample import BadAudio, BadSample, bad_audio
 from mowe_ray.data.shards import read_samples
 
 
@@ -30,6 +31,12 @@ class Features:
     width: int
     frames: list[int]
     values: npt.NDArray[np.uint16]
+
+    def of(self, clips: Sequence[int]) -> "Features":
+        """Return the features of these clips only."""
+        ends = np.cumsum([0, *(self.layers * self.width * frames for frames in self.frames)])
+        values = [self.values[:0], *(self.values[ends[clip] : ends[clip + 1]] for clip in clips)]
+        return replace(self, frames=[self.frames[clip] for clip in clips], values=np.concatenate(values))
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,21 @@ class MicroBatch:
             clips.append(clip if length else None)
             start += length
         return clips
+
+    def without(self, causes: Mapping[int, BadAudio]) -> "MicroBatch":
+        """Return the micro-batch without these rows, which are in `bad` with their causes."""
+        rows = [row for row in range(len(self.ids)) if row not in causes]
+        ends = np.cumsum([0, *self.lengths])
+        heard = [row for row, length in enumerate(self.lengths) if length]
+        lists = ("lengths", "scales", "ids", "instructions", "answers", "references", "tasks", "sources")
+        bad = [BadSample(self.ids[row], self.sources[row], error.cause, error.detail) for row, error in causes.items()]
+        return replace(
+            self,
+            audio=np.concatenate([self.audio[:0], *(self.audio[ends[row] : ends[row + 1]] for row in rows)]),
+            bad=[*self.bad, *bad],
+            features=[one.of([clip for clip, row in enumerate(heard) if row not in causes]) for one in self.features],
+            **{name: [getattr(self, name)[row] for row in rows] for name in lists},
+        )
 
     def to_row(self) -> pa.Table:
         """Return a table of one row that shares the memory of `audio` and `features`."""
@@ -129,9 +151,9 @@ def load_micro_batch(rows: pa.Table, min_s: float, max_s: float) -> MicroBatch:
         if sample.audio is not None:
             try:
                 wave = decode_audio(sample.audio, sample.duration_s, min_s, max_s, sample.offset_s)
-            except BadAudio as error:
-                bad = BadSample(sample.id, sample.source, error.cause, error.detail)
-                batch.bad.append(bad)
+            except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
+                cause = bad_audio(error)
+                batch.bad.append(BadSample(sample.id, sample.source, cause.cause, cause.detail))
                 continue
             start, end = end, end + len(wave)
             if end > len(audio):  # longer than its header said

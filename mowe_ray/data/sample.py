@@ -1,5 +1,6 @@
 """The unit that readers yield and writers take: one instruction about one clip."""
 
+import errno
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,6 +17,7 @@ Cause = Literal[
     "unknown_audio",  # something looks like audio, but is not where or how audio is read
     "wrong_type",  # not audio, whatever its suffix says
     "broken_shard",  # the shard ends early or cannot be opened; counted once per shard
+    "crashed",  # an exception that no check foresees; the detail has its type
 ]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
@@ -29,13 +31,55 @@ AUDIO_SUFFIXES = frozenset((
 # fmt: on
 
 
+_LONGEST_DETAIL = 200
+_ABOUT_A_FILE = frozenset(
+    (
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM),
+        *(errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EILSEQ),
+    )
+)
+
+
 class BadAudio(ValueError):  # noqa: N818 - it is the audio that is bad
     """A clip that cannot be used, with one cause out of the closed list and a detail for people."""
 
     def __init__(self, cause: Cause, detail: str) -> None:
-        super().__init__(f"{cause}: {detail}")
         self.cause: Cause = cause
-        self.detail = detail
+        self.detail = valid_text(detail[:_LONGEST_DETAIL])
+        super().__init__(f"{cause}: {self.detail}")
+
+
+class StorageError(OSError):
+    """A file system that cannot be reached or refuses: not the fault of a sample, and worth another try."""
+
+
+def bad_audio(error: Exception) -> BadAudio:
+    """Return the cause that makes one sample unusable, from whatever was raised while it was read or decoded.
+
+    Raises:
+        MemoryError, OSError: `error` itself, where it is about the machine or the storage and not about the sample.
+    """
+    if isinstance(error, BadAudio):
+        return error
+    if is_about_storage(error):
+        raise error
+    if isinstance(error, FileNotFoundError):
+        return BadAudio("no_audio", f"{error.filename or error} is missing")
+    if isinstance(error, OSError):
+        return BadAudio("unreadable", str(error))
+    return BadAudio("crashed", f"{type(error).__name__}: {error}")
+
+
+def is_about_storage(error: BaseException) -> bool:
+    """Whether an error is about the machine or the storage as a whole, and not about one file or what is in it."""
+    if isinstance(error, MemoryError | StorageError):
+        return True
+    return isinstance(error, OSError) and error.errno is not None and error.errno not in _ABOUT_A_FILE
+
+
+def valid_text(text: str) -> str:
+    """Return a text with a question mark for each half of a surrogate pair, which no file or terminal takes."""
+    return text.encode(errors="replace").decode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ def folder_at(path: str) -> RunFolder:
     """Return a folder by its whole path or URL."""
     path = path.rstrip("/")
     if "://" not in path:
-        path = str(Path(path).absolute())
+        path = str(Path(path).expanduser().absolute())
     storage, _, name = path.rpartition("/")
     return RunFolder(storage, name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,23 @@ class RunFolder:
     """Files of one run below `STORAGE/NAME`."""
 
     def __init__(self, storage: str, name: str):
-        """Name the folder; nothing is created before the first write."""
+        """Name the folder; nothing is created before the first write.
+
+        Raises:
+            ValueError: The kind of URL is unknown, or needs a package that is not installed.
+        """
         if "://" not in storage:
-            storage = str(Path(storage).absolute())
+            storage = str(Path(storage).expanduser().absolute())
         self.storage = storage.rstrip("/")
         self.url = f"{self.storage}/{name}"
-        self._filesystem, self._root = fsspec.core.url_to_fs(self.url)
+        try:
+            self._filesystem, self._root = fsspec.core.url_to_fs(self.url)
+        except ImportError as error:  # "Install s3fs to access S3"
+            package = re.search(r"nstall (\S+)", str(error))
+            fix = f"pip install {package[1]}" if package else str(error)
+            raise ValueError(f"storage: {self.url!r} needs a package that is not installed: {fix}") from error
+        except Exception as error:  # each file system has errors of its own
+            raise ValueError(f"storage: {self.url!r} cannot be opened: {error}") from error
 
     @property
     def _now(self) -> Any:

@@ -11,7 +11,7 @@ import torch
 
 from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.data.micro_batch import Features, MicroBatch
-from mowe_ray.data.sample import BadSample
+from mowe_ray.data.sample import BadAudio, BadSample, bad_audio
 from mowe_ray.model import MoweProcessor
 
 
@@ -103,7 +103,7 @@ def _packed_tensors(
 
 
 def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool = False) -> Batch:
-    """Turn decoded samples into model inputs.
+    """Turn decoded samples into model inputs; a row that the processor refuses is left out and counted.
 
     A micro-batch that lost all its samples becomes one text-only row without labels: the rank
     then still takes part in every collective of the step, with no weight in the loss.
@@ -111,6 +111,29 @@ def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool
     Args:
         generate: Build prompts without answers, padded on the left, instead of training rows.
     """
+    try:
+        return _collated(micro_batch, processor, generate)
+    except Exception:
+        causes = _refused(micro_batch, processor, generate)
+        if not causes:
+            raise
+        return _collated(micro_batch.without(causes), processor, generate)
+
+
+def _refused(micro_batch: MicroBatch, processor: MoweProcessor, generate: bool) -> dict[int, BadAudio]:
+    """Return the rows that cannot be collated alone, and why."""
+    causes: dict[int, BadAudio] = {}
+    everything = dict.fromkeys(range(len(micro_batch.ids)), BadAudio("crashed", ""))
+    for row in everything:
+        alone = micro_batch.without({other: cause for other, cause in everything.items() if other != row})
+        try:
+            _collated(alone, processor, generate)
+        except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
+            causes[row] = bad_audio(error)
+    return causes
+
+
+def _collated(micro_batch: MicroBatch, processor: MoweProcessor, generate: bool) -> Batch:
     instructions, answers = micro_batch.instructions, micro_batch.answers
     audio = [[] if clip is None else [clip] for clip in micro_batch.waveforms()]
     empty = not instructions

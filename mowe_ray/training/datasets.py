@@ -60,14 +60,21 @@ def scan_sources(data: DataSection, run_map: ParallelMap = map) -> Sources:
     Raises:
         ValueError: A path holds no shards.
     """
-    train = _build(data, [_spec(source, f"train{i}:{source.path}") for i, source in enumerate(data.train)], run_map)
+    train = _build(
+        data,
+        [_spec(source, f"train{i}:{source.path}", f"data.train.{i}") for i, source in enumerate(data.train)],
+        run_map,
+    )
     validation = scan_validation(data, run_map)
     return Sources(train, validation, data_report([train, *validation.values()]))
 
 
 def scan_validation(data: EvaluatedData, run_map: ParallelMap = map) -> dict[str, Index]:
     """Find the samples of each validation source, by its name; as `scan_sources`."""
-    return {source.name: _build(data, [_spec(source, source.name)], run_map) for source in data.validation}
+    return {
+        source.name: _build(data, [_spec(source, source.name, f"data.validation.{i}")], run_map)
+        for i, source in enumerate(data.validation)
+    }
 
 
 def data_report(indexes: Iterable[Index]) -> DataReport:
@@ -102,8 +109,8 @@ def validation_plan(
     )
 
 
-def _spec(source: Source | ValidationSource, name: str) -> SourceSpec:
-    return SourceSpec(name, shards_of(source.path), source.task)
+def _spec(source: Source | ValidationSource, name: str, key: str) -> SourceSpec:
+    return SourceSpec(name, shards_of(source.path), source.task, f"{key}.path")
 
 
 def shards_of(path: str) -> str:

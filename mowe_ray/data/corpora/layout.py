@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mowe_ray.data.sample import AUDIO_SUFFIXES, BadAudio, BadSample, Sample
+from mowe_ray.data.sample import AUDIO_SUFFIXES, BadAudio, BadSample, Sample, bad_audio, valid_text
 from mowe_ray.data.shards.manifest import read_audio
 from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS, check_record, parse_record
 
@@ -75,9 +75,9 @@ class Defaults:
         Raises:
             ValueError: nothing says the task, or the instruction of a task that has no usual one.
         """
-        record = parse_record(_with_usual_names(row))
-        id = record.id or (record.audio if isinstance(record.audio, str) else id)
         try:
+            record = parse_record(_with_usual_names(row))
+            id = valid_text(record.id or (record.audio if isinstance(record.audio, str) else id))
             # An instruction alone is not enough: prepare turns recordings into shards.
             if record.audio is None:
                 check_record(record, has_audio=False)
@@ -87,8 +87,9 @@ class Defaults:
             audio = record.audio
             if isinstance(audio, str):
                 audio = read_audio(str(beside), audio)
-        except BadAudio as error:
-            return BadSample(id, self.source, error.cause, error.detail)
+        except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
+            cause = bad_audio(error)
+            return BadSample(id, self.source, cause.cause, cause.detail)
         task = record.task or self.task
         if task is None:
             raise ValueError(f"{self.source}: nothing says the task of {id}; give --task")

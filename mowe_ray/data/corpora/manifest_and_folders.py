@@ -3,7 +3,6 @@
 Folders of audio files come with a table (the audiofolder layout of `datasets`), or are named by what is heard in them.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 from mowe_ray.data.corpora.layout import Defaults, audio_files, files_below, read_csv
 from mowe_ray.data.corpora.parquet import read_rows
-from mowe_ray.data.sample import BadSample, Sample
+from mowe_ray.data.sample import BadAudio, BadSample, Sample
+from mowe_ray.data.shards.manifest import manifest_columns, manifest_entries, parse_entry
 
 SUFFIXES = (".jsonl", ".json", ".tsv")
 
@@ -24,35 +24,23 @@ def read_manifest(manifest: Path, defaults: Defaults) -> Iterator[Sample | BadSa
     """
     for number, row in enumerate(_rows(manifest), start=1):
         id = f"{manifest.stem}-{number:06d}"
-        if isinstance(row, dict):
-            yield defaults.sample(row, id, manifest)
+        if isinstance(row, BadAudio):
+            yield BadSample(id, defaults.source, row.cause, row.detail)
         else:
-            yield BadSample(id, defaults.source, "unreadable", row)
+            yield defaults.sample(row, id, manifest)
 
 
-def _rows(manifest: Path) -> Iterator[dict[str, Any] | str]:
-    """Fields of each row, or what is wrong with it."""
-    with manifest.open(encoding="utf-8-sig") as file:
-        if manifest.suffix == ".tsv":
-            columns = file.readline().rstrip("\r\n").split("\t")
-            for line in file:
-                if line.strip():
-                    yield dict(zip(columns, line.rstrip("\r\n").split("\t"), strict=False))
-            return
-        if file.read(1) == "[":
-            yield from map(_checked, json.loads("[" + file.read()))
-            return
-        file.seek(0)
-        for line in file:
-            if line.strip():
-                try:
-                    yield _checked(json.loads(line))
-                except json.JSONDecodeError as error:
-                    yield f"not JSON: {error}"
-
-
-def _checked(value: Any) -> dict[str, Any] | str:
-    return value if isinstance(value, dict) else f"not a JSON object: {str(value)[:60]}"
+def _rows(manifest: Path) -> Iterator[dict[str, Any] | BadAudio]:
+    """Yield the fields of each row, or what is wrong with it."""
+    columns = manifest_columns(str(manifest))
+    try:
+        for _, entry in manifest_entries(str(manifest)):
+            try:
+                yield parse_entry(entry, columns)
+            except BadAudio as error:
+                yield error
+    except BadAudio as error:  # of the list as a whole
+        yield error
 
 
 _FILE_NAME = "file_name"
@@ -115,7 +103,7 @@ def _metadata_rows(table: Path) -> Iterator[dict[str, Any]]:
         yield from read_rows(table)
     else:
         for row in _rows(table):
-            if not isinstance(row, dict):
+            if isinstance(row, BadAudio):
                 raise ValueError(f"{table}: {row}")
             yield row
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mowe_ray.data.corpora.layout import Defaults, files_below
-from mowe_ray.data.sample import BadSample, Sample
-from mowe_ray.data.shards.parquet import class_names, name_classes, refuse_pickles
+from mowe_ray.data.sample import BadSample, Sample, is_about_storage
+from mowe_ray.data.shards.parquet import class_names, name_classes, python_rows, refuse_pickles
 
 Row = dict[str, Any]
 
@@ -37,7 +37,9 @@ def read_parquet(
         try:
             for number, row in enumerate(read_rows(file)):
                 yield defaults.sample(fields_of(row), f"{file.stem}-{number:06d}", file)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if is_about_storage(error):
+                raise
             yield BadSample(file.name, defaults.source, "broken_shard", str(error)[:200])
 
 
@@ -61,7 +63,7 @@ def read_rows(file: Path) -> Iterator[Row]:
         refuse_pickles(str(file), table.schema_arrow)
         classes = class_names(table.schema_arrow)
         for batch in table.iter_batches(batch_size=_BATCH_ROWS):
-            for row in batch.to_pylist():
+            for row in python_rows(pa.Table.from_batches([batch])):
                 yield name_classes(row, classes)
 
 

@@ -9,11 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-import fsspec
-
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.decode import SAMPLE_RATE, decode_audio
-from mowe_ray.data.sample import BadAudio, BadSample, Sample
+from mowe_ray.data.sample import BadSample, Sample, bad_audio, valid_text
+from mowe_ray.data.shards.storage import file_system
 from mowe_ray.data.shards.write import Written, write_parquet, write_webdataset
 from mowe_ray.data.synthetic_corpus.sounds import encode_flac
 from mowe_ray.output.terminal import track
@@ -124,7 +123,7 @@ def _good(items: Iterable[Sample | BadSample], packing: Packing, bad: list[BadSa
 
 def _clear(out: str, overwrite: bool) -> None:
     """Make sure that `out` holds nothing that would mix with new shards."""
-    fs, folder = fsspec.core.url_to_fs(out)
+    fs, folder = file_system(out)
     found = fs.find(folder)
     if found and not overwrite:
         raise ValueError(f"--out {out} is not empty; choose another folder, or pass --overwrite")
@@ -134,7 +133,7 @@ def _clear(out: str, overwrite: bool) -> None:
 
 
 def _write_report(report: dict[str, Any], out: str) -> None:
-    fs, folder = fsspec.core.url_to_fs(out)
+    fs, folder = file_system(out)
     fs.makedirs(folder, exist_ok=True)
     with fs.open(f"{folder}/{REPORT}", "w") as file:
         json.dump(report, file, indent=2)
@@ -167,7 +166,7 @@ def is_held_out(sample: Sample | BadSample, fraction: float, seed: int) -> bool:
     The hash is over the audio, so two questions about one recording are never on both sides, and a
     corpus that grows or is read in another order keeps its split.
     """
-    content = (sample.audio if isinstance(sample, Sample) else None) or sample.id.encode()
+    content = (sample.audio if isinstance(sample, Sample) else None) or valid_text(sample.id).encode()
     digest = hashlib.blake2b(content, digest_size=8, key=str(seed).encode()).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
 
@@ -183,8 +182,9 @@ def check_sample(sample: Sample, min_s: float, max_s: float) -> Sample | BadSamp
         return sample
     try:
         wave = decode_audio(sample.audio, sample.duration_s, min_s, max_s, sample.offset_s)
-    except BadAudio as error:
-        return BadSample(sample.id, sample.source, error.cause, error.detail)
+    except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
+        cause = bad_audio(error)
+        return BadSample(sample.id, sample.source, cause.cause, cause.detail)
     seconds = len(wave) / SAMPLE_RATE
     if sample.offset_s is None:
         return replace(sample, duration_s=seconds)

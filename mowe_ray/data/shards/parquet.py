@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mowe_ray.data.decode import header_duration_s
-from mowe_ray.data.sample import BadAudio, BadSample, Sample
+from mowe_ray.data.sample import BadAudio, BadSample, Sample, bad_audio, is_about_storage
 from mowe_ray.data.shards.audio_field import AUDIO_KEYS
 from mowe_ray.data.shards.manifest import read_audio
 from mowe_ray.data.shards.record import (
@@ -124,23 +124,50 @@ def scan(shard: str, default_task: str | None) -> Iterator[Row]:
             columns, answers = ", ".join(table.names), ", ".join(ANSWER_KEYS)
             raise ValueError(f"{shard} has the columns {columns}, but none of {answers}")
         for group in range(table.num_groups):
-            rows = _rows(table, group, lambda name: name in TEXT_KEYS)
-            look = any(parse_record(fields).duration_s is None for fields in rows)
-            if look:
-                rows = _joined(rows, _rows(table, group, lambda name: name in AUDIO_KEYS))
-                if any(parse_record(fields).audio is None for fields in rows):  # text only, if no other column is audio
-                    others = _rows(table, group, lambda name: name not in TEXT_KEYS and name not in AUDIO_KEYS)
-                    rows = _joined(rows, others)
-            for number, fields in enumerate(rows):
-                yield _row(shard, group, number, fields, look, default_task)
-    except (pa.ArrowException, OSError) as error:
+            yield from _group(shard, table, group, default_task)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if is_about_storage(error):
+            raise
         yield broken_shard(shard, str(error))
+
+
+def _group(shard: str, table: "_Parquet | _Arrow", group: int, default_task: str | None) -> Iterator[Row]:
+    try:
+        rows = _rows(table, group, lambda name: name in TEXT_KEYS)
+        look = any(parse_record(fields).duration_s is None for fields in rows)
+        if look:
+            rows = _joined(rows, _rows(table, group, lambda name: name in AUDIO_KEYS))
+            if any(parse_record(fields).audio is None for fields in rows):  # text only, if no other column is audio
+                others = _rows(table, group, lambda name: name not in TEXT_KEYS and name not in AUDIO_KEYS)
+                rows = _joined(rows, others)
+    except (pa.ArrowException, OSError) as error:
+        if is_about_storage(error):
+            raise
+        yield broken_shard(f"{shard}:{group}", str(error))
+        return
+    for number, fields in enumerate(rows):
+        yield _row(shard, group, number, fields, look, default_task)
 
 
 def _rows(table: _Parquet | _Arrow, group: int, wanted: Callable[[str], bool]) -> list[dict[str, Any]]:
     """Return the rows of a group with the columns that are wanted, classes by name."""
-    rows = table.read(group, [name for name in table.names if wanted(name)]).to_pylist()
+    rows = python_rows(table.read(group, [name for name in table.names if wanted(name)]))
     return [name_classes(row, table.classes) for row in rows]
+
+
+def python_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return rows as dictionaries; bytes that are not UTF-8 become lone surrogates, which `check_record` refuses."""
+    try:
+        return table.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        return [{name: _cell(table[name], row) for name in table.column_names} for row in range(len(table))]
+
+
+def _cell(column: pa.ChunkedArray, row: int) -> Any:
+    try:
+        return column[row].as_py()
+    except UnicodeDecodeError as error:
+        return error.object.decode(errors="surrogateescape")
 
 
 def _joined(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -183,17 +210,18 @@ def _row(
     seen: bool,
     default_task: str | None,
 ) -> Row:
-    record = parse_record(fields)
     stem = shard.rsplit("/", 1)[-1].rpartition(".")[0]
-    sample_id = record.id or f"{stem}:{group}:{number}"
+    sample_id = f"{stem}:{group}:{number}"
     try:
+        record = parse_record(fields)
+        sample_id = record.id or sample_id
         # A declared duration is taken as the promise of audio; reading checks it.
         check_record(record, record.audio is not None or not seen)
         duration = record.duration_s or 0.0
         if record.audio is not None and not duration:
             duration = header_duration_s(_bytes(shard, record.audio))
-    except BadAudio as error:
-        return bad_row(sample_id, error)
+    except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
+        return bad_row(sample_id, bad_audio(error))
     task = record.task or default_task or UNKNOWN_TASK
     return Row(sample_id, duration, task, audio_at=group, meta_at=number)
 
@@ -240,10 +268,12 @@ def _sample(place: Place) -> Sample | BadSample:
             group = _CACHE.get(place.shard, place.audio_at)
             classes = _open(place.shard, _version(place.shard)).classes
         except (pa.ArrowException, OSError) as error:
+            if is_about_storage(error):
+                raise
             raise BadAudio("unreadable", f"{place.shard}: {error}") from error
-        record = parse_record(name_classes(group.slice(place.meta_at, 1).to_pylist()[0], classes))
+        record = parse_record(name_classes(python_rows(group.slice(place.meta_at, 1))[0], classes))
         audio = record.audio
         content = None if audio is None else _bytes(place.shard, audio)
         return make_sample(place, record, content)
-    except BadAudio as error:
-        return bad_sample(place, error)
+    except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
+        return bad_sample(place, bad_audio(error))

@@ -1,14 +1,14 @@
 """One sample's fields, whatever a corpus calls them, and the row that the index keeps of it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from mowe_ray.data.audio_headers import suffix_of
-from mowe_ray.data.sample import BadAudio, BadSample, Sample
+from mowe_ray.data.sample import BadAudio, BadSample, Sample, valid_text
 from mowe_ray.data.shards.audio_field import find_audio
 
 # Names understood for each field, the first present one wins. NeMo: text, offset; Hugging Face speech corpora:
@@ -29,6 +29,8 @@ DEFAULT_INSTRUCTIONS = {
     "ac": "Describe the audio.",
 }
 UNKNOWN_TASK = "other"
+_LONGEST_NAME = 4096  # characters, as of a path
+_LONGEST_TEXT = 100_000  # characters, an hour of speech; a tokeniser takes minutes for a file put here by mistake
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def parse_record(fields: Mapping[str, Any]) -> Record:
         answer=_first_text(_answer_field(fields)) or (references[0] if references else ""),
         task=_text(fields, TASK_KEYS) or None,
         duration_s=_seconds(fields, DURATION_KEYS) or None,
-        offset_s=_seconds(fields, OFFSET_KEYS),
+        offset_s=_offset(fields),
         references=references,
         unread=unread,
     )
@@ -113,6 +115,13 @@ def _seconds(fields: Mapping[str, Any], keys: tuple[str, ...]) -> float | None:
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
+def _offset(fields: Mapping[str, Any]) -> float | None:
+    """Return the start in seconds; NaN for one that is no such number, since taking the whole file would be wrong."""
+    given = any(fields.get(key) not in (None, "") for key in OFFSET_KEYS)
+    seconds = _seconds(fields, OFFSET_KEYS)
+    return math.nan if given and seconds is None else seconds
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """What the index knows of one sample; bad samples are rows too, with a cause.
@@ -153,22 +162,29 @@ ROW_SCHEMA = pa.schema(
 
 def rows_table(rows: list[Row]) -> pa.Table:
     """Return rows as a table of ROW_SCHEMA."""
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=ROW_SCHEMA)
+    return pa.Table.from_pylist([asdict(row) | {"id": valid_text(row.id)} for row in rows], schema=ROW_SCHEMA)
 
 
 def broken_shard(shard: str, detail: str) -> Row:
     """The one row that counts a shard which ends early or cannot be opened."""
     name = shard.rsplit("/", 1)[-1]
-    return Row(name, 0.0, UNKNOWN_TASK, cause="broken_shard", detail=detail[:200])
+    return bad_row(name, BadAudio("broken_shard", detail))
 
 
 def bad_row(sample_id: str, error: BadAudio) -> Row:
     """Return the index row of a sample that the scan found unusable."""
-    return Row(sample_id, 0.0, UNKNOWN_TASK, cause=error.cause, detail=error.detail[:200])
+    return Row(sample_id, 0.0, UNKNOWN_TASK, cause=error.cause, detail=error.detail)
 
 
 def check_record(record: Record, has_audio: bool) -> None:
-    """Raise BadAudio unless there is an answer, and audio or an instruction with nothing that looks like audio."""
+    """Raise BadAudio unless there is an answer, and audio or an instruction with nothing that looks like audio.
+
+    All text must be Unicode that can be written, and no longer than text is.
+    """
+    for name, text in _texts(record):
+        _check_text(name, text)
+    if record.offset_s is not None and math.isnan(record.offset_s):
+        raise BadAudio("unreadable", "offset is not a number of seconds from 0 on")
     if not record.answer:
         raise BadAudio("no_answer", f"none of {', '.join(ANSWER_KEYS)} has text")
     if has_audio:
@@ -180,6 +196,27 @@ def check_record(record: Record, has_audio: bool) -> None:
         raise BadAudio("no_audio", f"names {name}, which is not in the shard")
     if record.duration_s or not record.instruction:
         raise BadAudio("no_audio", "no audio, and not a text-only sample")
+
+
+def _texts(record: Record) -> Iterator[tuple[str, str]]:
+    yield from (("id", record.id or ""), ("task", record.task or ""))
+    yield from (("instruction", record.instruction), ("answer", record.answer))
+    yield from (("references", text) for text in record.references)
+    if isinstance(record.audio, str):
+        yield "audio", record.audio
+
+
+def _check_text(name: str, text: str) -> None:
+    longest = _LONGEST_NAME if name in ("id", "task", "audio") else _LONGEST_TEXT
+    if len(text) > longest:
+        raise BadAudio("unreadable", f"{name} has {len(text)} characters, at most {longest}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 10) : error.start + 10]
+        raise BadAudio("unreadable", f"{name} is not valid Unicode at character {error.start}: {around!r}") from error
+    if name == "audio" and "\0" in text:
+        raise BadAudio("unreadable", f"{name} has a NUL in its path: {text!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,4 +256,4 @@ def make_sample(place: Place, record: Record, audio: bytes | None) -> Sample:
 
 def bad_sample(place: Place, error: BadAudio) -> BadSample:
     """Return the sample of a place as a bad one."""
-    return BadSample(place.id, place.source, error.cause, error.detail[:200])
+    return BadSample(place.id, place.source, error.cause, error.detail)

@@ -1,15 +1,23 @@
 """Files by local path or fsspec URL (s3://, gs://, http://...)."""
 
+import errno
+import io
+import os
 import posixpath
+import re
+import stat
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
 
+from mowe_ray.data.sample import StorageError, is_about_storage
+
 # Remote shards are walked from header to header: a megabyte ahead costs less than a request each.
 _REMOTE_BLOCK_BYTES = 1 << 20
+_ABOUT_A_FILE = (404, 410, 416)  # HTTP: not found, gone, shorter than was asked for
 
 
 def is_remote(path: str) -> bool:
@@ -18,24 +26,117 @@ def is_remote(path: str) -> bool:
 
 
 def local_path(path: str) -> str:
-    """Drop a `file://` prefix, so that every local file has one spelling."""
-    return path.removeprefix("file://")
+    """Drop a `file://` prefix and expand `~`, so that every local file has one spelling."""
+    path = path.removeprefix("file://")
+    return path if is_remote(path) else os.path.expanduser(path)  # noqa: PTH111 - Path raises if there is no such user
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """Return the file system of a path or URL, and the path within it.
+
+    Raises:
+        ValueError: no package for this kind of URL is installed, or there is none.
+    """
+    try:
+        return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
+    except ImportError as error:
+        package = re.search(r"nstall (\S+)", str(error))  # "Install s3fs to access S3"
+        fix = f"pip install {package[1]}" if package else str(error)
+        raise ValueError(f"{url!r} needs a package that is not installed: {fix}") from error
+    except Exception as error:  # each file system has errors of its own, for credentials or an unknown protocol
+        raise ValueError(f"{url!r} cannot be opened: {_reason(error)}") from error
+
+
+@contextmanager
+def first_contact(url: str) -> Iterator[None]:
+    """Turn what goes wrong when a URL is looked at for the first time into a ValueError that names it."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # aiohttp, botocore and huggingface_hub raise what they like
+        raise ValueError(f"{url!r} cannot be reached: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the last cause of an error: fsspec says "not found" of a server that does not answer."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def _remote(url: str) -> Iterator[None]:
+    """Keep the errors of a remote file system apart from those of a file that is not there."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, StorageError) or _is_about_a_file(error):
+            raise
+        raise StorageError(f"{url}: {_reason(error)}") from error
+
+
+def _is_about_a_file(error: BaseException) -> bool:
+    status = getattr(error.__cause__ or error, "status", None)
+    if status is not None:
+        return status in _ABOUT_A_FILE
+    # fsspec's HTTP raises FileNotFoundError for anything, from the error of the connection.
+    return isinstance(error, FileNotFoundError | IsADirectoryError) and not isinstance(error.__cause__, OSError)
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file whose failing connection does not look like a bad sample."""
+
+    def __init__(self, url: str, file: Any) -> None:
+        super().__init__()
+        self._url, self._file = url, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def readinto(self, buffer: Any) -> int:
+        with _remote(self._url):
+            content = self._file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def open_file(path: str) -> BinaryIO:
-    """Open a file for reading with seek."""
+    """Open a file for reading with seek.
+
+    Raises:
+        StorageError: a remote file system fails.
+        OSError: there is no such file, or it is a folder, a pipe or a device, on which reading would wait for ever.
+    """
     if not is_remote(path):
-        return Path(path).open("rb")
-    fs, inner = fsspec.core.url_to_fs(path)
-    return cast(BinaryIO, fs.open(inner, "rb", block_size=_REMOTE_BLOCK_BYTES))
+        local = Path(local_path(path))
+        if not local.is_file():
+            mode = local.stat().st_mode  # raises if there is nothing
+            raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "not a regular file", path)
+        return local.open("rb")
+    with _remote(path):
+        fs, inner = file_system(path)
+        file = fs.open(inner, "rb", block_size=_REMOTE_BLOCK_BYTES)
+    return cast(BinaryIO, io.BufferedReader(_RemoteFile(path, file), _REMOTE_BLOCK_BYTES))
 
 
 def fingerprint(path: str) -> str:
     """Size and time of change, which tell a rewritten file from the one that was indexed."""
     if not is_remote(path):
-        stat = Path(path).stat()
-        return f"{stat.st_size}-{stat.st_mtime_ns}"
-    fs, inner = fsspec.core.url_to_fs(path)
+        status = Path(path).stat()
+        return f"{status.st_size}-{status.st_mtime_ns}"
+    fs, inner = file_system(path)
     info = fs.info(inner)
     changed = next(
         (info[key] for key in ("ETag", "etag", "mtime", "LastModified", "updated") if key in info),
@@ -45,31 +146,60 @@ def fingerprint(path: str) -> str:
 
 
 def sibling(path: str, name: str) -> str:
-    """Resolve `name` as written in the file `path`: absolute, a URL, or relative to its folder."""
+    """Resolve `name` as written in the file `path`: absolute, `~`, a URL, or relative to its folder."""
+    name = local_path(name)
     if is_remote(name) or name.startswith("/"):
-        return local_path(name)
+        return name
     return posixpath.join(posixpath.dirname(path), name)
 
 
 def expand(path: str) -> tuple[list[str], bool]:
-    """List the files that a folder, glob or file name means, and whether it was one file."""
+    """List the files that a folder, glob or file name means, and whether it was one file.
+
+    A path that exists is taken as it is written, whatever brackets, stars or question marks are in it.
+
+    Raises:
+        ValueError: nothing is there, or its file system cannot be reached.
+    """
     path = local_path(path)
-    fs, inner = fsspec.core.url_to_fs(path)
-    if any(mark in path for mark in "*?["):
-        found = fs.glob(inner)
-    elif fs.isdir(inner):
-        found = [entry["name"] for entry in fs.ls(inner, detail=True) if entry["type"] == "file"]
-    elif fs.exists(inner):
-        return [path], True
-    else:
-        raise ValueError(f"data path {path!r} does not exist")
+    with first_contact(path):
+        fs, inner = file_system(path)
+        if fs.isdir(inner):
+            found = [entry["name"] for entry in fs.ls(inner, detail=True) if entry["type"] == "file"]
+        elif _exists(fs, inner):
+            return [path], True
+        elif any(mark in path for mark in "*?["):
+            found = fs.glob(inner) if is_remote(path) else _local_glob(path)
+        else:
+            raise ValueError(f"data path {path!r} does not exist")
     return sorted(fs.unstrip_protocol(name) if is_remote(path) else name for name in found), False
+
+
+def _exists(fs: Any, inner: str) -> bool:
+    """Whether a file is there; unlike `exists`, with the error of a server that cannot be asked."""
+    try:
+        fs.info(inner)
+    except Exception as error:
+        if not _is_about_a_file(error):
+            raise
+        return False
+    return True
+
+
+def _local_glob(path: str) -> list[str]:
+    """Expand a pattern whose folders may have brackets in their names, as far as they exist as written."""
+    pattern = Path(path).absolute()
+    folder = next(parent for parent in pattern.parents if parent.is_dir())
+    return [str(file) for file in folder.glob(str(pattern.relative_to(folder))) if file.is_file()]
 
 
 def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes | OSError]:
     """Yield the bytes of each (path, offset, size), or why there are none.
 
     Local ranges are read one by one as they are taken; remote ones at once, in concurrent requests.
+
+    Raises:
+        OSError: the storage fails, and not for one file.
     """
     remote = iter(_read_remote([part for part in ranges if is_remote(part[0])]))
     with ExitStack() as stack:
@@ -84,6 +214,8 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes | OSEr
                 files[path].seek(at)
                 content: bytes | OSError = files[path].read(size)
             except OSError as error:
+                if is_about_storage(error):
+                    raise
                 content = error
             yield content
 
@@ -91,7 +223,15 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes | OSEr
 def _read_remote(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError]:
     if not ranges:
         return []
-    fs, _ = fsspec.core.url_to_fs(ranges[0][0])  # the shards of one source share a file system
+    fs, _ = file_system(ranges[0][0])  # the shards of one source share a file system
     ends = [at + size for _, at, size in ranges]
     found = fs.cat_ranges([path for path, _, _ in ranges], [at for _, at, _ in ranges], ends, on_error="return")
-    return [part if isinstance(part, bytes) else OSError(str(part)) for part in found]
+    return [_range(path, part) for (path, _, _), part in zip(ranges, found, strict=True)]
+
+
+def _range(path: str, content: bytes | Exception) -> bytes | OSError:
+    if isinstance(content, bytes):
+        return content
+    if _is_about_a_file(content):
+        return OSError(str(content))
+    raise StorageError(f"{path}: {_reason(content)}") from content

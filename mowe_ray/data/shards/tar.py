@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from mowe_ray.data.audio_headers import suffix_of
 from mowe_ray.data.decode import header_duration_s
-from mowe_ray.data.sample import AUDIO_SUFFIXES, BadAudio, BadSample, Sample
+from mowe_ray.data.sample import AUDIO_SUFFIXES, BadAudio, BadSample, Sample, bad_audio, is_about_storage
 from mowe_ray.data.shards.audio_field import has_audio_suffix
 from mowe_ray.data.shards.record import (
     UNKNOWN_TASK,
@@ -139,13 +139,15 @@ def _members(archive: tarfile.TarFile, file: BinaryIO) -> Iterator[tarfile.TarIn
     while True:
         try:
             member = archive.next()
-        except tarfile.TarError as error:
+        except Exception as error:  # tarfile raises all kinds of errors for damaged headers
+            if is_about_storage(error):
+                raise
             raise _Cut(f"at byte {end} of {size}: {error}") from error
         if member is None:
             break
         archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
         end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-        if member.offset_data + member.size > size:
+        if member.size < 0 or member.offset_data + member.size > size:
             raise _Cut(f"{member.name} ends at byte {end} of {size}")
         if member.isreg():
             yield member
@@ -177,8 +179,8 @@ def _row(
             member = archive.extractfile(audio)
             assert member is not None, "a regular file has content"
             duration = header_duration_s(member)  # type: ignore[arg-type]
-    except BadAudio as error:
-        yield bad_row(group.key, error)
+    except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
+        yield bad_row(group.key, bad_audio(error))
         return
     yield Row(
         id=record.id or group.key,
@@ -228,7 +230,7 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def _parse_json(data: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(data)
-    except ValueError as error:  # also UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
         raise BadAudio("unreadable", f"JSON: {error}") from error
     if not isinstance(fields, dict):
         raise BadAudio("unreadable", "JSON is not an object")
@@ -259,5 +261,5 @@ def _sample(place: Place, meta: bytes | OSError, audio: bytes | OSError) -> Samp
     try:
         record = parse_record(_parse_json(meta) if place.meta_size else {})
         return make_sample(place, record, audio if place.audio_size else None)
-    except BadAudio as error:
-        return bad_sample(place, error)
+    except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
+        return bad_sample(place, bad_audio(error))

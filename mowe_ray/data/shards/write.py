@@ -13,13 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mowe_ray.data.audio_headers import suffix_of
 from mowe_ray.data.decode import header_duration_s
 from mowe_ray.data.sample import AUDIO_SUFFIXES, BadAudio, Sample
+from mowe_ray.data.shards.storage import file_system
 
 _SHARD_BYTES = 256 << 20
 _GROUP_BYTES = 2 << 20  # shuffled reading fetches a row group for every sample
@@ -103,7 +103,7 @@ def _split(samples: Iterable[Sample], limit: int) -> Iterator[Iterator[Sample]]:
 
 
 def _create(path: str) -> Any:
-    fs, inner = fsspec.core.url_to_fs(path)
+    fs, inner = file_system(path)
     fs.makedirs(fs._parent(inner), exist_ok=True)
     return fs.open(inner, "wb")
 

@@ -167,7 +167,10 @@ def _claim(folder: RunFolder, config: RunConfig) -> None:
     claim = decide_claim(existing, config)
     if claim.refusal is not None:
         raise ValueError(f"{folder.url} {claim.refusal}")
-    folder.write_json("config.json", config.model_dump(mode="json"))
+    try:
+        folder.write_json("config.json", config.model_dump(mode="json"))
+    except Exception as error:  # each file system has errors of its own
+        raise ValueError(f"storage: {folder.url} cannot be written: {cause_of(error)}") from error
 
 
 def _with_defaults(old: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mowe_ray.data.sample import BadSample
+from mowe_ray.data.sample import BadAudio, BadSample
 from mowe_ray.training.collate import collate, pack, unpack
 from tests.tiny_models import tiny_language_model_config
 
@@ -97,3 +97,25 @@ def test_rows_padded_on_the_right_need_no_mask(family, processor, make_micro_bat
     )
     assert not masked["attention_mask"].all()
     torch.testing.assert_close(model(**batch.model_inputs).lm_loss, model(**masked).lm_loss, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("instruction", ["first <|audio|> then <|audio|>", "<|audio|>" * 9])
+def test_placeholders_in_an_instruction_cost_at_most_that_row(make_micro_batch, processor, instruction):
+    batch = make_micro_batch([1.0, 0.0, 2.0, 1.5])
+    batch.instructions[2] = instruction
+    collated = collate(batch, processor)
+    assert len(collated.ids) + len(collated.bad) == 4
+    assert collated.ids[:2] + collated.ids[-1:] == ["s0", "s1", "s3"]
+    assert collated.inputs["input_ids"].shape[0] == len(collated.ids)
+
+
+def test_rows_that_cannot_be_collated_are_left_out_with_their_audio(make_micro_batch, processor):
+    batch = make_micro_batch([1.0, 0.0, 2.0, 1.5])
+    batch.answers[2] = None  # type: ignore[call-overload]
+    collated = collate(batch, processor)
+    assert [(bad.id, bad.cause) for bad in collated.bad] == [("s2", "crashed")]
+    assert "TypeError" in collated.bad[0].detail or "ValueError" in collated.bad[0].detail
+    alone = collate(make_micro_batch([1.0, 0.0, 2.0, 1.5]).without({2: BadAudio("crashed", "")}), processor)
+    assert collated.ids == alone.ids == ["s0", "s1", "s3"]
+    for name, tensor in alone.inputs.items():
+        np.testing.assert_array_equal(collated.inputs[name], tensor)
