@@ -19,7 +19,7 @@ import yaml
 from measuring import Check, conclude, interleave, ratio, wall_seconds
 
 from mowe_ray.data.shards.write import write_webdataset
-from mowe_ray.data.synthetic_corpus.builtin import builtin_samples
+from mowe_ray.data.synthetic_corpus import builtin_samples
 from mowe_ray.distributed.ray_tune.tuner import run_study
 from mowe_ray.sweeping.load import load_sweep
 from mowe_ray.sweeping.study import Study

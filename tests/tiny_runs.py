@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from mowe_ray.config import RunConfig, load_config
 from mowe_ray.data.shards.write import write_webdataset
-from mowe_ray.data.synthetic_corpus.builtin import builtin_samples
+from mowe_ray.data.synthetic_corpus import builtin_samples
 
 TINY = [
     "model.base_encoder.config={model_type: whisper, d_model: 16, encoder_layers: 1, encoder_attention_heads: 2, "

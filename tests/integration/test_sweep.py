@@ -12,7 +12,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 
 from mowe_ray.config import load_config
-from mowe_ray.data.synthetic_corpus.builtin import builtin_samples
+from mowe_ray.data.synthetic_corpus import builtin_samples
 from mowe_ray.distributed.ray_tune.tuner import scheduler_of
 from mowe_ray.sweeping.load import load_sweep
 from mowe_ray.sweeping.report.results import write_results

@@ -10,8 +10,7 @@ import pytest
 
 from mowe_ray.data.decode import decode_audio
 from mowe_ray.data.shards import list_shards, scan_shard
-from mowe_ray.data.synthetic_corpus import builtin_corpus, builtin_samples
-from mowe_ray.data.synthetic_corpus.builtin import VOICES
+from mowe_ray.data.synthetic_corpus import VOICES, builtin_corpus, builtin_samples
 from mowe_ray.data.synthetic_corpus.tasks import ANIMALS, COLOURS, EMOTIONS, TASKS, WORDS
 
 
