@@ -196,7 +196,13 @@ def load_model(
 
 def build_processor(model: MoweForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> MoweProcessor:
     """Return the processor that makes inputs for `model`."""
-    return MoweProcessor(tokenizer, model.audio_tower.base_encoder.frame_layers, model.config.downsample)
+    config = model.language_model.config.get_text_config()
+    return MoweProcessor(
+        tokenizer,
+        model.audio_tower.base_encoder.frame_layers,
+        model.config.downsample,
+        max_positions=getattr(config, "max_position_embeddings", None),
+    )
 
 
 def add_audio_token(tokenizer: PreTrainedTokenizerBase) -> int:
