@@ -16,9 +16,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import soundfile
+import soxr
 
 from mowe_ray.data.index import Index
 from mowe_ray.data.micro_batch import Features, MicroBatch, load_micro_batch, read_cell
@@ -130,8 +133,8 @@ class FeatureCache:
 def shard_rows(index: Index, min_s: float, max_s: float) -> dict[str, tuple[str, pa.Table]]:
     """Return the key and the rows of each shard of `index`, by its path.
 
-    The key tells which samples of which version of the shard are decoded within which limits, whatever task, source
-    or id the run gives them; the rows have none of these either.
+    The key tells which samples of which version of the shard are decoded within which limits and by which decoders,
+    whatever task, source or id the run gives them; the rows have none of these either.
     """
     table, shards = index.table, index.shards
     starts = np.searchsorted(shards, np.arange(len(index.shard_names) + 1))
@@ -140,7 +143,8 @@ def shard_rows(index: Index, min_s: float, max_s: float) -> dict[str, tuple[str,
         rows = table.slice(starts[number], starts[number + 1] - starts[number])
         if not len(rows):
             continue
-        digest = hashlib.blake2b(repr((shard, index.fingerprints[number], min_s, max_s)).encode(), digest_size=16)
+        origin = (shard, index.fingerprints[number], min_s, max_s, decoder_versions())
+        digest = hashlib.blake2b(repr(origin).encode(), digest_size=16)
         places = [rows[name].combine_chunks() for name in _PLACE]
         for place in places:
             digest.update(np.ascontiguousarray(place.to_numpy(zero_copy_only=False)).astype(np.int64).tobytes())
@@ -149,6 +153,14 @@ def shard_rows(index: Index, min_s: float, max_s: float) -> dict[str, tuple[str,
         columns |= {"duration_s": rows["duration_s"], **dict(zip(_PLACE, places, strict=True))}
         found[shard] = digest.hexdigest(), pa.table(columns)
     return found
+
+
+def decoder_versions() -> str:
+    """Name the versions of all that decides on a decoded wave."""
+    ffmpeg = ".".join(map(str, av.library_versions["libavcodec"]))
+    resampler = getattr(soxr, "__libsoxr_version__", "")
+    sndfile = soundfile.__libsndfile_version__
+    return f"av {av.__version__} libavcodec {ffmpeg} libsndfile {sndfile} soxr {soxr.__version__} {resampler}"
 
 
 def write_audio(path: Path, rows: pa.Table, min_s: float, max_s: float) -> None:

@@ -12,6 +12,7 @@ Cause = Literal[
     "zero_length",  # no bytes, or a valid file without samples
     "too_short",
     "too_long",
+    "too_many_tokens",  # audio and text together have no room in the language model's positions
     "no_answer",
     "no_audio",  # the file that the manifest names is missing
     "unknown_audio",  # something looks like audio, but is not where or how audio is read

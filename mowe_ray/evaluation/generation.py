@@ -59,10 +59,7 @@ def answer_micro_batch(
         max_batch_size: Chunks that go through the model together.
         instruct: Takes task and id, and returns an instruction to use in place of the sample's own, or None.
     """
-    instructions = [
-        instruct(task, sample_id) or own
-        for task, sample_id, own in zip(micro_batch.tasks, micro_batch.ids, micro_batch.instructions, strict=True)
-    ]
+    instructions = instructions_of(micro_batch, instruct)
     chunks = _chunks(micro_batch, max_audio_s, chunked_tasks)
     texts: list[list[str]] = [[] for _ in instructions]
     choices_of_row: list[list[tuple[RouterChoice | None, RouterChoice | None]]] = [[] for _ in instructions]
@@ -91,6 +88,14 @@ def answer_micro_batch(
             dependent=_mean([dependent for _, dependent in choices_of_row[row]]),
         )
         for row in range(len(instructions))
+    ]
+
+
+def instructions_of(micro_batch: MicroBatch, instruct: Callable[[str, str], str | None]) -> list[str]:
+    """Return the instruction of each row; `instruct` as for `answer_micro_batch`."""
+    return [
+        instruct(task, sample_id) or own
+        for task, sample_id, own in zip(micro_batch.tasks, micro_batch.ids, micro_batch.instructions, strict=True)
     ]
 
 

@@ -12,6 +12,7 @@ import torch
 from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.data.micro_batch import Features, MicroBatch
 from mowe_ray.data.sample import BadAudio, BadSample, bad_audio
+from mowe_ray.evaluation.positions import drop_too_long
 from mowe_ray.model import MoweProcessor
 
 
@@ -103,7 +104,7 @@ def _packed_tensors(
 
 
 def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool = False) -> Batch:
-    """Turn decoded samples into model inputs; a row that the processor refuses is left out and counted.
+    """Turn decoded samples into model inputs; rows that are too long or that the processor refuses are counted as bad.
 
     A micro-batch that lost all its samples becomes one text-only row without labels: the rank
     then still takes part in every collective of the step, with no weight in the loss.
@@ -111,6 +112,7 @@ def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool
     Args:
         generate: Build prompts without answers, padded on the left, instead of training rows.
     """
+    micro_batch = drop_too_long(micro_batch, processor)
     try:
         return _collated(micro_batch, processor, generate)
     except Exception:

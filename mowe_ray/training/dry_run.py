@@ -14,6 +14,7 @@ from mowe_ray.data.index import Index
 from mowe_ray.model.cost import zero_memory_bytes
 from mowe_ray.output.terminal import byte_size, format_table
 from mowe_ray.training.build import model_dtype
+from mowe_ray.training.clip_length import check_clip_length
 from mowe_ray.training.datasets import Sources, scan_sources
 from mowe_ray.training.estimate import CLIP_S, Estimate, PartCost, estimate
 from mowe_ray.training.sampler import EpochSampler
@@ -44,6 +45,7 @@ def dry_run(config: RunConfig, out: TextIO) -> dict[str, Any]:
     _write_lines(out, ["dropped: by headers, decoding may find more"] if sources else [])
     steps = _step_facts(config, sources.train if sources else None)
     _write(out, "steps", [[key.replace("_", " "), _format_value(value)] for key, value in steps.items()])
+    check_clip_length(config.model, config.data.max_duration_s)
     if sources is not None:
         sources.report.check(config.data.max_bad_fraction)
     return {"run": config.name, "model": model, "memory": memory, "data": data, "steps": steps}

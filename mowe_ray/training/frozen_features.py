@@ -26,6 +26,8 @@ from mowe_ray.model.precision import cast_weights
 from mowe_ray.training.build import model_dtype
 
 _VERSION = 1  # raise it when the same encoder would give other features
+# A file is identified by so many blocks of it: 16 MiB, which is all of most files but the weights.
+_BLOCKS, _BLOCK_BYTES = 256, 1 << 16
 # Keys of a configuration on its origin, which do not change what the encoder computes.
 _ORIGIN = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
@@ -121,13 +123,25 @@ def origin_key(model: ModelSection, frozen: FrozenEncoder, *, seed: int, gpu: bo
         drawn = 0
         read_config(frozen.source)  # raises a clear error if there is none
         folder = Path(str(cached_file(frozen.source, CONFIG_NAME))).parent
-        stats = ((file.name, file.stat()) for file in sorted(folder.iterdir()) if file.is_file())
-        files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        files = [(file.name, *_version_of(file)) for file in sorted(folder.iterdir()) if file.is_file()]
     else:
         drawn, files = seed + frozen.place, []
     origin = [_VERSION, torch.__version__, transformers.__version__, str(model_dtype(model, gpu)), model.pad_audio]
     origin += [frozen.source, frozen.place, frozen.label, frozen.features, drawn, files]
     return hashlib.blake2b(json.dumps(origin, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _version_of(file: Path) -> tuple[int, int, int, str]:
+    """Return size, times and a hash of a file; of a large one the hash is of blocks all over it.
+
+    Tools that copy keep the time of the last change, and files of equal shapes have equal sizes.
+    """
+    stat, digest = file.stat(), hashlib.blake2b(digest_size=16)
+    with file.open("rb") as content:
+        for start in range(0, stat.st_size, max(_BLOCK_BYTES, stat.st_size // _BLOCKS)):
+            content.seek(start)
+            digest.update(content.read(_BLOCK_BYTES))
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, digest.hexdigest()
 
 
 def encode_clips(

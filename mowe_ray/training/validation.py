@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mowe_ray.data.micro_batch import MicroBatch
+from mowe_ray.data.sample import BadAudio
 from mowe_ray.evaluation.generation import generate_texts
 from mowe_ray.evaluation.predictions import Answer, by_task
 from mowe_ray.evaluation.routing import RoutingSums
@@ -59,15 +60,23 @@ def validate(
     loss_sum, tokens = 0.0, 0
     for micro_batch in micro_batches:
         batch = collate(micro_batch, processor).on(engine.device)
+        kept = _kept(micro_batch, batch)
         audio = model.encode_audio(**batch.audio_inputs)  # once, for the loss and for the answers
         output = engine.forward(**batch.text_inputs, audio=audio, num_items_in_batch=1)
         assert output.lm_loss is not None  # there were labels
         loss_sum, tokens = loss_sum + float(output.lm_loss), tokens + batch.answer_tokens
         _add_routing(routing, output, batch)
-        answers += _answer(engine, processor, micro_batch, batch, audio)
+        answers += _answer(engine, processor, kept, batch, audio)
         bad += batch.bad
     model.train(was_training)
     return _join(engine.gather((loss_sum, tokens, answers, routing, bad)))
+
+
+def _kept(micro_batch: MicroBatch, batch: Batch) -> MicroBatch:
+    """Return the rows of a micro-batch that are in its collated batch."""
+    kept = set(batch.ids)
+    refused = {row: BadAudio("crashed", "") for row, name in enumerate(micro_batch.ids) if name not in kept}
+    return micro_batch.without(refused) if refused else micro_batch
 
 
 def _answer(
@@ -79,12 +88,15 @@ def _answer(
 ) -> list[Answer]:
     prompts = collate(micro_batch, processor, generate=True).on(engine.device)
     longest = int((labelled.inputs["labels"] != -100).sum(1).max())
+    most = longest + _EXTRA_TOKENS
+    if processor.max_positions is not None:  # a prompt with its own answer has room, a longer answer may not
+        most = max(1, min(most, processor.max_positions - prompts.inputs["input_ids"].shape[1]))
     texts = generate_texts(
         engine.model,
         processor,
         prompts.text_inputs,
         audio,
-        max_new_tokens=longest + _EXTRA_TOKENS,
+        max_new_tokens=most,
         synced_gpus=engine.sharded,
     )
     fields = (micro_batch.ids, micro_batch.tasks, micro_batch.instructions, texts, micro_batch.references)

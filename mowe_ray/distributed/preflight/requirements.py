@@ -13,6 +13,7 @@ from typing import Literal
 from mowe_ray.config import RunConfig
 from mowe_ray.output.terminal import byte_size
 from mowe_ray.training.build import model_dtype
+from mowe_ray.training.clip_length import check_clip_length
 from mowe_ray.training.estimate import estimate
 
 Status = Literal["ok", "warning", "failed"]
@@ -173,8 +174,9 @@ def needs_of(config: RunConfig) -> Needs:
     """Estimates what a run needs, without loading its weights.
 
     Raises:
-        ValueError: A checkpoint cannot be used.
+        ValueError: A checkpoint cannot be used, or clips may be longer than an encoder takes.
     """
+    check_clip_length(config.model, config.data.max_duration_s)
     costs = estimate(config.model)
     total = costs.total
     assert total.weights is not None

@@ -22,6 +22,7 @@ import ray
 import torch
 
 from mowe_ray.config.evaluation import EvaluationConfig
+from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.data.epoch_plan import Rows
 from mowe_ray.data.index import Index
 from mowe_ray.data.micro_batch import MicroBatch
@@ -29,7 +30,8 @@ from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards.storage import fingerprint
 from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.ray_data.pipeline import ModelActors, decode_micro_batches, stream_blocks
-from mowe_ray.evaluation.generation import answer_micro_batch, instruction_of
+from mowe_ray.evaluation.generation import answer_micro_batch, instruction_of, instructions_of
+from mowe_ray.evaluation.positions import drop_too_long
 from mowe_ray.evaluation.predictions import Answer, Predictions
 from mowe_ray.evaluation.targets import folder_at
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
@@ -184,6 +186,14 @@ class _Answerer:
         config, micro_batch = self._config, MicroBatch.from_row(decoded, row)
         self._model.audio_tower.left_out, labels = self._settings[decoded["dataset"][row].as_py()]
         began = time.monotonic()
+        instruct = partial(_task_instruction, config, labels)
+        micro_batch = drop_too_long(
+            micro_batch,
+            self._processor,
+            instructions=instructions_of(micro_batch, instruct),
+            new_tokens=config.generation.max_new_tokens,
+            max_samples=round(config.generation.max_audio_s * SAMPLE_RATE),
+        )
         answers = answer_micro_batch(
             self._model,
             self._processor,
@@ -191,7 +201,7 @@ class _Answerer:
             **config.generation.model_dump(exclude={"instruction"}),
             batch_seconds=config.data.batch_seconds,
             max_batch_size=config.data.max_batch_size,
-            instruct=partial(_task_instruction, config, labels),
+            instruct=instruct,
         )
         return {
             "lines": [answer.to_line() for answer in answers],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from mowe_ray.distributed.ray_data.pipeline import parallel_map
 from mowe_ray.evaluation.compare import AnsweredModel
 from mowe_ray.evaluation.predictions import Answer, Predictions
 from mowe_ray.evaluation.targets import Target, evaluation_folder, folder_at
+from mowe_ray.training.clip_length import check_exported_clip_length
 from mowe_ray.training.datasets import data_report, sample_rows, scan_validation, validation_plan
 from mowe_ray.training.estimate import ExportCost
 
@@ -40,6 +42,9 @@ def answer_datasets(
     cluster.join(resources.total_resources(compute, data.decode_cpus, compute.max_workers)["CPU"])
     if waits := resources.check_resources(resources.total_resources(compute, data.decode_cpus, compute.min_workers)):
         log(waits)
+    for target in targets:
+        export = json.loads(folder_at(target.export).read_text("config.json"))
+        check_exported_clip_length(export, config.generation.max_audio_s, "generation.max_audio_s")
     costs = [inspect_export(target.export) for target in targets]
     indexes = scan_validation(data, parallel_map)
     data_report(indexes.values()).check(data.max_bad_fraction)
@@ -95,6 +100,9 @@ def _answered(
     )
 
 
+_DECIDING = (".safetensors", ".json", ".jinja", ".model")  # suffixes; the code in an export is not run
+
+
 def _job(
     target: Target, config: EvaluationConfig, name: str, index: Index, member: str | None = None, number: int = 0
 ) -> AnswerJob:
@@ -103,9 +111,10 @@ def _job(
     subset = np.arange(len(index)) if member is None else sample_rows(len(index), config.ablation_samples)
     chosen = index if member is None else Index(index.table.take(subset), index.source_names, [], index.fingerprints)
     export = folder_at(target.export)
-    weights = {file: fingerprint(export.path(file)) for file in export.names("") if file.endswith(".safetensors")}
+    # Beside the weights: config.json, the tokenizer, the chat template and the generation defaults decide on answers.
+    files = {file: fingerprint(export.path(file)) for file in sorted(export.names("")) if file.endswith(_DECIDING)}
     settings = {
-        "model": weights,
+        "model": files,
         "data": [source.path, index.fingerprints, config.data.min_duration_s, config.data.max_duration_s],
         "samples": len(chosen),
         "batches": [config.data.batch_seconds, config.data.max_batch_size],

@@ -20,6 +20,7 @@ from mowe_ray.distributed.ray_train.coordinator import RunCoordinator, WorkerSet
 from mowe_ray.distributed.ray_train.worker_group import fit, in_thread, stop_on_signals
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint.layout import committed_steps
+from mowe_ray.training.clip_length import check_clip_length
 from mowe_ray.training.datasets import Sources, index_sources
 from mowe_ray.training.sample_audit import SAMPLES_FILE, audit_samples
 
@@ -51,6 +52,7 @@ def train(
         ValueError: The user must change something: the data, the resources, or the name of a folder of another run.
     """
     folder = RunFolder(config.storage, config.name)
+    check_clip_length(config.model, config.data.max_duration_s)
     _claim(folder, config)
     cluster.join(resources.cpus_of(config, config.compute.max_workers))
     _check_resources(folder, config, log)

@@ -1,0 +1,79 @@
+"""The longest clip that the encoders of a configuration take, read from their configurations alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+
+from mowe_ray.config.fields import InlineConfig
+from mowe_ray.config.model_section import ModelSection
+
+_RATE = 16_000
+# Whisper's learned positions, two spectrogram frames of 10 ms each; transformers' own default.
+_POSITIONS, _FRAMES_PER_POSITION, _HOP = 1500, 2, 160
+
+
+def check_clip_length(model: ModelSection, max_s: float, key: str = "data.max_duration_s") -> None:
+    """Refuse a limit on clips that an encoder does not reach; configurations that are not here are passed over.
+
+    Args:
+        max_s: The longest clip, in seconds.
+        key: The configuration key that it comes from.
+
+    Raises:
+        ValueError: Clips may be longer than an encoder takes.
+    """
+    _check(_configs(model), max_s, key)
+
+
+def check_exported_clip_length(export: Mapping[str, Any], max_s: float, key: str) -> None:
+    """As `check_clip_length`, for the content of an export's config.json."""
+    _check(_exported(export), max_s, key)
+
+
+def _check(configs: Iterable[tuple[str, Mapping[str, Any]]], max_s: float, key: str) -> None:
+    for label, config in configs:
+        if config.get("model_type") != "whisper":
+            continue
+        longest = config.get("max_source_positions", _POSITIONS) * _FRAMES_PER_POSITION * _HOP / _RATE
+        if max_s > longest:
+            raise ValueError(
+                f"{key}: {max_s:g} s is more than the {longest:g} s that {label} takes; set {key}={longest:g} or lower"
+            )
+
+
+def _configs(model: ModelSection) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the key and the configuration of each encoder that can be read without a download."""
+    if model.init_from is not None:
+        yield from _exported(_read(model.init_from))
+        return
+    sources = {"model.base_encoder": model.base_encoder}
+    sources |= {f"model.weak_encoders {weak.name}": weak.checkpoint for weak in model.weak_encoders}
+    for label, source in sources.items():
+        yield label, source.config if isinstance(source, InlineConfig) else _read(source)
+
+
+def _exported(export: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for spec in (export.get("base_encoder"), *(export.get("weak_encoders") or [])):
+        if isinstance(spec, Mapping):
+            yield f"the export's encoder {spec.get('name')}", spec.get("config") or {}
+
+
+def _read(source: str) -> Mapping[str, Any]:
+    """Return the config.json of a folder, or of a hub id whose files are in the cache; else nothing."""
+    if (folder := Path(source)).is_dir():
+        file: Any = folder / "config.json"
+    else:
+        try:
+            file = try_to_load_from_cache(source, "config.json")
+        except ValueError:  # not a hub id; who loads it says so
+            file = None
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8")) if isinstance(file, str | Path) else {}
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
