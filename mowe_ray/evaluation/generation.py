@@ -17,6 +17,7 @@ from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.data.micro_batch import MicroBatch
 from mowe_ray.evaluation.predictions import Answer, RouterChoice
 from mowe_ray.model import AudioTokens, MoweForConditionalGeneration, MoweProcessor, Routing
+from mowe_ray.model.generation_settings import greedy
 
 Wave = npt.NDArray[np.float32]
 
@@ -115,7 +116,8 @@ def generate_texts(
         audio: What the model's `encode_audio` returned for their clips.
         **options: For `generate`: `max_new_tokens`, `num_beams`, `synced_gpus`.
     """
-    tokens = model.generate(**prompts, audio=audio, do_sample=False, **options)
+    settings = greedy(model.generation_config)
+    tokens = model.generate(**prompts, audio=audio, generation_config=settings, do_sample=False, **options)
     return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
 
 

@@ -36,6 +36,7 @@ from transformers import (
 from .configuration_mowe import EncoderSpec, MoweConfig
 from .encoders import AudioEncoder, EncoderExtras, load_encoder, same_weights
 from .export import load_exported
+from .generation_settings import greedy
 from .lora import inject_lora, merge_lora
 from .modeling_mowe import MoweForConditionalGeneration
 from .pool import PoolMember, chosen_layers
@@ -186,12 +187,24 @@ def load_model(
     assert isinstance(model.config.base_encoder, EncoderSpec)
     model.config.base_encoder = replace(model.config.base_encoder, train=train_base)
     model.config.weak_encoders = [replace(spec, train=choices.get(spec.name, "frozen")) for spec in specs]
-    model.requires_grad_(True)
+    _unfreeze(model)
     model.apply_train_modes()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         make_trainable(model, lora)
     return model
+
+
+def _unfreeze(model: MoweForConditionalGeneration) -> None:
+    """Train all that transformers itself does not fix, as it does Whisper's sinusoidal positions."""
+    config = copy.deepcopy(model.config)
+    config.weak_encoders = [replace(spec, train="full") for spec in config.weak_encoders or []]
+    assert isinstance(config.base_encoder, EncoderSpec)
+    config.base_encoder = replace(config.base_encoder, train="full")
+    with torch.device("meta"):
+        untouched = dict(MoweForConditionalGeneration(config).named_parameters())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(untouched[name].requires_grad)
 
 
 def build_processor(model: MoweForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> MoweProcessor:
@@ -359,8 +372,8 @@ def _freeze_unreached(model: MoweForConditionalGeneration) -> None:
 def _generation_config(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, audio_token_id: int
 ) -> GenerationConfig:
-    """Return the language model's own, which also stops where the processor ends answers."""
-    config: GenerationConfig = llm.generation_config
+    """Return the language model's special tokens, which also stops where the processor ends answers."""
+    config = greedy(llm.generation_config)
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     config.eos_token_id = sorted({end for end in [*ends, tokenizer.eos_token_id] if end is not None})
     config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

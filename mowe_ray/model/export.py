@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_mowe import MoweConfig
+from .generation_settings import greedy
 from .lora import merge_lora
 from .modeling_mowe import MoweForConditionalGeneration
 from .processing_mowe import MoweProcessor
@@ -65,7 +66,7 @@ def export(
     if merge and config.lora:
         merge_lora(written)
         written.config.lora = {}
-    written.generation_config = model.generation_config
+    written.generation_config = greedy(model.generation_config)
     written.save_pretrained(folder)
     processor = copy.copy(processor)
     setattr(processor, "auto_map", dict(_AUTO_CLASSES))  # noqa: B010
