@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -29,6 +30,23 @@ def learning_rate_factor(step: int, warmup_steps: int, decay: float, schedule: S
     return 1.0 - decay if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * decay))
 
 
+_UNDECAYED = re.compile(
+    r"(bias|[._]token|weight\.original0|A_log|gru_rel_pos_const)$"
+    r"|(^|\.)(embed_positions|position_embeddings?|positions|wpe|rel_attn_embed)(\.|$)"
+)
+"""Names of what has two dimensions or more and is no matrix: biases of experts, class tokens, gains of weight
+normalisation, decay rates of state spaces, constants and tables of positions."""
+
+
+def decays(name: str, dimensions: int) -> bool:
+    """Whether weight decay applies to a parameter: to matrices and kernels.
+
+    Biases, norms, gains, class tokens, position tables, the independent router's logits and layer weights are left
+    alone: pulled to zero they would change the function, not its smoothness.
+    """
+    return dimensions >= 2 and _UNDECAYED.search(name) is None
+
+
 def parameter_groups(
     model: nn.Module,
     part_of: Mapping[str, str],
@@ -38,8 +56,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return AdamW groups of the trainable parameters, by part and by whether they decay.
 
-    Vectors and scalars (biases, norms, the independent router's logits, layer weights) do not
-    decay, as is usual since GPT-3 (arXiv 2005.14165, appendix B trains with decay on matrices only).
+    Only matrices and kernels decay, as is usual since GPT-3 (arXiv 2005.14165, appendix B): see `decays`.
 
     Args:
         part_of: Part of every trainable parameter name, as `parameter_parts` of the model gives it.
@@ -53,12 +70,12 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         # A parameter that was loaded as a shard (ZeRO-3) is empty, and keeps its shape here.
-        part, decays = part_of[name], len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
+        part, decayed = part_of[name], decays(name, len(getattr(parameter, "ds_shape", parameter.shape)))
         peak = lr_per_part.get(part)
         peak = learning_rate if peak is None else peak
         group = groups.setdefault(
-            (part, decays),
-            {"params": [], "lr": peak, "peak_lr": peak, "weight_decay": weight_decay if decays else 0.0, "part": part},
+            (part, decayed),
+            {"params": [], "lr": peak, "peak_lr": peak, "weight_decay": weight_decay if decayed else 0.0, "part": part},
         )
         group["params"].append(parameter)
     return list(groups.values())

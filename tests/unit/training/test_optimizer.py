@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mowe_ray.model.building import parameter_parts
-from mowe_ray.training.optimizer import learning_rate_factor, parameter_groups, set_learning_rates
+from mowe_ray.training.optimizer import decays, learning_rate_factor, parameter_groups, set_learning_rates
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_groups_hold_every_trainable_tensor_once(make_model):
         assert group["peak_lr"] == {"routers": 0.5, "weak_encoders": 0.0}.get(group["part"], 0.1)
         for parameter in group["params"]:
             assert parts[trainable[id(parameter)]] == group["part"]
-            assert group["weight_decay"] == (0.01 if parameter.ndim >= 2 else 0.0)
+            assert group["weight_decay"] == (0.01 if decays(trainable[id(parameter)], parameter.ndim) else 0.0)
     assert not {group["part"] for group in groups} & {"base_encoder"}, "the base is frozen"
 
 
