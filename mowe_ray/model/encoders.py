@@ -34,6 +34,7 @@ __all__ = [
     "PadAudio",
     "encoder_class",
     "load_encoder",
+    "quiet_transformers",
     "read_config",
     "same_weights",
 ]
@@ -131,7 +132,7 @@ def _load_weights(
     family: type[AudioEncoder], source: str, config: PretrainedConfig
 ) -> tuple[PreTrainedModel, set[str]]:
     """The encoder with its weights, and the checkpoint's keys that are not the encoder's."""
-    with _quiet_transformers():
+    with quiet_transformers():
         loaded: Any = family.model_class.from_pretrained(
             source,
             config=family.quiet(config),
@@ -163,7 +164,7 @@ def _read_preprocessor(source: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Hold back the report on unused weights: decoders and heads are left out on purpose."""
     verbosity = logging.get_verbosity()
     progress_bar = logging.is_progress_bar_enabled()

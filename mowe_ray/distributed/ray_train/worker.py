@@ -17,6 +17,8 @@ from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine, build_
 from mowe_ray.distributed.ray_train.async_validation import AsyncValidation
 from mowe_ray.distributed.ray_train.coordinator import WorkerSetup
 from mowe_ray.distributed.ray_train.train_run import RayReporter, TrainRun
+from mowe_ray.model import MoweProcessor
+from mowe_ray.model.export_check import try_export
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.build import own_tokenizer, tokenizer_of, write_export
 from mowe_ray.training.checkpoint.reader import newest_checkpoint
@@ -87,6 +89,8 @@ def _start(setup: WorkerSetup, log: Callable[[str], object]) -> TrainRun:
     if checkpoint is not None:
         engine.restore(checkpoint)
         log(f"continuing after step {checkpoint.step}, on {_workers(engine.world_size)}")
+    else:
+        _check_export(config, processor, engine, ranks)
     sampler = EpochSampler(
         index,
         config.data,
@@ -146,6 +150,21 @@ def _check_cache(cache: FeatureCache, engine: DeepSpeedEngine) -> None:
             f"data.feature_cache holds features of other weights than those loaded now for {', '.join(changed)}: "
             f"did a checkpoint change? Remove {cache.folder}/encoders and run the same command again"
         )
+
+
+def _check_export(config: RunConfig, processor: MoweProcessor, engine: DeepSpeedEngine, ranks: Ranks) -> None:
+    """Check before the first step that the run can end with a right export. Collective."""
+    problem = None
+    if ranks.is_rank_zero:
+        try:
+            untried = try_export(engine.model, processor, merge=config.model.merges_lora)
+        except ValueError as error:
+            problem = str(error)
+        else:
+            if untried is not None:
+                ranks.log(f"warning: the export could not be tried before training: {untried}")
+    if problem := ranks.gather(problem)[0]:
+        raise RunError(problem)
 
 
 def _workers(number: int) -> str:
