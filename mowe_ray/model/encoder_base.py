@@ -151,6 +151,15 @@ class AudioEncoder(nn.Module, ABC):
         return samples.clamp(min=1) if isinstance(samples, Tensor) else max(1, samples)
 
     @property
+    def first_centre(self) -> float:
+        """Sample in the middle of the first frame's receptive field; the others follow at equal distances."""
+        centre, hop = 0.0, 1
+        for kernel, stride, padding in self.frame_layers:
+            centre += ((kernel - 1) / 2 - padding) * hop
+            hop *= stride
+        return centre
+
+    @property
     def min_samples(self) -> int:
         """Shortest clip it runs on; at least 25 ms, the window of the spectral front-ends."""
         samples = 1

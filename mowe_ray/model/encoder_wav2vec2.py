@@ -1,10 +1,10 @@
 """Encoders of the wave itself: Wav2Vec2, HuBERT, WavLM and Data2VecAudio."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     Data2VecAudioModel,
     HubertModel,
@@ -18,13 +18,49 @@ from .encoder_base import AudioEncoder
 from .frontends import FrontEnd, NormalisedWave
 
 
+class MaskedGroupNorm(nn.GroupNorm):
+    """Group normalisation of single channels over the frames that belong to a clip.
+
+    `nn.GroupNorm` takes the statistics over padding as well: a clip then has other features in every batch
+    (huggingface/transformers#21534, pytorch/audio#2242).
+
+    Attributes:
+        frames: (C,) frames of each clip in the next input; None takes all of them. It stays until it is set again,
+            because a checkpointed layer runs once more in the backward pass.
+    """
+
+    frames: Tensor | None = None
+
+    @classmethod
+    def replacing(cls, norm: nn.GroupNorm) -> "MaskedGroupNorm":
+        """Return a masked norm with the parameters of `norm`."""
+        assert norm.num_groups == norm.num_channels
+        masked = cls(norm.num_groups, norm.num_channels, norm.eps)
+        masked.weight, masked.bias = norm.weight, norm.bias
+        return masked
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (C, D, T); what lies behind a clip's frames becomes the bias."""
+        if self.frames is None:
+            return super().forward(input)
+        mask = (torch.arange(input.shape[-1], device=input.device) < self.frames[:, None])[:, None]
+        count = self.frames[:, None, None]
+        # Sums in float32 or better, as torch's own norm takes them; the frames themselves keep their type, which halves
+        # what autograd holds.
+        exact = torch.promote_types(input.dtype, torch.float32)
+        mean = input.masked_fill(~mask, 0).sum(-1, keepdim=True, dtype=exact) / count
+        centred = (input - mean.to(input.dtype)).masked_fill(~mask, 0)
+        variance = torch.linalg.vector_norm(centred, dim=-1, keepdim=True, dtype=exact).square() / count
+        scale = (variance + self.eps).rsqrt() * self.weight.to(exact)[:, None]
+        return torch.addcmul(self.bias[:, None], centred, scale.to(input.dtype))
+
+
 class Wav2Vec2AudioEncoder(AudioEncoder):
     """A stack of strided convolutions over the wave, then a transformer; 50 frames per second.
 
-    Checkpoints whose convolutions use group normalisation (the `base` models) take its statistics
-    over time, padding included, and were trained without a mask: a clip's frames depend on how far
-    it is padded, so batches should hold clips of like length. Checkpoints with layer normalisation
-    get an attention mask, and there padding does not change a clip's frames.
+    Padding does not change a clip's frames: they are those of the clip alone. [ours] transformers gives no mask to
+    checkpoints whose convolutions use group normalisation (the `base` models); here their statistics are those of the
+    clip, and its frames attend to each other only, as if no other clip were there.
     """
 
     model_class: ClassVar[type[PreTrainedModel]] = Wav2Vec2Model
@@ -40,6 +76,10 @@ class Wav2Vec2AudioEncoder(AudioEncoder):
         # Otherwise transformers makes the *input* require a gradient in training mode, and builds
         # the graph of all convolutions even when they are frozen. The weights do not need it.
         self.model.feature_extractor._requires_grad = False
+        first = self.model.feature_extractor.conv_layers[0]
+        norm = getattr(first, "layer_norm", None)
+        if isinstance(norm, nn.GroupNorm):
+            first.layer_norm = MaskedGroupNorm.replacing(norm)
 
     @classmethod
     def make_front_end(cls, config: PretrainedConfig, preprocessor: Mapping[str, Any]) -> FrontEnd:
@@ -52,21 +92,24 @@ class Wav2Vec2AudioEncoder(AudioEncoder):
         pairs = zip(self.config.conv_kernel, self.config.conv_stride, strict=True)
         return [(kernel, stride, 0) for kernel, stride in pairs]
 
-    @property
-    def masks_padding(self) -> bool:
-        """True for checkpoints trained with an attention mask."""
-        return getattr(self.config, "feat_extract_norm", "layer") == "layer"
-
     def encode(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
-        """Run the transformers model, with a sample mask where it was trained with one."""
+        """Run the transformers model, with a mask where `lengths` are given."""
         mask = None
-        if lengths is not None and self.masks_padding:
+        if lengths is not None:
             # A clip below one receptive field still owns its one frame.
             lengths = lengths.clamp(min=self.min_samples)
             mask = (torch.arange(features.shape[1], device=features.device) < lengths[:, None]).long()
+        self.mask_convolutions(lengths)
         output = self.model(features, attention_mask=mask, output_hidden_states=all_layers)
         last: Tensor = output.last_hidden_state
         return (*output.hidden_states[:-1], last) if all_layers else last
+
+    def mask_convolutions(self, lengths: Tensor | None) -> None:
+        """Prepare the convolutions for clips of `lengths` (C,) samples; None: nothing is padded."""
+        norm = getattr(self.model.feature_extractor.conv_layers[0], "layer_norm", None)
+        if isinstance(norm, MaskedGroupNorm):
+            kernel, stride, _ = self.frame_layers[0]
+            norm.frames = None if lengths is None else (lengths - kernel) // stride + 1
 
 
 class HubertAudioEncoder(Wav2Vec2AudioEncoder):
@@ -76,9 +119,32 @@ class HubertAudioEncoder(Wav2Vec2AudioEncoder):
 
 
 class Data2VecAudioEncoder(Wav2Vec2AudioEncoder):
-    """Data2Vec for audio."""
+    """Data2Vec for audio: positions come from a stack of convolutions, each of which would spread padding further."""
 
     model_class = Data2VecAudioModel
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        front_end: FrontEnd,
+        model: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config, front_end, model)
+        self._frames: Tensor | None = None
+        for layer in cast(nn.ModuleList, self.model.encoder.pos_conv_embed.layers):
+            layer.register_forward_hook(self._silence_padding)
+
+    def mask_convolutions(self, lengths: Tensor | None) -> None:
+        """Prepare the convolutions, those of the positions too."""
+        super().mask_convolutions(lengths)
+        self._frames = None if lengths is None else self.num_frames(lengths)
+
+    def _silence_padding(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Set (C, D, T) to zero behind each clip's frames, as a convolution pads the end of a clip alone."""
+        if self._frames is None:
+            return output
+        behind = torch.arange(output.shape[-1], device=output.device) >= self._frames[:, None]
+        return output.masked_fill(behind[:, None], 0)
 
 
 class WavLMAudioEncoder(Wav2Vec2AudioEncoder):

@@ -48,6 +48,11 @@ class WhisperAudioEncoder(AudioEncoder):
         return [(hop, hop, 0), (3, 1, 1), (3, 2, 1)]
 
     @property
+    def first_centre(self) -> float:
+        """The first sample: windows of the spectrogram are centred on multiples of its hop."""
+        return 0.0
+
+    @property
     def max_samples(self) -> int:
         """Longest padded clip: 30 s for every published checkpoint."""
         return int(self.config.max_source_positions * 2 * self.front_end.hop_length)

@@ -106,28 +106,28 @@ def chosen_layers(encoder: AudioEncoder, choice: str, features: Tensor, lengths:
     return list(layers) if layer is None else [layers[layer]]
 
 
-def align_frames(states: Tensor, valid: Tensor, ratio: float, frames: int) -> Tensor:
+def align_frames(states: Tensor, valid: Tensor, ratio: float, frames: int, offset: float = 0.0) -> Tensor:
     """Resample frames in time by linear interpolation.
 
-    Frame t of the result is at t * ratio of the input, never past a clip's last valid frame: so a
-    missing last frame repeats, a surplus one is dropped, and padding has no part in the result.
-    [ours]
+    Frame t of the result is at t * ratio + offset of the input, never before a clip's first frame or past its last
+    valid one: so a missing last frame repeats, a surplus one is dropped, and padding has no part in the result. [ours]
 
     Args:
         states: (R, N, D).
         valid: (R,) input frames that belong to each clip.
         ratio: Input frames per output frame.
         frames: T, output frames.
+        offset: Input frames from the first one to the place of the first output frame.
 
     Returns:
         (R, T, D).
     """
-    position = torch.arange(frames, device=states.device) * ratio
+    position = (torch.arange(frames, device=states.device) * ratio + offset).clamp(min=0)
     last = (valid.clamp(max=states.shape[1]) - 1)[:, None]
     position = torch.minimum(position, last.to(position.dtype))
     lower = position.long()
     below = _pick(states, lower)
-    if ratio == 1:
+    if ratio == 1 and offset == 0:
         return below
     weight = (position - lower)[..., None].to(states.dtype)
     return torch.lerp(below, _pick(states, torch.minimum(lower + 1, last)), weight)
@@ -164,7 +164,13 @@ class PoolMember(nn.Module):
             nn.init.zeros_(self.layer_weights)
 
     def forward(
-        self, features: Tensor | None, lengths: Tensor, hop: int, frames: int, states: Tensor | None = None
+        self,
+        features: Tensor | None,
+        lengths: Tensor,
+        hop: int,
+        frames: int,
+        states: Tensor | None = None,
+        first_centre: float = 0.0,
     ) -> Tensor:
         """Encode clips.
 
@@ -174,6 +180,7 @@ class PoolMember(nn.Module):
             hop: Samples per frame of the result.
             frames: T, frames of the result.
             states: (R, L, N, E), what the encoder would make of the clips: it then does not run.
+            first_centre: Sample in the middle of the result's first frame.
 
         Returns:
             (R, T, D).
@@ -185,7 +192,10 @@ class PoolMember(nn.Module):
             layers = list(states.unbind(1))
         mixed = layers[0] if self.layer_weights is None else self._weighted(layers)
         valid = self.encoder.num_frames(lengths)
-        return align_frames(self.projection(mixed), valid, hop / hop_samples(self.encoder), frames)
+        own_hop = hop_samples(self.encoder)
+        # By their centres; but frames of one rate are paired by number: between them, interpolation would only blur.
+        offset = 0.0 if hop == own_hop else (first_centre - self.encoder.first_centre) / own_hop
+        return align_frames(self.projection(mixed), valid, hop / own_hop, frames, offset)
 
     def _weighted(self, layers: Sequence[Tensor]) -> Tensor:
         assert self.layer_weights is not None
@@ -237,6 +247,7 @@ class WeakEncoderPool(nn.Module):
         hop: int,
         frames: int,
         *,
+        first_centre: float = 0.0,
         enter_idle: bool,
     ) -> list[Tensor]:
         """Mix the members' frames.
@@ -247,6 +258,7 @@ class WeakEncoderPool(nn.Module):
             chosen: (K, C, M) bool, which members each mixture needs for each clip.
             hop: Samples per base frame.
             frames: T.
+            first_centre: Sample in the middle of the first base frame.
             enter_idle: Run idle members on a silent clip, outside training too.
 
         Returns:
@@ -271,6 +283,7 @@ class WeakEncoderPool(nn.Module):
                 hop,
                 frames,
                 None if known is None else clips.pick(known, rows[index]),
+                first_centre,
             )
             everyone = len(rows[index]) == len(clips.sizes)
             where = None if everyone else clips.index(rows[index])

@@ -274,6 +274,7 @@ class AudioTower(nn.Module):
                 chosen,
                 hop_samples(self.base_encoder),
                 features.shape[1],
+                first_centre=self.base_encoder.first_centre,
                 enter_idle=self.enter_idle_encoders,
             ),
         )

@@ -25,7 +25,7 @@ from mowe_ray.model.pool import chosen_layers, hop_samples
 from mowe_ray.model.precision import cast_weights
 from mowe_ray.training.build import model_dtype
 
-_VERSION = 1  # raise it when the same encoder would give other features
+_VERSION = 2  # raise it when the same encoder would give other features
 # A file is identified by so many blocks of it: 16 MiB, which is all of most files but the weights.
 _BLOCKS, _BLOCK_BYTES = 256, 1 << 16
 # Keys of a configuration on its origin, which do not change what the encoder computes.

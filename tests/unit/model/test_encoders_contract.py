@@ -13,6 +13,7 @@ FAMILIES = [
     ("wav2vec2", {"feat_extract_norm": "layer", "do_stable_layer_norm": True}),
     ("wavlm", {"feat_extract_norm": "layer", "do_stable_layer_norm": True}),
     ("hubert", {"feat_extract_norm": "layer", "do_stable_layer_norm": True}),
+    ("hubert", {"conv_bias": True, "conv_pos_batch_norm": True}),
 ]
 
 
@@ -69,6 +70,50 @@ def test_a_clip_does_not_depend_on_its_neighbours(encoder: AudioEncoder) -> None
     together = encoder(features_of(encoder, 16_000, 9_000, padded=80_000))
     alone = encoder(features_of(encoder, 16_000, padded=80_000))
     torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=1e-4)
+
+
+# Whisper and AST were trained without a mask, on windows of one length: padding is part of what they take in.
+SEES_PADDING = ("whisper", "audio-spectrogram-transformer")
+
+
+def test_a_clips_frames_are_those_of_transformers_alone(encoder: AudioEncoder) -> None:
+    """In a batch, alone, and padded further: what transformers makes of the unpadded clip, without a mask."""
+    if encoder.config.model_type in SEES_PADDING:
+        pytest.skip("takes padding as silence")
+    theirs = encoder.model_class(encoder.config).eval()
+    theirs.load_state_dict(encoder.model.state_dict())
+    lengths = [16_000, 9_000, 400, 5_555]
+    wave = torch.randn(4, 16_000, generator=torch.Generator().manual_seed(2)) * 0.1
+    for padded in (16_000, 80_000):
+        valid = torch.tensor(lengths)
+        together = encoder(encoder.front_end(wave, valid, padded), lengths=valid, all_layers=True)
+        for row, length in enumerate(lengths):
+            features = encoder.front_end(wave[row : row + 1, :length], valid[row : row + 1], length)
+            alone = encoder(features, lengths=valid[row : row + 1], all_layers=True)
+            output = theirs(features, output_hidden_states=True)
+            wanted = (*output.hidden_states[:-1], output.last_hidden_state)
+            for layer, ours, unmasked in zip(together, alone, wanted, strict=True):
+                torch.testing.assert_close(ours, unmasked, atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(layer[row : row + 1, : ours.shape[1]], unmasked, atol=1e-5, rtol=1e-5)
+
+
+def test_recomputed_activations_see_the_same_padding(encoder: AudioEncoder) -> None:
+    features, lengths = features_of(encoder, 16_000, 9_000), torch.tensor([16_000, 9_000])
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+    def gradients() -> dict[str, Tensor]:
+        encoder.zero_grad()
+        torch.manual_seed(0)
+        encoder(features, lengths=lengths).square().sum().backward()
+        return {name: p.grad.clone() for name, p in all_trainable(encoder).items()}
+
+    encoder.train()
+    plain = gradients()
+    encoder.enable_gradient_checkpointing()
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, plain[name], msg=name)
 
 
 def test_every_trainable_tensor_gets_a_gradient(encoder: AudioEncoder) -> None:

@@ -51,14 +51,15 @@ def run(pool: nn.Module, chosen: list[list[list[int]]], **options: Any) -> tuple
     return mixed, weights
 
 
+@pytest.mark.parametrize("offset", [0.0, -0.875, 1.3])
 @pytest.mark.parametrize("ratio", [1.0, 0.2, 2.5])
-def test_alignment_is_linear_interpolation_over_valid_frames(ratio: float) -> None:
+def test_alignment_is_linear_interpolation_over_valid_frames(ratio: float, offset: float) -> None:
     states = torch.randn(2, 12, 3, dtype=torch.float64)
     valid = [12, 5]
-    aligned = align_frames(states, torch.tensor(valid), ratio, 20)
+    aligned = align_frames(states, torch.tensor(valid), ratio, 20, offset)
     for row, count in enumerate(valid):
         for channel in range(3):
-            wanted = np.interp(np.arange(20) * ratio, np.arange(count), states[row, :count, channel].numpy())
+            wanted = np.interp(np.arange(20) * ratio + offset, np.arange(count), states[row, :count, channel].numpy())
             np.testing.assert_allclose(aligned[row, :, channel].numpy(), wanted, atol=1e-6)
 
 
@@ -66,6 +67,16 @@ def test_one_frame_more_or_less_is_cropped_or_repeated() -> None:
     states = torch.arange(5.0)[None, :, None]
     assert align_frames(states, torch.tensor([5]), 1.0, 4).flatten().tolist() == [0, 1, 2, 3]
     assert align_frames(states, torch.tensor([5]), 1.0, 6).flatten().tolist() == [0, 1, 2, 3, 4, 4]
+
+
+def test_frames_of_another_rate_are_aligned_by_their_centres() -> None:
+    """Each of the AST's frames covers 16 filter-bank frames: 0.175 s; the first has its middle at 87.5 ms."""
+    member = make_pool().members[2]
+    member.projection = nn.Identity()
+    middles = (399 / 2 + 160 * 15 / 2 + 1600 * torch.arange(6)).double()  # samples
+    frames = member(None, torch.tensor([400 + 160 * 65]), HOP, 35, middles[None, None, :, None].float())
+    wanted = torch.arange(35).double() * HOP  # the base's frame t has its middle at sample 320 t
+    assert (frames[0, :, 0] - wanted.clamp(middles[0], middles[-1])).abs().max() < 0.01
 
 
 def test_hop_is_20_ms_for_speech_encoders() -> None:

@@ -49,7 +49,11 @@ class HostReads(TorchDispatchMode):
 def test_a_micro_batch_makes_the_host_wait_three_times(
     micro_batches: int, make_model, make_micro_batch, processor
 ) -> None:
-    """For the choices of encoders, for where audio tokens and answers are, and in transformers, for packed rows."""
+    """For the choices of encoders, for where audio tokens and answers are, and in transformers, for packed rows.
+
+    And once an encoder that masks padding: transformers looks whether the mask masks anything.
+    """
+    masking = 2
     weak = [
         WeakEncoder("whisper", tiny_whisper_config(d_model=16), train="full"),
         WeakEncoder("hubert", tiny_hubert_config(), train="full", features="weighted_sum"),
@@ -68,4 +72,4 @@ def test_a_micro_batch_makes_the_host_wait_three_times(
     engine.forward = forward_counted  # type: ignore[method-assign]
     for _ in training_steps(engine, [(1, 1.0, batches)], seed=0):
         pass
-    assert sum(counted.sites.values()) <= 3 * micro_batches, counted.sites
+    assert sum(counted.sites.values()) <= (3 + masking) * micro_batches, counted.sites
