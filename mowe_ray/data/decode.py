@@ -17,6 +17,7 @@ from mowe_ray.data.sample import BadAudio
 
 SAMPLE_RATE = 16_000
 SILENCE_PEAK = 1e-4  # -80 dB of full scale; 16-bit dither alone stays below it
+_IMPOSSIBLE_PEAK = 1e15  # no integer format, written as float without scaling, comes near; squares stay finite
 _BLOCK = 16_384
 _CANCELLED_ENERGY = 0.01  # the mono mix keeps less than this: the channels are in anti-phase
 
@@ -106,8 +107,8 @@ def to_int16(wave: Wave, out: npt.NDArray[np.int16] | None = None) -> tuple[npt.
 def _to_mono(audio: Wave) -> Wave:
     """Check finiteness and level, then mix (S, channels) to (S,) with a peak of at most 1."""
     peak = float(max(audio.max(), -audio.min()))  # NaN and infinity survive max and min
-    if not np.isfinite(peak):
-        raise BadAudio("nan", "NaN or infinite samples")
+    if not peak < _IMPOSSIBLE_PEAK:
+        raise BadAudio("nan", f"NaN, infinite or impossible samples, peak {peak:.1e}")
     if peak < SILENCE_PEAK:
         raise BadAudio("silent", f"peak {peak:.1e}")
     if audio.ndim == 2:

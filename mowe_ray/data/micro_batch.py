@@ -1,7 +1,7 @@
 """Decoded micro-batches and the flat form in which they travel."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -91,6 +91,20 @@ class MicroBatch:
             features=[one.of([clip for clip, row in enumerate(heard) if row not in causes]) for one in self.features],
             **{name: [getattr(self, name)[row] for row in rows] for name in lists},
         )
+
+    def usable_by(self, use: Callable[["MicroBatch"], object]) -> "MicroBatch":
+        """Return the micro-batch without the rows for which `use` raises when it is given one alone.
+
+        For the rare micro-batch for which it raised as a whole.
+        """
+        causes: dict[int, BadAudio] = {}
+        for row in range(len(self.ids)):
+            others = {other: BadAudio("crashed", "") for other in range(len(self.ids)) if other != row}
+            try:
+                use(self.without(others))
+            except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
+                causes[row] = bad_audio(error)
+        return self.without(causes)
 
     def to_row(self) -> pa.Table:
         """Return a table of one row that shares the memory of `audio` and `features`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mowe_ray.data.micro_batch import MicroBatch
-from mowe_ray.data.sample import BadAudio
+from mowe_ray.data.sample import BadAudio, bad_audio
 from mowe_ray.model import MoweProcessor
 
 
@@ -30,7 +30,12 @@ def drop_too_long(
     for row, (instruction, length) in enumerate(zip(asked, micro_batch.lengths, strict=True)):
         lengths = [min(length, max_samples or length)] if length else []
         answer = micro_batch.answers[row] if new_tokens is None else None
-        if not processor.fits(instruction, lengths, answer, new_tokens or 0):
+        try:
+            fits = processor.fits(instruction, lengths, answer, new_tokens or 0)
+        except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
+            bad[row] = bad_audio(error)
+            continue
+        if not fits:
             tokens = processor.num_tokens(instruction, lengths, answer) + (new_tokens or 0)
             detail = f"{tokens} tokens with its audio, but the language model takes {processor.max_positions}"
             bad[row] = BadAudio("too_many_tokens", detail)

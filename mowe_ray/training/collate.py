@@ -11,7 +11,7 @@ import torch
 
 from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.data.micro_batch import Features, MicroBatch
-from mowe_ray.data.sample import BadAudio, BadSample, bad_audio
+from mowe_ray.data.sample import BadSample
 from mowe_ray.evaluation.positions import drop_too_long
 from mowe_ray.model import MoweProcessor
 
@@ -116,23 +116,15 @@ def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool
     try:
         return _collated(micro_batch, processor, generate)
     except Exception:
-        causes = _refused(micro_batch, processor, generate)
-        if not causes:
+        usable = collatable(micro_batch, processor, generate=generate)
+        if len(usable.ids) == len(micro_batch.ids):
             raise
-        return _collated(micro_batch.without(causes), processor, generate)
+        return _collated(usable, processor, generate)
 
 
-def _refused(micro_batch: MicroBatch, processor: MoweProcessor, generate: bool) -> dict[int, BadAudio]:
-    """Return the rows that cannot be collated alone, and why."""
-    causes: dict[int, BadAudio] = {}
-    everything = dict.fromkeys(range(len(micro_batch.ids)), BadAudio("crashed", ""))
-    for row in everything:
-        alone = micro_batch.without({other: cause for other, cause in everything.items() if other != row})
-        try:
-            _collated(alone, processor, generate)
-        except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
-            causes[row] = bad_audio(error)
-    return causes
+def collatable(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool = False) -> MicroBatch:
+    """Return the micro-batch without the rows that the processor refuses, which are in its `bad`."""
+    return micro_batch.usable_by(lambda alone: _collated(alone, processor, generate))
 
 
 def _collated(micro_batch: MicroBatch, processor: MoweProcessor, generate: bool) -> Batch:

@@ -20,7 +20,7 @@ _NAN = np.full(RATE, np.nan, np.float32)
 _WORD = {"instruction": "Say it.", "answer": "word", "task": "asr"}
 
 # What the header or the first bytes give away, and what only decoding finds.
-_SEEN_BY_SCAN = {"no_answer": 1, "too_long": 1, "wrong_type": 1, "zero_length": 2, "unreadable": 1}
+_SEEN_BY_SCAN = {"no_answer": 1, "too_long": 1, "wrong_type": 1, "zero_length": 2, "unreadable": 4}
 _SEEN_BY_DECODER = {"truncated": 3, "nan": 12, "silent": 1}
 
 
@@ -47,6 +47,10 @@ def _damaged() -> dict[str, tuple[bytes, bytes]]:
     }
     members = {name: (content, said) for name, content in audio.items()}
     members["no-answer.flac"] = (encoded(wave), json.dumps({"instruction": "Say it."}).encode())
+    members["half-emoji.flac"] = (encoded(wave), json.dumps({**_WORD, "answer": "wo\ud83d"}).encode())
+    members["nested.flac"] = (encoded(wave), b'{"answer": "word", "more": ' + b"[" * 200_000 + b"]" * 200_000 + b"}")
+    aiff = encoded(wave, "AIFF")
+    members["wrong-byte.aiff"] = (aiff[:20] + b"\xff" + aiff[21:], said)
     members["no-json.flac"] = (encoded(wave), b'{"answer": "wo')
     return members
 
@@ -114,7 +118,9 @@ def test_a_run_over_every_kind_of_damage_completes_and_counts_each_cause(corpus,
     arguments = _arguments(corpus, tmp_path, "data.max_bad_fraction=0.9", "compute.num_workers=2", "name=damaged")
     assert main(arguments) == 0, capsys.readouterr().err
 
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = capsys.readouterr()
+    assert "workers failed" not in printed.err  # no damage is worth a restart
+    result = json.loads(printed.out.splitlines()[-1])
     report = json.loads(Path(result["run"], "data_report.json").read_text())
     tars, manifest, parquet, validation = report["sources"].values()
     assert Counter(tars["causes"]) == Counter(_SEEN_BY_SCAN) + Counter(_SEEN_BY_DECODER) + Counter(broken_shard=1)
