@@ -1,4 +1,4 @@
-"""What the five commands share: parsers, exit codes, the result line, and the supervised child process.
+"""Parts shared by the five commands: parsers, exit codes, the result line, and the supervised child process.
 
 Standard output carries the result alone, one JSON object on the last line; everything else goes to standard error.
 Nothing here imports torch or Ray, so that `--help` answers at once: commands import what needs them where they call it.

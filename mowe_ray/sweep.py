@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
 
 
 def supervised_main() -> int:
-    """Run the command in a child process, which is started again when it dies without an answer."""
+    """Run the command in a child process, which is restarted when it exits without a result."""
     if supervised():
         # Tune saves and ends on SIGINT alone.
         signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
 
 
 def supervised_main() -> int:
-    """Run the command in a child process, which is started again when it dies without an answer."""
+    """Run the command in a child process, which is restarted when it exits without a result."""
     return run_supervised("train", main, _supervision)
 
 

@@ -33,7 +33,7 @@ def run_here(sweep: Path, *overrides: str, show: Callable[[Study], None] = lambd
     from mowe_ray.distributed.ray_tune.tuner import run_study
 
     study = Study(load_sweep(sweep, overrides), cost=lambda config: None)
-    assert run_study(study, say=print, show=show) is False
+    assert run_study(study, log=print, show=show) is False
     return study
 
 

@@ -1,4 +1,4 @@
-"""What the sections of the configuration share: their base class, field types, and the error of an unusable one."""
+"""Base class and field types of the configuration's sections, and the error of an invalid configuration."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ class ConfigError(ValueError):
 
 def refuse(*problems: str | None) -> None:
     """Raise ValueError with a line for each problem that is not None."""
-    found = [problem for problem in problems if problem]
-    if found:
-        raise ValueError("\n".join(found))
+    lines = [problem for problem in problems if problem]
+    if lines:
+        raise ValueError("\n".join(lines))
 
 
 def repeated_names(names: list[str]) -> list[str]:

@@ -27,9 +27,9 @@ Tree = dict[str, Any]
 
 
 class _Yaml12Loader(yaml.SafeLoader):
-    """Safe YAML whose scalars are read as YAML 1.2 reads them.
+    """Safe YAML loader with the scalar types of YAML 1.2.
 
-    YAML 1.1, PyYAML's own reading, takes `off` for False, 1e-4 for text and 12:30 for 750.
+    YAML 1.1, which PyYAML implements, reads `off` as False, 1e-4 as text and 12:30 as 750.
     """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012

@@ -1,4 +1,4 @@
-"""The only floor that knows Ray and DeepSpeed: it runs the floors below on a cluster."""
+"""Everything that imports Ray or DeepSpeed: runs the packages below on a cluster."""
 
 import os
 import sys

@@ -14,7 +14,7 @@ def join(cpus: float) -> None:
     """Connect to Ray unless that is done already.
 
     Under `ray job submit` (RAY_ADDRESS set) this is the cluster of the job. Elsewhere a local
-    Ray starts with at least `cpus` logical CPUs, so that a laptop shares its cores rather than waits.
+    Ray starts with at least `cpus` logical CPUs, so that a laptop's tasks share its cores.
     """
     if ray.is_initialized():
         return
@@ -35,7 +35,7 @@ def join(cpus: float) -> None:
 
 
 def _settle_ray_data() -> None:
-    """Start Ray Data's own long-lived actors on this node: each stays where it is first asked for, for good.
+    """Start Ray Data's own long-lived actors on this node: each stays for good on the node where it is first used.
 
     On a node of the autoscaler they would keep it from ever being idle.
     """

@@ -1,4 +1,4 @@
-"""The cause of a failure on the cluster, found behind the exceptions that Ray wraps around it."""
+"""Extract the root cause of a failure from the exceptions in which Ray wraps it."""
 
 from __future__ import annotations
 

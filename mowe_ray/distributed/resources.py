@@ -1,4 +1,4 @@
-"""What a run reserves on the cluster: the bundle of a worker, the total of a run, and whether there is room."""
+"""Resources that a run reserves: the bundle of a worker, the total of a run, and whether the cluster has room."""
 
 from __future__ import annotations
 

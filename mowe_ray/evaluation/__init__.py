@@ -1,1 +1,1 @@
-"""From a model's answers to scores and reports; no ray."""
+"""Generation, metrics and reports of an evaluation; no ray."""

@@ -47,11 +47,11 @@ def compare(
 
     Args:
         models: With distinct names.
-        metrics: What each dataset is scored by.
+        metrics: Metrics of each dataset.
         baseline: Name of the model that the others are compared with; None takes the first without a pool, else the
             first.
         seed: Of the bootstrap.
-        device: What they ran on, in words.
+        device: Name of the hardware they ran on.
 
     Raises:
         ValueError: There is nothing to score by.

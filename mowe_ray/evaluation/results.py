@@ -1,4 +1,4 @@
-"""What an evaluation found: the content of scores.json, and all that its report shows.
+"""Results of an evaluation: the content of scores.json, and of its report.
 
 Legend: M pool members. Scores are in percent, or points of 100.
 """
@@ -48,7 +48,7 @@ class TaskScores:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What one pool member is worth for a task: the main metric when the routers cannot choose it.
+    """Effect of excluding one pool member on a task's main metric: the routers cannot choose it.
 
     Attributes:
         change: Of the metric, without the member less with it, on the same samples.
@@ -88,7 +88,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class EvaluatedModel(ModelFacts):
-    """How a model did.
+    """A model's results.
 
     Attributes:
         scores: By dataset and task.

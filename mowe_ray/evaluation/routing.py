@@ -198,15 +198,16 @@ def draw(report: Mapping[str, Any]) -> bytes:
 
 def _load_rows(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
     """Shares of clips to draw, from the top: the data-independent choice, then each dataset and task."""
-    found = [
+    summaries = [
         (dataset, task, summary) for dataset, tasks in report["datasets"].items() for task, summary in tasks.items()
     ]
     several = len(report["datasets"]) > 1
     rows = [
-        (f"{dataset}  {task}" if several else task, summary["dependent"]["load"]) for dataset, task, summary in found
+        (f"{dataset}  {task}" if several else task, summary["dependent"]["load"])
+        for dataset, task, summary in summaries
     ]
-    if found and any(found[0][2]["independent"]["load"].values()):
-        rows.insert(0, (_EVERY_CLIP, found[0][2]["independent"]["load"]))
+    if summaries and any(summaries[0][2]["independent"]["load"].values()):
+        rows.insert(0, (_EVERY_CLIP, summaries[0][2]["independent"]["load"]))
     return rows
 
 
@@ -271,19 +272,19 @@ def alarms(members: Sequence[str], datasets: Mapping[str, Mapping[str, Any]]) ->
     load = {router: _mean_load(members, tasks, router) for router in ("dependent", "independent")}
     clips = sum(summary["clips"] for summaries in tasks.values() for summary in summaries)
     over = f"over {len(tasks)} task{'s' if len(tasks) > 1 else ''} ({clips} clips)"
-    found = []
+    sentences = []
     total = sum(load["dependent"].values())
     favourites = sorted(members, key=lambda member: -load["dependent"][member])[: round(total)]
     share = sum(load["dependent"][member] for member in favourites) / total if total else 0.0
     if len(favourites) < len(members) and share > _COLLAPSED + 1e-9:
-        found.append(
+        sentences.append(
             f"The data-dependent router has collapsed: {100 * share:.3g} % of its choices {over} are "
             f"{' and '.join(favourites)}."
         )
     idle = [member for member in members if not load["dependent"][member] and not load["independent"][member]]
     if idle:
-        found.append(f"Never chosen by either router {over}: {', '.join(idle)}.")
-    return found
+        sentences.append(f"Never chosen by either router {over}: {', '.join(idle)}.")
+    return sentences
 
 
 def _mean_load(

@@ -24,7 +24,7 @@ def task_scores(
     """Score each task of a dataset, by name of the task.
 
     Args:
-        chosen: What it is scored by. A judge gets no majority score: it would have to be judged.
+        chosen: Its metrics. A judge gets no majority score: it would have to be judged.
         seed: Of the bootstrap.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which model is meant by RUN_OR_EXPORT, and where its evaluation goes."""
+"""Resolves RUN_OR_EXPORT to a model, and the folders that its evaluation is written to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How texts are made comparable before they are compared; each task's field has its own way."""
+"""Normalisation of texts before they are compared, as customary in the field of each task."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from transformers.utils import (
 def read_tensor(source: str, name: str) -> Tensor:
     """The tensor called `name` in a folder's or hub id's weights, in float32.
 
-    Looks where `from_pretrained` looks: safetensors before pickled weights, whole before sharded.
+    Looks where `from_pretrained` looks: safetensors before pickled weights, single files before sharded ones.
     Pickles are read with `weights_only`, which runs no code.
 
     Raises:

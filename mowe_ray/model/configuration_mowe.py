@@ -19,7 +19,7 @@ class EncoderSpec:
     """One audio encoder of the model.
 
     Attributes:
-        name: What reports call it.
+        name: Its name in reports.
         config: The transformers configuration of the encoder.
         front_end: The features it takes.
         train: `frozen`, `full` or `lora`.

@@ -1,4 +1,4 @@
-"""What a model would cost, counted on PyTorch's meta device: no weights and no accelerator."""
+"""Parameters, operations and memory of a model, counted on PyTorch's meta device: no weights and no accelerator."""
 
 import re
 from collections.abc import Mapping

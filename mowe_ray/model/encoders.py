@@ -52,7 +52,7 @@ ENCODERS: dict[str, type[AudioEncoder]] = {
 
 @dataclass(frozen=True)
 class EncoderExtras:
-    """What a checkpoint knows beyond its encoder.
+    """Values of a checkpoint besides the encoder's weights.
 
     Attributes:
         layer_weights: (L + 1,) logits of a learned sum over hidden states, to be softmaxed, from

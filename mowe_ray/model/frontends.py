@@ -1,4 +1,4 @@
-"""Front-ends: what an encoder wants to hear, computed from the waveform on its own device.
+"""Front-ends: input features of an encoder (log-mel, waveform, filter bank), computed on its device.
 
 Data workers ship plain 16 kHz waves; features are made here, next to the encoder, because they are
 cheap on an accelerator and because the pool members that need them are only known after routing.
@@ -168,7 +168,7 @@ def spec_augment(features: Tensor, mask_prob: float, mask_length: int, valid_fra
     most = max(2, int(mask_prob * frames / mask_length) + 1)
     wanted = (mask_prob * valid / mask_length + torch.rand(clips, device=device)).floor().clamp(min=2)
     last_start = valid - mask_length
-    # A clip shorter than one stretch is left alone: masking it would leave nothing to hear.
+    # A clip shorter than one stretch is left alone: masking it would leave no signal.
     wanted = wanted.masked_fill(last_start < 0, 0)
     draws = torch.rand(clips, most, device=device)
     start = (draws * (last_start[:, None] + 1)).floor()

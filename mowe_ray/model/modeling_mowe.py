@@ -1,4 +1,4 @@
-"""`MoweForConditionalGeneration`: an AudioLLM that hears by a base encoder and a routed pool.
+"""`MoweForConditionalGeneration`: an AudioLLM with a base encoder and a routed pool of weak encoders.
 
 Legend: B batch rows, N tokens of a row, C clips of the batch in row order, S samples at 16 kHz,
 V vocabulary; L layers, T frames and E width of an audio encoder.
@@ -29,7 +29,7 @@ from .tower import AudioTokens, AudioTower, PreparedAudio
 
 @dataclass
 class MoweOutput(ModelOutput):
-    """What forward returns.
+    """Output of `MoweForConditionalGeneration.forward`.
 
     Attributes:
         loss: `lm_loss + mowe_loss_weight * routing_loss`, when there are labels.
@@ -164,7 +164,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         encoder_states: Mapping[int, Tensor] | None = None,
         prepared_audio: PreparedAudio | None = None,
     ) -> AudioTokens | None:
-        """Run encoders, routers and adapter: what forward and generate both begin with, for whoever needs both.
+        """Run encoders, routers and adapter: the part that forward and generate share.
 
         Args:
             input_values: (C, S) waveforms; None or empty for text alone.
@@ -347,5 +347,5 @@ def _next_labels(labels: Tensor) -> Tensor:
 
 
 def _beside(numbers: np.ndarray, tensor: Tensor) -> Tensor:
-    """Return whole numbers of the host on a tensor's device."""
+    """Return integers of the host on a tensor's device."""
     return torch.from_numpy(numbers).to(tensor.device, non_blocking=True)

@@ -50,7 +50,7 @@ class Clips:
         self.lengths = self.lengths.to(self.wave.device, non_blocking=True)
 
     def key(self, encoder: AudioEncoder) -> FeatureKey:
-        """Name the features `encoder` wants of this batch."""
+        """Return the key of the features that `encoder` takes of this batch."""
         return encoder.front_end, encoder.pad_samples(max(self.sizes), self.pad_audio)
 
     def compute(self, requests: Iterable[tuple[FeatureKey, list[int]]]) -> None:
@@ -75,7 +75,7 @@ class Clips:
         return values if rows == list(range(len(values))) else values[self.index(rows)]
 
     def index(self, rows: list[int]) -> Tensor:
-        """Return row numbers as a tensor beside the waves."""
+        """Return row numbers as a tensor on the device of the waves."""
         return torch.tensor(rows).to(self.wave.device, non_blocking=True)
 
 
@@ -297,7 +297,7 @@ class WeakEncoderPool(nn.Module):
         return mixed
 
     def _nothing(self, clips: int, frames: int) -> Tensor:
-        """Return a mixture all of whose members are left out."""
+        """Return a mixture all of whose members are excluded."""
         projection = next(iter(self)).projection[0]
         assert isinstance(projection, nn.Linear)
         return projection.weight.new_zeros(clips, frames, projection.out_features)

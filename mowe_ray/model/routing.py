@@ -1,4 +1,4 @@
-"""The two routers: which weak encoders a clip gets, and with what weight.
+"""The two routers: selection and weights of the weak encoders that run for a clip.
 
     independent   p   = softmax(v / temperature)     v a learnable vector: one choice for all clips
     dependent     p_i = softmax(W h_i / temperature) h_i the mean base feature of clip i's frames
@@ -58,7 +58,7 @@ class Routing:
 
 @dataclass(frozen=True)
 class RoutingRecord:
-    """What both routers decided for the C clips of a micro-batch; None for a router that is off.
+    """Decisions of both routers for the C clips of a micro-batch; None for a router that is off.
 
     Attributes:
         independent: One decision for all clips.

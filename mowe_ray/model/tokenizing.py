@@ -1,4 +1,4 @@
-"""A tokenizer of one's own, for language models that start from random weights."""
+"""Training of a tokenizer, for language models that start from random weights."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ class AudioTower(nn.Module):
     def _clips(self, wave: Tensor | None, lengths: Tensor | None, states: Mapping[int, Tensor]) -> tuple[Clips, bool]:
         """Return the batch, or one silent clip all encoders can take, and whether it is that.
 
-        With zeros for its states: who need not run on clips does not run on silence either, on any rank.
+        With zeros for its states: encoders that need not run on clips do not run on silence either, on any rank.
         """
         pad_audio, encoders = cast(PadAudio, self.config.pad_audio), self.encoders()
         states = {place: known.to(encoders[place].dtype) for place, known in states.items()}
@@ -240,7 +240,7 @@ class AudioTower(nn.Module):
         noise: tuple[Tensor | None, Tensor | None],
         decided: RoutingRecord | None,
     ) -> RoutingRecord:
-        """Ask the routers; `decided` fixes which members are chosen."""
+        """Run the routers; `decided` fixes which members are chosen."""
         k, temperature = self.config.router_top_k, self.config.router_temperature
         independent = dependent = None
         if self.independent_router is not None:

@@ -1,1 +1,1 @@
-"""What people and later runs read: run folders, tables, pages and charts; imports nothing of ours."""
+"""Run folders, tables, HTML pages and charts; imports no other package of this project."""

@@ -1,4 +1,4 @@
-"""The page a report is: its style and its script, all in one file that asks the network for nothing."""
+"""HTML page of a report: style and script inline, without network requests."""
 
 from __future__ import annotations
 

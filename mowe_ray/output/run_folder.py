@@ -1,4 +1,4 @@
-"""The folder a run writes: a local path or any fsspec URL."""
+"""The folder of a run: a local path or any fsspec URL."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Studies: what a sweep file may say, which trials it means, what they found. No torch, no ray."""
+"""Studies: sweep files, search spaces, trials and their analysis. No torch, no ray."""

@@ -63,9 +63,9 @@ def summary(study: Study, left_s: float | None) -> str:
     total = study.expected_trials
     of = "" if total is None else f" of {total}"
     best = best_trial(study.trials.values(), study.sweep.objective)
-    told = "" if best is None else f"  best {best.name} {_value(best, study)} ({point_label(best.values)})"
+    best_so_far = "" if best is None else f"  best {best.name} {_value(best, study)} ({point_label(best.values)})"
     left = "" if left_s is None else f"  {duration(left_s)} left"
-    return f"{len(study.trials)}{of} trials: {counts}{told}{left}"
+    return f"{len(study.trials)}{of} trials: {counts}{best_so_far}{left}"
 
 
 def table(study: Study, left_s: float | None) -> Table:

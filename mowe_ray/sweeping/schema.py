@@ -162,7 +162,7 @@ class SchedulerSection(Section):
 
 
 class ObjectiveSection(Section):
-    """What is asked of a trial."""
+    """The objective of a study."""
 
     metric: Annotated[str, Field(pattern=r"^(score|loss|score\.[\w/-]+)$")] = "score"
     """score: mean over tasks on validation, higher is better; score.TASK: of one task; loss: lower is better."""
@@ -176,7 +176,7 @@ class ObjectiveSection(Section):
 
 
 class BudgetSection(Section):
-    """Where the study ends."""
+    """Limits of the study."""
 
     points: PositiveInt | None = None
     """Points of the space to try, each with every seed; null: all of a grid."""
@@ -198,7 +198,7 @@ class ResourcesSection(Section):
 
 
 class SweepConfig(Section):
-    """Everything that decides what a study does."""
+    """Configuration of a study."""
 
     name: Name
     """Name of the study; its results go to STORAGE/NAME."""

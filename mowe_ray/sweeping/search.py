@@ -1,4 +1,4 @@
-"""How points of the space are chosen: all of them, at random, or by Optuna from the values of finished ones."""
+"""Search algorithms: grid, random, and Optuna, which learns from the values of finished points."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Directions = Sequence[Literal["min", "max"]]
 
 
 class Search(Protocol):
-    """A source of points, asked and told as Optuna's studies are."""
+    """Interface of search algorithms: the ask-and-tell interface of Optuna's studies."""
 
     def next(self) -> PointValues | None:
         """Return a new point, None when there is none."""

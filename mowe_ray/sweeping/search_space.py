@@ -106,14 +106,14 @@ class SearchSpace:
 
     def overrides(self, point: PointValues) -> dict[str, Any]:
         """Return the keys of the configuration that a point sets."""
-        found: dict[str, Any] = {}
+        keys: dict[str, Any] = {}
         for name, value in point.items():
             entry = self.sweep.space[name]
             if isinstance(entry, Settings):
-                found |= entry.settings[value]
+                keys |= entry.settings[value]
             else:
-                found[name] = pool_members(value, self.library) if isinstance(entry, Pools) else value
-        return found
+                keys[name] = pool_members(value, self.library) if isinstance(entry, Pools) else value
+        return keys
 
     def _value(self, name: str, point: PointValues) -> Any:
         """Return the value of a name in a constraint."""

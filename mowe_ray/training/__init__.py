@@ -1,1 +1,1 @@
-"""Training floor: assembly, the step loop, validation and what a run writes; it knows nothing of Ray or DeepSpeed."""
+"""Training: model building, training loop, validation, checkpoints and metrics; imports neither Ray nor DeepSpeed."""

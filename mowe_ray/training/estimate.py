@@ -1,4 +1,4 @@
-"""The cost of a configured model before any weight exists: its real classes, counted on PyTorch's meta device.
+"""Parameters and operations of a configured model, counted on PyTorch's meta device before any weight exists.
 
 A checkpoint whose configuration is out of reach gets a tiny stand-in, so that the rest can still be
 built; every number that depends on the stand-in is reported as unknown, with the file it needs.

@@ -1,4 +1,4 @@
-"""Frozen encoders of a run: which they are, the hash that identifies their features, and the features themselves."""
+"""Frozen encoders of a run: selection, content hashes that identify their features, and feature computation."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ class FrozenEncoder:
 
 
 def frozen_encoders(model: ModelSection) -> tuple[list[FrozenEncoder], list[str]]:
-    """Return the encoders whose features can be kept, and a line about each of the others."""
-    frozen, others = [], []
+    """Return the encoders whose features can be kept, and a line about each of the notes."""
+    frozen, notes = [], []
     for place, (label, source, train, features) in enumerate(_encoders(model)):
         if train != "frozen":
-            others.append(f"feature_cache: {label} is trained ({train}), so its features are computed every time")
+            notes.append(f"feature_cache: {label} is trained ({train}), so its features are computed every time")
         elif place == 0 and model.spec_augment is not None:
-            others.append(
+            notes.append(
                 f"feature_cache: model.spec_augment masks the input of {label}, so its features are computed every time"
             )
         else:
             frozen.append(FrozenEncoder(label, place, source, features))
-    return frozen, others
+    return frozen, notes
 
 
 def _encoders(model: ModelSection) -> Iterator[tuple[str, str | dict[str, Any], str, str]]:

@@ -23,7 +23,7 @@ _SHOWN = 8  # ids in a line for the user
 
 
 class Monitor:
-    """Collects on every rank, writes on rank 0.
+    """Collects metrics on every rank; rank 0 writes them.
 
     Every method is collective: all ranks call it with the same step.
     """

@@ -18,7 +18,7 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run, seen from one of them.
+    """Collective operations of the training processes.
 
     Attributes:
         rank, world_size: Index of this process, and how many there are.
@@ -93,7 +93,7 @@ class EvaluationEngine(Protocol):
 
 
 class OneProcess:
-    """A whole model in this process alone, as validation sees it."""
+    """An unsharded model in a single process, with the interface that validation uses."""
 
     sharded = False
 

@@ -60,7 +60,7 @@ class SampleAuditLog:
 
 @dataclass(frozen=True)
 class SampleAuditResult:
-    """What became of every sample.
+    """Outcome of an audit.
 
     Attributes:
         epochs: Finished epochs that were checked; an unfinished one is checked for repeats only.

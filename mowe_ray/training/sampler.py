@@ -1,6 +1,6 @@
-"""Which samples each step of a run trains on, and how far the run is: the epoch plans, one after another.
+"""Resumable batch sampler: the samples of each step of a run, from one epoch plan after the other.
 
-The position in them is kept as counts per sample, so a run can go on with other batches, on other numbers of
+The position is kept as counts per sample, so a run can resume with other batches, on other numbers of
 workers or with other shards, and still train every sample as often in an epoch as its weight says.
 """
 
@@ -49,7 +49,7 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class _Position:
-    """Where in the run a step lies; `before` and `plan_step` say where in which plan.
+    """Position of a step in the run; `before` identifies the plan and `plan_step` the step in it.
 
     Attributes:
         samples: Trained in the run so far.

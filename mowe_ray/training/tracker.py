@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl always; TensorBoard and wandb when asked for."""
+"""Metric writers: metrics.jsonl always; TensorBoard and wandb when the configuration enables them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Tracker:
             )
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append `record`, which has a `step` and names its `kind`, to everything that is on.
+        """Append `record`, which has a `step` and names its `kind`, to all enabled writers.
 
         NaN and infinities are written as null, for JSON has no others. A line that cannot be written, as on a full
         disk, is kept for the next time: metrics are no reason to stop training.

@@ -25,7 +25,7 @@ _EXTRA_TOKENS = 8
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What one pass over one validation source gave, the same on every rank.
+    """Result of one pass over one validation source, equal on all ranks.
 
     Attributes:
         loss: Next-token loss per answer token.

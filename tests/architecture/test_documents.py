@@ -53,6 +53,16 @@ def test_paths_commands_and_links_exist(document: Path) -> None:
     assert missing == []
 
 
+def test_files_named_in_code_exist() -> None:
+    path = re.compile(rf"(?<![\w/.])(?:{FOLDERS})/[\w/]+\.(?:py|md)\b|(?<=`)\w+\.py(?=`)")
+    missing = {}
+    for file in [*PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "cluster").glob("*.py")]:
+        named = path.findall(file.read_text(encoding="utf-8"))
+        if gone := [name for name in named if not (exists(name) if "/" in name else by_name(name))]:
+            missing[str(file.relative_to(ROOT))] = gone
+    assert missing == {}
+
+
 def tree() -> Iterator[list[str]]:
     """Every name of the tree in the README, as the paths it may have.
 

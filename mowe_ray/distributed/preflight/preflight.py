@@ -1,4 +1,4 @@
-"""The checks of a cluster before a run: everything that the run needs, on every node that needs it."""
+"""Preflight checks of a cluster for a run: everything that the run needs, on every node that needs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this node can reach of what a run needs: checkpoints, audio, and the folder for its results."""
+"""Access from this node to the files of a run: checkpoints, audio, and the folder for its results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHARDS_OPENED = 8
 
 @dataclass(frozen=True)
 class Reach:
-    """What this node found at a path.
+    """The result of reading a path on this node.
 
     Attributes:
         content: Digest of the content; None if it cannot be read.

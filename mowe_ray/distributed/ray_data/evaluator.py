@@ -1,4 +1,4 @@
-"""The driver of an evaluation: checks the models and the data, has all samples answered, and returns the answers."""
+"""The driver of an evaluation: checks models and data, runs batch inference, and returns the predictions."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ def _answered(
         if job.predictions.replaced:
             log(f"{job.label}: answered anew, for {', '.join(job.predictions.replaced)} changed")
     answer_all(target.export, list(jobs.values()), config, log)
-    whole = {name: job.predictions for (name, member), job in jobs.items() if member is None}
-    _check_bad(whole, config.data.max_bad_fraction)
-    answers = {name: predictions.answers() for name, predictions in whole.items()}
+    predictions_by_name = {name: job.predictions for (name, member), job in jobs.items() if member is None}
+    _check_bad(predictions_by_name, config.data.max_bad_fraction)
+    answers = {name: predictions.answers() for name, predictions in predictions_by_name.items()}
     loads = _loads([answer for found in answers.values() for answer in found], cost)
-    audio_s = sum(predictions.audio_s for predictions in whole.values())
+    audio_s = sum(predictions.audio_s for predictions in predictions_by_name.values())
     return AnsweredModel(
         name=target.name,
         folder=target.export,
@@ -95,8 +95,8 @@ def _answered(
         stored=cost.weights.total,
         active=cost.weights.at(loads),
         gflops=cost.gflops.at(loads),
-        real_time_factor=sum(p.seconds for p in whole.values()) / audio_s if audio_s else None,
-        bad={name: predictions.bad for name, predictions in whole.items() if predictions.bad},
+        real_time_factor=sum(p.seconds for p in predictions_by_name.values()) / audio_s if audio_s else None,
+        bad={name: predictions.bad for name, predictions in predictions_by_name.items() if predictions.bad},
     )
 
 
@@ -131,8 +131,8 @@ def _job(
     return AnswerJob(label, chosen, plan, excluded, predictions, source.labels)
 
 
-def _check_bad(whole: Mapping[str, Predictions], max_bad_fraction: float) -> None:
-    for name, predictions in whole.items():
+def _check_bad(predictions_by_name: Mapping[str, Predictions], max_bad_fraction: float) -> None:
+    for name, predictions in predictions_by_name.items():
         bad, good = sum(predictions.bad.values()), len(predictions.answers())
         if not good or bad > max_bad_fraction * (bad + good):
             causes = ", ".join(f"{count} {cause}" for cause, count in predictions.bad.items())

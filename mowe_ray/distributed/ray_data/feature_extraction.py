@@ -59,8 +59,8 @@ def fill_cache(config: RunConfig, sources: Sources, log: Callable[[str], None]) 
         for shard, keyed in shard_rows(index, config.data.min_duration_s, config.data.max_duration_s).items():
             if shards.setdefault(shard, keyed)[0] != keyed[0]:
                 raise ValueError(f"data: {shard} changed while it was indexed; run the same command again")
-    frozen, others = frozen_encoders(config.model)
-    for line in others:
+    frozen, notes = frozen_encoders(config.model)
+    for line in notes:
         log(line)
     encoders = _described(frozen, config, folder)
     cache = FeatureCache(folder, {shard: key for shard, (key, _) in shards.items()}, encoders)

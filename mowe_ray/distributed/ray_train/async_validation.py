@@ -62,7 +62,7 @@ def validate_sources(
 
 @dataclass(frozen=True)
 class _Pending:
-    """A step that is being validated, and the fraction of the run that was done with it."""
+    """A step that is being validated, and the fraction of the run that was done at that step."""
 
     step: int
     progress: float

@@ -91,7 +91,7 @@ def train(
 
 
 def _filled_cache(config: RunConfig, sources: Sources, coordinator: ActorHandle[RunCoordinator]) -> FeatureCache | None:
-    """Return where the run finds its decoded audio and frozen features, computed if need be; None without a cache."""
+    """Return the cache of decoded audio and frozen features, filled if need be; None without `data.feature_cache`."""
     if config.data.feature_cache is None:
         return None
     try:
@@ -110,7 +110,7 @@ def _fill_cache(config: RunConfig, sources: Sources, coordinator: ActorHandle[Ru
 
 
 def _check_resources(folder: RunFolder, config: RunConfig, log: Callable[[str], None]) -> None:
-    """Refuse a run that the cluster can never hold; one that is on its way waits for what it has lost."""
+    """Raise for a run that the cluster can never hold; one that has begun waits for the resources it has lost."""
     need = resources.total_resources(config.compute, config.data.decode_cpus, config.compute.min_workers)
     try:
         waits = resources.check_resources(need)

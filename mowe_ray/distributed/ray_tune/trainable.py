@@ -29,7 +29,7 @@ from mowe_ray.training.checkpoint.layout import committed_steps, copy_checkpoint
 
 LOG_FILE = "log.txt"
 _POINTER = "pointer.json"
-# How long a run that is told to stop may take to save; then its workers are taken away.
+# How long a run that is asked to stop may take to save; then its workers are taken away.
 _STOP_S = 90.0
 # How long the checkpoint of a validated step may take to be written before another one must do.
 _CHECKPOINT_S = 120.0
@@ -73,16 +73,18 @@ class TrialRun(ray.tune.Trainable):
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, daemon=True, name="run")
             self._thread.start()
-        told = self._next()
-        if told is None or told["progress"] >= 1:
+        message = self._next()
+        if message is None or message["progress"] >= 1:
             self._thread.join()
             if isinstance(self._result, Exception):
                 raise RuntimeError("\n  ".join([str(self._result), *self._alarms[-1:]])) from self._result
-            if told is None:  # the run had ended before: its files tell
+            if message is None:  # the run had ended before: read the last one from its files
                 last = history(self._folder).validations[-1:]
                 return self._report(last[0] if last else None, percent=100.0, done=True)
         return self._report(
-            joined(told["step"], told["sources"]), percent=100.0 * told["progress"], done=told["progress"] >= 1
+            joined(message["step"], message["sources"]),
+            percent=100.0 * message["progress"],
+            done=message["progress"] >= 1,
         )
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -101,7 +103,7 @@ class TrialRun(ray.tune.Trainable):
         if pointer["folder"] != self._folder.url:
             storage, _, name = pointer["folder"].rpartition("/")
             copy_checkpoint_from(self._folder, RunFolder(storage, name), pointer["step"])
-            self._say(f"continuing from step {pointer['step']} of {name}, with {self._changes}")
+            self._log(f"continuing from step {pointer['step']} of {name}, with {self._changes}")
 
     def cleanup(self) -> None:
         """End the run, saved, and give its workers back."""
@@ -113,7 +115,7 @@ class TrialRun(ray.tune.Trainable):
 
     def _run(self) -> None:
         try:
-            self._result = train(self._configured(), self._say, self._coordinator)
+            self._result = train(self._configured(), self._log, self._coordinator)
         except Exception as error:  # noqa: BLE001 - raised by `step`, in Tune's thread
             self._result = error
         self._coordinator.add_validation.remote(None)
@@ -130,12 +132,14 @@ class TrialRun(ray.tune.Trainable):
     def _next(self) -> dict[str, Any] | None:
         left_s = self._limit_s - (time.monotonic() - self._began)
         try:
-            told: dict[str, Any] | None = ray.get(self._coordinator.next_validation.remote(), timeout=max(0.0, left_s))
+            message: dict[str, Any] | None = ray.get(
+                self._coordinator.next_validation.remote(), timeout=max(0.0, left_s)
+            )
         except ray.exceptions.GetTimeoutError as error:
             raise RuntimeError(
                 f"the trial took longer than {self._limit_s / 3600:.3g} hours (budget.trial_hours)"
             ) from error
-        return told
+        return message
 
     def _report(self, validation: Validation | None, *, percent: float, done: bool) -> dict[str, Any]:
         value = None if validation is None else objective(self._metric, validation.loss, validation.tasks)
@@ -154,7 +158,7 @@ class TrialRun(ray.tune.Trainable):
             "done": done,
         }
 
-    def _say(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         if line.startswith("error:"):  # a hang ends a worker, and only here it is said where it hung
             self._alarms.append(line)
         self._folder.append_text(LOG_FILE, f"{time.strftime('%H:%M:%S')} {line}\n")

@@ -1,4 +1,4 @@
-"""Ray Tune: run the trials of a study, several at a time, stop what is not worth it, and keep the books."""
+"""Run the trials of a study on Ray Tune, several at a time, with a scheduler, and record their state."""
 
 from __future__ import annotations
 
@@ -38,38 +38,38 @@ from mowe_ray.sweeping.trials import Validation, history, objective, run_folder
 
 _TIME = "percent"
 _PAUSING = ("hyperband", "pbt")
-_MOST_AT_A_TIME_IF_PAUSED = 20  # see `driver_resources`
-# Where an autoscaler does not tell how large the cluster may grow, and `resources.concurrent` is not set.
-_AT_A_TIME_IF_NOBODY_KNOWS = 4
-_TUNE_FOLDER = "tune"  # what Tune keeps while it runs: pointers to checkpoints; the books are ours
+_MAX_CONCURRENT_PAUSING = 20  # see `driver_resources`
+# If the maximum size of an autoscaled cluster is unknown, and `resources.concurrent` is not set.
+_DEFAULT_CONCURRENT = 4
+_TUNE_FOLDER = "tune"  # Tune's own files while it runs: pointers to checkpoints; the state of trials is in ours
 
 
-def run_study(study: Study, say: Callable[[str], None], show: Callable[[Study], None]) -> bool:
+def run_study(study: Study, log: Callable[[str], None], show: Callable[[Study], None]) -> bool:
     """Run what is left of a study; returns whether it was interrupted, by a signal or by `budget.hours`.
 
     Args:
-        study: Its books, which are kept up to date.
-        say: Shows a line to the person who waits.
+        study: The study, whose state is updated.
+        log: Shows a line to the user.
         show: Called about once a second and at every change.
 
     Raises:
         ValueError: The cluster can never hold a trial.
     """
     sweep, base = study.sweep, study.space.base
-    concurrent = _join(sweep, base, say)
-    say(f"{study.folder.url}: {concurrent} trial{'s' if concurrent > 1 else ''} at a time")
-    # Tune's own files and tables are switched off: they tell nothing that ours do not.
+    concurrent = _join(sweep, base, log)
+    log(f"{study.folder.url}: {concurrent} trial{'s' if concurrent > 1 else ''} at a time")
+    # Tune's own files and tables are switched off: they contain nothing that ours do not.
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of a failed trial it prints the stacks, we the cause
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000"  # the limit is ours, in `_Trials`
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000"  # the limit is ours, in `_TrialSearch`
     study.folder.remove(_TUNE_FOLDER)
-    books = _Books(study, say, show)
+    recorder = _TrialRecorder(study, log, show)
     limit_s = 3600.0 * (sweep.budget.trial_hours or 24.0 * 365)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(TrialRun, driver_resources(concurrent if sweep.scheduler.kind in _PAUSING else None)),
         param_space={"study": study.folder.url, "objective": sweep.objective.metric, "limit_s": limit_s},
         tune_config=ray.tune.TuneConfig(
-            search_alg=cast(Any, _Trials(study, concurrent)),
+            search_alg=cast(Any, _TrialSearch(study, concurrent)),
             scheduler=scheduler_of(study),
             num_samples=1,
             time_budget_s=None if sweep.budget.hours is None else 3600.0 * sweep.budget.hours,
@@ -78,7 +78,7 @@ def run_study(study: Study, say: Callable[[str], None], show: Callable[[Study], 
             name=_TUNE_FOLDER,
             storage_path=study.folder.url,
             failure_config=ray.tune.FailureConfig(max_failures=sweep.resources.retries),
-            callbacks=[books],
+            callbacks=[recorder],
             verbose=0,
         ),
     )
@@ -89,7 +89,7 @@ def run_study(study: Study, say: Callable[[str], None], show: Callable[[Study], 
     return interrupted
 
 
-def _join(sweep: SweepConfig, base: RunConfig, say: Callable[[str], None]) -> int:
+def _join(sweep: SweepConfig, base: RunConfig, log: Callable[[str], None]) -> int:
     """Connect to Ray; returns how many trials run at a time."""
     workers, asked = base.compute.max_workers, sweep.resources.concurrent
     need = resources.total_resources(base.compute, base.data.decode_cpus, workers)
@@ -98,18 +98,18 @@ def _join(sweep: SweepConfig, base: RunConfig, say: Callable[[str], None]) -> in
     local = asked or max(1, cores // (workers * base.compute.cpus_per_worker))
     cluster.join(need["CPU"] * local)
     if waits := resources.check_resources(need):
-        say(waits)
+        log(waits)
     held = resources.times_that_fit(need, resources.maximum_resources())
-    fit = int(held) if math.isfinite(held) else asked or _AT_A_TIME_IF_NOBODY_KNOWS
+    fit = int(held) if math.isfinite(held) else asked or _DEFAULT_CONCURRENT
     if asked is not None and asked > fit:
         raise ValueError(f"resources.concurrent: the cluster holds {fit} trials at a time, not {asked}")
     if sweep.scheduler.kind in _PAUSING:
-        fit = min(fit, _MOST_AT_A_TIME_IF_PAUSED)
+        fit = min(fit, _MAX_CONCURRENT_PAUSING)
     return min(asked or fit, fit)
 
 
-class _Trials(SearchAlgorithm):
-    """Gives Tune the next trial of the study whenever it asks."""
+class _TrialSearch(SearchAlgorithm):
+    """Search algorithm of Tune that returns the trials of the study."""
 
     def __init__(self, study: Study, concurrent: int):
         self._study, self._concurrent = study, concurrent
@@ -117,17 +117,17 @@ class _Trials(SearchAlgorithm):
         self._parser = _make_parser()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune pickles its parts to restore them, and we go on from the study's own files."""
+        """Return nothing: Tune pickles its parts to restore them, but a study resumes from its own files."""
         return {}
 
     def add_configurations(self, experiments: Experiment | list[Experiment] | dict[str, dict[str, Any]]) -> None:
-        """Take over what is the same for all trials; called by Tune before the first."""
+        """Store the specification common to all trials; called by Tune before the first."""
         (self._experiment,) = cast("list[Experiment]", experiments)
 
     def next_trial(self) -> TuneTrial | None:
-        """Return a trial; None when there is none, or the search waits for those that run."""
+        """Return a trial; None when there is none, or the search waits for running ones."""
         alive = sum(trial.status in (TuneTrial.PENDING, TuneTrial.RUNNING) for trial in self._given)
-        # A scheduler that pauses compares trials in groups, and wants to know them all.
+        # A scheduler that pauses compares trials in groups, and needs all of them from the start.
         if alive >= self._concurrent and self._study.sweep.scheduler.kind not in _PAUSING:
             return None
         trial = None if self.is_finished() else self._study.next_trial()
@@ -148,16 +148,16 @@ class _Trials(SearchAlgorithm):
         return sweep.mutable if sweep.scheduler.kind == "pbt" else []
 
 
-class _Books(ray.tune.Callback):
-    """Writes down what Tune does."""
+class _TrialRecorder(ray.tune.Callback):
+    """Records the state of trials in the study's files."""
 
-    def __init__(self, study: Study, say: Callable[[str], None], show: Callable[[Study], None]):
-        self._study, self._say, self._show = study, say, show
-        self._heard: dict[int, float] = {}
+    def __init__(self, study: Study, log: Callable[[str], None], show: Callable[[Study], None]):
+        self._study, self._log, self._show = study, log, show
+        self._recorded_at: dict[int, float] = {}
         self._shown = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing, as `_Trials` does."""
+        """Return nothing, as `_TrialSearch` does."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -187,12 +187,12 @@ class _Books(ray.tune.Callback):
         """See the class."""
         self._wall(trial)
         self._study.again(_number(trial))
-        self._say(f"warning: {trial.trial_id} failed and is tried again: {_cause(trial)}")
+        self._log(f"warning: {trial.trial_id} failed and is tried again: {_cause(trial)}")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """See the class."""
         self._study.over(_number(trial), "failed", wall_s=self._wall(trial), error=_cause(trial))
-        self._say(f"warning: {trial.trial_id} failed: {_cause(trial)}")
+        self._log(f"warning: {trial.trial_id} failed: {_cause(trial)}")
         self._show_now()
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
@@ -201,9 +201,9 @@ class _Books(ray.tune.Callback):
             self._show_now()
 
     def _wall(self, trial: TuneTrial) -> float:
-        """Return the seconds since the trial was last heard of; 0 if it has just started."""
+        """Return the seconds since the trial was last recorded; 0 if it has just started."""
         now = time.monotonic()
-        before, self._heard[_number(trial)] = self._heard.get(_number(trial), now), now
+        before, self._recorded_at[_number(trial)] = self._recorded_at.get(_number(trial), now), now
         return now - before
 
     def _show_now(self) -> None:
@@ -225,7 +225,7 @@ def _cause(trial: TuneTrial) -> str:
 
 
 def scheduler_of(study: Study) -> TrialScheduler:
-    """Return the scheduler of a study; it knows what earlier trials gave."""
+    """Return the scheduler of a study, initialised with the results of earlier trials."""
     scheduler = _scheduler(study.sweep)
     scheduler.set_search_properties("objective", study.sweep.objective.mode)
     _replay(scheduler, study)
@@ -279,7 +279,7 @@ def _domain(entry: object) -> Any:
 
 
 def _replay(scheduler: TrialScheduler, study: Study) -> None:
-    """Tell a scheduler that compares trials with earlier ones what the earlier ones gave."""
+    """Report the results of earlier trials to a scheduler that compares trials with earlier ones."""
     if study.sweep.scheduler.kind not in ("asha", "median"):
         return
     metric = study.sweep.objective.metric

@@ -107,8 +107,8 @@ class ChatEndpoint:
         return key or _NO_KEY
 
     def _problem(self, error: openai.APIStatusError | openai.APIConnectionError, key: str) -> str:
-        told = " - " in error.message  # the library found the reason in the body
-        detail = _shown(error.message if told else f"{error.message} {error.body or error.__cause__ or ''}", key)
+        has_reason = " - " in error.message  # the library found the reason in the body
+        detail = _shown(error.message if has_reason else f"{error.message} {error.body or error.__cause__ or ''}", key)
         status = getattr(error, "status_code", None)
         if status in (401, 403):
             held = "the key in" if key != _NO_KEY else "to answer without a key, and there is none in"

@@ -1,1 +1,1 @@
-"""Metrics of the five tasks, and which task has which."""
+"""Metrics of the five tasks."""

@@ -1,4 +1,4 @@
-"""What a metric is: numbers of each answer whose sum over a set gives the value of the set.
+"""Interface of metrics: statistics of each answer, whose sum over a set determines the value of the set.
 
 Any subset, and any resample of a bootstrap, is then one sum away.
 """

@@ -1,4 +1,4 @@
-"""Which metrics a task has, and what their names mean."""
+"""The metrics of each task, by name."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def metrics_of(
 
 @dataclass(frozen=True)
 class DatasetMetrics:
-    """What a dataset is scored by.
+    """Metrics of a dataset.
 
     Attributes:
         names, labels: As in its `data.validation` entry.

@@ -1,1 +1,1 @@
-"""The report of it, as one HTML page."""
+"""The report of an evaluation, as one HTML page."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mowe_ray.evaluation.report.summary import (
     WORDS,
-    Line,
+    MetricRow,
     bounds,
     compared_models,
     gain,
@@ -31,21 +31,21 @@ def model_colours(evaluation: Evaluation) -> dict[str, str]:
 
 
 def legend(evaluation: Evaluation) -> str:
-    """Say which colour is which model, where there are several."""
+    """Return a legend of the models' colours, empty for a single model."""
     colours = model_colours(evaluation)
     return chips((c, name) for name, c in colours.items()) if len(colours) > 1 else ""
 
 
-def difference_chart(evaluation: Evaluation, found: Sequence[Line]) -> str:
+def difference_chart(evaluation: Evaluation, metrics: Sequence[MetricRow]) -> str:
     """Draw every model's gain over the baseline on each test set's main metric, so that right is better."""
     compared, colours = [model.name for model in compared_models(evaluation)], model_colours(evaluation)
-    names = test_set_names(one.test_set for one in found)
+    names = test_set_names(metric.test_set for metric in metrics)
     rows = [
-        _row(one, names[one.test_set], name, colours[name], len(compared) > 1)
-        for one in found
-        if one.main
+        _row(metric, names[metric.test_set], name, colours[name], len(compared) > 1)
+        for metric in metrics
+        if metric.main
         for name in compared
-        if name in one.differences
+        if name in metric.differences
     ]
     if not rows:
         return ""
@@ -53,13 +53,12 @@ def difference_chart(evaluation: Evaluation, found: Sequence[Line]) -> str:
     return interval_rows(rows, axis, zero=True, ends=("← worse", "better →"))
 
 
-def _row(one: Line, test_set: str, model: str, fill: str, several: bool) -> IntervalRow:
-    difference, verdict = one.differences[model], one.verdict(model)
-    gained = gain(difference, one.better)
+def _row(metric: MetricRow, test_set: str, model: str, fill: str, several: bool) -> IntervalRow:
+    difference, verdict = metric.differences[model], metric.verdict(model)
+    gained = gain(difference, metric.better)
     written = f"{signed(difference.value)} {bounds(difference)}"
-    tip = (
-        f"{model}, {test_set}\n{one.title} {typeset(written)}, {WORDS[one.better]}\n{verdict or 'cannot be told apart'}"
-    )
+    title = f"{metric.title} {typeset(written)}, {WORDS[metric.better]}"
+    tip = f"{model}, {test_set}\n{title}\n{verdict or 'cannot be told apart'}"
     return IntervalRow(
         model if several else test_set,
         gained.value,
@@ -75,27 +74,27 @@ def _row(one: Line, test_set: str, model: str, fill: str, several: bool) -> Inte
     )
 
 
-def quality_charts(evaluation: Evaluation, found: Sequence[Line]) -> str:
+def quality_charts(evaluation: Evaluation, metrics: Sequence[MetricRow]) -> str:
     """Draw each test set's main metric against active parameters, and folded away against GFLOPs."""
-    by_size = _figures(evaluation, found, "active parameters", {m.name: m.active for m in evaluation.models})
+    by_size = _figures(evaluation, metrics, "active parameters", {m.name: m.active for m in evaluation.models})
     works = {m.name: m.gflops for m in evaluation.models if m.gflops is not None}
-    by_work = _figures(evaluation, found, "GFLOPs of a 30 s clip", works)
+    by_work = _figures(evaluation, metrics, "GFLOPs of a 30 s clip", works)
     more = tag("details", tag("summary", "The same against GFLOPs"), by_work) if by_work else ""
     return by_size + more
 
 
-def _figures(evaluation: Evaluation, found: Sequence[Line], title: str, costs: Mapping[str, float]) -> str:
-    names, colours = test_set_names(one.test_set for one in found), model_colours(evaluation)
+def _figures(evaluation: Evaluation, metrics: Sequence[MetricRow], title: str, costs: Mapping[str, float]) -> str:
+    names, colours = test_set_names(metric.test_set for metric in metrics), model_colours(evaluation)
     figures = [
-        _figure(one, names[one.test_set], title, costs, evaluation, colours)
-        for one in found
-        if one.main and len({costs[name] for name in one.scores if name in costs}) > 1
+        _figure(metric, names[metric.test_set], title, costs, evaluation, colours)
+        for metric in metrics
+        if metric.main and len({costs[name] for name in metric.scores if name in costs}) > 1
     ]
     return folded(figures, _MOST_FIGURES, "three")
 
 
 def _figure(
-    one: Line,
+    metric: MetricRow,
     name: str,
     cost: str,
     by_model: Mapping[str, float],
@@ -103,30 +102,35 @@ def _figure(
     colours: Mapping[str, str],
 ) -> str:
     shown = [
-        m for m in evaluation.models if m.name in by_model and m.name in one.scores and is_finite(one.scores[m.name])
+        m
+        for m in evaluation.models
+        if m.name in by_model and m.name in metric.scores and is_finite(metric.scores[m.name])
     ]
     prices = [by_model[model.name] for model in shown]
     x = Axis.over(prices, log=min(prices, default=0) > 0 and max(prices) / min(prices) > 8, count=3)
-    y = Axis.over((v for m in shown for v in (one.scores[m.name].low, one.scores[m.name].high)), count=3)
-    dots = [_dot(one, model, by_model[model.name], x, y, colours[model.name]) for model in shown]
-    label = f"{one.title} of {name} against {cost}"
+    y = Axis.over((v for m in shown for v in (metric.scores[m.name].low, metric.scores[m.name].high)), count=3)
+    dots = [_dot(metric, model, by_model[model.name], x, y, colours[model.name]) for model in shown]
+    label = f"{metric.title} of {name} against {cost}"
     chart = plot(_HEIGHT, frame(x, y, _HEIGHT, cost), *dots, label=label)
     return tag(
-        "figure", tag("h3", escape(name)), tag("p", escape(f"{one.title}, {WORDS[one.better]}"), class_="note"), chart
+        "figure",
+        tag("h3", escape(name)),
+        tag("p", escape(f"{metric.title}, {WORDS[metric.better]}"), class_="note"),
+        chart,
     )
 
 
-def _dot(one: Line, model: EvaluatedModel, cost: float, x: Axis, y: Axis, fill: str) -> str:
-    found: Interval = one.scores[model.name]
-    at, centre = x.across(cost), y.down(found.value, _HEIGHT)
+def _dot(metric: MetricRow, model: EvaluatedModel, cost: float, x: Axis, y: Axis, fill: str) -> str:
+    interval: Interval = metric.scores[model.name]
+    at, centre = x.across(cost), y.down(interval.value, _HEIGHT)
     work = "" if model.gflops is None else f", {model.gflops:.3g} GFLOPs a clip"
     tip = (
-        f"{model.name}\n{one.title} {typeset(f'{score(found.value)} {bounds(found)}')}\n"
+        f"{model.name}\n{metric.title} {typeset(f'{score(interval.value)} {bounds(interval)}')}\n"
         f"{amount(model.active)} active parameters{work}"
     )
     return tag(
         "g",
-        line(at, y.down(found.high, _HEIGHT), at, y.down(found.low, _HEIGHT), class_="error"),
+        line(at, y.down(interval.high, _HEIGHT), at, y.down(interval.low, _HEIGHT), class_="error"),
         tag("circle", cx=at, cy=centre, r=5, class_="dot"),
         tag("circle", cx=at, cy=centre, r=14, class_="target"),
         style=f"--k:{fill}",

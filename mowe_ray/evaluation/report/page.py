@@ -1,4 +1,4 @@
-"""An evaluation's report: one HTML file with the answer, the scores, and what the routers did."""
+"""An evaluation's report: one HTML file with conclusions, scores, and routing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mowe_ray.evaluation.report.router_charts import (
 )
 from mowe_ray.evaluation.report.summary import (
     WORDS,
-    Line,
+    MetricRow,
     alarms,
     bounds,
     compared_models,
     headline,
-    lines,
     listed,
+    metric_rows,
     not_computed,
     score,
     signed,
@@ -44,17 +44,17 @@ _CERTAINTY = (
 
 def report(evaluation: Evaluation) -> str:
     """Return report.html, for one model or several side by side."""
-    found = lines(evaluation)
+    rows = metric_rows(evaluation)
     names = [model.name for model in evaluation.models]
-    datasets = list(dict.fromkeys(line.dataset for line in found))
+    datasets = list(dict.fromkeys(row.dataset for row in rows))
     return page(
         f"Evaluation of {', '.join(names)}",
         _header(evaluation, names, datasets),
-        section("Scores", score_table(evaluation, found), _table_note(evaluation)),
-        *_comparison(evaluation, found),
+        section("Scores", score_table(evaluation, rows), _table_note(evaluation)),
+        *_comparison(evaluation, rows),
         *(part(model, len(names) > 1) for model in evaluation.models for part in (_routers, _ablation)),
         section("What is missing", _list(not_computed(evaluation))),
-        section("How certain this is", "".join(tag("p", text) for text in _CERTAINTY)) if found else "",
+        section("How certain this is", "".join(tag("p", text) for text in _CERTAINTY)) if rows else "",
     )
 
 
@@ -77,8 +77,10 @@ def _list(sentences: Sequence[str]) -> str:
     return tag("ul", *(tag("li", escape(sentence)) for sentence in sentences), class_="more") if sentences else ""
 
 
-def _alarms(found: Sequence[str]) -> str:
-    return "".join(tag("p", tag("b", "Warning: "), escape(alarm), class_="alarm", role="alert") for alarm in found)
+def _alarms(sentences: Sequence[str]) -> str:
+    return "".join(
+        tag("p", tag("b", "Warning: "), escape(sentence), class_="alarm", role="alert") for sentence in sentences
+    )
 
 
 def _tiles(evaluation: Evaluation) -> str:
@@ -112,11 +114,11 @@ def _table_note(evaluation: Evaluation) -> str:
     )
 
 
-def _comparison(evaluation: Evaluation, found: Sequence[Line]) -> list[str]:
+def _comparison(evaluation: Evaluation, rows: Sequence[MetricRow]) -> list[str]:
     if not compared_models(evaluation):
         return []
     base = escape(evaluation.baseline)
-    chart, quality = difference_chart(evaluation, found), quality_charts(evaluation, found)
+    chart, quality = difference_chart(evaluation, rows), quality_charts(evaluation, rows)
     several = legend(evaluation) if len(evaluation.models) > 2 else ""
     return [
         section(
@@ -166,45 +168,45 @@ def _ablation(model: EvaluatedModel, named: bool) -> str:
     return section(f"What each encoder{f' of {escape(model.name)}' if named else ''} is worth", chart, note)
 
 
-def score_table(evaluation: Evaluation, found: Sequence[Line]) -> str:
+def score_table(evaluation: Evaluation, rows: Sequence[MetricRow]) -> str:
     """Return the table: models side by side, differences to the baseline, a group of rows per test set."""
-    if not found:
+    if not rows:
         return ""
     models, compared = (
         [model.name for model in evaluation.models],
         [model.name for model in compared_models(evaluation)],
     )
-    majority = any(line.majority is not None for line in found)
+    majority = any(row.majority is not None for row in rows)
     heads = [tag("th", name) for name in ("data", "metric")] + [tag("th", "samples", class_="n")]
     heads += [tag("th", escape(name), class_="n") for name in models]
     heads += [tag("th", "most frequent<br>answer", class_="n")] if majority else []
     heads += [tag("th", f"{escape(name)} against<br>{escape(evaluation.baseline)}", class_="n") for name in compared]
     groups = [
         tag("tbody", *_rows(list(group), models, compared, majority))
-        for _, group in groupby(found, key=lambda line: line.test_set)
+        for _, group in groupby(rows, key=lambda row: row.test_set)
     ]
     return tag("div", tag("table", tag("thead", tag("tr", *heads)), *groups, class_="sets"), class_="wide")
 
 
-def _rows(group: list[Line], models: list[str], compared: list[str], majority: bool) -> list[str]:
-    line = group[0]
-    task = tag("small", escape(line.task)) if line.task != line.dataset else ""
-    head = tag("th", escape(line.dataset), task, scope="rowgroup", rowspan=len(group))
+def _rows(group: list[MetricRow], models: list[str], compared: list[str], majority: bool) -> list[str]:
+    metric = group[0]
+    task = tag("small", escape(metric.task)) if metric.task != metric.dataset else ""
+    head = tag("th", escape(metric.dataset), task, scope="rowgroup", rowspan=len(group))
     rows = []
-    for i, line in enumerate(group):
+    for i, metric in enumerate(group):
         cells = [
-            tag("td", tag("b", escape(line.title)), tag("small", WORDS[line.better])),
-            tag("td", _samples(line), class_="n"),
-            *(_score(line, name) for name in models),
-            *([_number(score(line.majority))] if majority else []),
-            *(_difference(line, name) for name in compared),
+            tag("td", tag("b", escape(metric.title)), tag("small", WORDS[metric.better])),
+            tag("td", _samples(metric), class_="n"),
+            *(_score(metric, name) for name in models),
+            *([_number(score(metric.majority))] if majority else []),
+            *(_difference(metric, name) for name in compared),
         ]
-        rows.append(tag("tr", *([head] if i == 0 else []), *cells, class_="first" if line.main else None))
+        rows.append(tag("tr", *([head] if i == 0 else []), *cells, class_="first" if metric.main else None))
     return rows
 
 
-def _samples(line: Line) -> str:
-    counts = sorted(set(line.samples.values()))
+def _samples(row: MetricRow) -> str:
+    counts = sorted(set(row.samples.values()))
     return "–".join(map(str, [counts[0], *counts[1:][-1:]]))
 
 
@@ -214,14 +216,14 @@ def _number(written: str, *below: str, kind: str = "n") -> str:
     )
 
 
-def _score(line: Line, model: str) -> str:
-    found = line.scores.get(model)
-    return _number(score(found.value), bounds(found)) if found else _number("–")
+def _score(row: MetricRow, model: str) -> str:
+    interval = row.scores.get(model)
+    return _number(score(interval.value), bounds(interval)) if interval else _number("–")
 
 
-def _difference(line: Line, model: str) -> str:
-    found = line.differences.get(model)
-    if not found:
+def _difference(row: MetricRow, model: str) -> str:
+    interval = row.differences.get(model)
+    if not interval:
         return _number("–")
-    verdict = line.verdict(model)
-    return _number(f"{signed(found.value)} {verdict}".rstrip(), bounds(found), kind=f"n {verdict}".rstrip())
+    verdict = row.verdict(model)
+    return _number(f"{signed(interval.value)} {verdict}".rstrip(), bounds(interval), kind=f"n {verdict}".rstrip())

@@ -1,4 +1,4 @@
-"""Charts of what a model's routers chose, how they came to it, and what each member of the pool is worth."""
+"""Charts of a model's routing: its loads, its course over training, and the ablation of each pool member."""
 
 from __future__ import annotations
 
@@ -34,48 +34,48 @@ Report = Mapping[str, Any]
 
 
 def member_legend(members: Sequence[str]) -> str:
-    """Say which colour is which member."""
+    """Return a legend of the members' colours."""
     return chips((colour(i), member) for i, member in enumerate(members))
 
 
 def summaries(report: Report) -> Iterator[tuple[tuple[str, str], Mapping[str, Any]]]:
-    """Yield (dataset, task) and what the report says of it."""
+    """Yield (dataset, task) and its entry of the report."""
     for dataset, tasks in report["datasets"].items():
         for task, summary in tasks.items():
             yield (dataset, task), summary
 
 
 def is_on(report: Report, router: str) -> bool:
-    """Whether a router chose anything."""
+    """Whether a router chose any member."""
     return any(sum(summary[router]["load"].values()) for _, summary in summaries(report))
 
 
 def load_bars(report: Report) -> str:
     """Draw for each dataset and task which share of its clips the data-dependent router sends to each member."""
-    found = list(summaries(report))
-    names = test_set_names(pair for pair, _ in found)
+    entries = list(summaries(report))
+    names = test_set_names(pair for pair, _ in entries)
     heads = [("", "head"), ("share of clips", "head"), ("overlap", "head n"), ("entropy", "head n")]
     rows = [tag("span", title, class_=kind) for title, kind in heads]
     if is_on(report, "independent"):
-        rows += _load_row("same for every clip", found[0][1], "independent", None)
+        rows += _load_row("same for every clip", entries[0][1], "independent", None)
     if is_on(report, "dependent"):
-        for pair, summary in found:
+        for pair, summary in entries:
             rows += _load_row(names[pair], summary, "dependent", summary["overlap"])
     return tag("div", *rows, class_="loads told")
 
 
 def _load_row(name: str, summary: Mapping[str, Any], router: str, overlap: float | None) -> list[str]:
-    told, words = summary[router], _ROUTERS[router].lower()
+    routing, words = summary[router], _ROUTERS[router].lower()
     parts = [
-        BarSegment(member, load, colour(i), _tip(name, member, load, told["probability"][member], words))
-        for i, (member, load) in enumerate(told["load"].items())
+        BarSegment(member, load, colour(i), _tip(name, member, load, routing["probability"][member], words))
+        for i, (member, load) in enumerate(routing["load"].items())
     ]
     label = f"{name}: " + ", ".join(f"{part.name} {100 * part.size:.0f} %" for part in parts)
     return [
         tag("span", escape(name), class_="name", title=f"{name}, {summary['clips']} clips"),
         stacked_bar(parts, label) if any(part.size for part in parts) else tag("span", "no clips", class_="note"),
         tag("span", "" if overlap is None else f"{100 * overlap:.0f} %", class_="n"),
-        tag("span", f"{told['entropy']:.2f}", class_="n"),
+        tag("span", f"{routing['entropy']:.2f}", class_="n"),
     ]
 
 
@@ -84,15 +84,15 @@ def _tip(name: str, member: str, load: float, probability: float, words: str) ->
 
 
 def independent_choice(report: Report) -> str:
-    """Say in words which members the data-independent router runs, and with what weights."""
+    """Describe which members the data-independent router runs, and with what weights."""
     if not is_on(report, "independent"):
         return "The data-independent router is off."
-    told = next(
+    routing = next(
         summary["independent"] for _, summary in summaries(report) if sum(summary["independent"]["load"].values())
     )
-    weights = sorted(told["probability"].items(), key=lambda item: -item[1])
-    chosen = " and ".join(f"{member} (weight {w:.2f})" for member, w in weights if told["load"][member])
-    rest = ", ".join(f"{member} {w:.2f}" for member, w in weights if not told["load"][member])
+    weights = sorted(routing["probability"].items(), key=lambda item: -item[1])
+    chosen = " and ".join(f"{member} (weight {w:.2f})" for member, w in weights if routing["load"][member])
+    rest = ", ".join(f"{member} {w:.2f}" for member, w in weights if not routing["load"][member])
     return f"The data-independent router runs {chosen} for every clip{f'; it gives {rest}' if rest else ''}."
 
 
@@ -141,13 +141,15 @@ def _curves(
 
 
 def ablation_charts(model: EvaluatedModel) -> str:
-    """Draw what is lost on each test set without each member, so that right is what it is worth."""
+    """Draw the loss on each test set without each member: the further right, the more the member contributes."""
     scored = {(task.dataset, task.task): task for task in model.scores}
     lost: dict[tuple[str, str], list[tuple[Ablation, Interval]]] = {}
-    for one in model.ablation:
-        task = scored.get((one.dataset, one.task))
-        if task is not None and one.metric in task.better and is_finite(one.change):
-            lost.setdefault((one.dataset, one.task), []).append((one, _lost(one, task.better[one.metric])))
+    for ablation in model.ablation:
+        task = scored.get((ablation.dataset, ablation.task))
+        if task is not None and ablation.metric in task.better and is_finite(ablation.change):
+            lost.setdefault((ablation.dataset, ablation.task), []).append(
+                (ablation, _lost(ablation, task.better[ablation.metric]))
+            )
     ends = [end for rows in lost.values() for _, interval in rows for end in (interval.low, interval.high)]
     axis = Axis.over([0.0, *ends], count=4)
     colours = {member: colour(i) for i, member in enumerate(model.members)}
@@ -155,7 +157,7 @@ def ablation_charts(model: EvaluatedModel) -> str:
     for pair, name in test_set_names(lost).items():
         first, _ = lost[pair][0]
         note = f"change of {scored[pair].titles[first.metric]} without it, {first.samples} samples"
-        rows = [_ablation_row(one, interval, colours[one.member]) for one, interval in lost[pair]]
+        rows = [_ablation_row(ablation, interval, colours[ablation.member]) for ablation, interval in lost[pair]]
         chart = interval_rows(rows, axis, zero=True, ends=("← harms", "helps →"))
         figures.append(
             tag("figure", tag("h3", escape(name)), tag("p", escape(note), class_="note"), chart, class_="effect")
@@ -163,24 +165,24 @@ def ablation_charts(model: EvaluatedModel) -> str:
     return folded(figures, _MOST_FIGURES, "two")
 
 
-def _lost(one: Ablation, better: str) -> Interval:
-    gained = gain(one.change, better)
+def _lost(ablation: Ablation, better: str) -> Interval:
+    gained = gain(ablation.change, better)
     return Interval(-gained.value, -gained.high, -gained.low)
 
 
-def _ablation_row(one: Ablation, lost: Interval, fill: str) -> IntervalRow:
+def _ablation_row(ablation: Ablation, lost: Interval, fill: str) -> IntervalRow:
     clear = {"better": "worse without it", "worse": "better without it", "": "cannot be told from no change"}[
         verdict(lost)
     ]
-    change = f"{signed(one.change.value)} {bounds(one.change)}"
+    change = f"{signed(ablation.change.value)} {bounds(ablation.change)}"
     return IntervalRow(
-        one.member,
+        ablation.member,
         lost.value,
         lost.low,
         lost.high,
-        written=typeset(signed(one.change.value)),
-        more=typeset(bounds(one.change)),
-        tip=f"without {one.member}\n{typeset(change)}\n{clear}",
+        written=typeset(signed(ablation.change.value)),
+        more=typeset(bounds(ablation.change)),
+        tip=f"without {ablation.member}\n{typeset(change)}\n{clear}",
         colour=fill,
         strong=bool(verdict(lost)),
         hollow=not verdict(lost),

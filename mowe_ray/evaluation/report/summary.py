@@ -1,4 +1,4 @@
-"""The models of an evaluation side by side: a line per test set and metric, the terminal's table, and the headline.
+"""The models of an evaluation side by side: a row per test set and metric, the terminal's table, and the headline.
 
 A test set is a task of a dataset. A difference is one where its 95 % interval does not hold 0.
 """
@@ -17,7 +17,7 @@ Outcome = Literal["better", "worse", ""]
 
 
 @dataclass(frozen=True)
-class Line:
+class MetricRow:
     """One metric of one test set.
 
     Attributes:
@@ -50,20 +50,20 @@ class Line:
         return verdict(gain(self.differences[model], self.better)) if model in self.differences else ""
 
 
-def lines(evaluation: Evaluation) -> list[Line]:
+def metric_rows(evaluation: Evaluation) -> list[MetricRow]:
     """Return every metric of every test set that some model has a score for, in the models' order."""
     differences = {(d.model, d.dataset, d.task, d.metric): d.difference for d in evaluation.differences}
-    found: dict[tuple[str, str], dict[str, TaskScores]] = {}
+    test_sets: dict[tuple[str, str], dict[str, TaskScores]] = {}
     for model in evaluation.models:
         for scores in model.scores:
-            found.setdefault((scores.dataset, scores.task), {})[model.name] = scores
-    written = []
-    for (dataset, task), by_model in found.items():
+            test_sets.setdefault((scores.dataset, scores.task), {})[model.name] = scores
+    rows = []
+    for (dataset, task), by_model in test_sets.items():
         metrics = list(dict.fromkeys(metric for scores in by_model.values() for metric in scores.scores))
         for metric in metrics:
             having = {name: scores for name, scores in by_model.items() if metric in scores.scores}
             first = next(iter(having.values()))
-            line = Line(
+            row = MetricRow(
                 dataset,
                 task,
                 metric,
@@ -80,8 +80,8 @@ def lines(evaluation: Evaluation) -> list[Line]:
                     and is_finite(difference)
                 },
             )
-            written.append(line)
-    return written
+            rows.append(row)
+    return rows
 
 
 def compared_models(evaluation: Evaluation) -> list[EvaluatedModel]:
@@ -99,13 +99,13 @@ def verdict(gained: Interval) -> Outcome:
     return "better" if gained.low > 0 else "worse" if gained.high < 0 else ""
 
 
-def against_majority(line: Line, model: str) -> Outcome:
+def against_majority(row: MetricRow, model: str) -> Outcome:
     """Whether a model is better than the most frequent answer; empty where the interval holds that."""
-    if line.majority is None or model not in line.scores:
+    if row.majority is None or model not in row.scores:
         return ""
-    found = line.scores[model]
-    above = Interval(*(value - line.majority for value in (found.value, found.low, found.high)))
-    return verdict(gain(above, line.better))
+    interval = row.scores[model]
+    above = Interval(*(value - row.majority for value in (interval.value, interval.low, interval.high)))
+    return verdict(gain(above, row.better))
 
 
 def is_finite(interval: Interval) -> bool:
@@ -125,16 +125,18 @@ def alarms(evaluation: Evaluation) -> list[str]:
 
 def not_computed(evaluation: Evaluation) -> list[str]:
     """Return which metrics could not be computed and which samples not used, and why; once if all models are alike."""
-    found: dict[str, list[str]] = {}
+    models_by_reason: dict[str, list[str]] = {}
     for model in evaluation.models:
         for task in model.scores:
             for metric, why in task.unavailable.items():
-                found.setdefault(f"no {metric} for {task.dataset} {task.task}: {why}", []).append(model.name)
+                models_by_reason.setdefault(f"no {metric} for {task.dataset} {task.task}: {why}", []).append(model.name)
         for dataset, causes in model.bad.items():
             if causes:
                 counted = ", ".join(f"{count} {cause}" for cause, count in causes.items())
-                found.setdefault(f"samples of {dataset} that could not be used: {counted}", []).append(model.name)
-    return [text + _model_names(names, evaluation.models) for text, names in found.items()]
+                models_by_reason.setdefault(f"samples of {dataset} that could not be used: {counted}", []).append(
+                    model.name
+                )
+    return [text + _model_names(names, evaluation.models) for text, names in models_by_reason.items()]
 
 
 def _model_names(names: Sequence[str], models: Sequence[EvaluatedModel]) -> str:
@@ -143,7 +145,7 @@ def _model_names(names: Sequence[str], models: Sequence[EvaluatedModel]) -> str:
 
 def table(evaluation: Evaluation) -> str:
     """Return the main metric of each dataset and task, models side by side; what is missing or wrong below."""
-    main = [line for line in lines(evaluation) if line.main]
+    main = [row for row in metric_rows(evaluation) if row.main]
     models, compared = (
         [model.name for model in evaluation.models],
         [model.name for model in compared_models(evaluation)],
@@ -152,27 +154,26 @@ def table(evaluation: Evaluation) -> str:
     head += [f"{name} - {evaluation.baseline}" for name in compared]
     scores, notes = "", ["nothing was scored"]
     if main:
-        scores = format_table((_table_row(line, models, compared) for line in main), head)
+        scores = format_table((_table_row(row, models, compared) for row in main), head)
         notes = ["[low, high]: 95 % interval over samples; majority: always the most frequent answer"]
     notes += [f"warning: {warning}" for warning in alarms(evaluation)]
     notes += [f"note: {missing}" for missing in not_computed(evaluation)]
     return scores + "".join(f"  {note}\n" for note in notes)
 
 
-def _table_row(line: Line, models: list[str], compared: list[str]) -> list[str]:
+def _table_row(row: MetricRow, models: list[str], compared: list[str]) -> list[str]:
     scores = [
-        f"{score(line.scores[name].value)} {bounds(line.scores[name])}" if name in line.scores else "-"
-        for name in models
+        f"{score(row.scores[name].value)} {bounds(row.scores[name])}" if name in row.scores else "-" for name in models
     ]
     gains = [
-        f"{signed(line.differences[name].value)} {bounds(line.differences[name])} {line.verdict(name)}".rstrip()
-        if name in line.differences
+        f"{signed(row.differences[name].value)} {bounds(row.differences[name])} {row.verdict(name)}".rstrip()
+        if name in row.differences
         else "-"
         for name in compared
     ]
-    counts = sorted(set(line.samples.values()))
+    counts = sorted(set(row.samples.values()))
     samples = "-".join(map(str, [counts[0], *counts[1:][-1:]]))
-    return [line.dataset, line.task, line.title, line.better, samples, score(line.majority), *scores, *gains]
+    return [row.dataset, row.task, row.title, row.better, samples, score(row.majority), *scores, *gains]
 
 
 _LONG = 60  # letters of a list of names
@@ -183,8 +184,8 @@ Names = dict[tuple[str, str], str]
 
 def headline(evaluation: Evaluation) -> list[str]:
     """Return sentences, the most important first: each model against the baseline, or one against the majority."""
-    main = [line for line in lines(evaluation) if line.main]
-    names = test_set_names(line.test_set for line in main)
+    main = [row for row in metric_rows(evaluation) if row.main]
+    names = test_set_names(row.test_set for row in main)
     compared = compared_models(evaluation)
     if not compared:
         return _alone(main, names, evaluation.models[0].name)
@@ -194,25 +195,25 @@ def headline(evaluation: Evaluation) -> list[str]:
     return [*sentences, *filter(None, (_cost(model, base) for model in ordered))]
 
 
-def _won(main: Sequence[Line], model: str) -> int:
-    return sum({"better": 1, "worse": -1, "": 0}[line.verdict(model)] for line in main)
+def _won(main: Sequence[MetricRow], model: str) -> int:
+    return sum({"better": 1, "worse": -1, "": 0}[row.verdict(model)] for row in main)
 
 
-def _against(main: Sequence[Line], names: Names, model: str, base: str) -> str:
-    verdicts = [(names[line.test_set], line.verdict(model)) for line in main if model in line.differences]
+def _against(main: Sequence[MetricRow], names: Names, model: str, base: str) -> str:
+    verdicts = [(names[row.test_set], row.verdict(model)) for row in main if model in row.differences]
     return _sentence(model, base, verdicts) or f"{model} and {base} have no scored samples in common."
 
 
-def _alone(main: Sequence[Line], names: Names, model: str) -> list[str]:
-    verdicts = [(names[line.test_set], against_majority(line, model)) for line in main if line.majority is not None]
+def _alone(main: Sequence[MetricRow], names: Names, model: str) -> list[str]:
+    verdicts = [(names[row.test_set], against_majority(row, model)) for row in main if row.majority is not None]
     sentences = [_sentence(model, "the most frequent answer", verdicts)]
-    sentences += [_score(line, names[line.test_set], line.scores[model]) for line in main[:_MOST_SCORES]]
+    sentences += [_score(row, names[row.test_set], row.scores[model]) for row in main[:_MOST_SCORES]]
     return [sentence for sentence in sentences if sentence] or [f"Nothing of {model} was scored."]
 
 
-def _score(line: Line, name: str, found: Interval) -> str:
-    majority = "" if line.majority is None else f", the most frequent answer {score(line.majority)}"
-    return f"{name}: {line.title} {score(found.value)} {bounds(found)}{majority}; {WORDS[line.better]}."
+def _score(row: MetricRow, name: str, interval: Interval) -> str:
+    majority = "" if row.majority is None else f", the most frequent answer {score(row.majority)}"
+    return f"{name}: {row.title} {score(interval.value)} {bounds(interval)}{majority}; {WORDS[row.better]}."
 
 
 def _sentence(model: str, base: str, verdicts: Sequence[tuple[str, Outcome]]) -> str:

@@ -1,1 +1,1 @@
-"""What a study found."""
+"""Analysis of a study's results."""

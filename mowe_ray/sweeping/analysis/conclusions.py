@@ -115,7 +115,7 @@ def _front(config: SweepConfig, found: Sequence[Point]) -> str:
 
 
 def _factors(config: SweepConfig, trials: Sequence[Trial]) -> Iterator[str]:
-    """Say what each varied thing does on average, where the winner's sentence does not say it already."""
+    """Describe the mean effect of each factor that the winner's sentence does not cover."""
     found = effects(config, trials)
     if POOL_KEY in config.space:
         yield from _encoder(config, trials, found)

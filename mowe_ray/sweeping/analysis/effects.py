@@ -1,4 +1,4 @@
-"""What each thing that a study varied does to its objective, averaged over the others."""
+"""Main effects of a study: how each factor changes the objective, averaged over the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Factor:
-    """Something that differs between points.
+    """A factor of the experiment: something that differs between points.
 
     Attributes:
         entry: The key of the space it comes from.
@@ -69,7 +69,7 @@ class Trend:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a factor does.
+    """The effect of a factor.
 
     Attributes:
         levels: Its values; thirds of a range.

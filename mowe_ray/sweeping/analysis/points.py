@@ -22,7 +22,7 @@ class Point:
         objectives: Of its finished trials.
         mean: Of the objectives; None without any.
         spread: Their standard deviation; None for fewer than two.
-        error: Standard error of the mean; None when nothing tells it.
+        error: Standard error of the mean; None if it cannot be estimated.
         error_from: What it is taken from: `seeds` or the finite `validation` set.
         complete: Whether every seed finished with an objective: only such points can win.
     """

@@ -1,1 +1,1 @@
-"""The report of it, as one HTML page."""
+"""The report of a study, as one HTML page."""

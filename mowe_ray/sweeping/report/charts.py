@@ -53,18 +53,18 @@ _MOST_POINTS = 24  # with more, only the winner and the front have labels
 _PLACES = (("start", 8, -7), ("end", -8, -7), ("start", 8, 16), ("end", -8, 16), ("start", 12, 4), ("end", -12, 4))
 
 
-def quality_against_cost(config: SweepConfig, found: Sequence[Point], colours: Colouring) -> str:
+def quality_against_cost(config: SweepConfig, measured: Sequence[Point], colours: Colouring) -> str:
     """Draw every measured point with its standard error, and the front no other point beats."""
-    shown = [(p, c, p.mean) for p in found if p.mean is not None and (c := cost_of(config, p)) is not None]
+    shown = [(p, c, p.mean) for p in measured if p.mean is not None and (c := cost_of(config, p)) is not None]
     if not shown:
         return ""
     costs = [cost for _, cost, _ in shown]
     x = Axis.over(costs, log=min(costs) > 0 and max(costs) / min(costs) > 8, count=6)
     y = Axis.over(v for p, _, mean in shown for v in (mean - (p.error or 0), mean + (p.error or 0)))
-    front = pareto_front(config, found)
+    front = pareto_front(config, measured)
     steps = [(cost_of(config, point) or 0.0, point.mean or 0.0) for point in front]
     corners = [corner for (a, b), (c, d) in pairwise(steps) for corner in ((a, b), (c, b), (c, d))]
-    winner = best(config, found)
+    winner = best(config, measured)
     marks = [_point(config, p, x.across(cost), mean, y, colours, p is winner) for p, cost, mean in shown]
     labels = _labels([(p, x.at(cost), y.down(mean, _HEIGHT)) for p, cost, mean in shown], [winner, *front])
     of = "GFLOPs of a 30 s clip" if config.objective.against == "gflops" else "active parameters"
@@ -265,12 +265,12 @@ class Colouring:
         return self.by_value.get(json.dumps(value, sort_keys=True, default=str), PLAIN)
 
     def legend(self, narrow: bool = False) -> str:
-        """Say which colour is what; with `narrow` only where the page is too narrow for labels at curves."""
+        """Return a legend; with `narrow` it is shown only where the page is too narrow for labels at curves."""
         return chips(self.labels.items(), "chips narrow" if narrow and self.by_value else "chips")
 
 
 def colouring(effects: Sequence[Effect], better_is_more: bool) -> Colouring:
-    """Choose the factor that matters most, of those with few enough values to tell apart."""
+    """Choose the most important factor, of those with few enough values for distinct colours."""
     chosen = next((e for e in effects if e.trend or len(e.levels) <= MOST_COLOURS), None)
     if chosen is None:
         return Colouring()

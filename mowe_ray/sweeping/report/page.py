@@ -1,4 +1,4 @@
-"""A study's report: one HTML file with its question, the answer, and everything the answer rests on."""
+"""A study's report: one HTML file with its question, the conclusions, and the results they are based on."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ def report(
         best_yaml: The winner's configuration, as written to best.yaml.
         elapsed_s: How long the study took, if known.
     """
-    found = points(config, trials)
-    winner = best(config, found)
+    measured = points(config, trials)
+    winner = best(config, measured)
     return page(
         f"{config.name}: {config.question}",
         _answer(config, trials, winner, elapsed_s),
-        *_charts(config, trials, histories, found, winner),
-        _routing(config, trials, histories, found, winner),
+        *_charts(config, trials, histories, measured, winner),
+        _routing(config, trials, histories, measured, winner),
         section("All trials", trial_table(config, trials, winner), "Click a heading to sort.") if trials else "",
         _failures(trials),
         _best(config, winner, best_yaml),
-        _uncertainty(config, found, winner),
+        _uncertainty(config, measured, winner),
     )
 
 
@@ -112,13 +112,13 @@ def _charts(
     config: SweepConfig,
     trials: Sequence[Trial],
     histories: Mapping[int, History],
-    found: Sequence[Point],
+    measured: Sequence[Point],
     winner: Point | None,
 ) -> list[str]:
     more, metric = config.objective.mode == "max", metric_label(config.objective.metric)
     named = list(distinct(effects(config, trials)))
     colours = colouring(named, more)
-    quality = quality_against_cost(config, found, colours)
+    quality = quality_against_cost(config, measured, colours)
     cost = "GFLOPs" if config.objective.against == "gflops" else "active parameters"
     shown = effect_charts(named, metric, more)
     curves = [
@@ -150,11 +150,11 @@ def _routing(
     config: SweepConfig,
     trials: Sequence[Trial],
     histories: Mapping[int, History],
-    found: Sequence[Point],
+    measured: Sequence[Point],
     winner: Point | None,
 ) -> str:
     routings = {number: h.routing for number, h in histories.items() if h.routing and h.routing.get("datasets")}
-    order = [*ranked(config, found), *(point for point in found if not point.complete)]
+    order = [*ranked(config, measured), *(point for point in measured if not point.complete)]
     winners = [trial.number for trial in winner.trials] if winner else []
     bars = load_bars([trial for point in order for trial in point.trials], routings, set(winners))
     heat = heat_map([routings[number] for number in winners if number in routings])
@@ -195,8 +195,8 @@ def _best(config: SweepConfig, winner: Point | None, best_yaml: str | None) -> s
     )
 
 
-def _uncertainty(config: SweepConfig, found: Sequence[Point], winner: Point | None) -> str:
-    sources = {point.error_from for point in found}
+def _uncertainty(config: SweepConfig, measured: Sequence[Point], winner: Point | None) -> str:
+    sources = {point.error_from for point in measured}
     how = next((text for source, text in _ERRORS.items() if source in sources), _NO_ERROR)
     errors = [sampling_error(config.objective.metric, trial.tasks) for trial in winner.trials] if winner else []
     if "seeds" in sources and errors and errors[0] is not None:

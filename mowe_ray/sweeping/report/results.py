@@ -54,13 +54,13 @@ def write_results(study: Study, elapsed_s: float | None = None) -> dict[str, Any
 
 def summary(config: SweepConfig, trials: Sequence[Trial]) -> dict[str, Any]:
     """Return the result of a study as plain values, ready for JSON."""
-    found = points(config, trials)
-    winner = best(config, found)
+    measured = points(config, trials)
+    winner = best(config, measured)
     return {
         "metric": config.objective.metric,
         "best": winner and _described(winner),
-        "front": [_described(point) for point in pareto_front(config, found)] if config.objective.against else None,
-        "points": len(found),
+        "front": [_described(point) for point in pareto_front(config, measured)] if config.objective.against else None,
+        "points": len(measured),
         "trials": by_status(trials),
         "answer": answer(config, trials),
     }
@@ -123,10 +123,10 @@ def _exact(value: Any) -> Any:
 
 def table(config: SweepConfig, trials: Sequence[Trial], width: int | None = None) -> str:
     """Return the points as lines, the best first, then those that are not complete; see `format_table`."""
-    found = points(config, trials)
+    measured = points(config, trials)
     names = list(config.space)
     header = ["point", *map(entry_name, names), metric_label(config.objective.metric), "spread", "active", "trials"]
-    rows = [_cells(config, point) for point in [*ranked(config, found), *(p for p in found if not p.complete)]]
+    rows = [_cells(config, point) for point in [*ranked(config, measured), *(p for p in measured if not p.complete)]]
     return format_table(rows, header, right={0, len(header) - 3, len(header) - 2}, width=width)
 
 

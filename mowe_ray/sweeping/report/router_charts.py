@@ -1,4 +1,4 @@
-"""Charts of what the routers of a study's trials chose."""
+"""Charts of the routing of a study's trials."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def mean_load(routing: RouterReport, router: str) -> dict[str, float]:
 
 
 def by_task(routing: RouterReport) -> dict[str, Any]:
-    """Return what a router report holds by task: a task that several datasets have stands under DATASET/TASK."""
+    """Return the entries of a router report by task: a task that several datasets have stands under DATASET/TASK."""
     tasks = [task for summaries in routing["datasets"].values() for task in summaries]
     return {
         task if tasks.count(task) == 1 else f"{dataset}/{task}": summary

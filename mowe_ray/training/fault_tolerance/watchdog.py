@@ -1,4 +1,4 @@
-"""Tracks what a training process is doing, and detects steps that take too long.
+"""Tracks the activity of a training process, and detects steps that exceed their time limit.
 
 The main thread of a rank that hangs waits in a collective, a read or a kernel. So another thread times every step, and
 reports where the main thread is when the time is up.
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class ActivityTracker:
-    """Tracks what the main thread is doing: the phase of the step, and the part of the model that runs.
+    """Tracks the activity of the main thread: the phase of the step, and the part of the model that runs.
 
     Attributes:
         activity: In words; read by other threads.

@@ -9,13 +9,13 @@ import pytest
 
 from mowe_ray.sweeping.load import load_sweep
 from mowe_ray.sweeping.schema import SweepConfig
-from mowe_ray.sweeping.search_space import Constraint, Space
+from mowe_ray.sweeping.search_space import Constraint, SearchSpace
 
 POOL = "model.weak_encoders"
 
 
-def space(entries: dict[str, Any], **keys: Any) -> Space:
-    return Space(SweepConfig.model_validate({"name": "s", "question": "Why?", "space": entries} | keys))
+def space(entries: dict[str, Any], **keys: Any) -> SearchSpace:
+    return SearchSpace(SweepConfig.model_validate({"name": "s", "question": "Why?", "space": entries} | keys))
 
 
 def test_subsets_are_all_combinations_of_the_library() -> None:
@@ -50,10 +50,10 @@ def test_a_grid_is_the_product_of_its_entries_without_what_is_refused() -> None:
     brute = [(pool, k) for pool, k in product(pools, (1, 2, 3)) if k <= len(pool)]
     study = space(entries, constraints=["model.router.top_k <= pool_size"])
     assert [(point[POOL], point["model.router.top_k"]) for point in study.points()] == brute
-    assert study.refused({POOL: ["hubert"], "model.router.top_k": 2}) == "against model.router.top_k <= pool_size"
+    assert study.rejection({POOL: ["hubert"], "model.router.top_k": 2}) == "against model.router.top_k <= pool_size"
     # The configuration itself refuses them too, and says why.
     assert "is more than the 1 weak encoders" in str(
-        space(entries).refused({POOL: ["hubert"], "model.router.top_k": 2})
+        space(entries).rejection({POOL: ["hubert"], "model.router.top_k": 2})
     )
 
 
@@ -100,5 +100,5 @@ def test_a_constraint_sees_defaults_settings_and_entries(tmp_path: Path) -> None
         " training.clip_norm: {choice: [1.0, 2.0]}},"
         " constraints: ['routers == \"both\" or training.clip_norm == model.router.temperature']}"
     )
-    points = [tuple(point.values()) for point in Space(load_sweep(file)).points()]
+    points = [tuple(point.values()) for point in SearchSpace(load_sweep(file)).points()]
     assert points == [("both", 1.0), ("both", 2.0), ("one", 1.0)]

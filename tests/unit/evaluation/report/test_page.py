@@ -8,7 +8,7 @@ import pytest
 from mowe_ray.evaluation.report.charts import difference_chart, quality_charts
 from mowe_ray.evaluation.report.page import report, score_table
 from mowe_ray.evaluation.report.router_charts import ablation_charts, drift, independent_choice, load_bars
-from mowe_ray.evaluation.report.summary import lines
+from mowe_ray.evaluation.report.summary import metric_rows
 from mowe_ray.evaluation.results import Ablation, Evaluation, Interval
 from tests.html_page import Page
 from tests.made_evaluation import (
@@ -87,14 +87,14 @@ def test_what_users_wrote_is_escaped() -> None:
 
 
 def cells(evaluated: Evaluation, kind: str) -> int:
-    page = Page(score_table(evaluated, lines(evaluated)))
+    page = Page(score_table(evaluated, metric_rows(evaluated)))
     return sum(element == "td" and attributes.get("class") == kind for element, attributes in page.elements)
 
 
 @pytest.mark.parametrize("name", ["two models", "three models", "many datasets", "unavailable"])
 def test_differences_are_marked_where_their_interval_does_not_hold_zero(name: str) -> None:
     evaluated = EVALUATIONS[name]
-    better = {line.metric: line.better for line in lines(evaluated)}
+    better = {row.metric: row.better for row in metric_rows(evaluated)}
     above = [d for d in evaluated.differences if d.difference.low > 0]
     below = [d for d in evaluated.differences if d.difference.high < 0]
     won = sum(better[d.metric] == "higher" for d in above) + sum(better[d.metric] == "lower" for d in below)
@@ -105,7 +105,7 @@ def test_differences_are_marked_where_their_interval_does_not_hold_zero(name: st
 
 def test_the_table_has_every_score_with_its_interval() -> None:
     made = three_models()
-    texts = Page(score_table(made, lines(made))).texts
+    texts = Page(score_table(made, metric_rows(made))).texts
     for one in made.models:
         for task in one.scores:
             for found in task.scores.values():
@@ -129,8 +129,8 @@ def dots(html: str) -> list[tuple[float, float, bool]]:
 
 def test_right_is_better_whatever_the_metric() -> None:
     made = two_models()
-    main = [line for line in lines(made) if line.main]
-    places = dots(difference_chart(made, lines(made)))
+    main = [row for row in metric_rows(made) if row.main]
+    places = dots(difference_chart(made, metric_rows(made)))
     assert len(places) == len(main)
     for line, (at, zero, hollow) in zip(main, places, strict=True):
         difference = line.differences["pool"]
@@ -164,7 +164,11 @@ def test_an_encoder_is_worth_what_is_lost_without_it() -> None:
 def test_many_charts_are_folded() -> None:
     assert Page(ablation_charts(pooled("pool", MANY))).of("summary") == ["5 more"]
     made = many_datasets()
-    assert Page(quality_charts(made, lines(made))).of("summary") == ["5 more", "The same against GFLOPs", "5 more"]
+    assert Page(quality_charts(made, metric_rows(made))).of("summary") == [
+        "5 more",
+        "The same against GFLOPs",
+        "5 more",
+    ]
 
 
 def test_bars_are_as_wide_as_the_counted_shares() -> None:
@@ -217,7 +221,7 @@ def test_what_is_missing_is_listed() -> None:
 
 def test_points_stand_where_their_numbers_are() -> None:
     made = three_models()
-    chart = quality_charts(made, lines(made)).split("<figure")[1]
+    chart = quality_charts(made, metric_rows(made)).split("<figure")[1]
     found = re.findall(r'<circle cx="([\d.]+)%" cy="([\d.]+)" r="5"', chart)
     across, down = ([float(pair[i]) for pair in found] for i in (0, 1))
     costs = [one.active for one in made.models]

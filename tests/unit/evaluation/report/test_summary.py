@@ -8,8 +8,8 @@ from mowe_ray.evaluation.report.summary import (
     against_majority,
     gain,
     headline,
-    lines,
     listed,
+    metric_rows,
     not_computed,
     score,
     signed,
@@ -40,7 +40,7 @@ test_set_names.__test__ = False  # a function of ours, no test
 
 
 def test_lines_hold_every_metric_in_order_and_know_the_main_one():
-    found = lines(three_models())
+    found = metric_rows(three_models())
     assert [(line.task, line.metric) for line in found] == [(task, name) for task in TASKS for name in METRICS[task]]
     assert [line.metric for line in found if line.main] == [next(iter(METRICS[task])) for task in TASKS]
     wer = next(line for line in found if line.metric == "wer")
@@ -53,7 +53,7 @@ def test_lines_hold_every_metric_in_order_and_know_the_main_one():
 
 
 def test_a_metric_only_one_model_has_stands_alone():
-    one, two, three = lines(unavailable())[-1:] * 3
+    one, two, three = metric_rows(unavailable())[-1:] * 3
     assert (one.task, set(one.scores), one.differences) == ("sqa", {"third"}, {})
     assert two.verdict("pool") == three.verdict("third") == ""
 
@@ -78,7 +78,7 @@ def test_a_difference_counts_where_its_interval_does_not_hold_zero(low, high, be
 
 
 def test_the_majority_is_beaten_where_the_interval_says_so():
-    found = {line.metric: line for line in lines(one_model())}
+    found = {row.metric: row for row in metric_rows(one_model())}
     assert against_majority(found["wer"], "pool") == "better"
     assert against_majority(replace(found["wer"], majority=20.0), "pool") == "worse"
     assert against_majority(replace(found["wer"], majority=31.0), "pool") == ""
