@@ -83,11 +83,11 @@ def _evaluate(targets: Sequence[Target], config: EvaluationConfig) -> dict[str, 
 
 def _metrics(source: ValidationSource, targets: Sequence[Target], config: EvaluationConfig) -> DatasetMetrics:
     if config.judge.base_url is None:
-        return DatasetMetrics(source.metrics, source.labels)
+        return DatasetMetrics(source.metrics, source.labels, language=source.language)
     endpoint = ChatEndpoint(**config.judge.model_dump())
     judge = Judge(endpoint, report_folder(targets, config.out), source.name, log)
     judged = {name: judged_metric(name, judge) for name in JUDGED_SCALES}
-    return DatasetMetrics(source.metrics, source.labels, judged)
+    return DatasetMetrics(source.metrics, source.labels, judged, source.language)
 
 
 def _parser() -> argparse.ArgumentParser:

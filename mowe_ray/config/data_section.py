@@ -45,6 +45,8 @@ class ValidationSource(Section):
     """Names of its metrics, the main one first; null takes those of each sample's task."""
     labels: list[str] | None = None
     """Closed list of answers, for metrics that need one; null takes the answers of its samples."""
+    language: str | None = None
+    """Language of transcripts (en, de, hi, ...), for WER and CER; null takes it from their letters."""
 
 
 class EvaluatedData(Section):

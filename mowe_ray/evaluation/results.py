@@ -28,6 +28,7 @@ class TaskScores:
         majority: What always giving the most frequent answer would score.
         unavailable: Why a metric that was asked for could not be computed.
         notes: What a reader of a score should know, by metric: who judged, and how many verdicts could not be read.
+        normalisers: The rules that made transcripts comparable, by metric.
     """
 
     dataset: str
@@ -39,6 +40,7 @@ class TaskScores:
     majority: dict[str, float] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    normalisers: dict[str, str] = field(default_factory=dict)
 
     @property
     def main(self) -> str:

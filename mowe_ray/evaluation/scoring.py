@@ -54,6 +54,7 @@ def _scores(dataset: str, task: str, answers: Sequence[Answer], chosen: DatasetM
         majority={metric.name: metric.of(majority) for metric in metrics if metric.name not in chosen.judged},
         unavailable=unavailable,
         notes={metric.name: note for metric in metrics if (note := metric.note(answers))},
+        normalisers={metric.name: metric.normaliser for metric in metrics if metric.normaliser},
     )
 
 

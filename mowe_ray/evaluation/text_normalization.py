@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 
 import jiwer
@@ -61,6 +62,72 @@ def normalise_transcript(text: str) -> str:
     return " ".join(text.split()) or "empty"
 
 
+@lru_cache(maxsize=100_000)
+def normalise_any_transcript(text: str) -> str:
+    """Make a transcript of any language comparable; nothing left is "empty".
+
+    As Whisper's basic normaliser (lower case, no brackets, punctuation and symbols), except that it keeps combining
+    marks: these are the vowel signs of Indic and Southeast Asian scripts (https://github.com/openai/whisper/issues/858).
+    Accents stay too. Between characters of scripts without spaces there are none.
+    """
+    text = remove_bracketed(unicodedata.normalize("NFKC", text).lower())
+    kept = (_SEPARATED.get(unicodedata.category(c), _SEPARATED.get(unicodedata.category(c)[0], c)) for c in text)
+    words = unicodedata.normalize("NFC", "".join(kept)).split()
+    return _SPACE_BESIDE_UNSPACED.sub("", " ".join(words)) or "empty"
+
+
+# Categories: format characters such as the zero-width joiner are not seen, punctuation and symbols part words.
+_SEPARATED = {"Cf": "", "P": " ", "S": " "}
+# Thai, Lao, Tibetan, Burmese, Khmer, Japanese and Chinese.
+_UNSPACED = (
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U000323af]"
+)
+_UNSPACED_CHARACTER = re.compile(f"({_UNSPACED})")
+_SPACE_BESIDE_UNSPACED = re.compile(f"(?<={_UNSPACED}) | (?={_UNSPACED})")
+
+
+def has_unspaced(text: str) -> bool:
+    """Whether a text has characters of a script that puts no spaces between words."""
+    return _UNSPACED_CHARACTER.search(text) is not None
+
+
+def part_unspaced(text: str) -> str:
+    """Put spaces around each character of a script without spaces, so that it counts as a word."""
+    return " ".join(_UNSPACED_CHARACTER.sub(r" \1 ", text).split())
+
+
+def has_accents(text: str) -> bool:
+    """Whether a text has letters or marks other than those of English."""
+    return any(ord(c) > 127 and unicodedata.category(c)[0] in "LM" for c in text)
+
+
+# Common in English, and hardly a word of other languages in Latin letters.
+_ENGLISH_WORDS = frozenset(
+    ("the", "and", "of", "that", "it", "with", "this", "you", "she", "they", "what", "from", "were", "are", "is")
+)
+_ENGLISH_SHARE, _ACCENTED_SHARE, _OTHER_SCRIPT_SHARE = 0.10, 0.01, 0.02
+
+
+def seems_english(texts: Iterable[str]) -> bool:
+    """Guess whether texts are English: by letters of other scripts, by accents, and by the commonest words.
+
+    Texts without accents pass for English, as short English answers have few of its commonest words.
+    """
+    letters = other_letters = words = accented = common = 0
+    for text in texts:
+        for word in unicodedata.normalize("NFC", text).lower().split():
+            foreign = [c for c in word if ord(c) > 127 and unicodedata.category(c)[0] in "LM"]
+            letters += sum(unicodedata.category(c)[0] in "LM" for c in word)
+            other_letters += sum(not unicodedata.name(c, "").startswith(("LATIN", "COMBINING")) for c in foreign)
+            words += 1
+            accented += bool(foreign)
+            common += word.strip(string.punctuation) in _ENGLISH_WORDS
+    if other_letters > _OTHER_SCRIPT_SHARE * letters:
+        return False
+    return accented <= _ACCENTED_SHARE * words or common >= _ENGLISH_SHARE * words
+
+
 def spell_numbers(text: str) -> str:
     """Write the digits of 0 to 20, and of the tens to 90, as words."""
     return _NUMBER.sub(lambda found: _NUMBERS[found[0]], text)
@@ -84,13 +151,21 @@ def remove_fillers(text: str) -> str:
 
 def normalise_answer(text: str) -> str:
     """Make a short answer comparable as SQuAD does: lower case, no ASCII punctuation, no articles, single spaces."""
-    return " ".join(_ARTICLE.sub(" ", text.lower().translate(_ASCII_PUNCTUATION)).split())
+    lowered = text.lower()
+    words = lowered.translate(_ASCII_PUNCTUATION).split()
+    # A text that is nothing else ("A", "+") is an answer too, not the same as silence.
+    return " ".join(_ARTICLE.sub(" ", " ".join(words)).split()) or " ".join(words) or " ".join(lowered.split())
 
 
 def plain(text: str) -> str:
     """Make texts comparable in any script: without case; punctuation and symbols become single spaces."""
     composed = unicodedata.normalize("NFC", text.casefold())
     return " ".join("".join(" " if unicodedata.category(c)[0] in "PS" else c for c in composed).split())
+
+
+def plain_label(text: str) -> str:
+    """Make a label comparable as `plain` does; one of signs alone ("+") stays what it is."""
+    return plain(text) or " ".join(text.split())
 
 
 def caption_words(text: str) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from nltk.corpus import wordnet as installed_wordnet
@@ -104,7 +105,15 @@ def cider_d(answers: Sequence[Answer]) -> Metric:
             total += near * sum(_clipped_cosine(g, r) for g, r in pairs) / _CIDER_ORDERS
         return 10 * total / len(answer.references)
 
-    return mean_metric("cider_d", "CIDEr-D (×100)", score)
+    def note(_: Sequence[Answer]) -> str | None:
+        if any(rarity.values()):
+            return None
+        return (
+            f"in {len(answers)} clip{'s that are all alike' if len(answers) > 1 else ''} no word is rare (its inverse "
+            "document frequency is 0), so that every caption scores 0"
+        )
+
+    return replace(mean_metric("cider_d", "CIDEr-D (×100)", score), note=note)
 
 
 def _ngrams(words: Sequence[str], n: int) -> Ngrams:

@@ -13,12 +13,12 @@ import numpy as np
 
 from mowe_ray.evaluation.metrics.metric import Array, Metric, mean_metric
 from mowe_ray.evaluation.predictions import Answer
-from mowe_ray.evaluation.text_normalization import plain
+from mowe_ray.evaluation.text_normalization import plain_label
 
 
 def labels_of(answers: Iterable[Answer]) -> list[str]:
     """Return the closed list that the references of a set are, without case and punctuation, sorted."""
-    return sorted({plain(reference) for answer in answers for reference in answer.references})
+    return sorted({plain_label(reference) for answer in answers for reference in answer.references})
 
 
 def find_label(text: str, labels: tuple[str, ...]) -> str | None:
@@ -29,7 +29,7 @@ def find_label(text: str, labels: tuple[str, ...]) -> str | None:
     Args:
         labels: As `plain` writes them.
     """
-    text = plain(text)
+    text = plain_label(text)
     if text in labels:
         return text
     contained = set(_any_of(labels).findall(text)) - {""}
@@ -59,7 +59,7 @@ def macro_f1(labels: Sequence[str]) -> Metric:
 
 
 def _distinct(labels: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(plain(label) for label in labels))
+    return tuple(dict.fromkeys(plain_label(label) for label in labels))
 
 
 def _judged(answer: Answer, labels: tuple[str, ...]) -> tuple[str | None, str]:

@@ -34,6 +34,7 @@ class Metric:
         statistics: Takes N answers, returns (N, S).
         value: Takes sums (..., S) of rows of the statistics, returns (...): percent, or points of 100.
         note: Takes the N answers, returns what a reader of the value should know; None says nothing.
+        normaliser: The rules that make transcripts comparable, where there are several.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Metric:
     statistics: Callable[[Sequence[Answer]], Array]
     value: Callable[[Array], Array]
     note: Callable[[Sequence[Answer]], str | None] = lambda _: None
+    normaliser: str | None = None
 
     def of(self, answers: Sequence[Answer]) -> float:
         """Return the value of a set of answers."""

@@ -12,22 +12,22 @@ from mowe_ray.evaluation.judge.judge import Judge, Scale
 from mowe_ray.evaluation.metrics.captions import ROUGE_L, cider_d, meteor
 from mowe_ray.evaluation.metrics.classification import accuracy, labels_of, macro_f1, unweighted_accuracy
 from mowe_ray.evaluation.metrics.metric import Array, Metric, MissingDataError, mean_percent
-from mowe_ray.evaluation.metrics.text_overlap import CER, CHRF, EXACT_MATCH, TOKEN_F1, WER
+from mowe_ray.evaluation.metrics.text_overlap import CHRF, EXACT_MATCH, TOKEN_F1, cer, wer
 from mowe_ray.evaluation.predictions import Answer
 
-# How each is made for a set of answers and its closed list of labels.
-_MAKERS: dict[str, Callable[[Sequence[Answer], Sequence[str]], Metric]] = {
-    "wer": lambda answers, labels: WER,
-    "cer": lambda answers, labels: CER,
-    "accuracy": lambda answers, labels: accuracy(labels),
-    "unweighted_accuracy": lambda answers, labels: unweighted_accuracy(labels),
-    "macro_f1": lambda answers, labels: macro_f1(labels),
-    "cider_d": lambda answers, labels: cider_d(answers),
-    "meteor": lambda answers, labels: meteor(),
-    "rouge_l": lambda answers, labels: ROUGE_L,
-    "chrf": lambda answers, labels: CHRF,
-    "exact_match": lambda answers, labels: EXACT_MATCH,
-    "token_f1": lambda answers, labels: TOKEN_F1,
+# How each is made for a set of answers, its closed list of labels, and its language.
+_MAKERS: dict[str, Callable[[Sequence[Answer], Sequence[str], str | None], Metric]] = {
+    "wer": lambda answers, labels, language: wer(answers, language),
+    "cer": lambda answers, labels, language: cer(answers, language),
+    "accuracy": lambda answers, labels, language: accuracy(labels),
+    "unweighted_accuracy": lambda answers, labels, language: unweighted_accuracy(labels),
+    "macro_f1": lambda answers, labels, language: macro_f1(labels),
+    "cider_d": lambda answers, labels, language: cider_d(answers),
+    "meteor": lambda answers, labels, language: meteor(),
+    "rouge_l": lambda answers, labels, language: ROUGE_L,
+    "chrf": lambda answers, labels, language: CHRF,
+    "exact_match": lambda answers, labels, language: EXACT_MATCH,
+    "token_f1": lambda answers, labels, language: TOKEN_F1,
 }
 _DEFAULTS = {
     "asr": ("wer", "cer"),
@@ -57,6 +57,7 @@ def metrics_of(
     labels: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     extra: Sequence[Metric] = (),
+    language: str | None = None,
 ) -> tuple[list[Metric], dict[str, str]]:
     """Return the metrics of a set of answers, the main one first, and why others that were asked for are unavailable.
 
@@ -65,6 +66,7 @@ def metrics_of(
         labels: The closed list; None takes the references.
         names: Of the metrics; None takes those of the task, then `extra`.
         extra: Metrics that were made elsewhere (judges), also to be chosen by their names.
+        language: Of transcripts; None takes it from the references.
     """
     check_names([name for name in names or () if name not in {metric.name for metric in extra}])
     made = {metric.name: metric for metric in extra}
@@ -78,7 +80,7 @@ def metrics_of(
             unavailable[name] = "needs a judge: set judge.base_url and judge.model"
         else:
             try:
-                metrics.append(_MAKERS[name](answers, labels))
+                metrics.append(_MAKERS[name](answers, labels, language))
             except MissingDataError as error:
                 unavailable[name] = str(error)
     return metrics, unavailable
@@ -89,19 +91,20 @@ class DatasetMetrics:
     """Metrics of a dataset.
 
     Attributes:
-        names, labels: As in its `data.validation` entry.
+        names, labels, language: As in its `data.validation` entry.
         judged: Metrics that ask a language model, by name; empty without a judge.
     """
 
     names: Sequence[str] | None = None
     labels: Sequence[str] | None = None
     judged: Mapping[str, Metric] = field(default_factory=dict)
+    language: str | None = None
 
     def of(self, task: str, answers: Sequence[Answer]) -> tuple[list[Metric], dict[str, str]]:
         """Return what `metrics_of` does for one of its tasks."""
         usual = JUDGED_TASKS.get(task)
         extra = [metric for name, metric in self.judged.items() if self.names is not None or name == usual]
-        return metrics_of(task, answers, self.labels, self.names, extra)
+        return metrics_of(task, answers, self.labels, self.names, extra, self.language)
 
 
 # AudioBench's choice for each task; transcripts are counted, not judged.

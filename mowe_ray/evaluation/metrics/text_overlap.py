@@ -10,7 +10,15 @@ import numpy as np
 
 from mowe_ray.evaluation.metrics.metric import Array, Metric, mean_metric, mean_percent
 from mowe_ray.evaluation.predictions import Answer
-from mowe_ray.evaluation.text_normalization import normalise_answer, normalise_transcript
+from mowe_ray.evaluation.text_normalization import (
+    has_accents,
+    has_unspaced,
+    normalise_answer,
+    normalise_any_transcript,
+    normalise_transcript,
+    part_unspaced,
+    seems_english,
+)
 
 Edits = tuple[int, int]  # insertions, deletions and substitutions; units of the reference
 
@@ -28,23 +36,66 @@ def _edits(alignment: jiwer.WordOutput | jiwer.CharacterOutput) -> Edits:
     return wrong + alignment.insertions, wrong + alignment.hits
 
 
-def _fewest_edits(answer: Answer, count: Callable[[str, str], Edits]) -> Edits:
+def _parted_word_edits(reference: str, answer: str) -> Edits:
+    return _word_edits(part_unspaced(reference), part_unspaced(answer))
+
+
+def _fewest_edits(answer: Answer, normalise: Callable[[str], str], count: Callable[[str, str], Edits]) -> Edits:
     """Count against the reference with the lowest error rate; of several, the one with the fewest errors."""
-    given = normalise_transcript(answer.answer)
-    edits_by_reference = [count(normalise_transcript(reference), given) for reference in answer.references]
+    given = normalise(answer.answer)
+    edits_by_reference = [count(normalise(reference), given) for reference in answer.references]
     # Normalised, no reference is empty.
     return min(edits_by_reference, key=lambda edits: (edits[0] / edits[1], edits[0]))
 
 
-def _error_rate(name: str, title: str, count: Callable[[str, str], Edits]) -> Metric:
+def _error_rate(name: str, title: str, english: bool, count: Callable[[str, str], Edits]) -> Metric:
+    normalise = normalise_transcript if english else normalise_any_transcript
+
     def statistics(answers: Sequence[Answer]) -> Array:
-        return np.array([_fewest_edits(answer, count) for answer in answers], dtype=np.float64).reshape(-1, 2)
+        rows = [_fewest_edits(answer, normalise, count) for answer in answers]
+        return np.array(rows, dtype=np.float64).reshape(-1, 2)
 
-    return Metric(name, title, "lower", statistics, mean_percent)
+    note = _english_note if english else _other_note
+    return Metric(name, title, "lower", statistics, mean_percent, note, "english" if english else "any language")
 
 
-WER = _error_rate("wer", "WER (%)", _word_edits)
-CER = _error_rate("cer", "CER (%)", _character_edits)
+def _english_note(answers: Sequence[Answer]) -> str | None:
+    if not any(has_accents(text) for answer in answers for text in (answer.answer, *answer.references)):
+        return None
+    return "accents do not count, as in AudioBench: if this is not English, set data.validation.N.language"
+
+
+def _other_note(answers: Sequence[Answer]) -> str:
+    note = "not by AudioBench's rules, which are for English: accents and vowel signs count"
+    unspaced = any(has_unspaced(reference) for answer in answers for reference in answer.references)
+    return f"{note}, characters of scripts without spaces count as words" if unspaced else note
+
+
+WER = _error_rate("wer", "WER (%)", True, _word_edits)
+CER = _error_rate("cer", "CER (%)", True, _character_edits)
+_OTHER_WER = _error_rate("wer", "WER (%)", False, _parted_word_edits)
+_OTHER_CER = _error_rate("cer", "CER (%)", False, _character_edits)
+
+
+def wer(answers: Sequence[Answer], language: str | None = None) -> Metric:
+    """Return the word error rate for the language of a set of answers.
+
+    Args:
+        answers: The whole set; without a language, its references tell whether they are English.
+        language: A code such as `en` or `hi`, or None.
+    """
+    return WER if _is_english(answers, language) else _OTHER_WER
+
+
+def cer(answers: Sequence[Answer], language: str | None = None) -> Metric:
+    """Return the character error rate, as `wer`."""
+    return CER if _is_english(answers, language) else _OTHER_CER
+
+
+def _is_english(answers: Sequence[Answer], language: str | None) -> bool:
+    if language is not None:
+        return language.lower().replace("_", "-").split("-")[0] in ("en", "eng", "english")
+    return seems_english(reference for answer in answers for reference in answer.references)
 
 
 def _is_exact_match(answer: Answer) -> float:

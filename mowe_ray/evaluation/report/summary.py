@@ -139,6 +139,16 @@ def not_computed(evaluation: Evaluation) -> list[str]:
     return [text + _model_names(names, evaluation.models) for text, names in models_by_reason.items()]
 
 
+def score_notes(evaluation: Evaluation) -> list[str]:
+    """Return what a reader of the main scores should know; once if all models are alike."""
+    found: dict[str, list[str]] = {}
+    for model in evaluation.models:
+        for task in model.scores:
+            if task.scores and (note := task.notes.get(task.main)):
+                found.setdefault(f"{task.main} of {task.dataset} {task.task}: {note}", []).append(model.name)
+    return [text + _model_names(names, evaluation.models) for text, names in found.items()]
+
+
 def _model_names(names: Sequence[str], models: Sequence[EvaluatedModel]) -> str:
     return "" if len(set(names)) == len(models) else f" ({', '.join(dict.fromkeys(names))})"
 
@@ -157,7 +167,7 @@ def table(evaluation: Evaluation) -> str:
         scores = format_table((_table_row(row, models, compared) for row in main), head)
         notes = ["[low, high]: 95 % interval over samples; majority: always the most frequent answer"]
     notes += [f"warning: {warning}" for warning in alarms(evaluation)]
-    notes += [f"note: {missing}" for missing in not_computed(evaluation)]
+    notes += [f"note: {note}" for note in (*not_computed(evaluation), *score_notes(evaluation))]
     return scores + "".join(f"  {note}\n" for note in notes)
 
 

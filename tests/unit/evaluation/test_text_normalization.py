@@ -92,9 +92,10 @@ def test_a_normalised_transcript_is_never_empty_and_has_single_spaces():
 
 
 def squad(text: str) -> str:
-    """The rule of SQuAD, letter by letter."""
+    """The rule of SQuAD, letter by letter; what it would leave nothing of stays."""
     kept = "".join(letter for letter in text.lower() if letter not in set(string.punctuation))
-    return " ".join(word for word in kept.split() if word not in ("a", "an", "the"))
+    words = [word for word in kept.split() if word not in ("a", "an", "the")]
+    return " ".join(words or kept.split() or text.lower().split())
 
 
 def test_answers_are_compared_without_case_punctuation_and_articles():

@@ -79,5 +79,6 @@ def test_worked_examples_of_question_answering():
     answer = Answer("2", "sqa", "", "in the city of Denver", ["Denver, Colorado"])
     assert EXACT_MATCH.of([answer]) == 0
     assert TOKEN_F1.of([answer]) == pytest.approx(100 * 2 * 1 / (4 + 2))
-    assert TOKEN_F1.of([Answer("3", "sqa", "", "the", [""])]) == 100, "nothing equals nothing"
+    assert TOKEN_F1.of([Answer("3", "sqa", "", "the", [""])]) == 0, "an article is not nothing"
+    assert TOKEN_F1.of([Answer("3", "sqa", "", " ", [""])]) == 100, "nothing equals nothing"
     assert TOKEN_F1.of([Answer("4", "sqa", "", "the", ["cat"])]) == 0
