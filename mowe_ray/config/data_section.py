@@ -30,6 +30,8 @@ class Source(Section):
     """Passes over the source per epoch; 0.5 takes half of it, 2 takes it twice."""
     task: str | None = None
     """Task of samples that name none (asr, er, ac, aqa, sqa or your own)."""
+    text_only: bool = False
+    """Accept a source in which no sample has audio."""
 
 
 class ValidationSource(Section):
@@ -41,6 +43,8 @@ class ValidationSource(Section):
     """Name in metrics, unique among validation sources."""
     task: str | None = None
     """Task of samples that name none."""
+    text_only: bool = False
+    """Accept a source in which no sample has audio."""
     metrics: list[str] | None = None
     """Names of its metrics, the main one first; null takes those of each sample's task."""
     labels: list[str] | None = None

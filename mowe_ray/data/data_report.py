@@ -14,10 +14,12 @@ class DataReport:
 
     Args:
         usable: samples by source that the index calls usable; decoding may still find some bad.
+        text_only: how many of them have no audio.
     """
 
-    def __init__(self, usable: Mapping[str, int]) -> None:
+    def __init__(self, usable: Mapping[str, int], text_only: Mapping[str, int] | None = None) -> None:
         self._total: Counter[str] = Counter(usable)
+        self._text_only: Counter[str] = Counter(text_only or {})
         self._causes: dict[str, Counter[str]] = {}
         self._seen: set[tuple[str, str]] = set()
         self._listed: list[BadSample] = []
@@ -49,6 +51,11 @@ class DataReport:
         return True
 
     @property
+    def text_only(self) -> dict[str, int]:
+        """Usable samples without audio, of the sources that have some."""
+        return {source: count for source, count in self._text_only.items() if count}
+
+    @property
     def bad_count(self) -> int:
         return len(self._seen)
 
@@ -66,7 +73,7 @@ class DataReport:
                 "good": self._total[source] - causes.total(),
                 "bad": causes.total(),
                 "causes": dict(causes.most_common()),
-            }
+            } | ({"text_only": self._text_only[source]} if self._text_only[source] else {})
         report: dict[str, Any] = {
             "samples": self._total.total(),
             "good": self.good_count,
@@ -76,6 +83,8 @@ class DataReport:
                 {"id": s.id, "source": s.source, "cause": s.cause, "detail": s.detail} for s in self._listed
             ],
         }
+        if self._text_only.total():
+            report["text_only"] = self._text_only.total()
         return report | ({"out_of_memory": self._out_of_memory} if self._out_of_memory else {})
 
     def check(self, max_bad_fraction: float) -> None:
@@ -93,4 +102,7 @@ class DataReport:
             {(source, cause): count for source, causes in self._causes.items() for cause, count in causes.items()}
         )
         causes = ", ".join(f"{count} {cause} in {source}" for (source, cause), count in worst.most_common(5))
-        return f"{self.bad_count} of {total} samples ({self.bad_count / total:.0%}) are unusable: {causes}"
+        (source, cause), _ = worst.most_common(1)[0]
+        example = next((bad for bad in self._listed if (bad.source, bad.cause) == (source, cause)), None)
+        such_as = f", such as {example.id}: {example.detail}" if example and example.detail else ""
+        return f"{self.bad_count} of {total} samples ({self.bad_count / total:.0%}) are unusable: {causes}{such_as}"

@@ -88,6 +88,12 @@ class Index:
         return _codes(self.table["source"])
 
     @property
+    def text_only_per_source(self) -> dict[str, int]:
+        """Usable samples without audio by source name."""
+        counts = np.bincount(self.sources[self.durations == 0], minlength=len(self.source_names))
+        return dict(zip(self.source_names, counts.tolist(), strict=True))
+
+    @property
     def samples_per_source(self) -> dict[str, int]:
         """Usable samples by source name."""
         counts = np.bincount(self.sources, minlength=len(self.source_names))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from mowe_ray.config.data_section import DataSection, EvaluatedData, Source, Val
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.epoch_plan import count_samples, plan_epoch
 from mowe_ray.data.index import Index, ParallelMap, SourceSpec, build_index
+from mowe_ray.data.shards import field_names, list_shards
+from mowe_ray.data.shards.audio_field import AUDIO_KEYS
 from mowe_ray.data.synthetic_corpus import builtin_corpus
 
 _BUILTIN = "builtin:"
@@ -41,10 +43,11 @@ def index_sources(data: DataSection, run_map: ParallelMap = map) -> Sources:
         run_map: As for `scan_sources`.
 
     Raises:
-        ValueError: A path holds no shards, or too much in it is unusable.
+        ValueError: A path holds no shards, too much in it is unusable, or nothing in it has audio.
     """
     sources = scan_sources(data, run_map)
     sources.report.check(data.max_bad_fraction)
+    check_audio(data, sources)
     if not count_samples(sources.train.sources, [source.weight for source in data.train]):
         paths = ", ".join(source.path for source in data.train)
         raise ValueError(f"data.train: no usable sample in {paths}, or too few for the weight")
@@ -69,6 +72,31 @@ def scan_sources(data: DataSection, run_map: ParallelMap = map) -> Sources:
     return Sources(train, validation, data_report([train, *validation.values()]))
 
 
+def check_audio(data: DataSection, sources: Sources) -> None:
+    """Raise ValueError where no sample of a source has audio, and the configuration does not say so."""
+    check_validation_audio(data, sources.validation)
+    for number, (source, name) in enumerate(zip(data.train, sources.train.source_names, strict=True)):
+        _check_audio(source, f"data.train.{number}", sources.train, name)
+
+
+def check_validation_audio(data: EvaluatedData, validation: Mapping[str, Index]) -> None:
+    """As `check_audio`, for validation sources."""
+    for number, source in enumerate(data.validation):
+        _check_audio(source, f"data.validation.{number}", validation[source.name], source.name)
+
+
+def _check_audio(source: Source | ValidationSource, key: str, index: Index, name: str) -> None:
+    samples = index.samples_per_source[name]
+    if source.text_only or not samples or index.text_only_per_source[name] < samples:
+        return
+    shard = next(shard for shard in list_shards(shards_of(source.path)))
+    fields = ", ".join(field_names(shard)) or "none that can be read"
+    raise ValueError(
+        f"{key}.path: none of the {samples} samples of {source.path} has audio; the fields of {shard} are {fields}. "
+        f"Audio is read under {', '.join(AUDIO_KEYS[:3])}. If this is meant to be text alone, set {key}.text_only=true"
+    )
+
+
 def scan_validation(data: EvaluatedData, run_map: ParallelMap = map) -> dict[str, Index]:
     """Find the samples of each validation source, by its name; as `scan_sources`."""
     return {
@@ -80,7 +108,10 @@ def scan_validation(data: EvaluatedData, run_map: ParallelMap = map) -> dict[str
 def data_report(indexes: Iterable[Index]) -> DataReport:
     """Return a report on the usable and unusable samples of these indexes."""
     indexes = list(indexes)
-    report = DataReport({name: n for index in indexes for name, n in index.samples_per_source.items()})
+    report = DataReport(
+        {name: n for index in indexes for name, n in index.samples_per_source.items()},
+        {name: n for index in indexes for name, n in index.text_only_per_source.items()},
+    )
     for index in indexes:
         report.add_unindexed(index.bad)
     return report

@@ -15,7 +15,7 @@ from mowe_ray.model.cost import zero_memory_bytes
 from mowe_ray.output.terminal import byte_size, format_table
 from mowe_ray.training.build import model_dtype
 from mowe_ray.training.clip_length import check_clip_length
-from mowe_ray.training.datasets import Sources, scan_sources
+from mowe_ray.training.datasets import Sources, check_audio, scan_sources
 from mowe_ray.training.estimate import CLIP_S, Estimate, PartCost, estimate
 from mowe_ray.training.sampler import EpochSampler
 
@@ -48,6 +48,7 @@ def dry_run(config: RunConfig, out: TextIO) -> dict[str, Any]:
     check_clip_length(config.model, config.data.max_duration_s)
     if sources is not None:
         sources.report.check(config.data.max_bad_fraction)
+        check_audio(config.data, sources)
     return {"run": config.name, "model": model, "memory": memory, "data": data, "steps": steps}
 
 
@@ -156,18 +157,20 @@ def _data_facts(sources: Sources) -> dict[str, Any]:
                 "samples": rows.num_rows,
                 "hours": float(pc.sum(rows["duration_s"]).as_py() or 0.0) / 3600,
                 "tasks": {entry["values"]: entry["counts"] for entry in pc.value_counts(rows["task"]).to_pylist()},
+                "text_only": index.text_only_per_source[name],
                 "dropped": reported[name]["causes"],
             }
     return facts
 
 
 def _data_table(data: dict[str, Any]) -> list[list[str]]:
-    rows = [["source", "use", "samples", "hours", "tasks", "dropped"]]
+    rows = [["source", "use", "samples", "text only", "hours", "tasks", "dropped"]]
     for name, facts in data.items():
         tasks, dropped = (
             ", ".join(f"{value} {key}" for key, value in facts[field].items()) for field in ("tasks", "dropped")
         )
-        rows.append([name, facts["use"], f"{facts['samples']:,}", f"{facts['hours']:.2f}", tasks, dropped or "nothing"])
+        samples, text_only = (f"{facts[field]:,}" for field in ("samples", "text_only"))
+        rows.append([name, facts["use"], samples, text_only, f"{facts['hours']:.2f}", tasks, dropped or "nothing"])
     return rows
 
 

@@ -4,6 +4,7 @@ Each reader module has `scan(shard, default_task)`, which walks a shard once for
 `read(places)`, which fetches any samples in any order.
 """
 
+import tarfile
 from collections.abc import Iterator
 from itertools import islice
 from types import ModuleType
@@ -17,7 +18,7 @@ from mowe_ray.data.shards import parquet as table
 from mowe_ray.data.shards.listing import list_shards
 from mowe_ray.data.shards.record import Place, rows_table
 
-__all__ = ["first_samples", "list_shards", "read_samples", "scan_shard"]
+__all__ = ["field_names", "first_samples", "list_shards", "read_samples", "scan_shard"]
 
 _READERS: dict[str, ModuleType] = {
     ".tar": tar,
@@ -38,6 +39,14 @@ def scan_shard(shard: str, default_task: str | None) -> pa.Table:
     while chunk := list(islice(rows, _CHUNK_ROWS)):
         parts.append(rows_table(chunk))
     return pa.concat_tables(parts)
+
+
+def field_names(shard: str) -> list[str]:
+    """Return the names of the fields of a shard's first sample, or of its columns; none if it cannot be read."""
+    try:
+        return list(_reader(shard).field_names(shard))
+    except (OSError, ValueError, pa.ArrowException, tarfile.TarError):
+        return []
 
 
 def first_samples(shard: str, default_task: str | None, at_most: int = 8) -> list[Sample | BadSample]:

@@ -27,6 +27,12 @@ from mowe_ray.data.shards.record import (
 from mowe_ray.data.shards.storage import open_file, read_ranges, sibling
 
 
+def field_names(manifest: str) -> list[str]:
+    """Return the names of the first entry's fields."""
+    columns = manifest_columns(manifest)
+    return next((list(parse_entry(entry, columns)) for _, entry in manifest_entries(manifest)), [])
+
+
 def scan(manifest: str, default_task: str | None) -> Iterator[Row]:
     """Yield a row for each entry; a declared duration saves opening the audio file.
 

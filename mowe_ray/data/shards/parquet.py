@@ -112,6 +112,11 @@ def _version(shard: str) -> str:
     return "" if is_remote(shard) else fingerprint(shard)
 
 
+def field_names(shard: str) -> list[str]:
+    """Return the names of the columns."""
+    return _open(shard, _version(shard)).names
+
+
 def scan(shard: str, default_task: str | None) -> Iterator[Row]:
     """Yield a row for each table row; without a duration column all audio is read, once.
 

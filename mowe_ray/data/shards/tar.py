@@ -71,6 +71,15 @@ class _Group:
             (self.audio if suffix in AUDIO_SUFFIXES else self.others).append(member)
 
 
+def field_names(shard: str) -> list[str]:
+    """Return the names of the first JSON's fields."""
+    with open_file(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            if member.isreg() and member.name.lower().endswith(".json") and not _is_hidden(member.name):
+                return list(_parse_json(_content(archive, member)))
+    return []
+
+
 def scan(shard: str, default_task: str | None) -> Iterator[Row]:
     """Yield a row for each sample of a tar; samples before a cut are good.
 

@@ -19,7 +19,13 @@ from mowe_ray.evaluation.compare import AnsweredModel
 from mowe_ray.evaluation.predictions import Answer, Predictions
 from mowe_ray.evaluation.targets import Target, evaluation_folder, folder_at
 from mowe_ray.training.clip_length import check_exported_clip_length
-from mowe_ray.training.datasets import data_report, sample_rows, scan_validation, validation_plan
+from mowe_ray.training.datasets import (
+    check_validation_audio,
+    data_report,
+    sample_rows,
+    scan_validation,
+    validation_plan,
+)
 from mowe_ray.training.estimate import ExportCost
 
 
@@ -48,6 +54,7 @@ def answer_datasets(
     costs = [inspect_export(target.export) for target in targets]
     indexes = scan_validation(data, parallel_map)
     data_report(indexes.values()).check(data.max_bad_fraction)
+    check_validation_audio(data, indexes)
     _require_tasks(indexes)
     return [_answered(target, cost, indexes, config, log) for target, cost in zip(targets, costs, strict=True)]
 

@@ -57,6 +57,8 @@ def train(
     cluster.join(resources.cpus_of(config, config.compute.max_workers))
     _check_resources(folder, config, log)
     sources = index_sources(config.data, parallel_map)
+    for name, count in sources.report.text_only.items():
+        log(f"{name}: {count} samples have no audio, and are trained or scored as text alone")
     if folder.exists("result.json") and covers(result := json.loads(folder.read_text("result.json")), config):
         log(f"{folder.url} is finished; choose another name to train again")
         return dict(result)

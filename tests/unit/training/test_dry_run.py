@@ -125,6 +125,7 @@ def test_data_and_steps_are_told(data):  # noqa: F811
     assert first == {
         "use": "train",
         "samples": 3,
+        "text_only": 0,
         "hours": pytest.approx(3.6 / 3600),
         "tasks": {"asr": 3},
         "dropped": {"too_long": 1},
