@@ -21,7 +21,7 @@ def _known_path(path: str) -> str:
 SourcePath = Annotated[Location, AfterValidator(_known_path)]
 
 
-class Source(Section):
+class TrainingSource(Section):
     """One source of training samples."""
 
     path: SourcePath
@@ -86,7 +86,7 @@ class EvaluatedData(Section):
 class DataSection(EvaluatedData):
     """Training and validation data, limits of clips, and micro-batches."""
 
-    train: list[Source] = []
+    train: list[TrainingSource] = []
     """Sources that are mixed for training."""
     shuffle_buffer: PositiveInt = 10_000
     """Samples mixed at a time: larger mixes tasks better, smaller reads shards in order."""

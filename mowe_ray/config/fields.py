@@ -69,7 +69,7 @@ def _number_or_list(value: object) -> str:
 
 
 # Tags are in angle brackets so that error messages can leave them out of the dotted key.
-Checkpoint = Annotated[
+CheckpointSource = Annotated[
     Annotated[Location, Tag("<text>")] | Annotated[InlineConfig, Tag("<inline>")],
     Discriminator(_text_or_mapping),
 ]

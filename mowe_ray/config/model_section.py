@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from mowe_ray.config.fields import (
-    Checkpoint,
+    CheckpointSource,
     InlineConfig,
     Location,
     ModuleNames,
@@ -29,12 +29,12 @@ def _known_features(features: str) -> str:
     return features
 
 
-class WeakEncoder(Section):
+class WeakEncoderSection(Section):
     """One member of the pool of weak encoders."""
 
     name: Name
     """Name in metrics and reports, unique within the pool."""
-    checkpoint: Checkpoint
+    checkpoint: CheckpointSource
     """Weights: a hub id, a folder, or {config: {...}} for random ones."""
     train: TrainMode = "frozen"
     """Trainable weights: none, all, or low-rank updates (sizes from model.lora)."""
@@ -97,15 +97,15 @@ class ModelSection(Section):
 
     init_from: Location | None = None
     """MoWE export (folder or hub id) whose weights training starts from; same architecture."""
-    base_encoder: Checkpoint
+    base_encoder: CheckpointSource
     """Strong audio encoder: a hub id, a folder, or {config: {...}} for random weights."""
-    weak_encoders: list[WeakEncoder] = []
+    weak_encoders: list[WeakEncoderSection] = []
     """Pool of weak encoders; empty trains the baseline without a pool."""
     router: RouterSection = RouterSection()
     fusion: Literal["routed", "concat", "average"] = "routed"
     """Combine the pool by the routers, or (dense baselines) concatenate or average all members."""
     adapter: AdapterSection = AdapterSection()
-    language_model: Checkpoint
+    language_model: CheckpointSource
     """Causal language model: a hub id, a folder, or {config: {...}} for random weights."""
     lora: LoraSection | None = LoraSection()
     """Low-rank training of the language model; null trains all of its weights."""

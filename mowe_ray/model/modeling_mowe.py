@@ -113,6 +113,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for spec, encoder in zip(specs, self.audio_tower.encoders(), strict=True):
             if cast(EncoderSpec, spec).train == "frozen":
                 encoder.requires_grad_(False)
+            # Frozen encoders go to evaluation mode, and stay in it: see `AudioEncoder.train`.
             encoder.train(encoder.training)
 
     @property
@@ -268,6 +269,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if audio is None:
             return embeds
         if not sum(counts):
+            # Keeps the audio side in the graph: every rank has to reduce the same gradients, also one without clips.
             return embeds + (audio.tokens.sum() * 0).to(embeds.dtype)
         longest = audio.tokens.shape[1]
         counted = np.concatenate([np.arange(count) + clip * longest for clip, count in enumerate(counts)])
@@ -292,6 +294,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Return the logits to report, those of the answers (A, V), and their targets (A,)."""
         targets = _next_labels(labels)
         kwargs = {"use_cache": False, **kwargs}
+        # Logits of prompts and audio are not used in training, and with a large vocabulary take gigabytes.
         if self.training and "logits_to_keep" in inspect.signature(self.language_model.forward).parameters:
             # A position that is in no row's answer needs no logits; at least one keeps the head in
             # the graph.

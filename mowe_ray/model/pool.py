@@ -265,9 +265,11 @@ class WeakEncoderPool(nn.Module):
             K mixtures (C, T, D).
         """
         used = on_host(chosen)
+        # A member that several mixtures chose for a clip runs once on it.
         needed = np.logical_or.reduce(used, axis=0) | (self.execution == "dense")
         rows = [np.flatnonzero(needed[:, member]).tolist() for member in range(len(self.members))]
         keys = {i: clips.key(member.encoder) for i, member in enumerate(self) if i + 1 not in clips.states}
+        # Before any member runs: members with equal front-ends share one computation over the union of their rows.
         clips.compute((key, rows[index]) for index, key in keys.items())
         mixtures: list[Tensor | None] = [None] * len(weights)
         idle: list[Tensor] = []
@@ -288,6 +290,8 @@ class WeakEncoderPool(nn.Module):
             everyone = len(rows[index]) == len(clips.sizes)
             where = None if everyone else clips.index(rows[index])
             for mixture, weight in enumerate(weights):
+                # Dense multiplies by weights of zero instead of skipping, so that it is a reference for the sparse
+                # execution.
                 if self.execution == "dense" or used[mixture, :, index].any():
                     scaled = states * clips.pick(weight[:, index, None, None], rows[index]).to(states.dtype)
                     mixtures[mixture] = _scatter(mixtures[mixture], scaled, where, len(clips.sizes))
@@ -298,6 +302,7 @@ class WeakEncoderPool(nn.Module):
 
     def _nothing(self, clips: int, frames: int) -> Tensor:
         """Return a mixture all of whose members are excluded."""
+        # In the type and on the device that a member would have given.
         projection = next(iter(self)).projection[0]
         assert isinstance(projection, nn.Linear)
         return projection.weight.new_zeros(clips, frames, projection.out_features)

@@ -131,6 +131,7 @@ class AudioTower(nn.Module):
         """Run base encoder and routers without a graph; None or no clips: a batch without audio."""
         with torch.no_grad():
             clips, is_dummy = self._clips(wave, lengths, states or {})
+            # Before the base encoder draws its dropout, which the pass with a graph has to repeat.
             rng = RngState.capture(clips.wave.device)
             features, valid = self.encode_base(clips)
             noise = self._draw_noise(clips)
@@ -138,6 +139,7 @@ class AudioTower(nn.Module):
             if is_dummy:
                 record = _without_clips(record)
             totals = self._totals(record, clips)
+        # A trained base encoder has to run again, for its gradient.
         kept = features if self.base_encoder.frozen else None
         return PreparedAudio(clips, is_dummy, kept, rng, noise, record, totals)
 
@@ -165,6 +167,8 @@ class AudioTower(nn.Module):
             else:
                 features = prepared.features
                 valid = self.base_encoder.num_frames(clips.lengths)
+            # With the choices of the first pass, which the totals of the loss have counted: in the second, a rounding
+            # error of nondeterministic kernels might change one.
             record = self._route(features, valid, prepared.noise, None if is_dummy else prepared.record)
         fused = torch.cat([features, *self._mix(clips, record, features)], dim=-1)
         tokens = self.adapter(fused, valid)

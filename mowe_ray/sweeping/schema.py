@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from mowe_ray.config.fields import Checkpoint, Name, Probability, Section, TrainMode, refuse
+from mowe_ray.config.fields import CheckpointSource, Name, Probability, Section, TrainMode, refuse
 
 POOL_KEY = "model.weak_encoders"
 
@@ -27,7 +27,7 @@ POOL_KEY = "model.weak_encoders"
 class LibraryEncoder(Section):
     """An encoder that pools are made of; its name is its key in `encoders`."""
 
-    checkpoint: Checkpoint
+    checkpoint: CheckpointSource
     """Weights: a hub id, a folder, or {config: {...}} for random ones."""
     train: TrainMode = "frozen"
     """What training changes: nothing, all weights, or low-rank updates."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mowe_ray.config.data_section import DataSection, EvaluatedData, Source, ValidationSource
+from mowe_ray.config.data_section import DataSection, EvaluatedData, TrainingSource, ValidationSource
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.epoch_plan import count_samples, plan_epoch
 from mowe_ray.data.index import Index, ParallelMap, SourceSpec, build_index
@@ -85,7 +85,7 @@ def check_validation_audio(data: EvaluatedData, validation: Mapping[str, Index])
         _check_audio(source, f"data.validation.{number}", validation[source.name], source.name)
 
 
-def _check_audio(source: Source | ValidationSource, key: str, index: Index, name: str) -> None:
+def _check_audio(source: TrainingSource | ValidationSource, key: str, index: Index, name: str) -> None:
     samples = index.samples_per_source[name]
     if source.text_only or not samples or index.text_only_per_source[name] < samples:
         return
@@ -140,7 +140,7 @@ def validation_plan(
     )
 
 
-def _spec(source: Source | ValidationSource, name: str, key: str) -> SourceSpec:
+def _spec(source: TrainingSource | ValidationSource, name: str, key: str) -> SourceSpec:
     return SourceSpec(name, shards_of(source.path), source.task, f"{key}.path")
 
 

@@ -155,6 +155,8 @@ class EpochSampler:
     def _restore(self, state: dict[str, Any]) -> None:
         before, self._trained = (read_ledger(state[name], self._index) for name in ("before", "trained"))
         found, plan_step = before.copy(), int(state["plan_step"])
+        # Replays the plan up to the saved step. Equal counts show that the data and the limits still give the same
+        # plan.
         for micro_batches in islice(self._plan(state["epoch"], before), plan_step):
             _count(found, micro_batches)
         if not np.array_equal(found, self._trained):
@@ -235,6 +237,7 @@ def write_ledger(counts: Counts, index: Index) -> Ledger:
     times = counts[order]
     first_of_range = np.ones(len(times), bool)
     first_of_range[1:] = times[1:] != times[:-1]
+    # A range also ends with its shard: it is stored as places within the shard. Empty shards begin no range.
     first_of_range[shard_starts[:-1][np.diff(shard_starts) > 0]] = True
     starts = np.flatnonzero(first_of_range)
     ends = np.append(starts[1:], len(times))
@@ -256,6 +259,7 @@ def read_ledger(ledger: Ledger, index: Index) -> Counts:
         if name in ledger:
             first, last, times = np.asarray(ledger[name], np.int64).reshape(-1, 3).T
             low, high = shard_starts[number : number + 2]
+            # Cut at the end of the shard, which may have fewer samples now. `add.at` also counts places that repeat.
             np.add.at(steps, np.minimum(low + first, high), times)
             np.subtract.at(steps, np.minimum(low + last, high), times)
     counts = np.zeros(len(order), np.int32)
@@ -281,6 +285,7 @@ def rows_of_rank(micro_batches: list[Rows], rank: int, world_size: int) -> list[
     Where W does not divide their number, the missing ones are empty.
     """
     rows = micro_batches[rank::world_size]
+    # Every rank takes part in every collective, also without rows of its own.
     return rows + [np.zeros(0, np.int64)] * (-(-len(micro_batches) // world_size) - len(rows))
 
 
@@ -297,6 +302,7 @@ def with_batches(
         load: Turns rows into micro-batches, one each and in order; it may run ahead, in another thread.
         change: Returns the micro-batches that are run for the planned ones of a step, the same on every rank.
     """
+    # `rows` runs in the loader's thread, ahead of the steps: what it has planned waits here for its batches.
     ahead: deque[tuple[PlannedStep, list[Rows]]] = deque()
     steps = iter(order)
 
@@ -309,6 +315,7 @@ def with_batches(
     batches = load(rows())
     for first in batches:
         planned, mine = ahead.popleft()
+        # The loader keeps the order, so that the next batches are those of the oldest step that waits.
         step = [first, *islice(batches, len(mine) - 1)]
         assert [len(batch.ids) + len(batch.bad) for batch in step] == list(map(len, mine))
         yield planned, step

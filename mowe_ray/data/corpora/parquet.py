@@ -11,7 +11,7 @@ from mowe_ray.data.corpora.layout import Defaults, files_below
 from mowe_ray.data.sample import BadSample, Sample, is_about_storage
 from mowe_ray.data.shards.parquet import class_names, name_classes, python_rows, refuse_pickles
 
-Row = dict[str, Any]
+Fields = dict[str, Any]
 
 _BATCH_ROWS = 16  # encoded clips held in memory at a time
 
@@ -20,7 +20,7 @@ def read_parquet(
     path: Path,
     defaults: Defaults,
     split: str | None = None,
-    fields_of: Callable[[Row], Row] = dict,
+    fields_of: Callable[[Fields], Fields] = dict,
 ) -> Iterator[Sample | BadSample]:
     """Read a Parquet file or every one below a folder.
 
@@ -57,7 +57,7 @@ def _splits(file: Path) -> set[str]:
     return {*file.parts[:-1], file.stem.partition("-")[0]}
 
 
-def read_rows(file: Path) -> Iterator[Row]:
+def read_rows(file: Path) -> Iterator[Fields]:
     """Read the rows of a Parquet file, classes by name."""
     with pq.ParquetFile(file) as table:
         refuse_pickles(str(file), table.schema_arrow)
@@ -86,7 +86,7 @@ def read_audiobench(path: Path, defaults: Defaults, split: str | None = None) ->
         ValueError: a file lacks one of the three columns.
     """
 
-    def fields_of(row: Row) -> Row:
+    def fields_of(row: Fields) -> Fields:
         if missing := _AUDIOBENCH_COLUMNS.keys() - row.keys():
             raise ValueError(f"{path}: not AudioBench, it has no {', '.join(sorted(missing))}")
         return {column: _inner(row[column], key) for column, key in _AUDIOBENCH_COLUMNS.items()}

@@ -40,7 +40,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mowe_ray.data.corpora.layout import Defaults, find, need, read_csv
-from mowe_ray.data.corpora.parquet import Row, read_parquet
+from mowe_ray.data.corpora.parquet import Fields, read_parquet
 from mowe_ray.data.decode import decode_audio
 from mowe_ray.data.sample import BadAudio, BadSample, Sample
 from mowe_ray.data.synthetic_corpus.sounds import encode_flac
@@ -120,7 +120,7 @@ def read_slue_sqa5(path: Path, defaults: Defaults, split: str) -> Iterator[Sampl
         ValueError: there is no file of the split, or it has other columns.
     """
 
-    def fields_of(row: Row) -> Row:
+    def fields_of(row: Fields) -> Fields:
         if missing := _SLUE_COLUMNS - row.keys():
             raise ValueError(f"{path}: not SLUE-SQA5, it has no {', '.join(sorted(missing))}")
         return {

@@ -222,11 +222,14 @@ class DeepSpeedEngine:
         A norm that is not finite skips the update: all ranks keep weights and moments as they were and return inf.
         """
         set_learning_rates(self._engine.optimizer.param_groups, learning_rate_factor)
+        # ZeRO computes the norm itself, over all shards; without ZeRO it is read here, which makes the host wait once a
+        # step.
         norm = float(self._local_norm()) if self._stage == 0 else None
         if norm is not None and not math.isfinite(norm):  # ZeRO skips by itself, torch's optimizer would not
             self.updates += 1
             self._engine.zero_grad()
             return math.inf
+        # Counted before DeepSpeed begins: an emergency checkpoint must never hold weights that are half updated.
         with self._activity.during("optimizer step"):
             self.updates += 1
             self._engine.step()
@@ -243,6 +246,7 @@ class DeepSpeedEngine:
 
     def gather(self, value: Any) -> list[Any]:
         """Returns every rank's `value`, by rank."""
+        # Objects travel as pickles, which is safe among processes of one run.
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, value)
         return gathered
@@ -269,10 +273,13 @@ class DeepSpeedEngine:
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         """Returns all weights, complete and on the CPU, on rank 0 (elsewhere an empty dict). Collective."""
+        # By every name: tied weights have several in a state dict, whose own tensors are empty shards under ZeRO-3.
         tensors = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
         weights: dict[str, torch.Tensor] = {}
         for name in self.model.state_dict():
             tensor = tensors[name]
+            # One at a time, so that no accelerator ever holds all weights. ZeRO-3 gives a `ds_id` to what it has
+            # partitioned.
             with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
                 if self.rank == 0:
                     weights[name] = tensor.detach().cpu().clone()

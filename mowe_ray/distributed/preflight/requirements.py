@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from mowe_ray.config import RunConfig
+from mowe_ray.distributed.resources import Resources
 from mowe_ray.output.terminal import byte_size
 from mowe_ray.training.build import model_dtype
 from mowe_ray.training.clip_length import check_clip_length
@@ -72,8 +73,6 @@ def name_nodes(nodes: Iterable[str], at_most: int = 4) -> str:
     more = len(names) - at_most
     return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
 
-
-Resources = Mapping[str, float]
 
 ACCELERATOR = "accelerator_type:"
 _KEYS = {"CPU": "compute.cpus_per_worker (or data.decode_cpus)", "GPU": "compute.gpus_per_worker"}

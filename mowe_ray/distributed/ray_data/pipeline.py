@@ -111,6 +111,7 @@ def stream_blocks(
 def _decoding_options(*, reserved: bool) -> dict[str, Any]:
     if reserved:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # The worker's own bundle holds these CPUs already; to reserve them again would need twice as many.
         return {"num_cpus": 0, "scheduling_strategy": here}
     # Called before each task, because nodes come and go. Deprecated, to be removed in Ray 2.64; 2.60 has no other way
     # to choose a node for each task. What it has, a `label_selector` on `ray.io/accelerator-type` with a
@@ -272,6 +273,8 @@ def _drain(ahead: queue.Queue[Any], stop: threading.Event) -> Iterator[Any]:
 def _put(ahead: queue.Queue[Any], item: Any, stop: threading.Event) -> bool:
     while not stop.is_set():
         try:
+            # With a timeout, so that the thread ends when its consumer is gone instead of holding decoded audio for
+            # ever.
             ahead.put(item, timeout=0.2)
         except queue.Full:
             continue
@@ -300,6 +303,7 @@ def training_batches(
         cache: The `FeatureCache` in the object store, if the run has one.
         change: Returns the micro-batches that are really run for the planned ones of a step; the same on every rank.
     """
+    # Here, not at the top: these import torch, which processes that only decode do not need.
     from mowe_ray.training.collate import collate
     from mowe_ray.training.sampler import with_batches
 
@@ -339,7 +343,9 @@ def _decoded(
 
 def parallel_map(function: Callable[[T], R], items: Iterable[T], in_flight: int = 64) -> Iterator[R]:
     """Applies `function` to `items` in Ray tasks of one CPU; yields the results in order."""
+    # Once, not with every task: the function may hold a large closure.
     shared = ray.put(function)
+    # Bounded: results that wait for their turn take memory in the object store.
     pending: deque[ray.ObjectRef] = deque()
     for item in items:
         pending.append(_apply.remote(shared, item))

@@ -103,6 +103,7 @@ class AsyncValidation:
         self._engine, self._processor = engine, processor
         self._warned_no_room, self._released = False, -_RELEASE_S
         self._unreported: list[dict[str, Any]] = []
+        # Rank 0 alone looks at storage and at the cluster; the others take over what it has found.
         left = self._left_over(resume_step) if ranks.is_rank_zero else None
         self._pending: _Pending | None = ranks.gather(left)[0]
 
@@ -114,6 +115,7 @@ class AsyncValidation:
         if not possible or not self._ranks.gather(self._ranks.is_rank_zero and self._has_room())[0]:
             return False
         pending = _Pending(step, progress)
+        # On all ranks: under ZeRO-3 every rank has to gather its shards.
         weights = self._engine.full_state_dict()
         started = self._ranks.is_rank_zero and self._export(pending, weights)
         self._pending = pending if self._ranks.gather(started)[0] else None
@@ -150,6 +152,7 @@ class AsyncValidation:
 
     def _has_room(self) -> bool:
         bundle, elsewhere = resources.bundle_of(self._config), resources.unreserved_decode_cpus(self._config)
+        # Ray returns the resources of the previous validation some time after its actor was killed.
         while not (room := resources.has_room(bundle, elsewhere)) and time.monotonic() - self._released < _RELEASE_S:
             time.sleep(0.1)
         if not room and not self._warned_no_room:
@@ -181,6 +184,7 @@ class AsyncValidation:
             scheduling_strategy="DEFAULT",  # not on what the workers, or a Tune trial, have reserved
             **resources.ray_options(resources.bundle_of(self._config)),
         ).remote()
+        # A second reference tells whether the actor has started: its resources may have been taken since `_has_room`.
         self._started = self._actor.__ray_ready__.remote()
         self._result = self._actor.validate.remote(self._setup, self._folder.path(pending.export))
 
@@ -200,6 +204,7 @@ class AsyncValidation:
                 self._warn(self._pending.step, late if started else "found its resources taken")
         except ray.exceptions.RayError as error:
             self._warn(self._pending.step, f"failed: {cause_of(error)}")
+        # At once, not when the last reference goes: the next validation needs the same resources.
         ray.kill(self._actor)
         self._released = time.monotonic()
         return results

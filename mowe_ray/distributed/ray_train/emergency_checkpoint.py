@@ -101,6 +101,7 @@ class EmergencyCheckpointer:
         """
         self._engine, self._save, self._coordinator, self._folder = engine, save, coordinator, folder
         self._rank = ranks.rank
+        # Distinguishes this worker group from earlier ones: a late request of a dead group must not stop its successor.
         self._group: str = ranks.gather(os.urandom(8).hex())[0]
         self._updates = engine.updates
         self._once = threading.Lock()
@@ -117,7 +118,9 @@ class EmergencyCheckpointer:
 
     def save(self) -> bool:
         """Save this rank's slices, unless the optimizer is changing them."""
+        # Requests arrive in several threads: the watchdog's, and that of the coordinator's answer.
         with self._once:
+            # Different numbers mean that the optimizer's step has begun: some weights are new, some are not.
             return self._updates == self._engine.updates and self._save()
 
     def on_hang(self, hang: Hang) -> None:
@@ -132,6 +135,7 @@ class EmergencyCheckpointer:
         )
         saved = self.save_on_all_ranks()
         self._log(f"rank {rank}: {'saved' if saved else 'could not save'} the step before; restarting")
+        # Not sys.exit: the main thread hangs and would never end.
         os._exit(1)
 
     def _log(self, line: str) -> None:

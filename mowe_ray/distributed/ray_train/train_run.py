@@ -131,6 +131,7 @@ class TrainRun:
         try:
             finished = self._steps(watchdog, emergency)
         except MicroBatchOutOfMemory as error:
+            # Before the checkpoint, whose snapshot needs memory as well.
             release(error)
             self._record_out_of_memory(error)
             emergency.save_on_all_ranks()
@@ -174,15 +175,19 @@ class TrainRun:
 
     def _steps(self, watchdog: Watchdog, emergency: EmergencyCheckpointer) -> bool:
         every, requests = self.config.training, StopRequests(self.coordinator, self.ranks)
+        # Two readers of one stream: the loop takes the batches, this method the planned step that each result belongs
+        # to.
         fed, planned_steps = tee(self.activity.track(self._batches(), "waiting for data"))
         watchdog.begin(self.sampler.step + 1)
         steps = training_steps(self.engine, map(self._with_factor, fed), seed=self.config.seed)
         # Steps first: a result belongs to the planned step that was fed for it.
         for result, (planned, _) in zip(steps, planned_steps, strict=False):
             self.sampler.advance(planned)
+            # After the position has moved: from here on weights and position belong to the same step.
             emergency.step_finished()
             self._report_step(result, planned)
             self.async_validation.poll(self._report_validation)
+            # Once a step, on all ranks: what only some of them know becomes a decision of all.
             stop, save, report = requests.synchronize(report_due=self.reporter.due)
             saving = bool(every.save_every) and result.step % every.save_every == 0
             validating = bool(every.eval_every) and result.step % every.eval_every == 0
@@ -194,10 +199,12 @@ class TrainRun:
             if planned.last or stop:
                 return planned.last
             if validating:
+                # Validation has no time limit of its own: its length depends on the data, not on the step.
                 watchdog.pause()
                 if not self.async_validation.start(self.sampler.step, self.sampler.progress):
                     self.validate()
             watchdog.begin(result.step + 1)
+            # Not while a node is about to leave: a report is a barrier, and the ranks on that node may never reach it.
             if report and (saving or validating) and not save:
                 with self.activity.during("ray.train.report"):
                     self.reporter.report()
@@ -217,6 +224,7 @@ class TrainRun:
 
     def _with_factor(self, fed: tuple[PlannedStep, list[Batch]]) -> tuple[int, float, list[Batch]]:
         (planned, batches), training = fed, self.config.training
+        # The first batch after a start: data, the last phase of a recovery, have arrived.
         if self.engine.updates == 0 and self.ranks.is_rank_zero:
             self.monitor.recovered(self.sampler.step, ray.get(self.coordinator.end_recovery_phase.remote("data")))
         factor = learning_rate_factor(planned.step - 1, training.warmup_steps, planned.decay, training.schedule)
@@ -246,6 +254,7 @@ class TrainRun:
     def _record_out_of_memory(self, error: MicroBatchOutOfMemory) -> None:
         """Record which micro-batch did not fit: after the restart all ranks change the plan for it."""
         rank, world_size = self.ranks.rank, self.ranks.world_size
+        # The sampler still stands at the step that failed, so that its next plan is the one that did not fit.
         mine = rows_of_rank(self.records.apply(next(iter(self.sampler)).micro_batches), rank, world_size)
         event = record(self.folder, error, rank=rank, rows=mine[error.slot // world_size])
         ray.get(self.coordinator.log.remote(self.records.line(event)))

@@ -39,6 +39,7 @@ def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, log: Callable[
     """
     policy = RestartPolicy(config.compute.max_failures)
     while True:
+        # Before the attempt: a newer checkpoint after it is what counts as progress.
         reached = committed_steps(folder)
         try:
             return dict(_trainer(config, folder, setup).fit().return_value)
@@ -48,6 +49,7 @@ def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, log: Callable[
             if ray.get(setup.coordinator.controller_killed.remote()):
                 return {"run": folder.url, "stopped_at_step": max(committed_steps(folder), default=0)}
             cause, attempts = f"the training controller died: {str(error).splitlines()[0]}", 1
+            # The controller would have removed it; while it exists, the next group cannot get the same resources.
             if held := ray.get(setup.coordinator.placement_group.remote()):
                 remove_placement_group(held)
             ray.get(setup.coordinator.set_placement_group.remote(None))

@@ -128,6 +128,8 @@ class _TrialSearch(SearchAlgorithm):
         """Return a trial; None when there is none, or the search waits for running ones."""
         alive = sum(trial.status in (TuneTrial.PENDING, TuneTrial.RUNNING) for trial in self._given)
         # A scheduler that pauses compares trials in groups, and needs all of them from the start.
+        # Tune asks until it gets None. Trials beyond the limit would wait as pending ones, chosen too early by the
+        # search.
         if alive >= self._concurrent and self._study.sweep.scheduler.kind not in _PAUSING:
             return None
         trial = None if self.is_finished() else self._study.next_trial()
@@ -203,6 +205,7 @@ class _TrialRecorder(ray.tune.Callback):
     def _wall(self, trial: TuneTrial) -> float:
         """Return the seconds since the trial was last recorded; 0 if it has just started."""
         now = time.monotonic()
+        # Time between two records; `on_trial_start` discards the time that a paused trial did not run.
         before, self._recorded_at[_number(trial)] = self._recorded_at.get(_number(trial), now), now
         return now - before
 

@@ -15,13 +15,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from mowe_ray.data.epoch_plan import Rows
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.collate import Batch
-
-Rows = npt.NDArray[np.int64]
 
 FOLDER = "out_of_memory"
 # Messages of allocators that raise a plain RuntimeError: torch's for the CPU, C++'s own, CUDA's, cuBLAS's.
