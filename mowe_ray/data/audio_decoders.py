@@ -22,6 +22,8 @@ from mowe_ray.data.sample import BadAudio, Cause
 SLACK_S = 0.1  # encoders pad by up to two frames, manifests are rounded
 _RATES = (4_000, 192_000)  # a header outside this range is damaged
 _MOST_VALUES_PER_S = 64 * 48_000  # channels times rate; a header that declares more is damaged, and costs gigabytes
+_SHORTEST_FRAME_S = 0.0005  # on average; Opus has 0.0025. Damaged headers make frames of one sample, which take minutes
+_MOST_SHORT_FRAMES = 2_000
 _SNDFILE = frozenset({"wav", "flac", "mp3", "ogg", "pcm", OTHER})  # not Opus: PyAV is 2.7 times faster
 _TIMED = frozenset({"mp4", "webm", "wavpack", "ape", "tta"})  # containers that store their length, which PyAV reads
 _UNKNOWN_FRAMES = 1 << 40  # libsndfile says 0 for a piped WAV, the largest count for such a FLAC
@@ -130,6 +132,8 @@ def _decode_av(file: BinaryIO, header: Header, max_s: float) -> tuple[Wave, int]
                 samples += len(part)
                 if samples > (max_s + 1) * rate:
                     raise BadAudio("too_long", f"over {max_s:g} s")
+                if len(parts) > _MOST_SHORT_FRAMES and samples < len(parts) * _SHORTEST_FRAME_S * rate:
+                    raise BadAudio("unreadable", f"{len(parts)} frames in {samples / rate:.3f} s")
         except av.FFmpegError as error:
             if not parts:
                 raise
@@ -176,6 +180,8 @@ def _av_container(file: BinaryIO, header: Header) -> Iterator["av.container.Inpu
             if container.streams.audio[0].codec_context is None:
                 raise BadAudio("unreadable", f"{header.container} with an unknown codec")
             yield container
+    except IndexError as error:  # PyAV does not find the stream of a damaged table of streams
+        raise BadAudio("unreadable", f"{header.container}: {error}") from error
     except av.FFmpegError as error:
         # An MP4 keeps its table of contents at the end unless written for streaming.
         cause: Cause = "truncated" if header.container == "mp4" and not opened else "unreadable"

@@ -21,11 +21,12 @@ called SOURCE_flac, or SOURCE as aac-datasets calls it (whose reader these facts
 known to hold fewer clips than the JSON names: they are counted as missing audio.
 """
 
-import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from mowe_ray.data.corpora.layout import Defaults, audio_by_stem, find, need, read_csv
+from mowe_ray.data.corpora.layout import Defaults, audio_by_stem, each_row, find, need, read_csv, read_json
 from mowe_ray.data.sample import BadSample, Sample
 
 AUDIOCAPS_SPLITS = ("train", "val", "test")
@@ -102,10 +103,16 @@ def read_wavcaps(folder: Path, defaults: Defaults, source: str | None = None) ->
         for place in sorted(folder.rglob(f"{name}*")):  # the archives unpack into a deep path of their makers' machine
             if place.name in (name, f"{name}_flac") and place.is_dir():
                 clips |= audio_by_stem(place)
-        for entry in json.loads(table.read_text(encoding="utf-8"))["data"]:
-            stem = str(entry["id"]).removesuffix(".wav")
-            clip = clips.get(stem, folder / f"{name}_flac" / f"{stem}.flac")
-            yield defaults.file(clip, f"{name}-{stem}", str(entry.get("caption") or ""))
+        made = partial(_wavcaps_clip, name=name, clips=clips, folder=folder, defaults=defaults)
+        yield from each_row(read_json(table)["data"], made, table, defaults.source)
+
+
+def _wavcaps_clip(
+    entry: dict[str, Any], name: str, clips: dict[str, Path], folder: Path, defaults: Defaults
+) -> Iterator[Sample | BadSample]:
+    stem = str(entry["id"]).removesuffix(".wav")
+    clip = clips.get(stem, folder / f"{name}_flac" / f"{stem}.flac")
+    yield defaults.file(clip, f"{name}-{stem}", str(entry.get("caption") or ""))
 
 
 def _wavcaps_json(folder: Path, source: str) -> Path | None:

@@ -1,7 +1,8 @@
 """Finding one's way in the folder of a corpus, as it lies there after unpacking."""
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,31 @@ def read_csv(file: Path, *columns: str) -> Iterator[dict[str, str]]:
     # Some tables hold a few bytes of another encoding, which is no reason to refuse all of them.
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         rows = csv.DictReader(lines, restval="")
-        if missing := set(columns) - set(rows.fieldnames or ()):
-            raise ValueError(f"{file}: there is no column {', '.join(sorted(missing))}")
-        yield from rows
+        try:
+            if missing := set(columns) - set(rows.fieldnames or ()):
+                raise ValueError(f"{file}: there is no column {', '.join(sorted(missing))}")
+            yield from rows
+        except csv.Error as error:  # a quote that is not closed takes all that follows for one cell
+            raise ValueError(f"{file}, line {rows.line_num}: {error}") from error
+
+
+def read_json(file: Path) -> Any:
+    """Read a JSON file; ValueError names it if it is none."""
+    try:
+        return json.loads(file.read_bytes().decode("utf-8-sig", errors="surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not JSON: {error}") from error
+
+
+def each_row(
+    rows: Iterable[Any], make: Callable[[Any], Iterator[Sample | BadSample]], table: Path, source: str
+) -> Iterator[Sample | BadSample]:
+    """Make the samples of each row of a table; a row of another structure is one bad sample."""
+    for number, row in enumerate(rows):
+        try:
+            yield from make(row)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            yield BadSample(f"{table.stem}-{number}", source, "unreadable", f"{type(error).__name__}: {error}")
 
 
 # Names that shards of our own never use, but published tables do; looked at last.

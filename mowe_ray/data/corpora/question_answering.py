@@ -29,7 +29,6 @@ recogniser made of the clips. Of the noisier test sets (WER44, WER54) only such 
 read.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +38,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from mowe_ray.data.corpora.layout import Defaults, find, need, read_csv
+from mowe_ray.data.corpora.layout import Defaults, each_row, find, need, read_csv, read_json
 from mowe_ray.data.corpora.parquet import Fields, read_parquet
 from mowe_ray.data.decode import decode_audio
 from mowe_ray.data.sample import BadAudio, BadSample, Sample
@@ -167,11 +166,15 @@ def read_spoken_squad(folder: Path, defaults: Defaults, split: str) -> Iterator[
     """
     table = need(folder, f"spoken_{split}-v1.1.json", "Spoken-SQuAD")
     sentences = _sentence_clips(need(folder, _SQUAD_CLIPS[split], "Spoken-SQuAD"))
-    for topic, article in enumerate(json.loads(table.read_text(encoding="utf-8"))["data"]):
+
+    def make(numbered: tuple[int, Any]) -> Iterator[Sample | BadSample]:
+        topic, article = numbered
         for number, paragraph in enumerate(article["paragraphs"]):
             yield from _paragraph_samples(
                 paragraph["qas"], sentences.get((topic, number), {}), f"{topic}_{number}", defaults
             )
+
+    yield from each_row(enumerate(read_json(table)["data"]), make, table, defaults.source)
 
 
 def _paragraph_samples(

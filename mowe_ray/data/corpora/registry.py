@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mowe_ray.data.corpora.captions import (
@@ -77,7 +78,10 @@ def _parquet(is_it: Callable[[Path], bool]) -> Callable[[Path], bool]:
 
     def first_is(path: Path) -> bool:
         has_some = path.suffix == ".parquet" or next(files_below(path, "*.parquet"), None) is not None
-        return has_some and is_it(parquet_files(path)[0])
+        try:
+            return has_some and is_it(parquet_files(path)[0])
+        except pa.ArrowException:  # a broken file, which reading counts
+            return False
 
     return first_is
 
@@ -229,7 +233,10 @@ def read_source(
 def count_samples(path: Path, name: str, split: str | None = None) -> int | None:
     """How many samples to expect, as far as a quick look tells; None if it does not."""
     if name in ("parquet", "audiobench", "slue-sqa5"):
-        counts: list[int] = [pq.read_metadata(f).num_rows for f in parquet_files(path, split)]
+        try:
+            counts: list[int] = [pq.read_metadata(f).num_rows for f in parquet_files(path, split)]
+        except (pa.ArrowException, OSError):  # a broken file, which reading counts
+            return None
         return sum(counts)
     if name == "manifest":
         with path.open("rb") as file:

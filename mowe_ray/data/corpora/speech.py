@@ -36,7 +36,7 @@ def read_librispeech(folder: Path, defaults: Defaults, subset: str | None = None
     if not transcripts:
         raise ValueError(f"{root}: no *.trans.txt, so this is not LibriSpeech's layout")
     for transcript in transcripts:
-        for line in transcript.read_text(encoding="utf-8").splitlines():
+        for line in transcript.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
             id, _, words = line.strip().partition(" ")
             if id:
                 yield defaults.file(transcript.with_name(f"{id}.flac"), id, words.strip().lower())
@@ -72,7 +72,7 @@ def read_common_voice(folder: Path, defaults: Defaults, split: str) -> Iterator[
     table = found[0].parent / f"{split}.tsv"
     if not table.is_file():
         raise ValueError(f"{folder}: there is no {split}.tsv")
-    with table.open(encoding="utf-8-sig") as lines:
+    with table.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         columns = lines.readline().rstrip("\r\n").split("\t")
         for line in lines:
             row = dict(zip(columns, line.rstrip("\r\n").split("\t"), strict=False))

@@ -81,22 +81,26 @@ def field_names(shard: str) -> list[str]:
 
 
 def scan(shard: str, default_task: str | None) -> Iterator[Row]:
-    """Yield a row for each sample of a tar; samples before a cut are good.
+    """Yield a row for each sample of a tar; samples before a cut, and beside a damaged header, are good.
 
     The members of a sample are joined wherever they lie. Rows come as soon as all before them are complete.
     """
     with open_file(shard) as file:
-        try:
-            archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closed below
-        except tarfile.TarError as error:
-            yield broken_shard(shard, str(error))
+        start = _next_header(file, 0)
+        if start is None:
+            yield broken_shard(shard, "no header of a tar in it")
             return
-        with archive:
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
             waiting: deque[_Group] = deque()
             by_key: dict[str, _Group] = {}
             last = ""
+            damage = [f"damaged up to byte {start}"] if start else []
             try:
-                for member in _members(archive, file):
+                for member in _members(archive, file, start):
+                    if isinstance(member, str):
+                        damage.append(member)
+                        continue
                     if _is_hidden(member.name):
                         continue
                     key, suffix = _key_of(member.name)
@@ -112,15 +116,13 @@ def scan(shard: str, default_task: str | None) -> Iterator[Row]:
                     by_key[key].add(member, suffix)
                     last = key
             except _Cut as cut:
-                # What a sample lacks may lie beyond the cut: only a complete one is good.
-                for group in waiting:
-                    if group.complete:
-                        yield from _row(group, archive, default_task)
-                yield broken_shard(shard, str(cut))
-                return
+                damage.append(str(cut))
             apart = {_short_key(group.key): group for group in waiting if group.audio and group.meta is None}
             for group in waiting:
-                yield from _row(group, archive, default_task, apart.get(_short_key(group.key)))
+                # What a sample lacks may lie in a damaged part: only a complete one is good.
+                if group.complete or not damage:
+                    yield from _row(group, archive, default_task, apart.get(_short_key(group.key)))
+            yield from (broken_shard(shard, part) for part in damage)
 
 
 def _is_hidden(name: str) -> bool:
@@ -141,28 +143,49 @@ def _short_key(key: str) -> str:
     return key.rpartition("/")[2].partition(".")[0]
 
 
-def _members(archive: tarfile.TarFile, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular files of the archive; raise _Cut where it ends without its end marker."""
-    size = file.seek(0, os.SEEK_END)
-    end = 0
+def _members(archive: tarfile.TarFile, file: BinaryIO, start: int) -> Iterator[tarfile.TarInfo | str]:
+    """Yield the regular files of the archive from its first header on, and a line on each damaged part.
+
+    Raises:
+        _Cut: it ends without its end marker.
+    """
+    size, end = file.seek(0, os.SEEK_END), start
     while True:
         try:
             member = archive.next()
         except Exception as error:  # tarfile raises all kinds of errors for damaged headers
             if is_about_storage(error):
                 raise
-            raise _Cut(f"at byte {end} of {size}: {error}") from error
-        if member is None:
-            break
+            member = None
+        if member is None or member.size < 0:
+            file.seek(end)
+            if file.read(_BLOCK) == bytes(_BLOCK):  # the end marker; tarfile takes a damaged header for one, too
+                return
+            found = _next_header(file, end + _BLOCK)
+            if found is None:
+                raise _Cut(f"no end marker at byte {end} of {size}")
+            yield f"damaged from byte {end} to {found} of {size}"
+            archive.offset = end = found
+            continue
         archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
         end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-        if member.size < 0 or member.offset_data + member.size > size:
+        if member.offset_data + member.size > size:
             raise _Cut(f"{member.name} ends at byte {end} of {size}")
         if member.isreg():
             yield member
-    file.seek(end)
-    if file.read(_BLOCK) != bytes(_BLOCK):  # tarfile takes a missing or damaged header for the end
-        raise _Cut(f"no end marker at byte {end} of {size}")
+
+
+def _next_header(file: BinaryIO, at: int) -> int | None:
+    """Return where the next header is, from `at` on; its checksum tells it from other content."""
+    file.seek(at)
+    while len(block := file.read(_BLOCK)) == _BLOCK:
+        try:
+            tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
+        except Exception:  # noqa: BLE001 - tarfile raises all kinds of errors for what is no header
+            at += _BLOCK
+        else:
+            return at
+    return None
 
 
 def _row(
