@@ -187,6 +187,7 @@ def _groups(chunks: Sequence[_Chunk], batch_seconds: float, max_batch_size: int)
         padded_s = (len(group) + 1) * longest_with / SAMPLE_RATE
         if group and (len(group) == max_batch_size or padded_s > batch_seconds):
             yield group
+            # The chunk that did not fit begins the next batch.
             group, longest_with = [], 0 if chunk.wave is None else len(chunk.wave)
         group.append(chunk)
         longest = longest_with
@@ -240,5 +241,6 @@ def instruction_of(task: str, sample_id: str, labels: Sequence[str] | None, seed
     """
     if task not in _PHRASINGS or (task in _WITH_LABELS and not labels):
         return None
+    # By id, not by position: all models get the same phrasing, and a resumed evaluation continues with it.
     phrasing = random.Random(f"{seed} {sample_id}").choice(_PHRASINGS[task])
     return f"{phrasing} ({', '.join(labels)})" if labels and task in _WITH_LABELS else phrasing

@@ -59,6 +59,7 @@ class Predictions:
         stored = self._folder.read_lines(self._file)
         for record in records:
             end = len(self._answers) + record["answers"]
+            # The answers of this record did not all reach storage: it and what follows are answered again.
             if end > len(stored):
                 break
             self._answers += stored[len(self._answers) : end]

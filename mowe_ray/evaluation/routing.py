@@ -61,6 +61,8 @@ class RoutingSums:
             if router is None:
                 chosen, probability, uncertainty = nothing, nothing, nothing.new_zeros(1)
             else:
+                # Its one decision holds for every clip; sums over clips have to be comparable with those of the other
+                # router.
                 times = record.clips if name == "independent" else 1
                 chosen = router.chosen.float().reshape(-1, len(nothing)).sum(0) * times
                 probability = router.probabilities.reshape(-1, len(nothing)).sum(0) * times
@@ -80,6 +82,7 @@ class RoutingSums:
     def reduced(self, all_reduce: Callable[[torch.Tensor], torch.Tensor]) -> RoutingSums:
         """Sum over ranks in one collective."""
         fields = vars(self)
+        # One vector: a collective costs a round trip, whatever its size.
         flat = all_reduce(torch.cat(list(fields.values())))
         parts = flat.cpu().split([len(value) for value in fields.values()])
         return RoutingSums(**dict(zip(fields, parts, strict=True)))
@@ -114,6 +117,7 @@ def _sums_of_answers(answers: Sequence[Answer]) -> RoutingSums:
     members = next(len(choice.load) for made in choices.values() for choice in made)
     fields = {"clips": torch.tensor([len(answers)], dtype=torch.float64)}
     for name, made in choices.items():
+        # `reshape` gives an empty list its second dimension.
         loads = torch.tensor([choice.load for choice in made], dtype=torch.float64).reshape(-1, members)
         probabilities = torch.tensor([choice.probabilities for choice in made], dtype=torch.float64)
         fields |= {
@@ -182,6 +186,7 @@ def draw(report: Mapping[str, Any]) -> bytes:
     columns = 3 if report["training"] else 1
     alarms = "\n".join(line for alarm in report["alarms"] for line in textwrap.wrap(f"Warning: {alarm}", 130))
     height = max(4.5, 2.2 + _ROW * len(rows)) + 0.3 * (alarms.count("\n") + bool(alarms))
+    # Without records of training there is only the first of the three plots.
     figure, axes = plt.subplots(1, columns, figsize=(_WIDTH * columns / 3 + 3, height), layout="constrained")
     places = [axes] if columns == 1 else list(axes)
     _draw_loads(places[0], rows, report["members"])
@@ -274,8 +279,10 @@ def alarms(members: Sequence[str], datasets: Mapping[str, Mapping[str, Any]]) ->
     over = f"over {len(tasks)} task{'s' if len(tasks) > 1 else ''} ({clips} clips)"
     sentences = []
     total = sum(load["dependent"].values())
+    # Loads sum to K, the members that a clip gets.
     favourites = sorted(members, key=lambda member: -load["dependent"][member])[: round(total)]
     share = sum(load["dependent"][member] for member in favourites) / total if total else 0.0
+    # A share of exactly the limit is none, also after rounding.
     if len(favourites) < len(members) and share > _COLLAPSED + 1e-9:
         sentences.append(
             f"The data-dependent router has collapsed: {100 * share:.3g} % of its choices {over} are "

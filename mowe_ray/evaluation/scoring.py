@@ -124,6 +124,7 @@ def _resamples(samples: int, seed: int, draws: int) -> Iterator[Array]:
     rng = np.random.default_rng(seed)
     for first in range(0, draws, portion := max(1, _WEIGHTS_AT_A_TIME // samples)):
         rows = min(portion, draws - first)
+        # Each row gets its own range of numbers, so that a single `bincount` counts all rows.
         places = rng.integers(samples, size=(rows, samples)) + samples * np.arange(rows)[:, None]
         yield np.bincount(places.ravel(), minlength=rows * samples).reshape(rows, samples).astype(np.float64)
 

@@ -49,12 +49,14 @@ class Axis:
         known = [value for value in values if math.isfinite(value) and (value > 0 or not log)] or [1.0]
         scaled = [math.log10(value) if log else value for value in known]
         low, high = min(scaled), max(scaled)
+        # Equal values get a range around them.
         room = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
         low, high = low - room, high + room
         if log and (decades := _decades(low, high)):
             return cls(low, high, decades, True)
         step = _round_step((high - low) / (count + 1))
         first, last = math.ceil(low / step), math.floor(high / step)
+        # Rounded, or 3 * 0.1 would be labelled 0.30000000000000004.
         ticks = [round(i * step, 12) for i in range(first, last + 1)]
         return cls(low, high, tuple(10**tick if log else tick for tick in ticks), log)
 
@@ -80,6 +82,7 @@ def _round_step(least: float) -> float:
 def _decades(low: float, high: float) -> tuple[float, ...]:
     marks = [m * 10.0**d for d in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
     inside = [mark for mark in marks if low <= math.log10(mark) <= high]
+    # Too many for the labels: powers of ten alone.
     if len(inside) > 6:
         inside = [mark for mark in inside if math.isclose(math.log10(mark) % 1, 0, abs_tol=1e-9)]
     return tuple(inside) if len(inside) >= 2 else ()
@@ -143,6 +146,7 @@ def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     size = math.ceil(len(points) / _MOST_POINTS)
     if size < 2:
         return points
+    # Means rather than every n-th point, which would keep or lose a spike by chance.
     groups = [points[i : i + size] for i in range(0, len(points) - 1, size)]
     means = [(sum(a for a, _ in group) / len(group), sum(b for _, b in group) / len(group)) for group in groups]
     return [*means, points[-1]]
@@ -155,6 +159,7 @@ def spread_out(places: Sequence[float], distance: float) -> list[float]:
     for before, after in pairwise(order):
         moved[after] = max(moved[after], moved[before] + distance)
     if order:
+        # The loop has moved places only down: half of it is given back, so that labels lie around their points.
         excess = (moved[order[-1]] - places[order[-1]]) / 2
         moved = [place - excess for place in moved]
     return moved

@@ -88,12 +88,14 @@ class RunFolder:
         self._filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
         with self._filesystem.open(f"{target}.part", "wb") as f:
             f.write(content)
+        # On object stores a copy: readers there never see a half-written object anyway.
         self._filesystem.mv(f"{target}.part", target)
 
     def append_text(self, file: str, text: str) -> None:
         """Add `text` to the end of `file`, all of it or nothing."""
         if local := self.local_path(file):
             local.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered, so that a full disk is known here, and not when the file is closed.
             with local.open("ab", buffering=0) as f:
                 size, content = f.tell(), text.encode()
                 try:

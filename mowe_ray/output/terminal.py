@@ -82,6 +82,7 @@ class ProgressReporter:
     ):
         self.label, self._unit, self._every_s, self._clock = label, f" {unit}" if unit else "", every_s, clock
         self._log = log or _log_to_stderr
+        # Only a terminal can replace a line: log files get each line once.
         self._rewrites = log is None and sys.stderr.isatty()
         self._last_s = clock()
         self._pace = Pace(total, clock=clock)

@@ -36,6 +36,7 @@ def dry_run(sweep: SweepConfig, cost: Callable[[RunConfig], ModelCost | None], o
     folder, space, work = RunFolder(sweep.storage, sweep.name), SearchSpace(sweep), Work(cost)
     check_same_study(folder, sweep)
     earlier = load_all(folder)
+    # Optuna chooses from results, so that its points cannot be listed before there are any.
     chosen_beforehand = sweep.search.kind != "optuna"
     planned = list(_planned(sweep, work, earlier)) if chosen_beforehand else []
     points = len({trial.point for trial, _ in planned}) if chosen_beforehand else sweep.budget.points
@@ -67,6 +68,7 @@ def dry_run(sweep: SweepConfig, cost: Callable[[RunConfig], ModelCost | None], o
 
 def _planned(sweep: SweepConfig, work: Work, earlier: Sequence[Trial]) -> Iterator[tuple[Trial, RunConfig]]:
     """Yield all trials that the study will have, by running through a copy of it that is kept in memory."""
+    # A name of its own: fsspec's memory file system is shared by everything in the process.
     copy = sweep.model_copy(update={"storage": f"memory://dry-run-{uuid.uuid4().hex}"})
     folder = RunFolder(copy.storage, copy.name)
     try:
@@ -131,6 +133,7 @@ def _cost_facts(sweep: SweepConfig, work: Work, configs: Sequence[RunConfig], tr
     audios = [work.audio(config) for config in configs]
     audio_s = _mean([None if audio is None else audio.seconds for audio in audios])
     pflop = _mean([work.petaflop(config) for config in configs])
+    # Population-based training replaces weak trials instead of stopping them: all run to the end.
     stops_early = sweep.scheduler.kind not in ("none", "pbt")
     return {
         "at_most": stops_early or any(audio is not None and audio.at_most for audio in audios),
@@ -149,6 +152,7 @@ def _time_facts(
     on = device(base.compute)
     pflop = _mean([work.petaflop(config) for config in configs])
     device_h = None if pflop is None or on.teraflops is None else 1e3 * pflop / on.teraflops / 3600
+    # A measurement replaces the estimate from operations.
     if finished:
         device_h = fmean(trial.device_s for trial in finished) / 3600
     return {

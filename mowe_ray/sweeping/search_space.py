@@ -69,6 +69,7 @@ class SearchSpace:
         self.library = _library(self.base, sweep.encoders)
         self.dimensions = [_dimension(name, entry, self.library) for name, entry in sweep.space.items()]
         self._constraints = [_constraint(text, sweep) for text in sweep.constraints]
+        # For constraints on keys that no entry of the space varies.
         self._base_values = self.base.model_dump(mode="json")
 
     @property
@@ -142,6 +143,7 @@ def pool_members(names: Sequence[str], library: Mapping[str, Mapping[str, Any]])
 
 def _library(base: RunConfig, encoders: Mapping[str, LibraryEncoder]) -> Library:
     """Return the encoders that pools may contain, by name: the base's own, and the sweep's."""
+    # The sweep's encoders replace the base's of the same name.
     own = {member.name: member.model_dump(mode="json", exclude={"name"}) for member in base.model.weak_encoders}
     return own | {name: encoder.model_dump(mode="json") for name, encoder in encoders.items()}
 
@@ -185,6 +187,7 @@ def _pools(entry: Pools, library: Library) -> list[list[str]]:
     pools += [list(_named(pool, library)) for pool in entry.pools or []]
     distinct: dict[tuple[str, ...], list[str]] = {}
     for pool in pools:
+        # By content, not by name, and without the order: a trial of an equal pool would only repeat one.
         distinct.setdefault(tuple(sorted(json.dumps(library[name], sort_keys=True) for name in pool)), pool)
     if not distinct:
         raise ConfigError(
@@ -215,6 +218,7 @@ def _constraint(text: str, sweep: SweepConfig) -> Constraint:
     return constraint
 
 
+# The whole language of constraints. They are evaluated by these operators, never by `eval`: a sweep file is data.
 _BINARY: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,

@@ -40,6 +40,7 @@ class Study:
         self.space = SearchSpace(sweep)
         _claim(self.folder, sweep)
         self.trials = {trial.number: trial for trial in load_all(self.folder)}
+        # By value: the search may propose a point again.
         self._points: dict[str, int] = {key(trial.values): trial.point for trial in self.trials.values()}
         self._waiting = [trial.number for trial in self.trials.values() if not trial.over]
         for number in self._waiting:  # left over from a run that was interrupted

@@ -29,6 +29,7 @@ from mowe_ray.training.build import DEFAULT_VOCABULARY, lora_of
 
 CLIP_S = 30.0
 
+# Any small configuration will do: no number that depends on a stand-in is reported.
 _STAND_IN_ENCODER = {"model_type": "whisper", "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 1}
 _STAND_IN_DECODER = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
 
@@ -139,6 +140,8 @@ def estimate(section: ModelSection) -> Estimate:
         running, share = (members, members), 1.0
     else:
         running = k, min(members, k * routers)
+        # While undecided, each router chooses a member with probability k / M, independently; it runs if any of them
+        # does.
         share = 1.0 - (1.0 - k / members) ** routers if members else 0.0
     tokens = _audio_tokens(model)
     parts = _parts(model, missing, tokens)
@@ -169,6 +172,7 @@ def estimate_export(folder: str) -> ExportCost:
         ValueError: Weights are missing, or the folder is no export.
     """
     model = open_exported(folder)
+    # Only the totals are used: how many members run follows from the measured loads.
     total = Estimate(_parts(model, {}, _audio_tokens(model)), (0, 0), 0.0, None, []).total
     assert total.weights is not None
     assert total.gflops is not None
@@ -321,6 +325,7 @@ def _work(model: MoweForConditionalGeneration, tokens: int) -> dict[str, Amount]
     work = {"base_encoder": Amount(encoder_cost(tower.base_encoder, CLIP_S).gflops, tuple(none))}
     projections = list(none)
     for i, (spec, member) in enumerate(zip(config.weak_encoders or [], pool, strict=True)):
+        # Only this member's entry: a clip that does not choose it does none of its work.
         own = list(none)
         own[i] = encoder_cost(member.encoder, CLIP_S).gflops
         work[f"weak_encoders.{spec.name}"] = Amount(0.0, tuple(own))
@@ -329,6 +334,7 @@ def _work(model: MoweForConditionalGeneration, tokens: int) -> dict[str, Amount]
     work["projections"] = Amount(0.0, tuple(projections))
     if tower.dependent_router is not None:
         work["routers"] = Amount(_gflops(tower.dependent_router, features, frames), tuple(none))
+    # Every block has the base features' width, and the count depends on shapes alone.
     fused = torch.cat([features] * config.num_blocks, dim=-1)
     work["adapter"] = Amount(_gflops(tower.adapter, fused, frames), tuple(none))
     work["language_model"] = Amount(language_model_cost(model.language_model, tokens).gflops, tuple(none))

@@ -103,9 +103,11 @@ def _accumulate(
     seeds = [micro_batch_seed(seed, step - 1, slot) for slot in slots]
     batches = [batch.on(engine.device) for batch in batches]
     prepared, totals = _share_routing(engine, batches, step, slots, seeds)
+    # float64: sums of many small shares; on the device, so that the host need not wait for each.
     losses = torch.zeros(3, dtype=torch.float64, device=engine.device)
     routing = None
     for i, batch in enumerate(batches):
+        # The seed of `_share_routing`'s pass: dropout of the base encoder and router noise are the same in both.
         torch.manual_seed(seeds[i])
         with annotate_out_of_memory(step, slots[i], batch):
             output = engine.forward(

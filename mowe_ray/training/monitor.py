@@ -66,6 +66,7 @@ class Monitor:
         Raises:
             RunError: On all ranks: too much of the data is unusable, or too many steps in a row were skipped.
         """
+        # Also skipped steps, which cost time; `take` leaves them out of the means of losses.
         self._averages.add(result)
         if result.skipped:
             self._log_skipped(result)
@@ -73,6 +74,7 @@ class Monitor:
             self._skipped_in_a_row = 0
             self._log_spike(result)
         self._new_bad += [bad for batch in result.batches for bad in batch.bad]
+        # Bad samples wait until then: each check is a collective.
         if result.step % self._log_every and not last:
             return
         self._check_data()
@@ -201,6 +203,7 @@ class RunningAverages:
             above the start, as after shards were added to a run at rest.
         """
         steps, self._pending = self._pending, []
+        # Time of steps, not of the clock: validation and checkpoints in between do not count as slow training.
         seconds = sum(s.step_s for s in steps)
         self._pace.done = progress
         left_s = self._pace.left_s

@@ -53,6 +53,7 @@ def snapshot(engine: deepspeed.DeepSpeedEngine) -> dict[str, TensorSlice]:
             continue
         offset = owned.offset + start - owned.start
         for kind, tensor in _tensors(engine, owned.master).items():
+            # A copy also on the CPU: training goes on while the checkpoint is written.
             data = tensor.detach().view(-1).narrow(0, offset, length).to("cpu", copy=True)
             slices[f"{kind}/{owned.name}"] = TensorSlice(data, start, owned.shape)
     if dist.get_rank() == 0:
@@ -76,6 +77,7 @@ def restore(engine: deepspeed.DeepSpeedEngine, checkpoint: Checkpoint) -> None:
     steps = int(checkpoint.read(_STEPS, 0, 1))
     for master in _masters(engine):
         state = engine.basic_optimizer.state[master]
+        # AdamW's bias correction depends on it; a new optimizer has no state before its first step.
         state["step"] = torch.tensor(float(steps))
         for moment in _MOMENTS:
             if moment not in state:
@@ -104,6 +106,7 @@ def forget_first_update(engine: deepspeed.DeepSpeedEngine) -> None:
 def optimizer_steps(engine: deepspeed.DeepSpeedEngine) -> int:
     """Returns the updates that AdamW has made."""
     states = engine.basic_optimizer.state
+    # One number is stored for all tensors; others would lose their bias correction on resuming.
     steps = {int(states[master]["step"]) if states.get(master) else 0 for master in _masters(engine)}
     assert len(steps) == 1, f"tensors were updated {steps} times: some went without gradient"
     return steps.pop()
@@ -136,6 +139,7 @@ def _owned_slices(engine: deepspeed.DeepSpeedEngine) -> Iterator[_OwnedSlice]:
         for name, p in named:
             group, offset, size = optimizer.grad_position[optimizer.get_param_id(p)]
             start = size * dist.get_rank()
+            # ZeRO-3 cuts every parameter into equal partitions, one a rank.
             length = max(0, min(size, p.ds_numel - start))  # the last partitions are padded
             yield _OwnedSlice(
                 name, tuple(p.ds_shape), start, length, optimizer.fp32_partitioned_groups_flat[group], offset
@@ -165,6 +169,7 @@ def _own_part(engine: deepspeed.DeepSpeedEngine, owned: _OwnedSlice) -> tuple[in
     if engine.zero_optimization_stage():
         return owned.start, owned.length
     rank, world_size = dist.get_rank(), dist.get_world_size()
+    # Every rank has everything, and writes its share of it: together they write each element once.
     start = owned.length * rank // world_size
     return start, owned.length * (rank + 1) // world_size - start
 

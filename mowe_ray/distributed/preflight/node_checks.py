@@ -119,6 +119,7 @@ class NodeRunner:
         """
         chosen = [node for node in (self.nodes if nodes is None else nodes) if node.name not in self._late]
         tasks = {node.name: _on(node).remote(function, node.name) for node in chosen}
+        # One deadline for all: tasks run at the same time, so that ten hanging nodes cost no more than one.
         deadline = time.monotonic() + self._timeout_s
         results: NodeResults[T] = NodeResults({}, {})
         if driver and DRIVER not in self._late:
@@ -126,6 +127,7 @@ class NodeRunner:
         for name, task in tasks.items():
             self._record(results, name, partial(ray.get, task, timeout=max(deadline - time.monotonic(), 0)))
             if name in self._late:
+                # Its process may hang in a mount or a socket, where nothing gentler reaches it.
                 ray.cancel(task, force=True)
         return results
 
@@ -196,6 +198,7 @@ def _shared(key: str, folder: str, config: RunConfig, runner: NodeRunner) -> lis
         written = everywhere(lambda node: write_probe(folder, probe, node))
         seen = everywhere(lambda _: read_probes(folder, probe))
     finally:
+        # On every node: where the folder is not shared, each has its own probes.
         everywhere(lambda _: remove_probes(folder, probe))
     return check_folder(key, folder, {**written.values, **written.errors}, seen.values, seen.errors)
 

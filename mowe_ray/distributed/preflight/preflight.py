@@ -62,6 +62,7 @@ def preflight(config: RunConfig, timeout_s: float) -> Iterator[Check]:
     group, stored = None, False
     try:
         if capacity.status != "failed":
+            # As Ray Train places its workers: together on few nodes where they fit.
             group = placement_group([bundle_of(config)] * config.compute.min_workers, strategy="PACK")
             workers = _check("workers", timeout_s + 10, partial(_wait_for, group, timeout_s))
             yield workers
@@ -147,6 +148,7 @@ def _round_trip(config: RunConfig, stored: bool, timeout_s: float) -> Check:
         try:
             timing = within(timeout_s, partial(round_trip, config, name, folder.storage, timeout_s))
         except TimeoutError:
+            # Nothing else is checked after this, so that Ray is not needed any more.
             ray.shutdown()  # ends the workers, which would write into the folder again
             raise
         finally:

@@ -63,6 +63,7 @@ def by_value(values: Mapping[str, str]) -> dict[str, list[str]]:
 
 def format_differences(values: Mapping[str, str]) -> str:
     """Returns which nodes have which value, the rarest value first: `2.0 on c; 1.0 on a, b`."""
+    # The odd node out is what the user looks for.
     groups = reversed(by_value(values).items())
     return "; ".join(f"{value} on {name_nodes(nodes)}" for value, nodes in groups)
 
@@ -80,6 +81,7 @@ _KEYS = {"CPU": "compute.cpus_per_worker (or data.decode_cpus)", "GPU": "compute
 
 def holds(node: Resources, bundle: Resources) -> int:
     """Returns how many workers an empty node has room for."""
+    # Ray places a bundle on one node: what is missing on it cannot come from another.
     return min(math.floor(node.get(key, 0.0) / least) for key, least in bundle.items())
 
 
@@ -105,6 +107,7 @@ def check_capacity(
     if any(most.get(key, 0.0) > sum(node.get(key, 0.0) for node in nodes) for key in _countable(bundle)):
         # Of nodes that may come, only their sum is known: neither their size nor their type of accelerator.
         held = max(held, min(_whole(most.get(key, 0.0) / bundle[key]) for key in _countable(bundle)))
+    # All nodes are up: what fits on none of them will never fit.
     elif not held:
         return [_fits_nowhere(bundle, nodes)]
     if held < workers[0]:
@@ -267,6 +270,7 @@ _REMEDIES = {SCRATCH: "free some, or point TMPDIR of that node to another disk"}
 
 def _space(folder: str) -> Space:
     path = Path(folder)
+    # The run creates the folder later: its file system is that of the nearest parent.
     while not path.exists():
         path = path.parent
     usage = shutil.disk_usage(path)

@@ -99,6 +99,7 @@ def answer_all(export: str, jobs: Sequence[AnswerJob], config: EvaluationConfig,
     rows = [len(jobs[n].plan[number]) for n, number in work]
     progress = ProgressReporter("answering", sum(rows), unit="samples", log=log)
     datasets = {"indexes": [ray.put(job.index) for job in jobs], "plans": ray.put([job.plan for job in jobs])}
+    # Small, and known to every actor from the start: blocks only carry the number of their job.
     settings = [(job.excluded_members, job.labels) for job in jobs]
     try:
         results = _execute.remote(export, work, settings, datasets, config)
@@ -227,6 +228,7 @@ def local_copy(export: str) -> str:
     if "://" not in export:
         return export
     folder = folder_at(export)
+    # A run that is trained again writes its export to the same URL.
     versions = {name: fingerprint(folder.path(name)) for name in folder.names("")}
     key = hashlib.sha256(json.dumps([export, versions]).encode()).hexdigest()[:16]
     copy = cache_folder() / "exports" / key

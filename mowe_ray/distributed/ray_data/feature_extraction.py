@@ -88,6 +88,7 @@ def _compute(missing: list[pa.Table], cache: FeatureCache, config: RunConfig) ->
 
     A task of its own, because Ray Data writes much to the terminal of the process that starts it.
     """
+    # Not the seeded generator: two runs that fill the same cache would go through it in step, and compute all twice.
     random.SystemRandom().shuffle(missing)
     arguments = {"cache": ray.put(cache), "config": config}
     blocks = stream_blocks(
@@ -120,6 +121,7 @@ class _Encoder:
         self._device = torch.device("cuda" if self._gpu else "cpu")
         if not self._gpu:
             torch.set_num_threads(config.compute.cpus_per_worker)
+        # Only encoders whose features some shard lacks are loaded.
         wanted = {encoder.place for encoder in self._cache.encoders}
         self._frozen = {
             encoder.place: encoder for encoder in frozen_encoders(config.model)[0] if encoder.place in wanted
@@ -174,6 +176,7 @@ def _describe(encoders: list[tuple[FrozenEncoder, Path]], config: RunConfig) -> 
     )
     for encoder, note in encoders:
         note.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own, then a rename: another run may write the same note now.
         part = note.with_name(f"{note.name}.{uuid.uuid4().hex}.part")
         part.write_text(json.dumps(asdict(describe(loaded[encoder.place], encoder, config.model.pad_audio))))
         part.replace(note)

@@ -61,6 +61,7 @@ def _train(setup: WorkerSetup) -> dict[str, Any]:
     if not run.train():
         return {"run": run.folder.url, "stopped_at_step": run.sampler.step}
     validation = run.validate(last=True)
+    # The last one: schedulers and Ray's dashboard see the final scores.
     run.reporter.report()
     _export(run)
     run.monitor.finish(validation)

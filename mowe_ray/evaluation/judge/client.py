@@ -87,6 +87,7 @@ class ChatEndpoint:
     async def _ask(self, client: openai.AsyncOpenAI, question: str) -> str:
         for attempt in range(self.max_retries + 1):
             if attempt:
+                # The client retries errors itself; this is for replies that are no chat completion.
                 await asyncio.sleep(min(0.25 * 2**attempt, 8))
             response = await client.chat.completions.with_raw_response.create(
                 model=self.model,

@@ -80,6 +80,7 @@ class Judge:
         questions: dict[str, tuple[str, str]] = {}
         for answer in answers:
             question = judge_question(answer, scale)
+            # By content: equal questions are asked once, and a changed prompt, answer or model is asked anew.
             keys.append(hashlib.sha256(f"{self.model}\n{question}".encode()).hexdigest()[:32])
             questions.setdefault(keys[-1], (answer.id, question))
         self._ask({key: questions[key] for key in questions if key not in self._file.replies})

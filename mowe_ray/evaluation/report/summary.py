@@ -62,6 +62,7 @@ def metric_rows(evaluation: Evaluation) -> list[MetricRow]:
         metrics = list(dict.fromkeys(metric for scores in by_model.values() for metric in scores.scores))
         for metric in metrics:
             having = {name: scores for name, scores in by_model.items() if metric in scores.scores}
+            # Title and direction belong to the metric: all models have the same.
             first = next(iter(having.values()))
             row = MetricRow(
                 dataset,
@@ -71,6 +72,7 @@ def metric_rows(evaluation: Evaluation) -> list[MetricRow]:
                 better=first.better[metric],
                 main=metric == metrics[0],
                 samples={name: scores.samples for name, scores in having.items()},
+                # The samples are the same for all models, and so is the most frequent answer.
                 majority=next((s.majority[metric] for s in having.values() if metric in s.majority), None),
                 scores={name: scores.scores[metric] for name, scores in having.items()},
                 differences={

@@ -223,10 +223,12 @@ def _paired(factor: Factor, groups: Mapping[str, Sequence[Point]]) -> list[Level
             cells.setdefault(_key(factor.rest(point.values)), {}).setdefault(key, []).append(point)
     blocks = [cell for cell in cells.values() if len(cell) == len(groups)]
     used = sum(len(group) for block in blocks for group in block.values())
+    # Of less than half of the points, a paired mean would speak for a corner of the space.
     if len(blocks) < 2 or 2 * used < sum(map(len, groups.values())):
         return None
     table = np.array([[_mean(block[key]) for key in groups] for block in blocks])
     residual = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    # Two-way layout without replication: blocks and groups have taken their degrees of freedom.
     spread = math.sqrt(float((residual**2).sum()) / ((len(blocks) - 1) * (len(groups) - 1)))
     members = {key: tuple(point for block in blocks for point in block[key]) for key in groups}
     return [
@@ -256,6 +258,7 @@ def _trend(factor: Factor, having: Sequence[Point]) -> Trend:
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Return Spearman's rank correlation of two (N,) arrays, ties sharing their mean rank; 0 if one is constant."""
+    # Mean rank of equal values; quadratic, but a study has at most hundreds of points.
     ranks = [np.array([(x < y).sum() + ((x == y).sum() - 1) / 2 for y in x]) for x in (a, b)]
     centred = [rank - rank.mean() for rank in ranks]
     scale = math.sqrt(float((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))

@@ -100,6 +100,7 @@ def _with_error(point: Point, metric: str, between_seeds: float | None) -> Point
         return replace(point, error=between_seeds / math.sqrt(len(point.objectives)), error_from="seeds")
     errors = [sampling_error(metric, t.tasks) for t in point.trials if t.status == "finished"]
     known = [error for error in errors if error is not None]
+    # An error that is unknown for one trial is unknown for the mean.
     if len(known) < len(errors):
         return point
     # Seeds share one validation set, so their number does not make this error smaller.
@@ -121,6 +122,7 @@ def sampling_error(metric: str, tasks: Mapping[str, Mapping[str, float]]) -> flo
 
 def ranked(config: SweepConfig, found: Sequence[Point]) -> list[Point]:
     """Return the complete points, best first; of equals the one with fewer active parameters."""
+    # Sorted ascending: the best point comes first under either mode.
     sign = -1.0 if config.objective.mode == "max" else 1.0
     measured = [(sign * point.mean, point.active, point.number, point) for point in found
                 if point.complete and point.mean is not None]  # fmt: skip

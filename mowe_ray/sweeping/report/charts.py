@@ -108,6 +108,7 @@ def _labels(places: Sequence[tuple[Point, float, float]], first: Sequence[Point 
     written: list[str] = []
     for point, at, y in ordered:
         label = _short(point_label(point.values), 44)
+        # The mean width of a character of this font in pixels; the page cannot be measured here.
         width = 6.7 * len(label)
         for anchor, dx, dy in _PLACES:
             left = at * _ASSUMED_WIDTH + dx - (width if anchor == "end" else 0)
@@ -171,11 +172,13 @@ def learning_curves(
 def _curves(title: str, curves: list[Curve], colours: Colouring, winner: Point | None) -> str:
     winners = {trial.number for trial in winner.trials} if winner else set()
     curves = sorted(curves, key=lambda curve: curve.trial.number in winners)  # the winner above the others
+    # Both axes hold all curves, so that trials can be compared.
     values = sorted(value for curve in curves for _, value in curve.points)
     x = Axis.over([0.0, *(step for curve in curves for step, _ in curve.points)], count=4)
     y = Axis.over(values)
     lines = [
         path(
+            # A path of one point draws nothing; from a point to itself it draws a dot.
             curve.points if len(curve.points) > 1 else curve.points * 2,
             x,
             y,
@@ -227,6 +230,7 @@ def _ends_named(curves: Sequence[Curve], y: Axis, colours: Colouring) -> str:
     named = [colour for colour in colours.labels if colour in ends]
     if not colours.by_value:
         return ""
+    # 16 pixels: the height of a line of text.
     places = spread_out([sum(ends[colour]) / len(ends[colour]) for colour in named], 16)
     return "".join(
         tag("text", escape(_short(colours.labels[c], 19)), x="100%", y=place + 4, dx=8, class_="label",
@@ -282,6 +286,7 @@ def colouring(effects: Sequence[Effect], better_is_more: bool) -> Colouring:
         return Colouring(chosen.factor, {}, ends, low, high)
     numeric = all(isinstance(level.value, int | float) and not isinstance(level.value, bool) for level in chosen.levels)
     levels = list(chosen.levels)
+    # Numbers keep their order, and get shades of one colour; other values get colours from best to worst.
     if not numeric:
         levels.sort(key=lambda level: level.mean, reverse=better_is_more)
     shades = [shade(i / (len(levels) - 1)) if numeric else colour(i) for i in range(len(levels))]

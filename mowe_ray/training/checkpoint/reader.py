@@ -80,6 +80,7 @@ class Checkpoint:
         """
         pieces, at = [], start
         for begin, end, file in self._slices.get(name, []):
+            # Slices are sorted by their start: each adds its elements from `at` on.
             if begin <= at < end and at < stop:
                 upto = min(end, stop)
                 pieces.append(self._open(file).get_slice(name)[at - begin : upto - begin])
@@ -118,6 +119,7 @@ def newest_checkpoint(
     steps: list[int] = ranks.gather(saved_steps(folder) if ranks.is_rank_zero else None)[0]
     damaged = False
     for step in reversed(steps):
+        # All ranks see all problems, so that they agree on the checkpoint.
         problem = next(filter(None, ranks.gather(_problem(folder, step, ranks.rank, ranks.world_size))), None)
         if problem is None:
             _clear(folder, [s for s in steps if s <= step], ranks)
@@ -147,6 +149,7 @@ def _problem(folder: RunFolder, step: int, rank: int, world_size: int) -> str | 
         return str(error)
     if commit["format"] != FORMAT:
         raise ValueError(f"{folder.path(step_folder(step))} was written by another version of mowe_ray: use that one")
+    # Files of the ranks that wrote, shared out over those that read: the numbers may differ.
     for writer in range(rank, commit["world_size"], world_size):
         try:
             report = load_json(folder, report_file(step, writer, commit["world_size"]))

@@ -61,6 +61,8 @@ class CheckpointWriter:
             timeout_s: How long rank 0 waits for the files of the other ranks, in seconds.
         """
         self._folder, self._ranks, self._keep, self._timeout_s = folder, ranks, keep, timeout_s
+        # Marks the files of this group of ranks: what an earlier, killed group left under the same names is never
+        # committed.
         self._id: str = ranks.gather(uuid.uuid4().hex)[0]
         self._lock = threading.Lock()
         self._thread = threading.Thread()
@@ -108,6 +110,7 @@ class CheckpointWriter:
         save, deadline = self._save, time.monotonic() + timeout_s
         if save is None:
             return True
+        # The own part first; the commit, which only rank 0 writes, is then looked for on storage.
         self._thread.join(timeout_s)
         while (
             not (committed := self._is_committed(save.step))
@@ -149,8 +152,10 @@ class CheckpointWriter:
     def _write_part(self, save: _Save, slices: Mapping[str, TensorSlice]) -> None:
         tensors = {name: s.data for name, s in slices.items()}
         data = data_file(save.step, self._ranks.rank, self._ranks.world_size)
+        # Data before its report: a report is a promise that the file is complete.
         written = store(self._folder, data, lambda local: save_file(tensors, local))
         bounds = {name: [f.start, f.start + f.data.numel(), *f.shape] for name, f in slices.items()}
+        # `stretches` is the format's key for slices: checkpoints of earlier versions stay readable.
         report = {"token": save.token, **written, "stretches": bounds}
         store_json(self._folder, report_file(save.step, self._ranks.rank, self._ranks.world_size), report)
 
@@ -231,6 +236,7 @@ class CheckpointWriter:
     def _prune(self, step: int) -> None:
         """Remove what the checkpoint of `step` makes superfluous: old checkpoints, and older attempts that failed."""
         try:
+            # The present step in any case, even if later ones are there.
             keep = {*committed_steps(self._folder)[-self._keep :], step}
             for old in saved_steps(self._folder):
                 if old < step and old not in keep:

@@ -94,6 +94,7 @@ def record(folder: RunFolder, error: MicroBatchOutOfMemory, *, rank: int, rows: 
     """
     event = Event(error.step, error.slot, rank, rows.tolist(), error.ids, error.audio_s)
     stem, number = f"{FOLDER}/step-{event.step}-lane-{event.lane}", 1
+    # The same micro-batch may fail again after a restart; both records count.
     while folder.exists(file := f"{stem}{'' if number == 1 else f'-{number}'}.json"):
         number += 1
     folder.write_json(file, asdict(event))
@@ -131,6 +132,7 @@ class OutOfMemoryRecords:
         for rows in micro_batches:
             first, second = _halves(rows)
             if self._left_out(rows):
+                # Empty rather than removed: ranks and seeds of the others depend on their places.
                 first = rows[:0]
             elif self._times[tuple(rows.tolist())]:
                 second_halves.append(second)

@@ -51,6 +51,7 @@ def supervise(
     while True:
         code, ended_by_itself, stopped = _run(command)
         if ended_by_itself or stopped or code == 0:
+            # A negative code is the number of the signal that ended the child; shells report 128 + N.
             return code if code >= 0 else 128 - code
         now = progress()
         policy, reached = policy.after_failure(progressed=now > reached), max(now, reached)
@@ -108,6 +109,7 @@ def end_with_parent() -> None:
     parent = os.getppid()
 
     def watch() -> None:
+        # A process whose parent dies gets another one. Polled: Python has no portable notice of it.
         while os.getppid() == parent:
             time.sleep(1)
         sys.stderr.write("the supervisor is gone: stopping\n")

@@ -58,6 +58,7 @@ class ActivityTracker:
 
             def enter(_module: nn.Module, _inputs: Any, name: str = name, stack: list[str] = stack) -> None:
                 stack.append(self.activity)
+                # Replaces the outer module's name: the innermost says most.
                 self.activity = f"{self.activity.partition(' in ')[0]} in {name}"
 
             def leave(_module: nn.Module, _inputs: Any, _output: Any, stack: list[str] = stack) -> None:
@@ -92,6 +93,7 @@ class Watchdog:
     def __init__(self, activity: ActivityTracker, timeout_s: float, on_hang: Callable[[Hang], None]):
         """Start the thread; nothing is timed before the first `begin`."""
         self._activity, self._timeout_s, self._on_hang = activity, timeout_s, on_hang
+        # The thread that trains: its stack is what a report is about.
         self._main = threading.get_ident()
         self._changed = threading.Condition()
         self._step, self._closed = 0, False
@@ -128,6 +130,7 @@ class Watchdog:
                 return
             assert self._began is not None
             step, seconds = self._step, time.monotonic() - self._began
+        # Outside the lock: the main thread must be able to go on to its next `begin`.
         self._on_hang(Hang(step, seconds, self._activity.activity, _innermost(self._main), stacks()))
 
 
