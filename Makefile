@@ -33,19 +33,20 @@ check: install ## formatting, lint, types, import floors
 	@$(bin)/mypy --no-error-summary
 	@$(bin)/lint-imports --no-logo
 
-# Tests that start no Ray, in two processes; torch uses one thread in each (tests/conftest.py).
-fast := $(bin)/python -m pytest --ignore=tests/integration -n 2 --durations=10
+# Two processes: torch uses one thread in each, and tests of clusters wait for most of their time.
+pytest := $(bin)/python -m pytest -n 2 --dist loadgroup --durations=10
 
 quick: check ## `check`, and the tests without the slow ones: the loop while writing (about a minute)
-	@$(fast) -m "not slow and not gpu and not soak" $(ARGS)
+	@$(pytest) --ignore=tests/integration -m "not slow and not gpu and not soak" $(ARGS)
 
 test-fast: install ## every test that starts no Ray (less than 5 minutes)
-	@$(fast) $(ARGS)
+	@$(pytest) --ignore=tests/integration $(ARGS)
 
-test-integration: install ## real commands on real clusters; PART=shared_ray or PART='not shared_ray' runs one half
-	@$(bin)/python -m pytest tests/integration --durations=10 $(if $(PART),-m "$(PART) and not gpu and not soak") $(ARGS)
+test-integration: install ## real commands on real clusters; PART=shared or PART='not shared' runs one half
+	@$(pytest) tests/integration $(if $(PART),-m "$(PART) and not gpu and not soak") $(ARGS)
 
-test: test-fast test-integration ## both, as CI does (less than 20 minutes on two cores)
+test: install ## every test that needs no GPU and is not marked soak, as CI does (less than 20 minutes on two cores)
+	@$(pytest) $(ARGS)
 
 soak: install ## what repeats `test` on other settings, and faults for minutes (about an hour and a half); prints what it cost
 	@$(bin)/python -m pytest -m "soak and not gpu" -s --durations=0 --durations-min=1 $(ARGS)

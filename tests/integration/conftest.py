@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import mowe_ray.distributed  # noqa: F401 - sets what Ray reads while it is imported, so before any test imports it
+from tests.end_to_end import Finished, quickstart_arguments, run_command
 from tests.tiny_runs import REFERENCE, Corpus, tiny_config, write_corpus
 
 # Two workers with a decoding CPU each, and room for a test that decodes on its own.
@@ -15,10 +16,16 @@ _LOGICAL_CPUS = 6
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that share a Ray by what they ask for, so that two jobs of CI cannot leave one out."""
-    for item in items:
-        if "ray_cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker("shared_ray")
+    """Keep what shares a Ray or a run in one process, and the tests of any other file in one.
+
+    So two processes (`make test`) or two jobs of CI (by the mark `shared`) divide the tests and start nothing twice.
+    """
+    mine = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+    shared = {item.path for item in mine if {"ray_cluster", "quickstart"} & set(getattr(item, "fixturenames", ()))}
+    for item in mine:
+        if item.path in shared:
+            item.add_marker("shared")
+        item.add_marker(pytest.mark.xdist_group("shared" if item.path in shared else item.path.stem))
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +63,14 @@ def reference(ray_cluster: None, tiny_corpus: Corpus, tmp_path_factory: pytest.T
         for name, value in (*ray_reports.CALLBACK.items(), (ray_reports.FILE, str(folder / "reports.jsonl"))):
             environment.setenv(name, value)
         return train(tiny_config(tiny_corpus, folder, "reference", *REFERENCE), [].append)
+
+
+@pytest.fixture(scope="session")
+def quickstart_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("quickstart")
+
+
+@pytest.fixture(scope="session")
+def quickstart(quickstart_storage: Path) -> Finished:
+    """What the command of a newcomer left, which trained for 12 steps."""
+    return run_command(*quickstart_arguments(quickstart_storage))

@@ -1,6 +1,6 @@
 """A hundred steps while something is killed, stopped or told to go every few seconds; prints what it cost.
 
-Not part of the ordinary suite, for it takes minutes and never the same ones: `python -m pytest -m soak -s`.
+Not part of the ordinary suite, for it takes minutes and never the same ones: `make soak` runs it.
 """
 
 import time

@@ -160,6 +160,7 @@ def test_the_folder_of_another_study_is_refused_as_by_the_study(file: Path) -> N
         told(file, "space={model.router.top_k: {grid: [1]}}")
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_the_facts(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(file), "--dry-run", "model.language_model=nobody/has-this"]) == 0
     captured = capsys.readouterr()

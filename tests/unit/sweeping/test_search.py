@@ -85,6 +85,7 @@ def test_optuna_improves_on_random_search() -> None:
     assert statistics.mean(tpe) > statistics.mean(random) + 0.2
 
 
+@pytest.mark.slow
 def test_optuna_goes_on_from_points_it_is_told_of() -> None:
     study = space(MIXED, search={"kind": "optuna", "startup_points": 2})
     earlier, fresh = make_search(study, ["max"]), make_search(study, ["max"])
