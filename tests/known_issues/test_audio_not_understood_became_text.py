@@ -49,6 +49,11 @@ def test_a_list_of_one_clip_and_a_decoded_one_are_read(tmp_path: Path) -> None:
         {"id": "clip-7.wav"},
         {"sampling_rate": 16_000},
         {"path": "speech.sph"},
+        {"speech_path": "speakers/7/19"},
+        {"soundFile": "rain-17"},
+        {"sr": 16_000},
+        {"media": [{"type": "audio_url", "url": "https://example.org/7"}]},
+        {"media": {"mime": "audio/flac", "location": "bucket/7"}},
     ],
     ids=lambda fields: next(iter(fields)),
 )
@@ -77,6 +82,7 @@ def test_what_looks_like_audio_makes_no_text_sample(tmp_path: Path, fields: dict
         {"context": "The recording was saved, as it says. Then nobody spoke."},
         {"instruction": "How is song.mp3 played?", "answer": "open song.mp3"},
         {"audio_caption": "a dog barks twice"},
+        {"speech_act": "request", "voice": "passive", "type": "question", "format": "short"},
     ],
     ids=str,
 )
@@ -149,6 +155,7 @@ def test_a_later_sample_of_the_same_key_stays_a_sample(tmp_path: Path) -> None:
         [("a.wav", CLIP), ("a.flac", CLIP), ("a.json", note())],
         [("a.mic1.wav", CLIP), ("a.json", note())],
         [("wavs/a.wav", CLIP), ("json/a.json", note())],
+        [("A.wav", CLIP), ("a.json", note())],
         [("a.json", note(audio_filepath="a.wav"))],
         [("a.json", note(audio="https://example.org/a"))],
     ],
@@ -161,6 +168,6 @@ def test_a_json_whose_audio_is_not_found_is_counted(tmp_path: Path, members: lis
 
 
 def test_audio_of_any_suffix_is_known_by_its_bytes(tmp_path: Path) -> None:
-    members = [("a.audio", CLIP), ("a.json", note()), ("b.txt", b"a tone"), ("b.wav", CLIP), ("b.json", note())]
+    members = [("v1.0/a", CLIP), ("v1.0/a.json", note()), ("b.txt", b"a tone"), ("b.wav", CLIP), ("b.json", note())]
     found = read_source(write_tar(tmp_path / "a.tar", *members), tmp_path)
     assert [seconds for _, seconds, _ in found.good] == [1.0, 1.0]

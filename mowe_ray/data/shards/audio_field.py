@@ -34,7 +34,15 @@ _OTHER_SUFFIXES = frozenset(
 _ENDING = re.compile(rf"\.(?:{'|'.join(sorted(AUDIO_SUFFIXES | _OTHER_SUFFIXES))})(?:[?#:][^\n]*)?\s*$", re.IGNORECASE)
 # RIFF, OggS, fLaC, ID3 and an MPEG frame in base64, and the start of a data URL.
 _INLINE = re.compile(r"UklGR|T2dnU|ZkxhQ|SUQz|//[suv]|data:audio/")
-_AUDIO_WORD = re.compile(r"audio|wav|sampl(?:e|ing)_?rate", re.IGNORECASE)
+_AUDIO_WORD = re.compile(r"audio|wav|sampl(?:e|ing)_?rate|^(?:sr|mp3|flac|ogg|opus|m4a)$", re.IGNORECASE)
+# Names of files under a key such as `speech_path` need no suffix; under `speech_act` there is text.
+_LOCATION_KEY = re.compile(
+    r"(?:speech|sound|clip|recording|utterance|voice|song|music)s?_?(?:file_?)?(?:path|file|name|ur[li]|id|key)s?",
+    re.IGNORECASE,
+)
+# {"type": "audio", "url": ...} of chat messages, {"format": "wav"}, {"mime": "audio/flac"}.
+_KIND_KEY = re.compile(r"mime|(?:mime|media|file)?_?(?:type|format|kind|codec|modality)", re.IGNORECASE)
+_KIND = re.compile(r"audio(?:/.*|_url)?|input_audio|wav|mp3|flac|ogg|opus|m4a", re.IGNORECASE)
 # Fewer numbers than this are not a clip: 25 ms at 16 kHz.
 _FEWEST_SAMPLES = 400
 _DEEPEST = 6
@@ -136,7 +144,10 @@ def _looks_like_audio(key: str, value: Any, mapping_only: bool, depth: int = 0) 
     if isinstance(value, bytes):
         return named or suffix_of(value) is not None
     if isinstance(value, str):
-        return is_audio_name(value) or _INLINE.match(value) is not None or (named and " " not in value.strip())
+        named = named or _LOCATION_KEY.fullmatch(key) is not None
+        kind = _KIND_KEY.fullmatch(key) is not None and _KIND.fullmatch(value) is not None
+        one_word = " " not in value.strip()
+        return kind or is_audio_name(value) or _INLINE.match(value) is not None or (named and one_word)
     return named and value != 0  # a sampling rate, a count of clips
 
 

@@ -40,6 +40,7 @@ class Record:
     Attributes:
         audio: a path or an encoded file.
         unread: what looks like audio but is not read, where `audio` is None.
+        no_answer: why there is no answer, where it is empty.
     """
 
     id: str | None
@@ -51,22 +52,25 @@ class Record:
     offset_s: float | None
     references: tuple[str, ...] = ()
     unread: str | None = None
+    no_answer: str = ""
 
 
 def parse_record(fields: Mapping[str, Any]) -> Record:
     """Pick the understood fields out of a JSON object or table row."""
     references = _references(fields)
     audio, unread = find_audio(fields, _TEXTS)
+    answer = _first_text(_answer_field(fields)) or (references[0] if references else "")
     return Record(
         id=_text(fields, ID_KEYS) or None,
         audio=audio,
         instruction=_text(fields, INSTRUCTION_KEYS),
-        answer=_first_text(_answer_field(fields)) or (references[0] if references else ""),
+        answer=answer,
         task=_text(fields, TASK_KEYS) or None,
         duration_s=_seconds(fields, DURATION_KEYS) or None,
         offset_s=_offset(fields),
         references=references,
         unread=unread,
+        no_answer="" if answer else _no_answer(fields),
     )
 
 
@@ -84,6 +88,13 @@ def _references(fields: Mapping[str, Any]) -> tuple[str, ...]:
 def _answer_field(fields: Mapping[str, Any]) -> Any:
     """Return what is under the first name that is there, even if it is empty: the next would be another text."""
     return next((fields[key] for key in ANSWER_KEYS if key in fields), None)
+
+
+def _no_answer(fields: Mapping[str, Any]) -> str:
+    key = next((key for key in ANSWER_KEYS if key in fields), None)
+    if key is None or fields[key] in ("", None):
+        return f"none of {', '.join(ANSWER_KEYS)} has text" if key is None else f"{key!r} is empty"
+    return f"{key!r} is {str(fields[key])[:60]!r}, which is no text"
 
 
 def _text(fields: Mapping[str, Any], keys: tuple[str, ...]) -> str:
@@ -186,7 +197,7 @@ def check_record(record: Record, has_audio: bool) -> None:
     if record.offset_s is not None and math.isnan(record.offset_s):
         raise BadAudio("unreadable", "offset is not a number of seconds from 0 on")
     if not record.answer:
-        raise BadAudio("no_answer", f"none of {', '.join(ANSWER_KEYS)} has text")
+        raise BadAudio("no_answer", record.no_answer)
     if has_audio:
         return
     if record.unread:

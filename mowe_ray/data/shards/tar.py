@@ -132,15 +132,16 @@ def _is_hidden(name: str) -> bool:
 
 def _key_of(name: str) -> tuple[str, str]:
     """Return a member's key and its suffix in lower case; `a.wav.json` has the key of `a.wav`."""
-    key, _, suffix = name.rpartition(".")
-    suffix = suffix.lower()
+    folder, slash, base = name.rpartition("/")
+    stem, dot, suffix = base.rpartition(".")
+    key, suffix = f"{folder}{slash}{stem if dot else base}", suffix.lower() if dot else ""
     stem, _, inner = key.rpartition(".")
     return (stem if suffix == "json" and stem and has_audio_suffix(inner) else key), suffix
 
 
 def _short_key(key: str) -> str:
-    """Return a key as webdataset's own tools take it, up to the first dot, without its folder."""
-    return key.rpartition("/")[2].partition(".")[0]
+    """Return a key as webdataset's own tools take it, up to the first dot, without its folder and its case."""
+    return key.rpartition("/")[2].partition(".")[0].lower()
 
 
 def _members(archive: tarfile.TarFile, file: BinaryIO, start: int) -> Iterator[tarfile.TarInfo | str]:
