@@ -3,15 +3,16 @@
     FOLDER/audio-VERSION/SHARD KEY.arrow  a row for each usable sample of the shard, in the order of the index
     FOLDER/ENCODER KEY/SHARD KEY.arrow    a row for each clip, in any order
 
-A file appears whole or not at all, and never changes: what it holds is in its name. Readers map it into memory.
+Files are written atomically and never change: their names identify their content. Readers map it into memory.
 """
 
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -51,29 +52,40 @@ class CachedEncoder:
     """An encoder whose features are kept.
 
     Attributes:
-        key: Hash of all that decides on its features.
-        label: What people call it.
-        place: In the model: 0 is the base, then comes the pool.
+        key: Content hash of everything that determines its features: weights, configuration and front-end.
+        label: Its name in messages.
+        encoder_index: Index in the model: 0 is the base encoder, then comes the pool.
         layers: Layers kept of it, each `width` wide.
         bytes_per_s: Of features, for a second of audio.
     """
 
     key: str
     label: str
-    place: int
+    encoder_index: int
     layers: int
     width: int
     bytes_per_s: float
 
+    def to_json(self) -> str:
+        """Return the content of the encoder's note in the cache."""
+        # `place` is the key that earlier versions wrote.
+        return json.dumps({"place" if name == "encoder_index" else name: value for name, value in asdict(self).items()})
+
+    @classmethod
+    def from_json(cls, note: str) -> "CachedEncoder":
+        """Read what `to_json` wrote."""
+        fields = json.loads(note)
+        return cls(encoder_index=fields.pop("place"), **fields)
+
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Where a run finds what it need not compute.
+    """Cache of decoded audio and frozen-encoder features of a run.
 
     Attributes:
         folder: Of the cache; every node sees it.
         shards: The key of each shard of the run, by its path.
-        encoders: Whose features are kept.
+        encoders: Encoders whose features are kept.
     """
 
     folder: str
@@ -90,8 +102,8 @@ class FeatureCache:
 
     def missing(self, shard: str) -> list[CachedEncoder] | None:
         """Return the encoders whose features of a shard are not there yet; None if nothing at all is missing."""
-        encoders = [one for one in self.encoders if not is_whole(self.features_path(one, shard))]
-        return encoders if encoders or not is_whole(self.audio_path(shard)) else None
+        encoders = [encoder for encoder in self.encoders if not is_complete(self.features_path(encoder, shard))]
+        return encoders if encoders or not is_complete(self.audio_path(shard)) else None
 
     def load(self, rows: pa.Table) -> MicroBatch:
         """Return what `load_micro_batch` makes of rows of `Index.table`, and the features of its clips."""
@@ -99,7 +111,7 @@ class FeatureCache:
         names = zip(*(rows[name].to_pylist() for name in ("id", "task", "source")), strict=True)
         batch = MicroBatch(np.zeros(0, np.int16), [], [], [], [], [], [], [], [], [])
         clips: list[npt.NDArray[np.int16]] = []
-        heard: list[tuple[str, int]] = []
+        with_audio: list[tuple[str, int]] = []
         for shard, number, (sample_id, task, source) in zip(shards, numbers, names, strict=True):
             audio = _audio(str(self.audio_path(shard)))
             if cause := audio.table["cause"][number].as_py():
@@ -107,7 +119,7 @@ class FeatureCache:
                 continue
             clips.append(audio.samples(number))
             if len(clips[-1]):
-                heard.append((shard, number))
+                with_audio.append((shard, number))
             batch.lengths.append(len(clips[-1]))
             batch.scales.append(audio.table["scale"][number].as_py())
             batch.ids.append(sample_id)
@@ -118,16 +130,16 @@ class FeatureCache:
             batch.references.append(audio.table["references"][number].as_py())
             batch.tasks.append(task)
             batch.sources.append(source)
-        features = [self._features(encoder, heard) for encoder in self.encoders]
+        features = [self._features(encoder, with_audio) for encoder in self.encoders]
         return MicroBatch(**{**vars(batch), "audio": np.concatenate([batch.audio, *clips]), "features": features})
 
     def _features(self, encoder: CachedEncoder, clips: list[tuple[str, int]]) -> Features:
         files = [_features(str(self.features_path(encoder, shard))) for shard, _ in clips]
         places = [int(file.place[number]) for file, (_, number) in zip(files, clips, strict=True)]
-        found = [read_cell(file.table["values"], place) for file, place in zip(files, places, strict=True)]
+        cells = [read_cell(file.table["values"], place) for file, place in zip(files, places, strict=True)]
         frames = [file.table["frames"][place].as_py() for file, place in zip(files, places, strict=True)]
-        values = np.concatenate([np.zeros(0, np.uint8), *found]).view(np.uint16)
-        return Features(encoder.place, encoder.layers, encoder.width, frames, values)
+        values = np.concatenate([np.zeros(0, np.uint8), *cells]).view(np.uint16)
+        return Features(encoder.encoder_index, encoder.layers, encoder.width, frames, values)
 
 
 def shard_rows(index: Index, min_s: float, max_s: float) -> dict[str, tuple[str, pa.Table]]:
@@ -138,7 +150,7 @@ def shard_rows(index: Index, min_s: float, max_s: float) -> dict[str, tuple[str,
     """
     table, shards = index.table, index.shards
     starts = np.searchsorted(shards, np.arange(len(index.shard_names) + 1))
-    found = {}
+    keyed = {}
     for number, shard in enumerate(index.shard_names):
         rows = table.slice(starts[number], starts[number + 1] - starts[number])
         if not len(rows):
@@ -151,8 +163,8 @@ def shard_rows(index: Index, min_s: float, max_s: float) -> dict[str, tuple[str,
         blank = pa.array([""] * len(rows))
         columns = {"id": rows["row"].cast(pa.string()), "source": blank, "task": blank, "shard": [shard] * len(rows)}
         columns |= {"duration_s": rows["duration_s"], **dict(zip(_PLACE, places, strict=True))}
-        found[shard] = digest.hexdigest(), pa.table(columns)
-    return found
+        keyed[shard] = digest.hexdigest(), pa.table(columns)
+    return keyed
 
 
 def decoder_versions() -> str:
@@ -165,7 +177,7 @@ def decoder_versions() -> str:
 
 def write_audio(path: Path, rows: pa.Table, min_s: float, max_s: float) -> None:
     """Decode a shard's rows, as `shard_rows` returns them, into a file."""
-    with _whole_file(path, _AUDIO_SCHEMA) as writer:
+    with _atomic_file(path, _AUDIO_SCHEMA) as writer:
         for start in range(0, len(rows), _CHUNK_ROWS):
             chunk = rows.slice(start, _CHUNK_ROWS)
             writer.write_table(_audio_table(load_micro_batch(chunk, min_s, max_s), chunk["id"].to_pylist()))
@@ -197,7 +209,7 @@ def _audio_table(batch: MicroBatch, ids: list[str]) -> pa.Table:
 
 def write_features(path: Path, batches: Iterable[tuple[list[int], list[npt.NDArray[np.uint16]]]]) -> None:
     """Write an encoder's features of a shard: rows of its audio file, and (L, frames, E) of each."""
-    with _whole_file(path, _FEATURES_SCHEMA) as writer:
+    with _atomic_file(path, _FEATURES_SCHEMA) as writer:
         for rows, features in batches:
             sizes = [0, *(values.nbytes for values in features)]
             buffers = [
@@ -212,8 +224,8 @@ def write_features(path: Path, batches: Iterable[tuple[list[int], list[npt.NDArr
 
 
 @contextmanager
-def _whole_file(path: Path, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchFileWriter]:
-    """Write under a name of our own first: nobody sees half a file, and two writers do not meet."""
+def _atomic_file(path: Path, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchFileWriter]:
+    """Write under a unique name and rename: readers never see half a file, and two writers do not interfere."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
@@ -226,7 +238,7 @@ def _whole_file(path: Path, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchFil
         part.unlink(missing_ok=True)
 
 
-def is_whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether `path` is there and complete."""
     try:
         _open(path)

@@ -16,17 +16,17 @@ from mowe_ray.data.shards import read_samples
 
 @dataclass(frozen=True)
 class Features:
-    """What one encoder makes of the clips of a micro-batch, computed before.
+    """Features of the clips of a micro-batch that one encoder has computed before.
 
     Attributes:
-        place: of the encoder in the model: 0 is the base, then comes the pool.
+        encoder_index: index of the encoder in the model: 0 is the base encoder, then comes the pool.
         layers: L, how many of the encoder's layers there are.
         width: E.
         frames: of each clip, in row order; text-only rows have no entry.
         values: bfloat16 as uint16, the clips one after the other, each (L, its frames, E).
     """
 
-    place: int
+    encoder_index: int
     layers: int
     width: int
     frames: list[int]
@@ -81,14 +81,17 @@ class MicroBatch:
         """Return the micro-batch without these rows, which are in `bad` with their causes."""
         rows = [row for row in range(len(self.ids)) if row not in causes]
         ends = np.cumsum([0, *self.lengths])
-        heard = [row for row, length in enumerate(self.lengths) if length]
+        with_audio = [row for row, length in enumerate(self.lengths) if length]
         lists = ("lengths", "scales", "ids", "instructions", "answers", "references", "tasks", "sources")
         bad = [BadSample(self.ids[row], self.sources[row], error.cause, error.detail) for row, error in causes.items()]
         return replace(
             self,
             audio=np.concatenate([self.audio[:0], *(self.audio[ends[row] : ends[row + 1]] for row in rows)]),
             bad=[*self.bad, *bad],
-            features=[one.of([clip for clip, row in enumerate(heard) if row not in causes]) for one in self.features],
+            features=[
+                features.of([clip for clip, row in enumerate(with_audio) if row not in causes])
+                for features in self.features
+            ],
             **{name: [getattr(self, name)[row] for row in rows] for name in lists},
         )
 
@@ -113,7 +116,9 @@ class MicroBatch:
         fields["features"] = [
             {name: value for name, value in vars(features).items() if name != "values"} for features in self.features
         ]
-        arrays = {"audio": self.audio} | {_column(features.place): features.values for features in self.features}
+        arrays = {"audio": self.audio} | {
+            _column(features.encoder_index): features.values for features in self.features
+        }
         cells = {name: _cell(array) for name, array in arrays.items()}
         return pa.table({**cells, "fields": [json.dumps(fields)]})
 
@@ -123,14 +128,14 @@ class MicroBatch:
         fields = json.loads(table["fields"][row].as_py())
         fields["bad"] = [BadSample(**bad) for bad in fields["bad"]]
         fields["features"] = [
-            Features(**values, values=read_cell(table[_column(values["place"])], row).view(np.uint16))
+            Features(**values, values=read_cell(table[_column(values["encoder_index"])], row).view(np.uint16))
             for values in fields["features"]
         ]
         return cls(audio=read_cell(table["audio"], row).view(np.int16), **fields)
 
 
-def _column(place: int) -> str:
-    return f"features{place}"
+def _column(encoder_index: int) -> str:
+    return f"features{encoder_index}"
 
 
 def _cell(values: npt.NDArray[np.generic]) -> pa.Array:

@@ -218,7 +218,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             routing_totals: Routing sums of the global batch.
             prepared_audio: What `prepare_audio` returned for this batch's audio, which is then not needed.
             prepare_only: Return `prepare_audio`'s result: a way in for engines that wrap forward alone.
-            encoder_states: What frozen encoders make of the clips, (C, L, T, E) by their place in
+            encoder_states: What frozen encoders make of the clips, (C, L, T, E) by their index in
                 `audio_tower.encoders()`, padded with zeros: these encoders do not run. L is 1, or
                 all layers of a member whose features are `weighted_sum`. C may be 0.
             audio: What `encode_audio` returned for this batch, in place of the other audio arguments.
@@ -326,7 +326,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask: (B, N).
             input_values: (C, S).
             input_lengths: (C,).
-            encoder_states: (C, L, T, E) by place.
+            encoder_states: As in `forward`.
             audio: What `encode_audio` returned for this batch, in place of the last three.
             **kwargs: For the language model's `generate`: `max_new_tokens`, `num_beams`,
                 `synced_gpus`...

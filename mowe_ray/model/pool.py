@@ -35,7 +35,7 @@ class Clips:
         sizes: The same as plain numbers.
         pad_audio: How far encoders with a choice pad: `bucket` or `full30`.
         features: By front-end and padded length, which rows (R,) it was computed for, and (R, ...).
-        states: (C, L, N, E) of encoders that do not have to run, by place: 0 the base, 1, 2... the pool.
+        states: (C, L, N, E) of encoders that do not have to run, by index: 0 the base encoder, 1, 2... the pool.
     """
 
     wave: Tensor

@@ -121,7 +121,7 @@ def route(
     temperature: float,
     noise: Tensor | None,
     chosen: Tensor | None = None,
-    left_out: Sequence[int] = (),
+    excluded_members: Sequence[int] = (),
 ) -> Routing:
     """Turn logits (..., M) into a decision.
 
@@ -131,17 +131,17 @@ def route(
         temperature: Divides the logits; above 1 flattens the distribution.
         noise: Added to the scaled logits, for exploration in training.
         chosen: An earlier decision for the same clips to keep, (..., M) bool.
-        left_out: Members that are not there: the others share their probability.
+        excluded_members: Indexes of members that are treated as absent: the others share their probability.
     """
     scaled = logits / temperature
     if noise is not None:
         scaled = scaled + noise
-    if not left_out:
+    if not excluded_members:
         probabilities = scaled.softmax(-1)
         return Routing(logits, probabilities, top_k_mask(probabilities, k) if chosen is None else chosen)
     assert chosen is None
     absent = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    absent[list(left_out)] = True
-    # Where nobody is left, the softmax is NaN.
+    absent[list(excluded_members)] = True
+    # With all members excluded, the softmax is NaN.
     probabilities = scaled.masked_fill(absent, -torch.inf).softmax(-1).nan_to_num(0.0)
     return Routing(logits, probabilities, top_k_mask(probabilities, k) & ~absent)

@@ -93,7 +93,7 @@ class AudioTower(nn.Module):
 
     Attributes:
         enter_idle_encoders: See `MoweForConditionalGeneration`.
-        left_out: Numbers of pool members that are treated as not there, to see what they are worth.
+        excluded_members: Indexes of pool members that are treated as absent (ablation).
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class AudioTower(nn.Module):
         specs: list[EncoderSpec] = config.weak_encoders or []
         self.config = config
         self.enter_idle_encoders = False
-        self.left_out: tuple[int, ...] = ()
+        self.excluded_members: tuple[int, ...] = ()
         self.base_encoder = base or new_encoder(cast(EncoderSpec, config.base_encoder))
         width, members = self.base_encoder.width, len(specs)
         self.independent_router: DataIndependentRouter | None = None
@@ -153,7 +153,7 @@ class AudioTower(nn.Module):
         """Turn waves (C, S) of `lengths` (C,) samples, or what `prepare` made of them, into tokens.
 
         A batch without audio runs on one silent clip: its tokens do not count, its record has no
-        clips. Encoders whose `states` (C, L, N, E) are given, by place in `encoders`, do not run.
+        clips. Encoders whose `states` (C, L, N, E) are given, by index in `encoders`, do not run.
         """
         if prepared is None:
             clips, is_dummy = self._clips(wave, lengths, states or {})
@@ -211,14 +211,14 @@ class AudioTower(nn.Module):
         With zeros for its states: encoders that need not run on clips do not run on silence either, on any rank.
         """
         pad_audio, encoders = cast(PadAudio, self.config.pad_audio), self.encoders()
-        states = {place: known.to(encoders[place].dtype) for place, known in states.items()}
+        states = {index: known.to(encoders[index].dtype) for index, known in states.items()}
         if wave is not None and lengths is not None and len(lengths):
             return Clips(wave, lengths, pad_audio, states=states), False
         device = next(self.parameters()).device
         shortest = max(encoder.min_samples for encoder in encoders)
         silent = {
-            place: known.new_zeros(1, known.shape[1], encoders[place].num_frames(shortest), known.shape[3])
-            for place, known in states.items()
+            index: known.new_zeros(1, known.shape[1], encoders[index].num_frames(shortest), known.shape[3])
+            for index, known in states.items()
         }
         return Clips(
             torch.zeros(1, shortest, device=device),
@@ -255,13 +255,18 @@ class AudioTower(nn.Module):
                 temperature=temperature,
                 noise=noise[0],
                 chosen=chosen,
-                left_out=self.left_out,
+                excluded_members=self.excluded_members,
             )
         if self.dependent_router is not None:
             chosen = decided.dependent.chosen if decided and decided.dependent else None
             logits = self.dependent_router(features, valid)
             dependent = route(
-                logits, k=k, temperature=temperature, noise=noise[1], chosen=chosen, left_out=self.left_out
+                logits,
+                k=k,
+                temperature=temperature,
+                noise=noise[1],
+                chosen=chosen,
+                excluded_members=self.excluded_members,
             )
         return RoutingRecord(independent, dependent, len(valid))
 
@@ -294,8 +299,8 @@ class AudioTower(nn.Module):
         if self.config.fusion == "concat":
             weights = torch.eye(members, device=device)[:, None].repeat(1, clips, 1)
         else:
-            weights = torch.full((1, clips, members), 1 / max(members - len(self.left_out), 1), device=device)
-        weights[..., list(self.left_out)] = 0
+            weights = torch.full((1, clips, members), 1 / max(members - len(self.excluded_members), 1), device=device)
+        weights[..., list(self.excluded_members)] = 0
         return weights, weights > 0
 
     def _totals(self, record: RoutingRecord, clips: Clips) -> RoutingTotals:

@@ -55,7 +55,7 @@ class Batch:
         return replace(
             self,
             inputs=self.inputs | {name: tensor for name, tensor in moved.items() if isinstance(name, str)},
-            encoder_states={place: known for place, known in moved.items() if isinstance(place, int)},
+            encoder_states={index: known for index, known in moved.items() if isinstance(index, int)},
         )
 
     @property
@@ -143,7 +143,7 @@ def _collated(micro_batch: MicroBatch, processor: MoweProcessor, generate: bool)
         del inputs["attention_mask"]
     if empty and "labels" in inputs:
         inputs["labels"] = torch.full_like(inputs["labels"], -100)
-    states = {features.place: padded(features) for features in micro_batch.features}
+    states = {features.encoder_index: padded(features) for features in micro_batch.features}
     packed = _packed_tensors(inputs, states)
     buffer = pack(packed, pin=torch.cuda.is_available())
     lengths = [length for length in micro_batch.lengths if length]
@@ -162,7 +162,7 @@ def _collated(micro_batch: MicroBatch, processor: MoweProcessor, generate: bool)
         answers=answers,
         has_audio=[length > 0 for length in micro_batch.lengths],
         bad=micro_batch.bad,
-        encoder_states={place: views[place] for place in states},
+        encoder_states={index: views[index] for index in states},
     )
 
 

@@ -38,13 +38,13 @@ class FrozenEncoder:
 
     Attributes:
         label: `base_encoder`, or the name of the pool member.
-        place: In the model: 0 is the base, then comes the pool.
+        encoder_index: Index in `AudioTower.encoders()`: 0 is the base encoder, then comes the pool.
         source: Where its weights come from: a hub id, a folder, or an inline configuration.
         features: `last`, `layer:N` or `weighted_sum`.
     """
 
     label: str
-    place: int
+    encoder_index: int
     source: str | dict[str, Any]
     features: str
 
@@ -52,15 +52,15 @@ class FrozenEncoder:
 def frozen_encoders(model: ModelSection) -> tuple[list[FrozenEncoder], list[str]]:
     """Return the encoders whose features can be kept, and a line about each of the notes."""
     frozen, notes = [], []
-    for place, (label, source, train, features) in enumerate(_encoders(model)):
+    for encoder_index, (label, source, train, features) in enumerate(_encoders(model)):
         if train != "frozen":
             notes.append(f"feature_cache: {label} is trained ({train}), so its features are computed every time")
-        elif place == 0 and model.spec_augment is not None:
+        elif encoder_index == 0 and model.spec_augment is not None:
             notes.append(
                 f"feature_cache: model.spec_augment masks the input of {label}, so its features are computed every time"
             )
         else:
-            frozen.append(FrozenEncoder(label, place, source, features))
+            frozen.append(FrozenEncoder(label, encoder_index, source, features))
     return frozen, notes
 
 
@@ -85,13 +85,15 @@ def _plain(checkpoint: str | InlineConfig) -> str | dict[str, Any]:
 def load_frozen(
     model: ModelSection, wanted: Sequence[FrozenEncoder], *, seed: int, gpu: bool
 ) -> dict[int, AudioEncoder]:
-    """Load encoders, by place, with the weights and in the type in which `assemble` gives them to the model."""
+    """Load encoders, by `encoder_index`, with the weights and in the type that they have in the model (`assemble`)."""
     dtype = model_dtype(model, gpu)
     if model.init_from is not None:
         every = load_tower(model.init_from, dtype).encoders() if wanted else []
-        loaded = {encoder.place: every[encoder.place] for encoder in wanted}
+        loaded = {encoder.encoder_index: every[encoder.encoder_index] for encoder in wanted}
     else:
-        loaded = {encoder.place: load_encoder(encoder.source, seed + encoder.place)[0] for encoder in wanted}
+        loaded = {
+            encoder.encoder_index: load_encoder(encoder.source, seed + encoder.encoder_index)[0] for encoder in wanted
+        }
     for encoder in loaded.values():
         cast_weights(encoder, dtype)
         encoder.requires_grad_(False).eval()
@@ -103,7 +105,7 @@ def describe(encoder: AudioEncoder, frozen: FrozenEncoder, pad_audio: str) -> Ca
     layers = encoder.num_layers + 1 if frozen.features == "weighted_sum" else 1
     bytes_per_s = 2 * layers * encoder.width * SAMPLE_RATE / hop_samples(encoder)
     key = encoder_key(encoder, frozen.features, pad_audio)
-    return CachedEncoder(key, frozen.label, frozen.place, layers, encoder.width, bytes_per_s)
+    return CachedEncoder(key, frozen.label, frozen.encoder_index, layers, encoder.width, bytes_per_s)
 
 
 def encoder_key(encoder: AudioEncoder, features: str, pad_audio: str) -> str:
@@ -125,9 +127,9 @@ def origin_key(model: ModelSection, frozen: FrozenEncoder, *, seed: int, gpu: bo
         folder = Path(str(cached_file(frozen.source, CONFIG_NAME))).parent
         files = [(file.name, *_version_of(file)) for file in sorted(folder.iterdir()) if file.is_file()]
     else:
-        drawn, files = seed + frozen.place, []
+        drawn, files = seed + frozen.encoder_index, []
     origin = [_VERSION, torch.__version__, transformers.__version__, str(model_dtype(model, gpu)), model.pad_audio]
-    origin += [frozen.source, frozen.place, frozen.label, frozen.features, drawn, files]
+    origin += [frozen.source, frozen.encoder_index, frozen.label, frozen.features, drawn, files]
     return hashlib.blake2b(json.dumps(origin, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -104,7 +104,7 @@ def test_two_passes_at_once_fill_it_with_each_clips_own_features(tiny_corpus: Co
         one, other = pool.map(fill, range(2))
     assert one == other is not None
     assert not list(tmp_path.rglob("*.part"))
-    frozen = {encoder.place: encoder for encoder in frozen_encoders(config.model)[0]}
+    frozen = {encoder.encoder_index: encoder for encoder in frozen_encoders(config.model)[0]}
     loaded = load_frozen(config.model, list(frozen.values()), seed=config.seed, gpu=False)
     limits = config.data.min_duration_s, config.data.max_duration_s
     for index in (sources.train, *sources.validation.values()):
@@ -113,11 +113,11 @@ def test_two_passes_at_once_fill_it_with_each_clips_own_features(tiny_corpus: Co
         assert (found.ids, found.audio.tolist()) == (expected.ids, expected.audio.tolist())
         clips = [torch.from_numpy(clip) for clip in expected.waveforms() if clip is not None]
         for features in found.features:
-            encoder, states = loaded[features.place], padded(features)
+            encoder, states = loaded[features.encoder_index], padded(features)
             for wave, known in zip(clips, states, strict=True):
                 length = torch.tensor([len(wave)])
                 inputs = encoder.front_end(wave[None], length, encoder.pad_samples(len(wave), "bucket"))
-                layers = chosen_layers(encoder, frozen[features.place].features, inputs, length)
+                layers = chosen_layers(encoder, frozen[features.encoder_index].features, inputs, length)
                 exact = torch.stack(layers, 1)[0, :, : encoder.num_frames(len(wave))]
                 # Half a step of bfloat16 is 2^-9; near zero, float32 sums over a batch in another order count too.
                 error = (known[:, : exact.shape[1]].float() - exact).abs()

@@ -185,7 +185,7 @@ class _Answerer:
     @torch.inference_mode()
     def _answer(self, decoded: pa.Table, row: int) -> dict[str, Any]:
         config, micro_batch = self._config, MicroBatch.from_row(decoded, row)
-        self._model.audio_tower.left_out, labels = self._settings[decoded["dataset"][row].as_py()]
+        self._model.audio_tower.excluded_members, labels = self._settings[decoded["dataset"][row].as_py()]
         began = time.monotonic()
         instruct = partial(_task_instruction, config, labels)
         micro_batch = drop_too_long(

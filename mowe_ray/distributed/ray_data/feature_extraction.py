@@ -6,11 +6,10 @@ results of one run serve all later ones; two runs at the same time process the s
 
 from __future__ import annotations
 
-import json
 import random
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +20,7 @@ from mowe_ray.config import RunConfig
 from mowe_ray.data.feature_cache import (
     CachedEncoder,
     FeatureCache,
-    is_whole,
+    is_complete,
     open_audio,
     shard_rows,
     write_audio,
@@ -107,7 +106,7 @@ def _decode(rows: pa.Table, cache: ray.ObjectRef, config: RunConfig) -> pa.Table
     """Decodes a shard, unless the cache has it."""
     shard = rows["shard"][0].as_py()
     path = ray.get(cache).audio_path(shard)
-    if not is_whole(path):
+    if not is_complete(path):
         write_audio(path, rows, config.data.min_duration_s, config.data.max_duration_s)
     return pa.table({"shard": [shard]})
 
@@ -122,9 +121,11 @@ class _Encoder:
         if not self._gpu:
             torch.set_num_threads(config.compute.cpus_per_worker)
         # Only encoders whose features some shard lacks are loaded.
-        wanted = {encoder.place for encoder in self._cache.encoders}
+        wanted = {encoder.encoder_index for encoder in self._cache.encoders}
         self._frozen = {
-            encoder.place: encoder for encoder in frozen_encoders(config.model)[0] if encoder.place in wanted
+            encoder.encoder_index: encoder
+            for encoder in frozen_encoders(config.model)[0]
+            if encoder.encoder_index in wanted
         }
         self._loaded = load_frozen(config.model, list(self._frozen.values()), seed=config.seed, gpu=self._gpu)
         for encoder in self._loaded.values():
@@ -137,11 +138,11 @@ class _Encoder:
             audio = open_audio(self._cache.audio_path(shard))
             for encoder in self._cache.encoders:
                 path = self._cache.features_path(encoder, shard)
-                if is_whole(path):
+                if is_complete(path):
                     continue
                 batches = encode_clips(
-                    self._loaded[encoder.place],
-                    self._frozen[encoder.place].features,
+                    self._loaded[encoder.encoder_index],
+                    self._frozen[encoder.encoder_index].features,
                     audio,
                     pad_audio=self._config.model.pad_audio,
                     device=self._device,
@@ -165,7 +166,7 @@ def _described(frozen: list[FrozenEncoder], config: RunConfig, folder: str) -> l
             ray.get(_describe.remote(unknown, config))
         except ray.exceptions.RayTaskError as error:
             raise ValueError(f"data.feature_cache: {cause_of(error)}") from error
-    return [CachedEncoder(**json.loads(note.read_text())) for note in notes]
+    return [CachedEncoder.from_json(note.read_text()) for note in notes]
 
 
 @ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")
@@ -178,5 +179,5 @@ def _describe(encoders: list[tuple[FrozenEncoder, Path]], config: RunConfig) -> 
         note.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own, then a rename: another run may write the same note now.
         part = note.with_name(f"{note.name}.{uuid.uuid4().hex}.part")
-        part.write_text(json.dumps(asdict(describe(loaded[encoder.place], encoder, config.model.pad_audio))))
+        part.write_text(describe(loaded[encoder.encoder_index], encoder, config.model.pad_audio).to_json())
         part.replace(note)

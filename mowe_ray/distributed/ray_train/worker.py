@@ -144,7 +144,7 @@ def _check_cache(cache: FeatureCache, engine: DeepSpeedEngine) -> None:
         changed = [
             kept.label
             for kept in cache.encoders
-            if kept.key != encoder_key(encoders[kept.place], features[kept.place], config.pad_audio)
+            if kept.key != encoder_key(encoders[kept.encoder_index], features[kept.encoder_index], config.pad_audio)
         ]
     if changed := engine.gather(changed)[0]:
         raise RunError(

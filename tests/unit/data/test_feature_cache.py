@@ -47,7 +47,7 @@ def index_of(corpus: Path, task: str | None = None, max_s: float = LONGEST_S) ->
 def features_of(encoder: CachedEncoder, row: int, length: int) -> np.ndarray:
     """Made-up features (L, frames, E) of a clip that tell whose they are."""
     frames = 1 + length // 320
-    random = np.random.default_rng([encoder.place, row, length])
+    random = np.random.default_rng([encoder.encoder_index, row, length])
     return random.integers(0, 1 << 16, (encoder.layers, frames, encoder.width)).astype(np.uint16)
 
 
@@ -86,7 +86,11 @@ def test_cached_micro_batches_are_those_that_are_decoded(corpus, tmp_path):
             wanted = [features_of(encoder, row["row"], lengths[row["id"]]) for row in clips]
             assert features.frames == [values.shape[1] for values in wanted]
             assert np.array_equal(features.values, np.concatenate([*map(np.ravel, wanted), np.zeros(0, np.uint16)]))
-            assert (features.place, features.layers, features.width) == (encoder.place, encoder.layers, encoder.width)
+            assert (features.encoder_index, features.layers, features.width) == (
+                encoder.encoder_index,
+                encoder.layers,
+                encoder.width,
+            )
     assert {bad.cause for bad in found.bad} == {"truncated", "silent"}
 
 
@@ -177,3 +181,9 @@ def test_a_file_that_has_gone_is_told_with_the_key_to_look_at(corpus, tmp_path):
     other = FeatureCache(str(tmp_path / "elsewhere"), cache.shards, cache.encoders)
     with pytest.raises(FileNotFoundError, match=r"data\.feature_cache.*run the same command again"):
         other.load(index.table.slice(0, 1))
+
+
+def test_the_note_of_an_encoder_keeps_its_keys() -> None:
+    note = '{"key": "all", "label": "member", "place": 2, "layers": 3, "width": 2, "bytes_per_s": 600.0}'
+    assert ENCODERS[1].to_json() == note
+    assert CachedEncoder.from_json(note) == ENCODERS[1]

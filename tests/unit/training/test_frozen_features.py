@@ -63,7 +63,7 @@ def build(section: ModelSection, seed: int = SEED) -> tuple[MoweForConditionalGe
 def keys(section: ModelSection, seed: int = SEED) -> dict[int, str]:
     frozen, _ = frozen_encoders(section)
     loaded = load_frozen(section, frozen, seed=seed, gpu=False)
-    return {one.place: describe(loaded[one.place], one, section.pad_audio).key for one in frozen}
+    return {one.encoder_index: describe(loaded[one.encoder_index], one, section.pad_audio).key for one in frozen}
 
 
 def origins(section: ModelSection, seed: int = SEED) -> list[str]:
@@ -149,7 +149,7 @@ def test_what_is_trained_or_masked_is_told(make_section):
     assert [one.label for one in frozen] == ["folder", "drawn"]
     assert [line.split()[1:4] for line in lines] == [["base_encoder", "is", "trained"], ["trained", "is", "trained"]]
     frozen, lines = frozen_encoders(make_section(spec_augment={}))
-    assert [one.place for one in frozen] == [1, 3]
+    assert [one.encoder_index for one in frozen] == [1, 3]
     assert "model.spec_augment masks the input of base_encoder" in lines[0]
 
 
@@ -159,7 +159,7 @@ def test_features_are_those_in_float32_to_half_a_step_of_bfloat16(make_section, 
     frozen, _ = frozen_encoders(section)
     loaded = load_frozen(section, frozen, seed=SEED, gpu=False)
     for one in frozen:
-        encoder = loaded[one.place]
+        encoder = loaded[one.encoder_index]
         for row, found in encoded(encoder, one.features, audio).items():
             wave, length = torch.from_numpy(audio.wave(row))[None], torch.tensor([audio.lengths[row]])
             inputs = encoder.front_end(wave, length, encoder.pad_samples(int(length), "bucket"))

@@ -39,9 +39,9 @@ def test_leaving_a_member_out_is_a_pool_without_it(make_model, make_batch, optio
     small = without(model, small.eval(), member)
     batch = make_batch(model, ROWS)
     before = model(**batch).logits
-    model.audio_tower.left_out = (member,)
+    model.audio_tower.excluded_members = (member,)
     torch.testing.assert_close(model(**batch).logits, small(**batch).logits)
-    model.audio_tower.left_out = ()
+    model.audio_tower.excluded_members = ()
     assert torch.equal(model(**batch).logits, before)
 
 
@@ -49,7 +49,7 @@ def test_a_left_out_block_of_a_concatenation_is_zero(make_model, make_batch) -> 
     model = make_model(weak_encoders=POOL, fusion="concat").eval()
     seen = []
     model.audio_tower.adapter.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
-    model.audio_tower.left_out = (1,)
+    model.audio_tower.excluded_members = (1,)
     model(**make_batch(model, ROWS))
     _, *blocks = seen[0].chunk(4, dim=-1)
     assert [bool(block.any()) for block in blocks] == [True, False, True]
@@ -57,7 +57,7 @@ def test_a_left_out_block_of_a_concatenation_is_zero(make_model, make_batch) -> 
 
 def test_leaving_out_everyone_leaves_the_base(make_model, make_batch) -> None:
     model = make_model().eval()
-    model.audio_tower.left_out = (0, 1)
+    model.audio_tower.excluded_members = (0, 1)
     seen = []
     model.audio_tower.adapter.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     output = model(**make_batch(model, ROWS))
