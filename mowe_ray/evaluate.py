@@ -1,10 +1,10 @@
-"""Score trained models: answers to every dataset, metrics as the field computes them, and what the routers learned.
+"""Score trained models: answers to every dataset, standard metrics, and routing statistics.
 
 python -m mowe_ray.evaluate RUN_OR_EXPORT [MORE ...] [section.key=value ...]
 
 Data and resources are those of the (first) run unless given. Several models are compared on the same samples. Joins
 the Ray cluster it was submitted to, else starts a local one. Run the same command again to go on after any
-interruption: what is answered is not asked again. The last line on stdout is the result as JSON.
+interruption: stored answers are kept. The last line on stdout is the result as JSON.
 """
 
 from __future__ import annotations

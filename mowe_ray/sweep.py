@@ -1,4 +1,4 @@
-"""Run a study: many trainings that differ in what a sweep file says, and an answer to its question.
+"""Run a study: the trainings that a sweep file defines, and an answer to its question.
 
 python -m mowe_ray.sweep SWEEP.yaml [key=value ...] [--dry-run]
 

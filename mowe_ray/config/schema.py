@@ -121,7 +121,7 @@ class RunConfig(Section):
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of an optimizer step, over all workers of the whole group."""
+        """Micro-batches of an optimizer step, over all workers of the complete group."""
         return self.compute.max_workers * self.training.gradient_accumulation
 
     def to_yaml(self) -> str:

@@ -1,4 +1,4 @@
-"""What an audio file says about itself: its container (by magic bytes) and its length.
+"""Container (by magic bytes) and declared length of audio files, from their headers.
 
 Decoders return half of a cut WAV, MP3 or Opus file without an error, so the declared length is the
 only way to notice. Layouts: RIFF/WAVE, RFC 9639 (FLAC), RFC 3533 and 7845 (Ogg, Opus), Vorbis I,
@@ -116,7 +116,7 @@ def read_header(file: BinaryIO) -> Header:
     """Read container and declared length of a seekable file.
 
     Returns:
-        The container is `OTHER` where the first bytes tell none; it may still be one that libsndfile knows.
+        The container is `OTHER` if the first bytes match no known one; libsndfile may still support it.
 
     Raises:
         BadAudio: `zero_length` for an empty file.
@@ -200,8 +200,8 @@ def _ogg_start(file: BinaryIO, longest: int) -> int:
     """Granule position before the first sample: above 0 in what was cut out of a longer stream (RFC 7845, 4.5).
 
     Args:
-        longest: L, samples of a long Vorbis block; 0 for Opus, whose packets tell their length. Vorbis packets do not:
-            the first gives nothing and each other one at most L / 2, so that a start below some 20 ms is not seen.
+        longest: L, samples of a long Vorbis block; 0 for Opus, whose packets declare their length. Vorbis packets do
+            not: the first gives nothing, the others at most L / 2, so that a start below some 20 ms is not detected.
     """
     at = 0
     for _ in range(_MOST_CHUNKS):

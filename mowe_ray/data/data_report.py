@@ -10,7 +10,7 @@ _LISTED = 1000  # bad samples named in the report; all of them are counted
 
 
 class DataReport:
-    """Counts bad samples once each, however many epochs meet them.
+    """Counts each bad sample once, over all epochs.
 
     Args:
         usable: samples by source that the index calls usable; decoding may still find some bad.

@@ -145,8 +145,8 @@ class FeatureCache:
 def shard_rows(index: Index, min_s: float, max_s: float) -> dict[str, tuple[str, pa.Table]]:
     """Return the key and the rows of each shard of `index`, by its path.
 
-    The key tells which samples of which version of the shard are decoded within which limits and by which decoders,
-    whatever task, source or id the run gives them; the rows have none of these either.
+    The key identifies which samples of which version of the shard are decoded within which limits and by which
+    decoders, independent of the task, source and id that the run gives them; the rows have none of these either.
     """
     table, shards = index.table, index.shards
     starts = np.searchsorted(shards, np.arange(len(index.shard_names) + 1))

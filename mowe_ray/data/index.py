@@ -30,7 +30,7 @@ _TABLE_COLUMNS = ["id", "duration_s", "task", "audio_at", "audio_size", "meta_at
 
 
 class ParallelMap(Protocol):
-    """Like the built-in `map`: results in order, computed wherever the caller likes."""
+    """Ordered map, like the built-in `map`; implementations may run in parallel or on other machines."""
 
     def __call__(self, function: Callable[[str], pa.Table], items: Iterable[str], /) -> Iterable[pa.Table]: ...
 
@@ -223,7 +223,7 @@ def _open(path: Path) -> pa.Table:
 
 
 def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.Table]) -> None:
-    """Write under another name first: no reader sees half a file, no map its file change."""
+    """Write under another name and rename: readers never see half a file, and mapped files never change."""
     part = path.with_suffix(f".{os.getpid()}.part")
     with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         for batch in _merged(batches):

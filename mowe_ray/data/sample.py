@@ -42,7 +42,7 @@ _ABOUT_A_FILE = frozenset(
 
 
 class BadAudio(ValueError):  # noqa: N818 - it is the audio that is bad
-    """A clip that cannot be used, with one cause out of the closed list and a detail for people."""
+    """A clip that cannot be used, with one cause out of the closed list and a detail for messages."""
 
     def __init__(self, cause: Cause, detail: str) -> None:
         self.cause: Cause = cause
@@ -90,8 +90,8 @@ class Sample:
     Attributes:
         id: unique within its source.
         audio: the encoded file, or None for a text-only sample.
-        instruction: what is asked about the audio.
-        answer: what the model should say.
+        instruction: the instruction or question about the audio.
+        answer: the target text.
         task: `asr`, `er`, `ac`, `aqa`, `sqa` or free text.
         source: name of the corpus it came from.
         suffix: file suffix without the dot, for writers; decoding trusts the bytes only.

@@ -68,7 +68,7 @@ def check_baseline(targets: Sequence[Target], baseline: str | None) -> None:
 
 
 def folder_at(path: str) -> RunFolder:
-    """Return a folder by its whole path or URL."""
+    """Return a folder by its full path or URL."""
     path = path.rstrip("/")
     if "://" not in path:
         path = str(Path(path).expanduser().absolute())

@@ -1,4 +1,4 @@
-"""Assemble a model from checkpoints, and say which of its parts train.
+"""Assemble a model from checkpoints, and set which of its parts train.
 
 tokenizer = AutoTokenizer.from_pretrained("microsoft/Phi-3-mini-4k-instruct")
 model = build_model(

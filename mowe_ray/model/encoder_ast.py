@@ -39,7 +39,7 @@ class ASTAudioEncoder(AudioEncoder):
         return [(self.front_end.window, self.front_end.hop, 0), patches]
 
     def encode(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
-        """AST knows no mask: like its own extractor, it sees padding frames."""
+        """AST has no mask: like its own extractor, it treats padding frames as audio."""
         config = self.config
         clips, frames, mels = features.shape
         columns = (config.max_length - config.patch_size) // config.time_stride + 1

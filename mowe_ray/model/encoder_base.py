@@ -1,4 +1,4 @@
-"""What every audio encoder of a MoWE model can do, whatever its family.
+"""Base class of the audio encoders of a MoWE model.
 
 A new family is one subclass of `AudioEncoder` (see `encoder_wav2vec2.py` for the shortest ones) and
 one line in `encoders.py`; `tests/unit/model/test_encoders_contract.py` then checks it.

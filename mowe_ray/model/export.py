@@ -49,7 +49,7 @@ def export(
         processor: Makes its inputs.
         folder: Where to write.
         state_dict: All weights, where the model itself holds only shards of them.
-        merge: Add LoRA adapters to the weights. Otherwise they stay beside them, and reading the export takes peft too.
+        merge: Add LoRA adapters to the weights. Otherwise they are stored as adapters, which need peft to be loaded.
     """
     folder = Path(folder)
     config: MoweConfig = copy.deepcopy(model.config)

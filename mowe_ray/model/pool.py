@@ -4,7 +4,7 @@ Legend: C clips, S samples, T base frames, M members, K mixtures (fusion blocks)
 member, D common width (the base encoder's), L layers that a choice of features needs, N frames and
 E width of one encoder.
 
-Which clips a member runs on decides shapes, so the host has to know it. Each read of a tensor makes the host wait for
+The clips that a member runs on determine shapes, which the host needs. Each read of a tensor makes the host wait for
 the device; here there is one in a forward, of all choices together, and everything that follows from them and from the
 clips' lengths is worked out on the host.
 """
@@ -31,7 +31,7 @@ class Clips:
 
     Attributes:
         wave: (C, S) mono 16 kHz.
-        lengths: (C,) valid samples; best on the host, which has to know them. They move to the wave's device.
+        lengths: (C,) valid samples; best on the host, which needs their values. They are moved to the wave's device.
         sizes: The same as plain numbers.
         pad_audio: How far encoders with a choice pad: `bucket` or `full30`.
         features: By front-end and padded length, which rows (R,) it was computed for, and (R, ...).

@@ -123,7 +123,7 @@ def frame(x: Axis, y: Axis, height: float, x_label: str) -> str:
 
 
 def plot(height: float, *marks: str, label: str, kind: str = "framed") -> str:
-    """Put marks into a plot; `label` says what it shows to those who do not see it."""
+    """Put marks into a plot; `label` describes it for screen readers."""
     return tag("svg", *marks, class_=f"plot {kind}", height=height, role="img", aria_label=label)
 
 
@@ -180,7 +180,7 @@ class BarSegment:
 
 
 def stacked_bar(parts: Sequence[BarSegment], label: str) -> str:
-    """Draw parts side by side over the whole width; `label` says what they are parts of."""
+    """Draw parts side by side over the full width; `label` describes it for screen readers."""
     total = sum(part.size for part in parts)
     drawn, before = [], 0.0
     for part in parts:
@@ -272,7 +272,7 @@ PLAIN = "var(--muted)"
 
 
 def colour(i: int) -> str:
-    """Return the i-th of the colours that all readers can tell apart; grey after the last."""
+    """Return the i-th colour of a palette for all kinds of colour vision; grey after the last."""
     return f"var(--c{i})" if i < MOST_COLOURS else PLAIN
 
 

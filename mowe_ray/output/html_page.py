@@ -219,7 +219,7 @@ SCRIPT = """
 
 
 def page(title: str, *sections: str) -> str:
-    """Return a whole HTML document."""
+    """Return a complete HTML document."""
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'  # browsers ask for one otherwise

@@ -83,7 +83,7 @@ class RunFolder:
         self.write_bytes(file, text.encode())
 
     def write_bytes(self, file: str, content: bytes) -> None:
-        """Write `file`, whole or not at all where the file system can rename."""
+        """Write `file`, atomically where the file system can rename."""
         target = f"{self._root}/{file}"
         self._filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
         with self._filesystem.open(f"{target}.part", "wb") as f:

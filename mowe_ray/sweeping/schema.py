@@ -64,7 +64,7 @@ class LogUniform(Section):
 
 
 class IntRange(Section):
-    """A whole number between two others, both included."""
+    """An integer between two others, both included."""
 
     model_config = ConfigDict(populate_by_name=True)
     between: Annotated[tuple[int, int], Field(alias="int")]

@@ -1,4 +1,4 @@
-"""Build the model, its processor and its optimizer groups from a configuration, which only this module unpacks."""
+"""Build the model, its processor and its optimizer groups from sections of the configuration."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Batch:
             `attention_mask` (R, N); and, when there is audio, `input_values` (C, S) and `input_lengths` (C,).
         answer_tokens: Labelled tokens.
         audio_s: Seconds of real audio; `padded_s` counts the padding up to the longest clip too.
-        ids, sources, tasks, answers: One string a row; has_audio tells which rows have a clip.
+        ids, sources, tasks, answers: One string a row; has_audio is True for rows with a clip.
         bad: Samples of this micro-batch that could not be used.
         encoder_states: The argument of that name, of the encoders that need not run.
     """

@@ -175,7 +175,7 @@ def _data_table(data: dict[str, Any]) -> list[list[str]]:
 
 
 def _step_facts(config: RunConfig, train: Index | None) -> dict[str, Any]:
-    """Return the size and number of optimizer steps; None where only data could tell."""
+    """Return the size and number of optimizer steps; None where they depend on data that are not given."""
     training, data = config.training, config.data
     micro_batches = config.micro_batches_per_step
     facts: dict[str, Any] = {

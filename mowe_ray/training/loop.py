@@ -33,7 +33,7 @@ class StepResult:
         learning_rate_factor: Share of the peak learning rates in this step.
         answer_tokens, clips: Size of the global batch; audio_s its seconds of audio, padded_s with padding.
         data_wait_s, step_s: Seconds this rank waited for data and spent in the whole step.
-        routing: What the routers did in the step, over all ranks.
+        routing: Routing sums of the step, over all ranks.
         batches: This rank's own micro-batches.
     """
 
@@ -127,7 +127,7 @@ def _accumulate(
 def _poisoned_unless_finite(loss: torch.Tensor) -> torch.Tensor:
     """Return `loss` with a gradient that is NaN wherever it reaches, if it is not finite itself.
 
-    A loss of inf may have a finite gradient; then only this rank would know that the step is worth nothing.
+    A loss of inf may have a finite gradient, which would be applied although it is meaningless.
     """
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
 
@@ -150,7 +150,7 @@ def _global_sizes(engine: Engine, batches: list[Batch]) -> _Sizes:
 def _share_routing(
     engine: Engine, batches: list[Batch], step: int, slots: list[int], seeds: list[int]
 ) -> tuple[list[PreparedAudio | None], RoutingTotals | None]:
-    """Route every micro-batch before the first backward, for L_MoWE is not a sum over clips.
+    """Route every micro-batch before the first backward, because L_MoWE is not a sum over clips.
 
     One micro-batch on one rank is the global batch itself and needs none of it.
     """

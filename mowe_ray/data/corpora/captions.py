@@ -1,6 +1,6 @@
 """Corpora of captioned sounds: AudioCaps and WavCaps.
 
-AudioCaps: captions of ten-second YouTube clips, which everybody downloads on their own.
+AudioCaps: captions of ten-second YouTube clips, which users download themselves.
 
     dataset/train.csv  dataset/val.csv  dataset/test.csv      audiocap_id,youtube_id,start_time,caption
 

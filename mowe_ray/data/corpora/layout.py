@@ -75,11 +75,11 @@ _MORE_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What rows do not say themselves.
+    """Values for fields that rows lack.
 
     Attributes:
         source: name of the corpus.
-        task: task of rows without one; None = every row must say it.
+        task: task of rows without one; None = every row must name it.
         instruction: instruction of rows without one; None = the usual one of the task.
     """
 
@@ -96,7 +96,7 @@ class Defaults:
             beside: file that holds the row; relative audio paths start at its folder.
 
         Raises:
-            ValueError: nothing says the task, or the instruction of a task that has no usual one.
+            ValueError: the task is unknown, or the instruction of a task without a usual one.
         """
         try:
             record = parse_record(_with_usual_names(row))

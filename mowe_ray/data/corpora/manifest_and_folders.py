@@ -1,6 +1,6 @@
 """Manifests, one row a clip, as JSON lines, a JSON list, or TSV with a header line; and folders of audio files.
 
-Folders of audio files come with a table (the audiofolder layout of `datasets`), or are named by what is heard in them.
+Folders of audio files come with a table (the audiofolder layout of `datasets`), or are named after the sounds in them.
 """
 
 import re
@@ -65,7 +65,7 @@ def read_audiofolder(folder: Path, defaults: Defaults, split: str | None = None)
 
     Args:
         folder: Has metadata.csv, .jsonl or .parquet in it or below, whose column `file_name` is relative to the table.
-        defaults: What rows do not say themselves.
+        defaults: Values for fields that rows lack.
         split: Only files below a folder of this name; None takes all where there are not several splits.
 
     Raises:

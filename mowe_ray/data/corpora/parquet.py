@@ -26,7 +26,7 @@ def read_parquet(
 
     Args:
         path: file or folder.
-        defaults: what rows do not say themselves.
+        defaults: values for fields that rows lack.
         split: only files of this split (`train-00000-of-00004.parquet` or `train/...`); None = all.
         fields_of: turns a row into fields of the usual names.
 

@@ -1,4 +1,4 @@
-"""From a stream of samples to a folder of shards with a report beside them."""
+"""Writes a stream of samples to a folder of shards, with a report of those left out."""
 
 import hashlib
 import json
@@ -172,7 +172,7 @@ def is_held_out(sample: Sample | BadSample, fraction: float, seed: int) -> bool:
 
 
 def check_sample(sample: Sample, min_s: float, max_s: float) -> Sample | BadSample:
-    """Decode a sample once, to find what no header tells.
+    """Decode a sample once, to find damage that headers do not show.
 
     Returns:
         The sample with its length, its bytes untouched, except that a segment of a longer

@@ -54,14 +54,14 @@ class Kind:
     """A layout that can be read.
 
     Attributes:
-        about: for people, in a line.
+        about: description for users, in a line.
         is_it: whether a path seems to be of this kind.
-        read: makes the samples of a path and what its rows do not say, then of the split if the kind has `splits`
+        read: makes the samples of a path and the defaults of its rows, then of the split if the kind has `splits`
             (None = all), then of the label if it has `labels`.
-        task: what it is for, where the layout tells.
+        task: its task, if the layout determines one.
         splits: official names; () = any, None = there are no splits.
         whole: whether all splits may be read together; not where one of them is for testing.
-        labels: what people may take for the answer; the first is the default.
+        labels: fields that may be used as the answer; the first is the default.
     """
 
     about: str
@@ -216,7 +216,7 @@ def read_source(
     Args:
         path: file or folder.
         name: of its kind.
-        defaults: what its rows do not say themselves.
+        defaults: values for fields that its rows lack.
         split: the part of it to read; None = all.
         label: what to take for the answer, for kinds with a choice; None = the usual.
 
@@ -231,7 +231,7 @@ def read_source(
 
 
 def count_samples(path: Path, name: str, split: str | None = None) -> int | None:
-    """How many samples to expect, as far as a quick look tells; None if it does not."""
+    """Estimate the number of samples from a quick look; None if that is not possible."""
     if name in ("parquet", "audiobench", "slue-sqa5"):
         try:
             counts: list[int] = [pq.read_metadata(f).num_rows for f in parquet_files(path, split)]

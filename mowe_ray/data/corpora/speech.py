@@ -8,7 +8,7 @@ Common Voice: a folder per language, with one TSV a split beside the clips.
 
 The TSVs have a header with at least `path` (the clip's name, without suffix in the first releases) and `sentence`;
 quotes mean themselves. Known from the readers of lhotse and torchaudio. lhotse's recipe is not used: it opens every
-clip once more than needed, wants columns that older releases lack, and leaves out missing clips without a word.
+clip once more than needed, requires columns that older releases lack, and skips missing clips silently.
 """
 
 from collections.abc import Iterator

@@ -135,7 +135,7 @@ def _offset(fields: Mapping[str, Any]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the index knows of one sample; bad samples are rows too, with a cause.
+    """Index row of a sample; bad samples are rows too, with a cause.
 
     Attributes:
         duration_s: 0 for a text-only sample.

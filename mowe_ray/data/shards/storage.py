@@ -132,7 +132,7 @@ def open_file(path: str) -> BinaryIO:
 
 
 def fingerprint(path: str) -> str:
-    """Size and time of change, which tell a rewritten file from the one that was indexed."""
+    """Size and time of change, by which a rewritten file differs from the one that was indexed."""
     if not is_remote(path):
         status = Path(path).stat()
         return f"{status.st_size}-{status.st_mtime_ns}"

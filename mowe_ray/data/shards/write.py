@@ -109,7 +109,7 @@ def _create(path: str) -> Any:
 
 
 def _fields(sample: Sample) -> dict[str, Any]:
-    """The JSON of a sample; audio whose length cannot be told is left for the index to judge."""
+    """The JSON of a sample, without a duration if that cannot be determined: the index then checks the audio."""
     fields: dict[str, Any] = {
         "id": sample.id,
         "instruction": sample.instruction,

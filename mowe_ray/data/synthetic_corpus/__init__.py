@@ -1,6 +1,6 @@
 """The built-in corpus: synthetic speech and sounds for five tasks, offline, seeded, any size.
 
-Samples on the fly, or shards in a cache folder. What is asked is in `tasks.py`.
+Samples on the fly, or shards in a cache folder. The tasks are in `tasks.py`.
 """
 
 import shutil

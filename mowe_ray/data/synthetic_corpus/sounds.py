@@ -87,7 +87,7 @@ def engine(rng: Rng) -> Wave:
 
 
 def beeps(rng: Rng, count: int) -> Wave:
-    """`count` equal tones of 110 ms, in a stretch of time that does not tell how many."""
+    """`count` equal tones of 110 ms, in a duration that does not depend on their number."""
     pitch, gap = rng.uniform(700, 1300), rng.uniform(0.3, 0.38)
     time = _clock(0.11)
     tone = np.sin(2 * np.pi * pitch * time) * np.minimum(1, 20 * np.sin(np.pi * time / 0.11))

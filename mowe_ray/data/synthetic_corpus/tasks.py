@@ -1,4 +1,4 @@
-"""What the built-in corpus asks: five tasks, each a function from a `Studio` to one `Clip`.
+"""The five tasks of the built-in corpus, each a function from a `Studio` to one `Clip`.
 
 Small closed vocabularies on purpose: a randomly initialised model of a million parameters has to
 learn all five tasks from some hundred clips. Every task balances its answers, so that guessing the
@@ -132,7 +132,7 @@ def speech_recognition(studio: Studio) -> Clip:
 
 
 def emotion_recognition(studio: Studio) -> Clip:
-    """A phrase without emotional words; only the way it is spoken tells the emotion."""
+    """A phrase without emotional words; the emotion is in the way it is spoken alone."""
     name = studio.balanced(tuple(EMOTIONS), studio.number)
     emotion = EMOTIONS[name]
     spoken = studio.say(studio.any(PHRASES), emotion.prosody)

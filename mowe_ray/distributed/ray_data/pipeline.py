@@ -74,7 +74,7 @@ def stream_blocks(
 
     Args:
         blocks: The work. Not a range: to read one is a task of one CPU, and there may be none left for it.
-        decode: Returns, or yields, what becomes of a block; called as `decode(block, **arguments)`.
+        decode: Returns, or yields, the decoded block; called as `decode(block, **arguments)`.
         decode_cpus: Tasks that run at a time, one CPU each.
         preserve_order: Yield in the order of `blocks`, else as they are done.
         reserved: The process that calls this has reserved the CPUs with its own; the tasks run on its node.

@@ -1,4 +1,4 @@
-"""One trial of a study: a whole training run, driven from inside a Ray Tune trial.
+"""One trial of a study: a complete training run, driven from inside a Ray Tune trial.
 
 Tune's function trainables can deadlock over a nested Ray Train run and give Tune no checkpoints (Ray 2.60); this is a
 class: a step waits for the next validation of the run, which trains on meanwhile in a thread of its own.

@@ -28,7 +28,7 @@ class ChatEndpoint:
 
     Attributes:
         base_url: Such as http://localhost:8000/v1.
-        api_key_env: Environment variable with the key. It may be missing: local servers want none.
+        api_key_env: Environment variable with the key. It may be missing: local servers need none.
         concurrency: Most questions on their way at a time.
         timeout_s: Longest wait for a reply.
         max_retries: Tries after the first.

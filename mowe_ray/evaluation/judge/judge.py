@@ -191,7 +191,7 @@ Rating: ({numbers})
 
 
 def judge_question(answer: Answer, scale: Scale) -> str:
-    """Return the text that asks for the grade of an answer."""
+    """Return the prompt for the judgement of an answer."""
     references = "\n".join(f"<reference>\n{reference}\n</reference>" for reference in answer.references)
     opening = _OPENING.format(instruction=answer.instruction, references=references, answer=answer.answer)
     numbers = {"graded": "a whole number from 0 to 5", "binary": "0 or 1"}[scale]

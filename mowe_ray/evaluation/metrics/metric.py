@@ -33,7 +33,7 @@ class Metric:
         better: Which way is good.
         statistics: Takes N answers, returns (N, S).
         value: Takes sums (..., S) of rows of the statistics, returns (...): percent, or points of 100.
-        note: Takes the N answers, returns what a reader of the value should know; None says nothing.
+        note: Takes the N answers, returns a remark on the value for readers, or None.
         normaliser: The rules that make transcripts comparable, where there are several.
     """
 

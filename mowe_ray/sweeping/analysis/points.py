@@ -153,7 +153,7 @@ def is_clear(difference: float, error: float | None) -> bool:
 
 
 def cost_of(config: SweepConfig, point: Point) -> float | None:
-    """Return the cost the study looks at: active parameters, or GFLOPs if the objective says so."""
+    """Return the cost of a point: active parameters, or GFLOPs with `objective.against: gflops`."""
     if point.cost is None:
         return None
     return point.cost.gflops if config.objective.against == "gflops" else point.cost.active

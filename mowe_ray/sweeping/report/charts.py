@@ -244,7 +244,7 @@ class Colouring:
     """Colours by the value of a factor.
 
     Attributes:
-        labels: What each colour is called, the best value first; numbers by size.
+        labels: Label of each colour, the best value first; numbers by size.
     """
 
     factor: Factor | None = None

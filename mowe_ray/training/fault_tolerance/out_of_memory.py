@@ -102,7 +102,7 @@ def record(folder: RunFolder, error: MicroBatchOutOfMemory, *, rank: int, rows: 
 
 
 class OutOfMemoryRecords:
-    """All micro-batches of a run that did not fit, and what follows for the plan.
+    """All micro-batches of a run that did not fit, and the changes of the plan that follow.
 
     One that is recorded once is tried in two halves. One that is recorded twice, itself or one of its halves, is left
     out, and so is a single sample.

@@ -105,7 +105,7 @@ def mark_ended(code: int) -> int:
 
 
 def end_with_parent() -> None:
-    """Stop this process, as by SIGTERM, when its supervisor is killed: nobody would read its result."""
+    """Stop this process, as by SIGTERM, when its supervisor is killed: its result would be lost."""
     parent = os.getppid()
 
     def watch() -> None:
