@@ -76,6 +76,8 @@ def test_clips_without_a_row_and_rows_without_a_clip_are_counted(tmp_path: Path)
         ("transcripts.tsv", "file\ttext\n"),
         ("wavs/0.txt", "first sentence"),
         ("wavs/1.json", "{}"),
+        ("transcripts.txt", "0 first sentence\n1 second sentence\n"),
+        ("list.txt", "wavs/0.wav|first sentence\n"),
         ("notes/readme.md", ""),  # all labels would be the same
     ],
 )
@@ -102,5 +104,29 @@ def test_who_says_that_folders_are_answers_is_believed(tmp_path: Path, capsys, a
 def test_folders_of_several_labels_need_no_word(tmp_path: Path, capsys) -> None:
     put_clips(tmp_path / "corpus" / "happy", "0")
     put_clips(tmp_path / "corpus" / "sad", "1")
-    put(tmp_path / "corpus" / "LICENSE.txt", "free")
+    put(tmp_path / "corpus" / "LICENSE.txt", "free to use")
+    put(tmp_path / "corpus" / "testing_list.txt", "happy/0.wav\nsad/1.wav\n")
     assert main([str(tmp_path / "corpus"), "--task", "er", "--out", str(tmp_path / "out")]) == 0
+
+
+def test_one_bad_row_of_a_table_costs_one_row(tmp_path: Path) -> None:
+    put_clips(tmp_path, "0", "1")
+    rows = [
+        {"audio_file_name": "0.wav", "text": "one"},
+        {"text": "no name"},
+        {"file_name": "x/../1.wav", "text": "two"},
+    ]
+    put(tmp_path / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
+    found = read(tmp_path)
+    assert [sample.answer for sample in found if isinstance(sample, Sample)] == ["one", "two"]
+    assert [sample.cause for sample in found if isinstance(sample, BadSample)] == ["unreadable", "unreadable"]
+
+
+def test_labelled_folders_of_several_splits_are_not_mixed(tmp_path: Path, capsys) -> None:
+    for split in ("train", "test"):
+        put_clips(tmp_path / "corpus" / split / "happy", "0")
+        put_clips(tmp_path / "corpus" / split / "sad", "1")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "corpus"), "--task", "er", "--out", str(tmp_path / "out")])
+    assert "name one of them" in capsys.readouterr().err
+    assert main([str(tmp_path / "corpus" / "train"), "--task", "er", "--out", str(tmp_path / "out")]) == 0

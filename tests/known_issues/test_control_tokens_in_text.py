@@ -102,11 +102,19 @@ def gemma() -> PreTrainedTokenizerFast:
     return fast
 
 
+def gpt2() -> PreTrainedTokenizerFast:
+    # One token is begin, end and unknown.
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(special(end)), bos_token=end, eos_token=end, unk_token=end, pad_token=None
+    )
+
+
 def own() -> PreTrainedTokenizerFast:
     return train_tokenizer(TEXTS, 320)
 
 
-KINDS = [llama, qwen, phi, gemma, own]
+KINDS = [llama, qwen, phi, gemma, gpt2, own]
 CONTROLS = ["<s>", "</s>", "<unk>", "<|end|>", "<|im_end|>", "<|user|>", "<end_of_turn>", "<|pad|>", "<|endoftext|>"]
 
 

@@ -3,6 +3,7 @@
 Folders of audio files come with a table (the audiofolder layout of `datasets`), or are named after the sounds in them.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,7 @@ def _rows(manifest: Path) -> Iterator[dict[str, Any] | BadAudio]:
 
 
 _FILE_NAME = "file_name"
+_PROBLEM = "what is wrong with a row"
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test"}
 _SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 
@@ -82,12 +84,17 @@ def read_audiofolder(folder: Path, defaults: Defaults, split: str | None = None)
     wanted, named = set(audio), set()
     for table in metadata_files(folder):
         for number, row in enumerate(_metadata_rows(table), start=1):
-            if not row.get(_FILE_NAME):
-                raise ValueError(
-                    f"{table}: row {number} has no {_FILE_NAME}, so this is not the audiofolder layout: make the "
-                    "columns file_name and transcription, or a manifest"
-                )
-            path = table.parent / str(row[_FILE_NAME])
+            name = next((str(row[key]) for key in row if key.endswith(_FILE_NAME) and row[key]), None)
+            if name is None:
+                if number == 1:
+                    raise ValueError(
+                        f"{table}: the first row has no {_FILE_NAME}, so this is not the audiofolder layout: make the "
+                        "columns file_name and transcription, or a manifest"
+                    )
+                problem = str(row.get(_PROBLEM, f"no {_FILE_NAME}"))
+                yield BadSample(f"{table.name}:{number}", defaults.source, "unreadable", problem)
+                continue
+            path = Path(os.path.normpath(table.parent / name))
             if path in wanted or (not path.exists() and (split is None or split in path.relative_to(folder).parts)):
                 named.add(path)
                 id = path.relative_to(folder).with_suffix("").as_posix()
@@ -97,15 +104,15 @@ def read_audiofolder(folder: Path, defaults: Defaults, split: str | None = None)
 
 
 def _metadata_rows(table: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table; one that cannot be read has only what is wrong with it."""
     if table.suffix == ".csv":
-        yield from read_csv(table)
+        rows = list(read_csv(table))
+        yield from rows or [{}]  # a header without rows: no table with a header
     elif table.suffix == ".parquet":
         yield from read_rows(table)
     else:
         for row in _rows(table):
-            if isinstance(row, BadAudio):
-                raise ValueError(f"{table}: {row}")
-            yield row
+            yield {_PROBLEM: row.detail} if isinstance(row, BadAudio) else row
 
 
 LABELS = ("folder", "stem")
@@ -118,6 +125,9 @@ def check_labels(folder: Path) -> None:
     tables = [path for path in files_below(folder, "*") if _may_hold_answers(path, stems)]
     labels = {path.parent.name for path in audio if path.parent != folder}
     choice = "make a manifest of them, or pass --kind folders to take the names of the folders for the answers"
+    splits = sorted({path.relative_to(folder).parts[0] for path in audio} & _SPLITS.keys())
+    if len(splits) > 1:
+        raise ValueError(f"{folder} has {', '.join(splits)}: name one of them, as in {folder / splits[0]}")
     if tables:
         raise ValueError(f"{folder}: are the answers in {tables[0].relative_to(folder)}? If so, {choice}")
     if len(labels) == 1 or (labels and labels <= _SPLITS.keys()):
@@ -129,7 +139,12 @@ def _may_hold_answers(path: Path, stems: set[Path]) -> bool:
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx", ".arrow"):
         return True
-    return suffix in (".txt", ".lab", ".trn", ".textgrid", ".srt") and path.with_suffix("") in stems
+    if suffix not in (".txt", ".lab", ".trn", ".textgrid", ".srt"):
+        return False
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        first, *words = re.split(r"[\s,;|]+", lines.readline().strip(), maxsplit=1)
+    # A transcript beside its clip, or a list of clips with a text each (not one of clips alone, as in Speech Commands).
+    return path.with_suffix("") in stems or (bool(words) and Path(first).stem in {stem.name for stem in stems})
 
 
 def read_labelled_folders(folder: Path, defaults: Defaults, label_from: str = "folder") -> Iterator[Sample | BadSample]:
