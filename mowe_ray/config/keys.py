@@ -102,6 +102,7 @@ def nearest_key(dotted: str, root: type[Section] = RunConfig) -> str | None:
         return max(whole, 0.95 * last), whole
 
     best = max(known_keys(root), key=likeness)
+    # Below this, a suggestion would mislead more than it helps [ours].
     if likeness(best)[0] < 0.7:
         return None
     positions = iter(part for part in dotted.split(".") if part.isdigit())

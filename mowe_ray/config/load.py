@@ -64,6 +64,7 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     Raises:
         ConfigError: naming every bad key, what is wrong, and the nearest known key.
     """
+    # Present in any case, so that what is missing is reported by its own key, not by its section.
     tree: Tree = {"model": {}, "training": {}}
     for layer in _layers(source):
         tree = _merged(tree, layer)

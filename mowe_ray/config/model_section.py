@@ -147,21 +147,21 @@ class ModelSection(Section):
 
     def warnings(self) -> list[str]:
         """Return warnings about valid but probably unintended values, one `key: what` line each."""
-        found = []
+        lines = []
         first_with: dict[tuple[str, str], str] = {}
         for position, member in enumerate(self.weak_encoders):
             if member.train != "frozen":
                 continue
             key = f"model.weak_encoders.{position}"
             if isinstance(member.checkpoint, InlineConfig):
-                found.append(f"{key}.train: {member.name} has random weights and is frozen")
+                lines.append(f"{key}.train: {member.name} has random weights and is frozen")
                 continue
             twin = first_with.setdefault((member.checkpoint, member.features), member.name)
             if twin != member.name:
-                found.append(f"{key}.train: {member.name} is a frozen copy of {twin} and adds no information")
+                lines.append(f"{key}.train: {member.name} is a frozen copy of {twin} and adds no information")
         if isinstance(self.base_encoder, InlineConfig) and self.train_base == "frozen":
-            found.append("model.train_base: the base encoder has random weights and is frozen")
-        return found + self._needless_checkpointing()
+            lines.append("model.train_base: the base encoder has random weights and is frozen")
+        return lines + self._needless_checkpointing()
 
     def _needless_checkpointing(self) -> list[str]:
         idle = {"base_encoder": "is frozen"} if self.train_base == "frozen" else {}

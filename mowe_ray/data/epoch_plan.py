@@ -52,6 +52,7 @@ def plan_epoch(
         shuffle_buffer: samples mixed at a time.
         done: (N,) how often each sample was trained on in this epoch; the plan is what is left.
     """
+    # One generator for the whole epoch: the order of the draws below is part of the plan, and so of a run's position.
     rng = np.random.default_rng([seed, epoch])
     done = np.zeros(len(durations), np.int32) if done is None else done
     run_length = max(1, shuffle_buffer // _RUNS_PER_WINDOW)
@@ -96,6 +97,8 @@ def _passes(rows: Rows, weight: float, seed: list[int], epoch: int, done: npt.ND
         yield rows[times <= number]
     if part:
         order = np.random.default_rng(seed).permutation(len(rows))
+        # The same permutation in all epochs, entered where the previous one ended: over 1 / fraction epochs every
+        # sample comes equally often.
         window = order[(epoch * part + np.arange(part)) % len(rows)]
         # Who has had its extra turn keeps its place, even if the source has grown or shrunk since.
         left = window[times[window] <= whole][: max(0, part - int((times > whole).sum()))]
@@ -109,6 +112,7 @@ def _shuffle_runs(rows: Rows, shards: npt.NDArray[np.integer], run_length: int, 
     shard = shards[rows]
     starts = np.flatnonzero(np.concatenate([[True], shard[1:] != shard[:-1]]))
     lengths = np.diff(np.append(starts, len(rows)))
+    # Position of each sample in its shard; a run begins at every multiple of `run_length`.
     within = np.arange(len(rows)) - np.repeat(starts, lengths)
     run = np.cumsum(within % run_length == 0) - 1
     place = rng.permutation(run[-1] + 1)
@@ -117,6 +121,7 @@ def _shuffle_runs(rows: Rows, shards: npt.NDArray[np.integer], run_length: int, 
 
 def _interleave(streams: list[Rows]) -> Rows:
     """Merge streams in proportion to their lengths, so that all of them end together."""
+    # Centred in its share of the epoch, so that a short stream is not drawn to either end.
     progress = [(np.arange(len(stream)) + 0.5) / len(stream) for stream in streams if len(stream)]
     if not progress:
         return np.zeros(0, np.int64)
@@ -137,6 +142,7 @@ def _batches(
     for start in range(0, len(order), shuffle_buffer):
         window = rng.permutation(order[start : start + shuffle_buffer])
         seconds = durations[window]
+        # Clips of similar length share a micro-batch, which keeps padding small.
         buckets = (seconds / _BUCKET_S).astype(np.int64)
         for row, length, bucket in zip(window.tolist(), seconds.tolist(), buckets.tolist(), strict=True):
             batch = pending.setdefault(bucket, [])
@@ -150,6 +156,7 @@ def _batches(
     rest = [row for bucket in sorted(pending) for row in pending[bucket]]
     rest.sort(key=lambda row: float(durations[row]))
     packed = _pack_sorted(rest, durations, batch_seconds, max_batch_size)
+    # Shuffled, or the end of every epoch would go from short to long clips.
     for number in rng.permutation(len(packed)).tolist():
         yield packed[number]
 
@@ -180,6 +187,8 @@ def _steps(batches: Iterator[list[int]], lanes: int) -> Iterator[list[Rows]]:
         held.append(batch)
     while held and len(held) % lanes:
         largest = max(held, key=len)
+        # Every second sample of the largest micro-batch: the number of micro-batches becomes a multiple of the lanes
+        # without repeating or dropping samples.
         held.append(largest[1::2])
         del largest[1::2]
     for start in range(0, len(held), lanes):

@@ -56,6 +56,7 @@ def compare(
     Raises:
         ValueError: There is nothing to score by.
     """
+    # The natural baseline: what the pool adds is the question.
     poolless = next((model for model in models if not model.members), models[0])
     reference = next((model for model in models if model.name == baseline), poolless)
     differences = [

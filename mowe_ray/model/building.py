@@ -276,14 +276,15 @@ def equal_members(model: MoweForConditionalGeneration) -> list[str]:
     specs: list[EncoderSpec] = model.config.weak_encoders or []
     members = zip(specs, model.audio_tower.encoders()[1:], strict=True)
     warnings = []
-    for (one, first), (two, second) in combinations(members, 2):
-        if one.features == two.features and one.front_end == two.front_end and same_weights(first, second):
+    for (first, encoder), (second, other_encoder) in combinations(members, 2):
+        same_features = first.features == second.features and first.front_end == second.front_end
+        if same_features and same_weights(encoder, other_encoder):
             fate = (
                 "stay equal, since both are frozen: remove one, train one, or choose other features"
-                if one.train == two.train == "frozen"
+                if first.train == second.train == "frozen"
                 else "differ only by what training makes of them"
             )
-            warnings.append(f"weak encoders {one.name!r} and {two.name!r} have the same weights and {fate}")
+            warnings.append(f"weak encoders {first.name!r} and {second.name!r} have the same weights and {fate}")
     return warnings
 
 

@@ -155,6 +155,7 @@ class AudioEncoder(nn.Module, ABC):
         """Sample in the middle of the first frame's receptive field; the others follow at equal distances."""
         centre, hop = 0.0, 1
         for kernel, stride, padding in self.frame_layers:
+            # In samples: `hop` is the distance between two inputs of this layer.
             centre += ((kernel - 1) / 2 - padding) * hop
             hop *= stride
         return centre

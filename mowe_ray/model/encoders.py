@@ -93,11 +93,13 @@ def load_encoder(source: str | Mapping[str, Any], seed: int = 0) -> tuple[AudioE
     family = encoder_class(config)
     if isinstance(source, str):
         preprocessor = _read_preprocessor(source)
+        # What is left over are decoders and heads; of these only the layer weights of classifiers are of use.
         model, leftover = _load_weights(family, source, config)
         weights = read_tensor(source, "layer_weights") if "layer_weights" in leftover else None
         extras = EncoderExtras(weights, preprocessor)
         return family(config, family.make_front_end(config, preprocessor), model), extras
     with torch.random.fork_rng():
+        # A fork: random encoders must not change what is drawn after them.
         torch.manual_seed(seed)
         return family(config, family.make_front_end(config, {})), EncoderExtras()
 
@@ -110,10 +112,10 @@ def read_config(source: str | Mapping[str, Any]) -> PretrainedConfig:
     """
     if isinstance(source, str):
         try:
-            found: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
         except OSError as error:
             raise ValueError(f"cannot read a checkpoint from {source!r}: {error}") from error
-        return found
+        return config
     values = dict(source)
     if "model_type" not in values:
         raise ValueError("an inline config needs model_type, for example 'whisper' or 'llama'")

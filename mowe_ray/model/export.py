@@ -95,10 +95,10 @@ def load_exported(
             outside of it: they are not in a plain language model.
     """
     if loading is None or config.lora:
-        whole: MoweForConditionalGeneration = MoweForConditionalGeneration.from_pretrained(
+        model: MoweForConditionalGeneration = MoweForConditionalGeneration.from_pretrained(
             folder, config=config, dtype=dtype
         )
-        return whole
+        return model
     tower = _TowerAlone.from_pretrained(folder, config=copy.deepcopy(config), dtype=dtype).audio_tower
     with loading:
         language_model = AutoModelForCausalLM.from_pretrained(
@@ -155,9 +155,9 @@ def load_tower(folder: str, dtype: torch.dtype) -> AudioTower:
     """Load the audio side of a `save_pretrained` folder or hub id, as `load_model` gives it to the model."""
     config = MoweConfig.from_pretrained(folder)
     if config.lora:
-        whole = load_exported(folder, config, dtype, None)
-        merge_lora(whole)
-        return whole.audio_tower
+        model = load_exported(folder, config, dtype, None)
+        merge_lora(model)
+        return model.audio_tower
     tower: AudioTower = _TowerAlone.from_pretrained(folder, config=config, dtype=dtype).audio_tower
     return tower
 

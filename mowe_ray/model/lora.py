@@ -71,9 +71,9 @@ def merge_lora(module: nn.Module) -> None:
 def _adapted_layers(module: nn.Module) -> list[tuple[str, Any]]:
     """Return name and adapter of each adapted layer; the outermost one, where adapters are nested (experts)."""
     tuners_utils = _peft().tuners.tuners_utils
-    found = [name for name, layer in module.named_modules() if isinstance(layer, tuners_utils.BaseTunerLayer)]
-    inner = {name for name in found for outer in found if name.startswith(outer + ".")}
-    return [(name, module.get_submodule(name)) for name in found if name not in inner]
+    adapted = [name for name, layer in module.named_modules() if isinstance(layer, tuners_utils.BaseTunerLayer)]
+    inner = {name for name in adapted for outer in adapted if name.startswith(outer + ".")}
+    return [(name, module.get_submodule(name)) for name in adapted if name not in inner]
 
 
 def _peft() -> ModuleType:

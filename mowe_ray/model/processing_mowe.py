@@ -47,6 +47,7 @@ class MoweProcessor(ProcessorMixin):
         self.frame_layers = [list(layer) for layer in frame_layers]
         self.downsample = downsample
         self.audio_token = audio_token
+        # Tokenizers of exports have it; those of language models do not.
         if audio_token not in tokenizer.get_vocab():
             tokenizer.add_special_tokens({"additional_special_tokens": [audio_token]})
         self.audio_token_id: int = tokenizer.get_vocab()[audio_token]
@@ -211,6 +212,7 @@ class MoweProcessor(ProcessorMixin):
     def _pad(self, prompts: list[list[int]], endings: list[list[int]], *, left: bool) -> dict[str, torch.Tensor]:
         width = max(len(prompt) + len(ending) for prompt, ending in zip(prompts, endings, strict=True))
         filler = self.tokenizer.pad_token_id
+        # Some language models have no padding token; the attention mask hides it anyway.
         filler = self.tokenizer.eos_token_id if filler is None else filler
         inputs: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
         for prompt, ending in zip(prompts, endings, strict=True):
@@ -219,6 +221,7 @@ class MoweProcessor(ProcessorMixin):
             before, after = (padding, 0) if left else (0, padding)
             inputs["input_ids"].append([filler] * before + prompt + ending + [filler] * after)
             inputs["attention_mask"].append([0] * before + [1] * length + [0] * after)
+            # Only the answer and its end are learned, never the instruction.
             inputs["labels"].append([IGNORED] * (before + len(prompt)) + ending + [IGNORED] * after)
         return {name: torch.tensor(rows) for name, rows in inputs.items()}
 

@@ -61,6 +61,7 @@ class Work:
 
     def cost(self, config: RunConfig) -> ModelCost | None:
         """Return what its model costs; None if that is not known."""
+        # By content: trials that differ in seeds or learning rates share a model.
         key = config.model.model_dump_json()
         if key not in self._costs:
             self._costs[key] = self._cost(config)

@@ -63,6 +63,8 @@ def random_points(space: SearchSpace, seed: int) -> Iterator[PointValues]:
     crossed = [dimension for dimension in space.dimensions if dimension.always]
     seen: set[str] = set()
     in_vain = 0
+    # A finite space is exhausted at some time, and constraints may leave little: after so many repeats in a row nothing
+    # new is expected.
     while in_vain < _DRAWS:
         in_vain += 1
         draw = {dimension.name: _draw(dimension, generator) for dimension in drawn}

@@ -146,6 +146,7 @@ def _collated(micro_batch: MicroBatch, processor: MoweProcessor, generate: bool)
     states = {features.encoder_index: padded(features) for features in micro_batch.features}
     packed = _packed_tensors(inputs, states)
     buffer = pack(packed, pin=torch.cuda.is_available())
+    # Of clips alone: text-only rows have length 0.
     lengths = [length for length in micro_batch.lengths if length]
     views = unpack(buffer, packed)
     return Batch(

@@ -168,6 +168,7 @@ def encode_clips(
         with torch.no_grad():
             inputs = encoder.front_end(torch.from_numpy(wave).to(device), lengths, samples)
             states = torch.stack(chosen_layers(encoder, features, inputs, lengths), 1)
+        # numpy has no bfloat16.
         values = states.to(torch.bfloat16).cpu().view(torch.uint16).numpy()
         frames = encoder.num_frames(lengths).tolist()
         yield rows, [clip[:, :count] for clip, count in zip(values, frames, strict=True)]
@@ -183,6 +184,7 @@ def _equally_padded(
     """Yield rows with audio that are padded alike, and to how many samples."""
     rows: list[int] = []
     padded = 0
+    # Sorted, so that clips which are padded alike follow each other.
     for row in np.argsort(lengths, kind="stable").tolist():
         if not lengths[row]:
             continue

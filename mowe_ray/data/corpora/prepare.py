@@ -166,6 +166,7 @@ def is_held_out(sample: Sample | BadSample, fraction: float, seed: int) -> bool:
     The hash is over the audio, so two questions about one recording are never on both sides, and a
     corpus that grows or is read in another order keeps its split.
     """
+    # Samples without audio are identified by their ids.
     content = (sample.audio if isinstance(sample, Sample) else None) or valid_text(sample.id).encode()
     digest = hashlib.blake2b(content, digest_size=8, key=str(seed).encode()).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64

@@ -139,6 +139,7 @@ def scan(shard: str, default_task: str | None) -> Iterator[Row]:
 def _group(shard: str, table: "_Parquet | _Arrow", group: int, default_task: str | None) -> Iterator[Row]:
     try:
         rows = _rows(table, group, lambda name: name in TEXT_KEYS)
+        # Audio is read for the scan only where a row does not declare its length.
         look = any(parse_record(fields).duration_s is None for fields in rows)
         if look:
             rows = _joined(rows, _rows(table, group, lambda name: name in AUDIO_KEYS))
@@ -201,7 +202,7 @@ def name_classes(row: dict[str, Any], classes: Mapping[str, list[str]]) -> dict[
 
 def _class_name(position: Any, names: list[str]) -> Any:
     if isinstance(position, list):
-        return [_class_name(one, names) for one in position]
+        return [_class_name(item, names) for item in position]
     if isinstance(position, str):  # the metadata are of an earlier state of the column
         return position
     return names[position] if isinstance(position, int) and 0 <= position < len(names) else None
@@ -254,6 +255,7 @@ class _GroupCache:
                 self._groups[key] = table.read(group, known)
                 self._bytes += self._groups[key].nbytes
             self._groups.move_to_end(key)
+            # The newest group stays, however large it is: the row that is asked for lies in it.
             while self._bytes > self._max_bytes and len(self._groups) > 1:
                 self._bytes -= self._groups.popitem(last=False)[1].nbytes
             return self._groups[key]

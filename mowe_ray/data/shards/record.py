@@ -59,6 +59,7 @@ def parse_record(fields: Mapping[str, Any]) -> Record:
     """Pick the understood fields out of a JSON object or table row."""
     references = _references(fields)
     audio, unread = find_audio(fields, _TEXTS)
+    # The answer is what is learned; references are only for scoring, unless there is nothing else.
     answer = _first_text(_answer_field(fields)) or (references[0] if references else "")
     return Record(
         id=_text(fields, ID_KEYS) or None,

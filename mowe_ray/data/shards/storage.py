@@ -138,6 +138,7 @@ def fingerprint(path: str) -> str:
         return f"{status.st_size}-{status.st_mtime_ns}"
     fs, inner = file_system(path)
     info = fs.info(inner)
+    # File systems name it differently; without any, the size alone has to do.
     changed = next(
         (info[key] for key in ("ETag", "etag", "mtime", "LastModified", "updated") if key in info),
         "",
@@ -210,6 +211,7 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes | OSEr
                 continue
             try:
                 if path not in files:
+                    # Unbuffered: ranges are read at random places, and read-ahead would be thrown away.
                     files[path] = stack.enter_context(Path(path).open("rb", buffering=0))
                 files[path].seek(at)
                 content: bytes | OSError = files[path].read(size)

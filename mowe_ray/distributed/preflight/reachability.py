@@ -192,7 +192,7 @@ def check_folder(
         for reason, machines in by_value(errors).items()
     ]
     authors = {name for name, why in written.items() if why is None}
-    # NodeRunner that see the same authors look into the same folder, those that could not write among them.
+    # Nodes that see the same authors look into the same folder, those that could not write among them.
     views = by_value({reader: "\n".join(sorted(authors & set(names))) for reader, names in seen.items()})
     if len(views) > 1:
         groups = " | ".join(name_nodes(readers) for readers in views.values())
