@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mowe_ray.data.shards.storage import content_fingerprint
 from mowe_ray.output.run_folder import RunFolder
 
 FOLDER = "evaluation"
@@ -74,6 +75,16 @@ def folder_at(path: str) -> RunFolder:
         path = str(Path(path).expanduser().absolute())
     storage, _, name = path.rpartition("/")
     return RunFolder(storage, name)
+
+
+# Weights, configurations, tokenizers and chat templates; the code in an export is not run.
+_DECIDING = (".safetensors", ".json", ".jinja", ".model")
+
+
+def export_version(export: RunFolder) -> dict[str, str]:
+    """Return what identifies each file of an export that decides on its answers, by name."""
+    names = (name for name in sorted(export.names("")) if name.endswith(_DECIDING))
+    return {name: content_fingerprint(export.path(name)) for name in names}
 
 
 def _find(path: str) -> Target:

@@ -19,6 +19,7 @@ from mowe_ray.config.fields import InlineConfig
 from mowe_ray.config.model_section import ModelSection
 from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.data.feature_cache import CachedAudio, CachedEncoder
+from mowe_ray.data.shards.storage import content_fingerprint
 from mowe_ray.model.encoders import AudioEncoder, PadAudio, load_encoder, read_config
 from mowe_ray.model.export import load_tower
 from mowe_ray.model.pool import chosen_layers, hop_samples
@@ -26,8 +27,6 @@ from mowe_ray.model.precision import cast_weights
 from mowe_ray.training.build import model_dtype
 
 _VERSION = 2  # raise it when the same encoder would give other features
-# A file is identified by so many blocks of it: 16 MiB, which is all of most files but the weights.
-_BLOCKS, _BLOCK_BYTES = 256, 1 << 16
 # Keys of a configuration on its origin, which do not change what the encoder computes.
 _ORIGIN = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
@@ -125,7 +124,7 @@ def origin_key(model: ModelSection, frozen: FrozenEncoder, *, seed: int, gpu: bo
         drawn = 0
         read_config(frozen.source)  # raises a clear error if there is none
         folder = Path(str(cached_file(frozen.source, CONFIG_NAME))).parent
-        files = [(file.name, *_version_of(file)) for file in sorted(folder.iterdir()) if file.is_file()]
+        files = [_version(file) for file in sorted(folder.iterdir()) if file.is_file()]
     else:
         drawn, files = seed + frozen.encoder_index, []
     origin = [_VERSION, torch.__version__, transformers.__version__, str(model_dtype(model, gpu)), model.pad_audio]
@@ -133,17 +132,9 @@ def origin_key(model: ModelSection, frozen: FrozenEncoder, *, seed: int, gpu: bo
     return hashlib.blake2b(json.dumps(origin, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _version_of(file: Path) -> tuple[int, int, int, str]:
-    """Return size, times and a hash of a file; of a large one the hash is of blocks all over it.
-
-    Tools that copy keep the time of the last change, and files of equal shapes have equal sizes.
-    """
-    stat, digest = file.stat(), hashlib.blake2b(digest_size=16)
-    with file.open("rb") as content:
-        for start in range(0, stat.st_size, max(_BLOCK_BYTES, stat.st_size // _BLOCKS)):
-            content.seek(start)
-            digest.update(content.read(_BLOCK_BYTES))
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, digest.hexdigest()
+def _version(file: Path) -> tuple[str, str, int]:
+    # The time of the inode cannot be set back: it covers what lies between the blocks of a large file.
+    return file.name, content_fingerprint(str(file)), file.stat().st_ctime_ns
 
 
 def encode_clips(

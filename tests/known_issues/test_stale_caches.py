@@ -9,6 +9,7 @@ import pytest
 from mowe_ray.config.model_section import ModelSection
 from mowe_ray.data.feature_cache import shard_rows
 from mowe_ray.data.index import SourceSpec, build_index
+from mowe_ray.evaluation.targets import export_version, folder_at
 from mowe_ray.training.frozen_features import FrozenEncoder, origin_key
 from tests.read_source import CLIP, note, write_tar
 from tests.tiny_models import save_encoder_checkpoint, tiny_language_model_config, tiny_whisper_config
@@ -50,6 +51,19 @@ def test_large_files_are_known_by_blocks_all_over_them(tmp_path: Path) -> None:
     before = key_of(tmp_path)
     replace_byte(large, (40 << 20) // 256 * 100)
     assert key_of(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+)
+def test_answers_of_another_file_of_an_export_are_other_answers(tmp_path: Path, file: str) -> None:
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes(name.encode() * 100)
+    export = folder_at(str(tmp_path))
+    before = export_version(export)
+    assert export_version(export) == before
+    replace_byte(tmp_path / file, 30)
+    assert {name for name, version in export_version(export).items() if version != before[name]} == {file}
 
 
 def test_decoded_audio_of_other_decoders_is_other_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

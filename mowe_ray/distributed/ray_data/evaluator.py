@@ -11,13 +11,12 @@ import ray
 from mowe_ray.config import ConfigError, EvaluationConfig
 from mowe_ray.config.schema import WorkersSection
 from mowe_ray.data.index import Index
-from mowe_ray.data.shards.storage import fingerprint
 from mowe_ray.distributed import cluster, resources
 from mowe_ray.distributed.ray_data.batch_inference import AnswerJob, answer_all, inspect_export
 from mowe_ray.distributed.ray_data.pipeline import parallel_map
 from mowe_ray.evaluation.compare import AnsweredModel
 from mowe_ray.evaluation.predictions import Answer, Predictions
-from mowe_ray.evaluation.targets import Target, evaluation_folder, folder_at
+from mowe_ray.evaluation.targets import Target, evaluation_folder, export_version, folder_at
 from mowe_ray.training.clip_length import check_exported_clip_length
 from mowe_ray.training.datasets import (
     check_validation_audio,
@@ -108,9 +107,6 @@ def _answered(
     )
 
 
-_DECIDING = (".safetensors", ".json", ".jinja", ".model")  # suffixes; the code in an export is not run
-
-
 def _job(
     target: Target, config: EvaluationConfig, name: str, index: Index, member: str | None = None, number: int = 0
 ) -> AnswerJob:
@@ -118,11 +114,8 @@ def _job(
     source = next(source for source in config.data.validation if source.name == name)
     subset = np.arange(len(index)) if member is None else sample_rows(len(index), config.ablation_samples)
     chosen = index if member is None else Index(index.table.take(subset), index.source_names, [], index.fingerprints)
-    export = folder_at(target.export)
-    # Beside the weights: config.json, the tokenizer, the chat template and the generation defaults decide on answers.
-    files = {file: fingerprint(export.path(file)) for file in sorted(export.names("")) if file.endswith(_DECIDING)}
     settings = {
-        "model": files,
+        "model": export_version(folder_at(target.export)),
         "data": [source.path, index.fingerprints, config.data.min_duration_s, config.data.max_duration_s],
         "samples": len(chosen),
         "batches": [config.data.batch_seconds, config.data.max_batch_size],
