@@ -27,6 +27,7 @@ class Batch:
         audio_s: Seconds of real audio; `padded_s` counts the padding up to the longest clip too.
         ids, sources, tasks, answers: One string a row; has_audio is True for rows with a clip.
         bad: Samples of this micro-batch that could not be used.
+        clip_s: Length in seconds of each clip; row_tokens: tokens of each row, without padding.
         encoder_states: The argument of that name, of the encoders that need not run.
     """
 
@@ -42,6 +43,8 @@ class Batch:
     has_audio: list[bool]
     bad: list[BadSample]
     encoder_states: dict[int, torch.Tensor] = field(default_factory=dict)
+    clip_s: list[float] = field(default_factory=list)
+    row_tokens: list[int] = field(default_factory=list)
     buffer: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8), repr=False)
 
     def on(self, device: torch.device | str) -> Batch:
@@ -137,6 +140,7 @@ def _collated(micro_batch: MicroBatch, processor: MoweProcessor, generate: bool)
         answers=None if generate else (["-"] if empty else answers),
     )
     inputs = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
+    row_tokens = [] if empty else features["attention_mask"].sum(1).tolist()
     if not generate:
         # Rows to train on are padded on the right, where causal attention never looks: without a mask, it runs in
         # the fused kernels that take none, and no host synchronisation checks whether the mask hides anything.
@@ -164,6 +168,8 @@ def _collated(micro_batch: MicroBatch, processor: MoweProcessor, generate: bool)
         has_audio=[length > 0 for length in micro_batch.lengths],
         bad=micro_batch.bad,
         encoder_states={index: views[index] for index in states},
+        clip_s=[length / SAMPLE_RATE for length in lengths],
+        row_tokens=row_tokens,
     )
 
 

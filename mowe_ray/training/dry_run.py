@@ -16,8 +16,10 @@ from mowe_ray.output.terminal import byte_size, format_table
 from mowe_ray.training.build import model_dtype
 from mowe_ray.training.clip_length import check_clip_length
 from mowe_ray.training.datasets import Sources, check_audio, scan_sources
-from mowe_ray.training.estimate import CLIP_S, Estimate, PartCost, estimate
+from mowe_ray.training.estimate import Estimate, PartCost, estimate
+from mowe_ray.training.flops import CLIP_S
 from mowe_ray.training.sampler import EpochSampler
+from mowe_ray.training.useful_work import TrainingWork
 
 
 def dry_run(config: RunConfig, out: TextIO) -> dict[str, Any]:
@@ -46,10 +48,12 @@ def dry_run(config: RunConfig, out: TextIO) -> dict[str, Any]:
     steps = _step_facts(config, sources.train if sources else None)
     _write(out, "steps", [[key.replace("_", " "), _format_value(value)] for key, value in steps.items()])
     check_clip_length(config.model, config.data.max_duration_s)
+    work = _work_facts(config, costs, sources.train) if steps["steps_per_epoch"] and sources else None
+    _write(out, "work: share of the floating-point operations that an epoch executes", _work_table(work, costs))
     if sources is not None:
         sources.report.check(config.data.max_bad_fraction)
         check_audio(config.data, sources)
-    return {"run": config.name, "model": model, "memory": memory, "data": data, "steps": steps}
+    return {"run": config.name, "model": model, "memory": memory, "data": data, "steps": steps, "work": work}
 
 
 def _model_facts(costs: Estimate) -> dict[str, Any]:
@@ -188,7 +192,7 @@ def _step_facts(config: RunConfig, train: Index | None) -> dict[str, Any]:
     }
     if train is None or not count_samples(train.sources, [source.weight for source in data.train]):
         return facts
-    sampler = partial(EpochSampler, train, data, seed=config.seed, micro_batches_per_step=micro_batches)
+    sampler = _sampler(config, train)
     durations = train.durations
     seconds = [sum(float(durations[rows].sum()) for rows in planned.micro_batches) for planned in sampler(epochs=1)]
     return facts | {
@@ -196,6 +200,39 @@ def _step_facts(config: RunConfig, train: Index | None) -> dict[str, Any]:
         "steps_per_epoch": len(seconds),
         "total_steps": training.max_steps or sum(1 for _ in sampler(epochs=training.epochs)),
     }
+
+
+def _sampler(config: RunConfig, train: Index) -> Callable[..., EpochSampler]:
+    micro_batches = config.micro_batches_per_step
+    return partial(EpochSampler, train, config.data, seed=config.seed, micro_batches_per_step=micro_batches)
+
+
+def _work_facts(config: RunConfig, costs: Estimate, train: Index) -> dict[str, float] | None:
+    """Return the shares of an epoch's work by what it is spent on; None where a part of the model is unknown."""
+    if costs.unknown:
+        return None
+    durations = train.durations
+    counted = TrainingWork(costs.model, max_s=float(durations.max()), recomputed=config.model.gradient_checkpointing)
+    steps = (planned.micro_batches for planned in _sampler(config, train)(epochs=1))
+    work, balance = counted.planned(steps, durations, config.compute.min_workers)
+    shares = {cause: gflops / work.executed for cause, gflops in vars(work).items()}
+    return {"useful": work.useful_share, **shares, "balance_of_workers": balance}
+
+
+_WORK_ROWS = {
+    "useful": "what each clip and row takes alone",
+    "encoder_padding": "of this, silence that encoders want behind a clip (model.pad_audio)",
+    "batch_padding": "up to the longest clip of a micro-batch",
+    "row_padding": "up to the longest row of the language model, audio only: texts are not read here",
+    "idle": "entries without audio",
+    "balance_of_workers": "mean work of the workers in a step / of the one that all wait for",
+}
+
+
+def _work_table(work: dict[str, float] | None, costs: Estimate) -> list[list[str]]:
+    if work is None:
+        return [[f"unknown (needs {', '.join(costs.unknown) or 'data.train'})"]]
+    return [[name.replace("_", " "), f"{work[name]:.3f}", meaning] for name, meaning in _WORK_ROWS.items()]
 
 
 def _write(out: TextIO, title: str, rows: Sequence[Sequence[str]]) -> None:

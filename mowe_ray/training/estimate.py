@@ -8,63 +8,35 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, PreTrainedModel
 
 from mowe_ray.config.fields import InlineConfig
 from mowe_ray.config.model_section import ModelSection
-from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.model import MoweForConditionalGeneration
 from mowe_ray.model.building import add_audio_token, make_trainable, parameter_parts
 from mowe_ray.model.configuration_mowe import EncoderSpec, MoweConfig
-from mowe_ray.model.cost import encoder_cost, encoder_on_meta, language_model_cost, language_model_on_meta
+from mowe_ray.model.cost import encoder_on_meta, language_model_on_meta
 from mowe_ray.model.encoders import AudioEncoder
 from mowe_ray.model.export import open_exported
 from mowe_ray.training.build import DEFAULT_VOCABULARY, lora_of
-
-CLIP_S = 30.0
+from mowe_ray.training.flops import (
+    CLIP_S,
+    Amount,
+    audio_tokens,
+    expected_share,
+    part_gflops,
+    routers_of,
+    runs_all_members,
+)
 
 # Any small configuration will do: no number that depends on a stand-in is reported.
 _STAND_IN_ENCODER = {"model_type": "whisper", "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 1}
 _STAND_IN_DECODER = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-
-
-@dataclass(frozen=True)
-class Amount:
-    """Weights or work: what every clip needs, and what each of the M pool members adds when it runs."""
-
-    always: float
-    members: tuple[float, ...]
-
-    @property
-    def total(self) -> float:
-        """All of it: what is stored, or what a dense execution does."""
-        return self.always + sum(self.members)
-
-    def active(self, running: tuple[int, int]) -> tuple[float, float]:
-        """Return the range that one clip uses, when between `running[0]` and `running[1]` members run."""
-        ascending = sorted(self.members)
-        fewest, most = running
-        return self.always + sum(ascending[:fewest]), self.always + sum(ascending[len(ascending) - most :])
-
-    def expected(self, share: float) -> float:
-        """Return the mean over clips for uniform routers, where each member runs for `share` of the clips."""
-        return self.at([share] * len(self.members))
-
-    def at(self, loads: Sequence[float]) -> float:
-        """Return the mean over clips when member m runs for `loads[m]` of the clips."""
-        return self.always + sum(load * member for load, member in zip(loads, self.members, strict=True))
-
-    def __add__(self, other: Amount) -> Amount:
-        """Add part by part."""
-        return Amount(
-            self.always + other.always, tuple(a + b for a, b in zip(self.members, other.members, strict=True))
-        )
 
 
 @dataclass(frozen=True)
@@ -86,6 +58,7 @@ class Estimate:
     """Costs of a model.
 
     Attributes:
+        model: On the meta device, with stand-ins for what is unknown.
         parts: All parts of the model.
         running: Pool members that run for one clip, at least and at most.
         expected_share: Share of the clips a member runs for while the routers are undecided.
@@ -93,6 +66,7 @@ class Estimate:
         notes: What the numbers leave out.
     """
 
+    model: MoweForConditionalGeneration
     parts: list[PartCost]
     running: tuple[int, int]
     expected_share: float
@@ -132,20 +106,17 @@ def estimate(section: ModelSection) -> Estimate:
         if "language_model" in missing and lora is not None:
             lora = replace(lora, target_modules="all-linear")  # any other choice may not fit the stand-in
         make_trainable(model, lora)
-    config = model.config
-    members = len(config.weak_encoders or [])
-    routers = config.router_data_independent + config.router_data_dependent
-    k = min(section.router.top_k, members)
-    if config.fusion != "routed" or section.router.execution == "dense":
-        running, share = (members, members), 1.0
+    members = len(model.config.weak_encoders or [])
+    if runs_all_members(model.config):
+        running = (members, members)
     else:
-        running = k, min(members, k * routers)
-        # While undecided, each router chooses a member with probability k / M, independently; it runs if any of them
-        # does.
-        share = 1.0 - (1.0 - k / members) ** routers if members else 0.0
-    tokens = _audio_tokens(model)
+        k = min(model.config.router_top_k, members)
+        running = k, min(members, k * routers_of(model.config))
+    tokens = audio_tokens(model, CLIP_S)
     parts = _parts(model, missing, tokens)
-    return Estimate(parts, running, share, None if "base_encoder" in missing else tokens, notes)
+    return Estimate(
+        model, parts, running, expected_share(model.config), None if "base_encoder" in missing else tokens, notes
+    )
 
 
 @dataclass(frozen=True)
@@ -173,17 +144,11 @@ def estimate_export(folder: str) -> ExportCost:
     """
     model = open_exported(folder)
     # Only the totals are used: how many members run follows from the measured loads.
-    total = Estimate(_parts(model, {}, _audio_tokens(model)), (0, 0), 0.0, None, []).total
+    total = Estimate(model, _parts(model, {}, audio_tokens(model, CLIP_S)), (0, 0), 0.0, None, []).total
     assert total.weights is not None
     assert total.gflops is not None
     members = [spec.name for spec in model.config.weak_encoders or []]
     return ExportCost(members, model.config.routed, total.weights, total.gflops)
-
-
-def _audio_tokens(model: MoweForConditionalGeneration) -> int:
-    """Return the tokens of the language model that a clip of `CLIP_S` becomes."""
-    frames = model.audio_tower.base_encoder.num_frames(round(CLIP_S * SAMPLE_RATE))
-    return int(-(-frames // model.config.downsample))
 
 
 def _assembled(section: ModelSection) -> tuple[MoweForConditionalGeneration, dict[str, str], list[str]]:
@@ -218,14 +183,21 @@ def _assembled(section: ModelSection) -> tuple[MoweForConditionalGeneration, dic
         router_data_dependent=section.router.data_dependent,
         adapter=section.adapter.kind,
         downsample=section.adapter.downsample,
+        **_run_options(section),
     )
     return MoweForConditionalGeneration(config, base, pool, language_model), missing, [note] if note else []
+
+
+def _run_options(section: ModelSection) -> dict[str, Any]:
+    """Return what decides which encoders run on how much audio, and shapes no weights."""
+    top_k = min(section.router.top_k, max(1, len(section.weak_encoders)))
+    return {"router_top_k": top_k, "router_execution": section.router.execution, "pad_audio": section.pad_audio}
 
 
 def _exported(section: ModelSection, folder: str) -> MoweForConditionalGeneration:
     """Return an export's architecture with this configuration's choice of what trains."""
     try:
-        config = MoweConfig.from_pretrained(folder)
+        config = MoweConfig.from_pretrained(folder, **_run_options(section))
     except OSError as error:
         raise ValueError(f"model.init_from: cannot read an export from {folder!r}: {error}") from error
     choices = {weak.name: weak.train for weak in section.weak_encoders}
@@ -288,7 +260,7 @@ def _parts(model: MoweForConditionalGeneration, missing: Mapping[str, str], toke
         trainable[row] = trainable.get(row, 0) + parameter.numel() * parameter.requires_grad
         holders.setdefault(row, set()).add(owner)
     pool = [f"weak_encoders.{spec.name}" for spec in specs]
-    work = _work(model, tokens)
+    work = part_gflops(model, CLIP_S, tokens)
     parts = []
     for row in ("base_encoder", *pool, "routers", "projections", "adapter", "language_model", "lora"):
         if row not in weights:
@@ -312,37 +284,3 @@ def _parts(model: MoweForConditionalGeneration, missing: Mapping[str, str], toke
             )
         )
     return parts
-
-
-def _work(model: MoweForConditionalGeneration, tokens: int) -> dict[str, Amount]:
-    """Return the work of each part for one clip of `CLIP_S`; LoRA counts with the module it is in."""
-    tower, config = model.audio_tower, model.config
-    pool = list(tower.pool or ())
-    none = [0.0] * len(pool)
-    samples = round(CLIP_S * SAMPLE_RATE)
-    frames = torch.tensor([tower.base_encoder.num_frames(samples)], device="meta")
-    features = torch.empty(1, tower.base_encoder.num_frames(samples), tower.base_encoder.width, device="meta")
-    work = {"base_encoder": Amount(encoder_cost(tower.base_encoder, CLIP_S).gflops, tuple(none))}
-    projections = list(none)
-    for i, (spec, member) in enumerate(zip(config.weak_encoders or [], pool, strict=True)):
-        # Only this member's entry: a clip that does not choose it does none of its work.
-        own = list(none)
-        own[i] = encoder_cost(member.encoder, CLIP_S).gflops
-        work[f"weak_encoders.{spec.name}"] = Amount(0.0, tuple(own))
-        states = torch.empty(1, member.encoder.num_frames(samples), member.encoder.width, device="meta")
-        projections[i] = _gflops(member.projection, states)
-    work["projections"] = Amount(0.0, tuple(projections))
-    if tower.dependent_router is not None:
-        work["routers"] = Amount(_gflops(tower.dependent_router, features, frames), tuple(none))
-    # Every block has the base features' width, and the count depends on shapes alone.
-    fused = torch.cat([features] * config.num_blocks, dim=-1)
-    work["adapter"] = Amount(_gflops(tower.adapter, fused, frames), tuple(none))
-    work["language_model"] = Amount(language_model_cost(model.language_model, tokens).gflops, tuple(none))
-    return work
-
-
-def _gflops(module: torch.nn.Module, *inputs: torch.Tensor) -> float:
-    # With gradients: the counter cannot follow a trainable tensor's view that has no graph (Q-Former's queries).
-    with FlopCounterMode(display=False) as counter:
-        module(*inputs)
-    return float(counter.get_total_flops()) / 1e9

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Mapping
 from itertools import pairwise
 
+import numpy as np
+
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.sample import BadSample
 from mowe_ray.evaluation.routing import draw, router_report
@@ -17,6 +19,7 @@ from mowe_ray.output.terminal import Clock, Pace, duration
 from mowe_ray.training.loop import StepResult
 from mowe_ray.training.protocols import Ranks, RunError
 from mowe_ray.training.tracker import Tracker
+from mowe_ray.training.useful_work import TrainingWork, Work
 from mowe_ray.training.validation import ValidationResult
 
 _SHOWN = 8  # ids in a line for the user
@@ -41,6 +44,7 @@ class Monitor:
         log_every: int,
         max_bad_fraction: float,
         max_skipped_steps: int,
+        work: TrainingWork | None = None,
     ):
         """Start where `start_progress` (0 to 1) of the run is done; `tracker` is None on all ranks but 0.
 
@@ -48,7 +52,9 @@ class Monitor:
             report: What scanning the shards found; what decoding finds comes on top.
             members: Names of the pool members.
             max_steps: Length of the run, if it is given in steps.
+            work: What micro-batches cost, on rank 0, to log the useful share of it.
         """
+        self._work, self._lengths = work, list[tuple[list[float], list[int]]]()
         self._ranks, self.folder, self._tracker = ranks, folder, tracker
         self._report, self._new_bad = report, list[BadSample]()
         self._members = members
@@ -74,11 +80,12 @@ class Monitor:
             self._skipped_in_a_row = 0
             self._log_spike(result)
         self._new_bad += [bad for batch in result.batches for bad in batch.bad]
+        self._lengths += [(batch.clip_s, batch.row_tokens) for batch in result.batches]
         # Bad samples wait until then: each check is a collective.
         if result.step % self._log_every and not last:
             return
         self._check_data()
-        averages = self._averages.take(progress)
+        averages = self._averages.take(progress) | self._useful_share()
         if self._tracker is None:
             return
         routing = {} if result.routing is None or result.skipped else {"routing": result.routing.summary(self._members)}
@@ -162,6 +169,14 @@ class Monitor:
         """Ids of all samples of the step, over all ranks."""
         ranks = self._ranks.gather([name for batch in result.batches for name in batch.ids])
         return [name for rank in ranks for name in rank]
+
+    def _useful_share(self) -> dict[str, float]:
+        """Return the share of all ranks' work since the last call that was no padding, on rank 0. Collective."""
+        lengths, self._lengths = self._ranks.gather(self._lengths), []
+        if self._work is None:
+            return {}
+        work = [self._work.micro_batch(np.asarray(clips), np.asarray(rows)) for rank in lengths for clips, rows in rank]
+        return {"useful_flops_share": sum(work, Work()).useful_share}
 
     def _check_data(self) -> None:
         for bad in self._ranks.gather(self._new_bad):

@@ -13,11 +13,12 @@ import torch
 from mowe_ray.config import RunConfig
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.feature_cache import FeatureCache
+from mowe_ray.data.index import Index
 from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine, build_engine
 from mowe_ray.distributed.ray_train.async_validation import AsyncValidation
 from mowe_ray.distributed.ray_train.coordinator import WorkerSetup
 from mowe_ray.distributed.ray_train.train_run import RayReporter, TrainRun
-from mowe_ray.model import MoweProcessor
+from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
 from mowe_ray.model.export_check import try_export
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.build import own_tokenizer, tokenizer_of, write_export
@@ -31,6 +32,7 @@ from mowe_ray.training.protocols import Ranks, RunError
 from mowe_ray.training.sample_audit import SampleAuditLog
 from mowe_ray.training.sampler import EpochSampler
 from mowe_ray.training.tracker import Tracker
+from mowe_ray.training.useful_work import TrainingWork
 from mowe_ray.training.validation import ValidationResult
 
 
@@ -113,7 +115,7 @@ def _start(setup: WorkerSetup, log: Callable[[str], object]) -> TrainRun:
         ranks=ranks,
         sampler=sampler,
         writer=CheckpointWriter(folder, ranks, keep=config.training.keep_checkpoints),
-        monitor=_monitor(setup.report, config, folder, ranks, sampler),
+        monitor=_monitor(setup.report, config, folder, ranks, sampler, _work(config, engine, index)),
         records=_records(setup.report, folder, ranks),
         sample_log=SampleAuditLog(ranks, folder, resume_step=sampler.step) if config.training.log_samples else None,
         async_validation=AsyncValidation(setup, config, folder, engine, processor, ranks, resume_step=sampler.step),
@@ -172,7 +174,24 @@ def _workers(number: int) -> str:
     return f"{number} worker{'' if number == 1 else 's'}"
 
 
-def _monitor(report: DataReport, config: RunConfig, folder: RunFolder, ranks: Ranks, sampler: EpochSampler) -> Monitor:
+def _work(config: RunConfig, engine: DeepSpeedEngine, index: Index) -> TrainingWork | None:
+    """Return what micro-batches cost, on rank 0, which logs it."""
+    if engine.rank:
+        return None
+    with torch.device("meta"):
+        model = MoweForConditionalGeneration(engine.model.config)
+    longest = float(index.durations.max())
+    return TrainingWork(model, max_s=longest, recomputed=config.model.gradient_checkpointing)
+
+
+def _monitor(
+    report: DataReport,
+    config: RunConfig,
+    folder: RunFolder,
+    ranks: Ranks,
+    sampler: EpochSampler,
+    work: TrainingWork | None,
+) -> Monitor:
     tracking = config.tracking
     tracker = (
         Tracker(
@@ -199,6 +218,7 @@ def _monitor(report: DataReport, config: RunConfig, folder: RunFolder, ranks: Ra
         log_every=config.training.log_every,
         max_bad_fraction=config.data.max_bad_fraction,
         max_skipped_steps=config.training.max_skipped_steps,
+        work=work,
     )
 
 

@@ -9,7 +9,8 @@ from mowe_ray.config.training_section import MoweLossSection
 from mowe_ray.model.building import parameter_parts
 from mowe_ray.training.build import assemble
 from mowe_ray.training.dry_run import dry_run
-from mowe_ray.training.estimate import Amount, estimate
+from mowe_ray.training.estimate import estimate
+from mowe_ray.training.flops import Amount
 from tests.tiny_models import ENCODER_CONFIGS, save_encoder_checkpoint, save_language_model, tiny_hubert_config
 from tests.unit.training.test_build import section
 from tests.unit.training.test_datasets import data  # noqa: F401 - a fixture
@@ -37,6 +38,8 @@ def test_the_paper_preset_needs_no_file(paper):
     assert facts["model"]["total"]["stored"] == sum(part["stored"] for part in parts.values())
     assert facts["data"] == {}
     assert "data.train: none given" in text
+    assert facts["work"] is None
+    assert "unknown (needs data.train)" in text
     assert "unknown (needs tokenizer.json of microsoft/Phi-3-mini-4k-instruct)" in text
 
 
@@ -135,6 +138,13 @@ def test_data_and_steps_are_told(data):  # noqa: F811
     assert steps["micro_batches_per_step"] == 2
     assert steps["audio_s_per_step"] * steps["steps_per_epoch"] == pytest.approx(3.6 + 15 * 0.5)
     assert steps["total_steps"] == pytest.approx(3 * steps["steps_per_epoch"], abs=3)
+    work = facts["work"]
+    causes = ("clips", "encoder_padding", "batch_padding", "tokens", "row_padding", "idle")
+    assert sum(work[cause] for cause in causes) == pytest.approx(1)
+    assert work["useful"] == pytest.approx(work["clips"] + work["encoder_padding"] + work["tokens"])
+    assert 0 < work["batch_padding"] < 0.1, "Whisper makes 5 s of all of these clips, HuBERT does not"
+    assert work["balance_of_workers"] == 1
+    assert f"useful {work['useful']:.3f} what" in " ".join(out.getvalue().split())
     assert "1 too_long" in out.getvalue()
     with pytest.raises(ValueError, match="unusable"):
         dry_run(load_config("quickstart", [*overrides, "data.max_bad_fraction=0"]), out)

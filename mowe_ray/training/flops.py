@@ -1,0 +1,114 @@
+"""Floating-point operations of the parts of a model, counted on PyTorch's meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mowe_ray.data.decode import SAMPLE_RATE
+from mowe_ray.model import MoweForConditionalGeneration
+from mowe_ray.model.configuration_mowe import MoweConfig
+from mowe_ray.model.cost import encoder_cost, language_model_cost
+
+CLIP_S = 30.0
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Weights or work: what every clip needs, and what each of the M pool members adds when it runs."""
+
+    always: float
+    members: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """All of it: what is stored, or what a dense execution does."""
+        return self.always + sum(self.members)
+
+    def active(self, running: tuple[int, int]) -> tuple[float, float]:
+        """Return the range that one clip uses, when between `running[0]` and `running[1]` members run."""
+        ascending = sorted(self.members)
+        fewest, most = running
+        return self.always + sum(ascending[:fewest]), self.always + sum(ascending[len(ascending) - most :])
+
+    def expected(self, share: float) -> float:
+        """Return the mean over clips for uniform routers, where each member runs for `share` of the clips."""
+        return self.at([share] * len(self.members))
+
+    def at(self, loads: Sequence[float]) -> float:
+        """Return the mean over clips when member m runs for `loads[m]` of the clips."""
+        return self.always + sum(load * member for load, member in zip(loads, self.members, strict=True))
+
+    def __add__(self, other: Amount) -> Amount:
+        """Add part by part."""
+        return Amount(
+            self.always + other.always, tuple(a + b for a, b in zip(self.members, other.members, strict=True))
+        )
+
+
+def runs_all_members(config: MoweConfig) -> bool:
+    """Whether every clip runs every pool member."""
+    return config.fusion != "routed" or config.router_execution == "dense"
+
+
+def routers_of(config: MoweConfig) -> int:
+    """Return the number of routers."""
+    return int(config.router_data_independent) + int(config.router_data_dependent)
+
+
+def expected_share(config: MoweConfig) -> float:
+    """Return the share of the clips that a pool member runs for while the routers are undecided."""
+    members = len(config.weak_encoders or [])
+    if not members or runs_all_members(config):
+        return float(members > 0)
+    # Each router chooses a member with probability k / M, independently; it runs if any of them does.
+    return float(1.0 - (1.0 - min(config.router_top_k, members) / members) ** routers_of(config))
+
+
+def audio_tokens(model: MoweForConditionalGeneration, seconds: float) -> int:
+    """Return the tokens of the language model that a clip becomes."""
+    frames = model.audio_tower.base_encoder.num_frames(round(seconds * SAMPLE_RATE))
+    return int(-(-frames // model.config.downsample))
+
+
+def part_gflops(model: MoweForConditionalGeneration, seconds: float, tokens: int) -> dict[str, Amount]:
+    """Return the forward pass of each part over one clip and one row of tokens; LoRA counts with the module it is in.
+
+    Args:
+        model: On the meta device.
+        seconds: Length of the clip.
+        tokens: Length of the language model's row.
+    """
+    tower, config = model.audio_tower, model.config
+    pool = list(tower.pool or ())
+    none = [0.0] * len(pool)
+    samples = round(seconds * SAMPLE_RATE)
+    frames = torch.tensor([tower.base_encoder.num_frames(samples)], device="meta")
+    features = torch.empty(1, tower.base_encoder.num_frames(samples), tower.base_encoder.width, device="meta")
+    work = {"base_encoder": Amount(encoder_cost(tower.base_encoder, seconds).gflops, tuple(none))}
+    projections = list(none)
+    for i, (spec, member) in enumerate(zip(config.weak_encoders or [], pool, strict=True)):
+        # Only this member's entry: a clip that does not choose it does none of its work.
+        own = list(none)
+        own[i] = encoder_cost(member.encoder, seconds).gflops
+        work[f"weak_encoders.{spec.name}"] = Amount(0.0, tuple(own))
+        states = torch.empty(1, member.encoder.num_frames(samples), member.encoder.width, device="meta")
+        projections[i] = _gflops(member.projection, states)
+    work["projections"] = Amount(0.0, tuple(projections))
+    if tower.dependent_router is not None:
+        work["routers"] = Amount(_gflops(tower.dependent_router, features, frames), tuple(none))
+    # Every block has the base features' width, and the count depends on shapes alone.
+    fused = torch.cat([features] * config.num_blocks, dim=-1)
+    work["adapter"] = Amount(_gflops(tower.adapter, fused, frames), tuple(none))
+    work["language_model"] = Amount(language_model_cost(model.language_model, tokens).gflops, tuple(none))
+    return work
+
+
+def _gflops(module: torch.nn.Module, *inputs: torch.Tensor) -> float:
+    # With gradients: the counter cannot follow a trainable tensor's view that has no graph (Q-Former's queries).
+    with FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return float(counter.get_total_flops()) / 1e9
