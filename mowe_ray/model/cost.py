@@ -74,7 +74,7 @@ def language_model_cost(model: PreTrainedModel, tokens: int) -> Cost:
 
 
 def zero_memory_bytes(
-    trainable: int, frozen: int, stage: int, world_size: int, bytes_per_weight: int
+    trainable: int, frozen: int, stage: int, world_size: int, bytes_per_weight: int, *, float32_sums: bool = False
 ) -> dict[str, int]:
     """Bytes per worker for model states under ZeRO with AdamW; activations come on top.
 
@@ -89,6 +89,7 @@ def zero_memory_bytes(
         stage: ZeRO stage, 0 to 3.
         world_size: number of workers.
         bytes_per_weight: 2 for bfloat16, 4 for float32.
+        float32_sums: bfloat16 gradients are summed over micro-batches in float32, in 4 more bytes.
 
     Returns:
         Bytes of `weights`, `gradients`, `optimizer` and their `total`.
@@ -97,7 +98,7 @@ def zero_memory_bytes(
     master_copy = 4 if bytes_per_weight < 4 or stage > 0 else 0
     parts = {
         "weights": (bytes_per_weight * (trainable + frozen), 3),
-        "gradients": (bytes_per_weight * trainable, 2),
+        "gradients": ((bytes_per_weight + (4 if float32_sums and bytes_per_weight < 4 else 0)) * trainable, 2),
         "optimizer": ((master_copy + 8) * trainable, 1),
     }
     divided = {

@@ -130,7 +130,9 @@ def _memory_facts(config: RunConfig, total: PartCost) -> dict[str, Any]:
     compute, frozen = config.compute, int(total.weights.total) - total.trainable
     dtype = model_dtype(config.model, compute.gpus_per_worker > 0)
     stages = {
-        str(stage): zero_memory_bytes(total.trainable, frozen, stage, compute.min_workers, dtype.itemsize)
+        str(stage): zero_memory_bytes(
+            total.trainable, frozen, stage, compute.min_workers, dtype.itemsize, float32_sums=True
+        )
         for stage in range(4)
     }
     return {"dtype": str(dtype).removeprefix("torch."), "zero_stage": compute.zero_stage, "bytes_per_worker": stages}

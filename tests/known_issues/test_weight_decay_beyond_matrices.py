@@ -1,6 +1,6 @@
 """Weight decay reached gains of weight normalisation, class tokens and tables of positions, which have several axes.
 
-As in KellerJordan/modded-nanogpt and timm's `param_groups_weight_decay`, only matrices and kernels decay.
+timm's `param_groups_weight_decay` spares such parameters by a list that models bring; here one rule names them.
 """
 
 import re

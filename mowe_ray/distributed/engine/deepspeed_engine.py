@@ -20,6 +20,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deep
 
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed.engine import deepspeed, zero_state
+from mowe_ray.distributed.engine.gradient_sums import GradientSums
 from mowe_ray.model import MoweForConditionalGeneration, MoweOutput, MoweProcessor
 from mowe_ray.model.building import equal_members, strong_members
 from mowe_ray.training.build import assemble, model_dtype, optimizer_groups
@@ -105,6 +106,8 @@ def deepspeed_config(
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clip_norm,
         "bf16": {"enabled": bf16},
+        # Below ZeRO-2 DeepSpeed refuses, or takes another optimizer: see `GradientSums`.
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if bf16 and zero_stage >= 2 else {}),
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         # torch's AdamW also runs on offloaded states, and needs no compiler on the machine.
@@ -165,6 +168,8 @@ class DeepSpeedEngine:
         self._touched: set[str] = set()
         self._trainable = [name for name, p in model.named_parameters() if p.requires_grad]
         self._watch_gradients(model)
+        summed_here = config["bf16"]["enabled"] and self._stage < 2
+        self._sums = GradientSums(p for p in model.parameters() if p.requires_grad and summed_here)
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()  # so that a slice of it can be named by start and length
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
@@ -213,6 +218,7 @@ class DeepSpeedEngine:
         DeepSpeed averages over ranks: the factor undoes it. Accumulation is not averaged at all.
         """
         self._engine.set_gradient_accumulation_boundary(last)
+        self._sums.last = last
         with self._activity.during("backward"):
             self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 

@@ -105,6 +105,14 @@ def test_zero_memory_equals_the_papers_example(stage: int, gigabytes: float) -> 
     assert memory["total"] == memory["weights"] + memory["gradients"] + memory["optimizer"]
 
 
+def test_float32_sums_of_gradients_cost_four_bytes_a_weight() -> None:
+    for stage, workers, share in ((0, 8, 1), (1, 8, 1), (2, 8, 8), (3, 8, 8)):
+        plain, summed = (zero_memory_bytes(8000, 0, stage, workers, 2, float32_sums=on) for on in (False, True))
+        assert summed["gradients"] - plain["gradients"] == 4 * 8000 / share
+        assert summed["total"] - plain["total"] == 4 * 8000 / share
+        assert zero_memory_bytes(8, 0, stage, 1, 4, float32_sums=True) == zero_memory_bytes(8, 0, stage, 1, 4)
+
+
 def test_frozen_weights_cost_their_own_bytes_only() -> None:
     for stage, share in ((0, 1), (2, 1), (3, 4)):
         memory = zero_memory_bytes(0, 1000, stage, world_size=4, bytes_per_weight=2)
