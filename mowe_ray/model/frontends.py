@@ -8,7 +8,8 @@ Shapes: C clips, S samples, F feature frames, B mel bins.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from typing import Any, ClassVar
@@ -29,14 +30,14 @@ class FrontEnd(ABC):
     kind: ClassVar[str]
 
     def __call__(self, wave: Tensor, lengths: Tensor, padded_samples: int) -> Tensor:
-        """Features of a batch, in float32, outside autocast and without a graph.
+        """Features of a batch, in float32 with all its bits, outside autocast and without a graph.
 
         Args:
             wave: (C, S) mono 16 kHz; whatever lies beyond a clip's own length is ignored.
             lengths: (C,) valid samples of each clip.
             padded_samples: the common length all clips get, filled with silence.
         """
-        with torch.no_grad(), _without_autocast(wave.device):
+        with torch.no_grad(), _without_autocast(wave.device), _without_tf32():
             wave = F.pad(wave.float(), (0, padded_samples - wave.shape[1]))
             valid = torch.arange(padded_samples, device=wave.device) < lengths[:, None]
             return self.features(wave.masked_fill(~valid, 0.0), lengths)
@@ -181,6 +182,21 @@ def spec_augment(features: Tensor, mask_prob: float, mask_length: int, valid_fra
 def _without_autocast(device: torch.device) -> torch.autocast:
     # Shape-only tensors have no autocast of their own.
     return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Multiply float32 matrices in float32, where a program has allowed TF32 or bfloat16 instead (10 and 7 bits)."""
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+    lowered = {backend: backend.fp32_precision for backend in backends}
+    lowered = {backend: precision for backend, precision in lowered.items() if precision not in ("none", "ieee")}
+    for backend in lowered:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in lowered.items():
+            backend.fp32_precision = precision
 
 
 @lru_cache(maxsize=16)

@@ -1,8 +1,12 @@
 """Front-ends against transformers' extractors, and the spectral ones against float64 by hand."""
 
+from dataclasses import dataclass, field
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from mowe_ray.model.frontends import (
@@ -189,3 +193,27 @@ def test_spec_augment_masks_about_the_asked_share_and_replays() -> None:
     assert torch.equal(spec_augment(ones, 0.2, 10), first)
     # 20 stretches of 10 frames at random places cover 1 - (1 - 0.01)^20 = 18 % of the clip.
     assert 0.16 < (first == 0).float().mean() < 0.20
+
+
+@dataclass(frozen=True)
+class MatmulPrecision(FrontEnd):
+    """Records how float32 matrices are multiplied where features are computed."""
+
+    kind: ClassVar[str] = "matmul_precision"
+    found: list[str] = field(default_factory=list, compare=False)
+
+    def features(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        self.found.extend(b.matmul.fp32_precision for b in (torch.backends.cuda, torch.backends.mkldnn))
+        return wave
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_features_are_computed_without_tf32(precision: str) -> None:
+    front_end = MatmulPrecision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        front_end(torch.zeros(1, 400), torch.tensor([400]), 400)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert front_end.found == ["ieee", "ieee"]
