@@ -5,7 +5,10 @@ Transposed or lost on GPT-2's Conv1D (huggingface/peft#3531), dropped from embed
 modelscope/ms-swift#6447).
 """
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +137,31 @@ def test_a_merge_rounds_once(tmp_path: Path) -> None:
     assert (found == wanted.to(torch.bfloat16)).float().mean() > 0.999
 
 
+_ELSEWHERE = """
+import sys
+sys.modules["mowe_ray"] = None  # as where it is not installed: importing it fails
+import torch
+from transformers import AutoModel
+folder, out = sys.argv[1:]
+# Trusted because this test has just written the code in the folder; that it runs is what is tested.
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+with torch.no_grad():
+    torch.save(model(input_ids=torch.arange(3, 60)[None]).logits, out)
+"""
+
+
+def test_apart_the_export_needs_transformers_and_peft_alone(tmp_path: Path) -> None:
+    model = trained(build(MODELS["llama"], "all-linear"))
+    exported(model, tmp_path / "export", merge=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _ELSEWHERE, str(tmp_path / "export"), str(tmp_path / "logits.pt")]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=300)
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits(model), atol=1e-5, rtol=1e-5)
+
+
 def test_the_config_says_whether_adapters_are_merged() -> None:
-    values = {"base_encoder": {"config": {}}, "language_model": {"config": {}}}
+    values = {"base_encoder": {"config": tiny_whisper_config()}, "language_model": {"config": MODELS["llama"]}}
     assert ModelSection(**values).merges_lora
     assert ModelSection(**values, lora=None).merges_lora
     assert not ModelSection(**values, lora={"merge": False}).merges_lora
