@@ -2,9 +2,12 @@
 
 import io
 import json
+import struct
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mowe_ray.data.index import SourceSpec, build_index
@@ -124,11 +127,38 @@ def test_a_quote_that_is_not_closed_is_named_with_its_line(tmp_path, capsys):
 
 
 def test_a_broken_parquet_file_among_good_ones(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "0.parquet").write_bytes(b"PAR1 and nothing else")
     pq.write_table(pa.table({"audio": [WAV] * 2, "text": ["a", "b"]}), folder / "1.parquet")
     assert prepared(folder, tmp_path / "out", "--task", "asr") == {"good": 2, "broken_shard": 1}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_wrong_bytes_in_arrow_files_end_no_process(tmp_path, stream):
+    """Arrow trusts the offsets of a file: one that leads outside of it ended the process."""
+    table = pa.table({"audio": [WAV] * 6, "text": [f"hello {n}" for n in range(6)], "duration": [0.5] * 6})
+    path = tmp_path / "a.arrow"
+    make = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with make(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    whole = path.read_bytes()
+    offsets = [at for at in range(0, len(whole) - 12, 4) if whole[at : at + 12] == struct.pack("<3i", 0, 7, 14)]
+    assert len(offsets) == 3  # of the texts, one for each batch
+    path.write_bytes(whole[: offsets[1] + 4] + struct.pack("<i", 0x7FFFFFF0) + whole[offsets[1] + 8 :])
+    index = build_index([SourceSpec("s", str(path), "asr")], tmp_path, min_s=0.1, max_s=30.0)
+    assert load_micro_batch(index.table, 0.1, 30.0).answers == ["hello 0", "hello 1", "hello 4", "hello 5"]
+    assert [bad.cause for bad in index.bad] == ["broken_shard"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_wrong_character_in_an_arrow_file_costs_its_row(tmp_path, stream):
+    table = pa.table({"audio": [WAV] * 3, "text": ["hello", "world", "there"], "duration": [0.5] * 3})
+    make = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with make(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    content = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(content.replace(b"world", b"w\xf6rld"))
+    index = build_index([SourceSpec("s", str(tmp_path / "a.arrow"), "asr")], tmp_path, min_s=0.1, max_s=30.0)
+    assert load_micro_batch(index.table, 0.1, 30.0).answers == ["hello", "there"]
+    assert [bad.cause for bad in index.bad] == ["unreadable"]

@@ -68,7 +68,16 @@ def test_a_list_that_is_cut_off_keeps_what_came_before(read, cut):
 
 
 @pytest.mark.parametrize(
-    "middle", ['{"audio": tru}', '{"audio": "a.wav" "text": "]"}', '{"a": ' + "[" * 9000 + "]" * 9000 + "}", "5", '"x"']
+    "middle",
+    [
+        '{"audio": tru}',
+        '{"audio": "a.wav" "text": "]"}',
+        '{"a": ' + "[" * 9000 + "]" * 9000 + "}",
+        "5",
+        '"x"',
+        "}",
+        "nul",
+    ],
 )
 def test_a_wrong_entry_of_a_list_is_one_bad_sample(read, middle):
     first, last = json.dumps(ROWS[0]), json.dumps(ROWS[2])

@@ -124,7 +124,7 @@ def manifest_entries(manifest: str) -> Iterator[tuple[int, bytes]]:
     """
     with open_file(manifest) as file:
         head = file.read(4096)
-        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head[:4]:
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or 4 * head.count(0) > len(head):
             raise ValueError(f"{manifest} is in UTF-16: convert it, as by `iconv -f UTF-16 -t UTF-8`")
         at = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
         is_tsv = manifest.lower().endswith(".tsv")
@@ -139,6 +139,7 @@ def manifest_entries(manifest: str) -> Iterator[tuple[int, bytes]]:
             at += len(line)
 
 
+_SEPARATOR = re.compile(r"[,\]]")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
@@ -165,11 +166,12 @@ def _entry_end(text: str, start: int) -> int | None:
     try:
         return _DECODER.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
+        if text[start : start + 1] not in ("[", "{"):
+            following = _SEPARATOR.search(text, start)
+            return following.start() if following else None
         depth = 0
         for token in _TOKEN.finditer(text, start):
             depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
-            if depth < 0:  # the end of the list itself, after an entry without brackets
-                return token.start()
             if depth == 0 and token[0] in "]}":
                 return token.end()
         return None
