@@ -130,6 +130,7 @@ def _decode_av(file: BinaryIO, header: Header, max_s: float) -> tuple[Wave, int]
             for part, rate in _frames(container, stream):
                 parts.append(part)
                 samples += len(part)
+                # A length that headers do not give is only found here; decoding a day of audio would take its memory.
                 if samples > (max_s + 1) * rate:
                     raise BadAudio("too_long", f"over {max_s:g} s")
                 if len(parts) > _MOST_SHORT_FRAMES and samples < len(parts) * _SHORTEST_FRAME_S * rate:

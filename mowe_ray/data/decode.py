@@ -58,11 +58,13 @@ def decode_audio(
         audio = audio[start : start + round(declared_s * rate) if declared_s else None]
     if not len(audio):
         raise BadAudio("zero_length", "no samples")
+    # Granule positions of a part of a longer stream count from that stream's beginning.
     if header.container == "ogg" and header.seconds and len(audio) / rate < header.seconds - SLACK_S:
         header = replace(header, seconds=header.seconds - start_s(io.BytesIO(data), header))
     check_length(len(audio) / rate, declared_s, header if whole else None)
     audio = _to_mono(audio)
     if rate != SAMPLE_RATE:
+        # After the mix to mono: one channel to resample instead of several.
         audio = soxr.resample(audio, rate, SAMPLE_RATE, quality="HQ")
     seconds = len(audio) / SAMPLE_RATE
     if seconds < min_s:

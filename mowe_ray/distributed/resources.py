@@ -73,6 +73,7 @@ def fits(bundle: Resources, free: Iterable[Resources], elsewhere_cpus: int = 0) 
         elsewhere_cpus: CPUs of tasks that take one each, on any node.
     """
     nodes = list(free)
+    # Rounded down by node: a task of one CPU cannot be spread over the fractions of two nodes.
     cpus = sum(math.floor(node.get("CPU", 0.0)) for node in nodes)
     return any(
         all(node.get(kind, 0.0) >= amount for kind, amount in bundle.items())

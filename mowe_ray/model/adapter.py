@@ -117,6 +117,7 @@ class CrossAttentionBlock(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
+        # Tiny models have widths that do not divide.
         self.heads = heads if width % heads == 0 else 1
         self.query_norm = nn.LayerNorm(width)
         self.q = nn.Linear(width, width)
@@ -145,6 +146,7 @@ class CrossAttentionBlock(nn.Module):
 def split_windows(features: Tensor, valid: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """Cut features (C, T, D) into windows (C, ceil(T / window), window, D), with their mask."""
     frames = features.shape[1]
+    # The last window of a clip may hold padding: its content must not depend on the batch.
     features = features * valid_mask(valid, frames)[..., None]
     features = F.pad(features, (0, 0, 0, -frames % window))
     mask = valid_mask(valid, features.shape[1])

@@ -78,6 +78,7 @@ def _copy_code(folder: Path) -> None:
     for module in {reference.split(".")[0] for reference in _AUTO_CLASSES.values()}:
         file = sys.modules[f"{__package__}.{module}"].__file__
         assert file is not None
+        # As transformers itself finds the code that it downloads.
         for needed in (file, *get_relative_import_files(file)):
             shutil.copyfile(needed, folder / Path(needed).name)
 
@@ -131,6 +132,7 @@ def open_exported(folder: str) -> MoweForConditionalGeneration:
     with torch.device("meta"):
         model = MoweForConditionalGeneration(config)
     files = sorted(Path(folder).glob("*.safetensors"))
+    # From the headers of the files alone: no weight is read.
     stored = {name for file in files for name in safe_open(file, "pt").keys()}  # noqa: SIM118 - it is no dict
     missing = model.state_dict().keys() - stored - model.all_tied_weights_keys.keys()
     if missing:

@@ -67,6 +67,7 @@ class LogMel(FrontEnd):
     def features(self, wave: Tensor, lengths: Tensor) -> Tensor:
         """Log-mel energies, scaled as Whisper was trained on them."""
         window = torch.hann_window(self.n_fft, device=wave.device)
+        # In float32, as `FrontEnd` ensures: powers of quiet clips underflow in half precision.
         spectrum = torch.stft(wave, self.n_fft, self.hop_length, window=window, return_complex=True)
         # The contiguous copy is measurably cheaper than a matmul on the strided view.
         power = (spectrum[..., :-1].abs() ** 2).contiguous()
@@ -132,6 +133,7 @@ class KaldiFbank(FrontEnd):
         own_frames = (lengths - self.window).div(self.hop, rounding_mode="floor") + 1
         valid = torch.arange(log_mel.shape[1], device=wave.device) < own_frames[:, None]
         if self.do_normalize:
+            # Twice the deviation, as AST was trained (arXiv 2104.01778): a standard deviation of 0.5.
             log_mel = (log_mel - self.mean) / (2 * self.std)
         return log_mel.masked_fill(~valid[..., None], self.padding)
 
@@ -167,6 +169,7 @@ def spec_augment(features: Tensor, mask_prob: float, mask_length: int, valid_fra
     device = features.device
     valid = torch.full((clips,), frames, device=device) if valid_frames is None else valid_frames
     most = max(2, int(mask_prob * frames / mask_length) + 1)
+    # Rounded up or down with the probability of its fraction, so that the mean is exact.
     wanted = (mask_prob * valid / mask_length + torch.rand(clips, device=device)).floor().clamp(min=2)
     last_start = valid - mask_length
     # A clip shorter than one stretch is left alone: masking it would leave no signal.

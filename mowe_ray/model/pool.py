@@ -127,6 +127,7 @@ def align_frames(states: Tensor, valid: Tensor, ratio: float, frames: int, offse
     position = torch.minimum(position, last.to(position.dtype))
     lower = position.long()
     below = _pick(states, lower)
+    # Frames coincide: no second gather, and bit-identical frames.
     if ratio == 1 and offset == 0:
         return below
     weight = (position - lower)[..., None].to(states.dtype)

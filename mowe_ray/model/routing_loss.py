@@ -72,6 +72,7 @@ class RoutingTotals:
 def entropy(probabilities: Tensor) -> Tensor:
     """Entropy in nats over the last axis; 0 log 0 = 0, with a finite gradient."""
     smallest = torch.finfo(probabilities.dtype).tiny
+    # entr is exact at 0, but its derivative is infinite there.
     terms: Tensor = torch.special.entr(probabilities.clamp_min(smallest))
     return terms.sum(-1)
 

@@ -53,6 +53,7 @@ class SampleAuditLog:
             OSError: It could not be written, and stays in the buffer.
         """
         with self._writing:
+            # A copy: the training thread may append while the checkpoint's thread writes.
             if lines := self._lines[:]:
                 self._folder.append_text(SAMPLES_FILE, "".join(lines))
                 del self._lines[: len(lines)]

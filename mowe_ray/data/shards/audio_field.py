@@ -135,6 +135,7 @@ def _looks_like_audio(key: str, value: Any, mapping_only: bool, depth: int = 0) 
     if isinstance(value, list):
         first = _first_number(value)
         if isinstance(first, int | float) and not isinstance(first, bool):
+            # Of (channels, samples) or (samples, channels), either axis may be the long one.
             nested = value[0] if isinstance(value[0], list) else value
             return _AUDIO_WORD.search(key) is not None or max(len(nested), len(value)) >= _FEWEST_SAMPLES
         return any(_looks_like_audio(key, part, mapping_only, depth + 1) for part in value)

@@ -164,6 +164,7 @@ def _list_entries(text: str, byte_at: int) -> Iterator[tuple[int, bytes]]:
 def _entry_end(text: str, start: int) -> int | None:
     """Return the end of the list entry at `start`, None if it has none; the entry itself may be wrong."""
     try:
+        # The fast way; after an error, brackets are counted, so that one bad entry does not cost those after it.
         return _DECODER.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
         if text[start : start + 1] not in ("[", "{"):

@@ -69,6 +69,7 @@ def dog(rng: Rng) -> Wave:
     for bark in range(count):
         time = _clock(rng.uniform(0.14, 0.2))
         place = time / time[-1]
+        # The pitch of a bark rises and falls once within it.
         glide = _phase(pitch * (1 + 0.6 * np.sin(np.pi * place)))
         voice = np.asarray(sum(np.sin(k * glide) / k**0.5 for k in range(1, 7)))
         harsh = voice * (1 + 0.4 * rng.standard_normal(time.size)) * np.sin(np.pi * place) ** 0.6

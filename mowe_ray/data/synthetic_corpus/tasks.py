@@ -138,6 +138,7 @@ def emotion_recognition(studio: Studio) -> Clip:
     spoken = studio.say(studio.any(PHRASES), emotion.prosody)
     spoken = spoken / np.abs(spoken).max()
     if emotion.drive > 0:
+        # Soft clipping adds the harmonics of a shouting voice.
         spoken = np.tanh(emotion.drive * spoken)
     wave = record([spoken], studio.rng, emotion.loudness)
     return Clip(wave, studio.any(INSTRUCTIONS["er"]), name)

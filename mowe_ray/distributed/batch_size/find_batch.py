@@ -95,7 +95,9 @@ def _search(config: RunConfig, limit_bytes: int | None) -> Iterator[MemoryTrial]
     from mowe_ray.distributed.batch_size.memory_trial import TrialProcess
 
     if config.compute.gpus_per_worker == 0 and limit_bytes is None:
+        # On CPUs nothing else sets a limit before the machine swaps or the system kills processes.
         limit_bytes = round(_FREE_SHARE * _free_bytes())
+    # One process for all trials that fit: to build the model takes longer than a step.
     process = TrialProcess(config, limit_bytes)
     upper, guess = config.data.max_batch_size, 1
     for seconds in clip_lengths(config.data.max_duration_s):
@@ -164,5 +166,6 @@ def recommended_batch_seconds(clips: dict[float, int], max_batch_size: int) -> f
         longest clip, which data.batch_seconds has to hold.
     """
     limited = [seconds * number for seconds, number in clips.items() if number < max_batch_size]
+    # Padding is to the longest clip, so that a limit at any length holds for all.
     smallest = min(limited) if limited else max(clips) * clips[max(clips)]
     return max(math.floor(10 * _SAFETY * smallest) / 10, max(clips))

@@ -147,6 +147,7 @@ def _limit_memory(gpu: bool, limit_bytes: int | None) -> int:
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total))
         return min(total, limit_bytes or total)
     assert limit_bytes is not None
+    # Allocations then fail with an error that names their size; the system would kill the process instead.
     resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
     return limit_bytes
 
@@ -155,6 +156,7 @@ def synthetic_batch(clips: int, seconds: float) -> MicroBatch:
     """Returns noise of the given length with texts as long as those of fast speech of that length."""
     samples = round(seconds * SAMPLE_RATE)
     random = np.random.default_rng(clips)
+    # Text counts too: logits of the answer are among the largest tensors of a step.
     answer = _text(max(_LEAST_WORDS, round(_WORDS_PER_S * seconds)))
     return MicroBatch(
         audio=random.integers(-8000, 8000, clips * samples, dtype=np.int16),

@@ -74,6 +74,7 @@ def _worker() -> dict[str, Any]:
     device, workers = get_device(), dist.get_world_size()
     ranks = torch.full((1,), float(dist.get_rank()), device=device)
     dist.all_reduce(ranks)
+    # The sum 0 + 1 + ... shows that every worker took part, once.
     if ranks.item() != workers * (workers - 1) / 2:
         raise ValueError(f"the ranks of {workers} workers add up to {ranks.item():g}")
     hosts: list[str | None] = [None] * workers

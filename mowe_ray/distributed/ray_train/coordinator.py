@@ -66,6 +66,7 @@ class RunCoordinator:
         idle_s = 0
         while idle_s < self._idle_timeout_s:
             await asyncio.sleep(1)
+            # Workers that run end by themselves; only a controller that waits for nodes would never notice the request.
             idle_s = 0 if self._placement_group is not None or self._controller is None else idle_s + 1
         self._controller_killed = True
         ray.kill(self._controller)

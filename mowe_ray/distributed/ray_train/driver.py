@@ -74,7 +74,9 @@ def train(
         coordinator=coordinator,
     )
     with stop_on_signals(coordinator, log) as signals:
+        # The main thread has to stay free: Python runs signal handlers there alone.
         result = in_thread(partial(fit, config, folder, setup, log))
+    # Ends the printer after the last line, so that the result is not printed before it.
     ray.get(coordinator.log.remote(None))
     printer.join()
     if "error" in result:

@@ -101,6 +101,7 @@ def cider_d(answers: Sequence[Answer]) -> Metric:
         for reference in answer.references:
             words = caption_words(reference)
             pairs = zip(given_weights, weighted(words), strict=True)
+            # The Gaussian length penalty of CIDEr-D.
             near = math.exp(-((len(given) - len(words)) ** 2) / (2 * _CIDER_SIGMA**2))
             total += near * sum(_clipped_cosine(g, r) for g, r in pairs) / _CIDER_ORDERS
         return 10 * total / len(answer.references)

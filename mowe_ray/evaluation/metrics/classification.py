@@ -38,6 +38,7 @@ def find_label(text: str, labels: tuple[str, ...]) -> str | None:
 
 @lru_cache(maxsize=16)
 def _any_of(labels: tuple[str, ...]) -> re.Pattern[str]:
+    # Alternatives are tried in order: `very happy` has to come before `happy`.
     longest_first = sorted(map(re.escape, labels), key=len, reverse=True)
     return re.compile(rf"(?<!\S)(?:{'|'.join(longest_first)})(?!\S)")
 
@@ -118,6 +119,7 @@ def _split(sums: Array) -> tuple[Array, Array, Array]:
 
 def _mean_ratio(parts: Array, wholes: Array) -> Array:
     """Return the mean of parts / wholes (..., L) over labels whose whole is not 0, in percent."""
+    # As in scikit-learn, labels that never occur are not averaged as zeros.
     occurs = wholes > 0
     ratios = np.divide(parts, wholes, out=np.zeros_like(parts), where=occurs)
     return np.asarray(100 * ratios.sum(-1) / occurs.sum(-1))
