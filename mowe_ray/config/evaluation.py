@@ -50,7 +50,7 @@ class JudgeSection(Section):
     """Retries of a failed request, with growing pauses."""
 
     @model_validator(mode="after")
-    def _is_whole(self) -> JudgeSection:
+    def _is_complete(self) -> JudgeSection:
         refuse("judge.model: is needed with judge.base_url" if self.base_url and not self.model else None)
         return self
 

@@ -43,9 +43,9 @@ def cause_of(error: BaseException) -> str:
 
 def cause_in(text: str) -> str:
     """Returns what `cause_of` would for a printed exception; a text without a traceback is a message."""
-    found = [cause for block in _CHAIN.split(text) if (cause := _exception_of(block)) is not None]
-    # The last exception of a chain is the one that was raised; Ray Data's own say nothing of the cause.
-    causes = [cause for cause in found if cause[0] not in _WRAPPERS] or found
+    exceptions = [cause for block in _CHAIN.split(text) if (cause := _exception_of(block)) is not None]
+    # The last exception of a chain is the one that was raised; Ray Data's own do not contain the cause.
+    causes = [cause for cause in exceptions if cause[0] not in _WRAPPERS] or exceptions
     if causes:
         return _described(*causes[-1])
     # After a tab come the identifiers of an actor that has died.

@@ -147,7 +147,7 @@ def router_report(
         ablation: Effect of excluding each member, if that was measured.
     """
     names = list(members)
-    found = {
+    tasks_by_dataset = {
         dataset: {task: _task_report(names, sums) for task, sums in sorted(tasks.items())}
         for dataset, tasks in datasets.items()
         if tasks
@@ -155,9 +155,9 @@ def router_report(
     report = {
         "members": names,
         "entropy_of_uniform_nats": math.log(len(names)),
-        "datasets": found,
+        "datasets": tasks_by_dataset,
         "training": [{"step": record["step"], **record["routing"]} for record in history],
-        "alarms": alarms(names, found),
+        "alarms": alarms(names, tasks_by_dataset),
     }
     return report | ({"ablation": [asdict(effect) for effect in ablation]} if ablation else {})
 

@@ -85,7 +85,7 @@ class QFormer(nn.Module):
         super().__init__()
         self.downsample = downsample
         self.query = nn.Parameter(torch.empty(hidden))
-        # Attention ignores order, so each frame says where in its window it is.
+        # Attention ignores order, so each frame's position in its window is added.
         self.positions = nn.Parameter(torch.empty(downsample, hidden))
         self.inner = nn.Linear(width, hidden)
         self.norm = nn.LayerNorm(hidden)
@@ -121,7 +121,7 @@ class CrossAttentionBlock(nn.Module):
         self.heads = heads if width % heads == 0 else 1
         self.query_norm = nn.LayerNorm(width)
         self.q = nn.Linear(width, width)
-        # No bias: it would move all scores of a query alike, which softmax cannot see.
+        # No bias: it would move all scores of a query alike, to which softmax is invariant.
         self.k = nn.Linear(width, width, bias=False)
         self.v = nn.Linear(width, width)
         self.o = nn.Linear(width, width)

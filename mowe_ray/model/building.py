@@ -362,7 +362,7 @@ def _freeze_unreached(model: MoweForConditionalGeneration) -> None:
         lengths = torch.tensor([samples], device=device)
         features = encoder.front_end(torch.zeros(1, samples, device=device), lengths, samples)
         choice = "last" if member is None else member.choice
-        # Without lengths, for nothing is padded: of a mask, transformers wants the values, and on meta there are none.
+        # Without lengths, for nothing is padded: transformers reads the values of a mask, and on meta there are none.
         layers = chosen_layers(encoder, choice, features, None)
         torch.stack([layer.sum() for layer in layers]).sum().backward()
         for parameter in encoder.parameters():

@@ -273,8 +273,8 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return embeds + (audio.tokens.sum() * 0).to(embeds.dtype)
         longest = audio.tokens.shape[1]
         counted = np.concatenate([np.arange(count) + clip * longest for clip, count in enumerate(counts)])
-        tokens = audio.tokens.flatten(0, 1)[_beside(counted, embeds)].to(embeds.dtype)
-        return embeds.flatten(0, 1).index_copy(0, _beside(places, embeds), tokens).view_as(embeds)
+        tokens = audio.tokens.flatten(0, 1)[_on_device_of(counted, embeds)].to(embeds.dtype)
+        return embeds.flatten(0, 1).index_copy(0, _on_device_of(places, embeds), tokens).view_as(embeds)
 
     def _check_counts(self, placeholders: int, tokens: int) -> None:
         if placeholders != tokens:
@@ -300,11 +300,11 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             # the graph.
             columns = np.logical_or.reduce(is_answer, axis=0)
             columns[0] |= not columns.any()
-            kept = _beside(np.flatnonzero(columns), embeds)
+            kept = _on_device_of(np.flatnonzero(columns), embeds)
             targets, is_answer = targets[:, kept], is_answer[:, columns]
             kwargs["logits_to_keep"] = kept
         logits = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs).logits
-        places = _beside(np.flatnonzero(is_answer), embeds)
+        places = _on_device_of(np.flatnonzero(is_answer), embeds)
         answers = logits.flatten(0, 1)[places]
         return answers if self.training else logits, answers, targets.flatten()[places]
 
@@ -349,6 +349,6 @@ def _next_labels(labels: Tensor) -> Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=-100)
 
 
-def _beside(numbers: np.ndarray, tensor: Tensor) -> Tensor:
+def _on_device_of(numbers: np.ndarray, tensor: Tensor) -> Tensor:
     """Return integers of the host on a tensor's device."""
     return torch.from_numpy(numbers).to(tensor.device, non_blocking=True)

@@ -76,16 +76,16 @@ def test_a_study_that_goes_on_compares_with_the_trials_before(kind: str, tiny_co
         space={"training.learning_rate": {"choice": [0.1, 0.2, 0.3, 0.4]}},
         scheduler={"kind": kind, "grace_percent": 20, "reduction_factor": 2},
     )
-    books = Study(load_sweep(sweep), cost=lambda config: None)
+    study = Study(load_sweep(sweep), cost=lambda config: None)
     for number, score in enumerate((0.9, 0.8, 0.7)):
-        books.next_trial()
+        study.next_trial()
         tasks = {"er": {"score": score, "majority": 0.1, "samples": 9}}
         line = {"kind": "validation", "source": "held_out", "step": 5, "loss": 1.0, "tasks": tasks}
-        run_folder(books.folder, books.trials[number]).append_text("metrics.jsonl", json.dumps(line) + "\n")
-        books.validated(number, Validation(5, 1.0, tasks), percent=50.0, wall_s=1.0, changed={})
-        books.over(number, "finished")
+        run_folder(study.folder, study.trials[number]).append_text("metrics.jsonl", json.dumps(line) + "\n")
+        study.validated(number, Validation(5, 1.0, tasks), percent=50.0, wall_s=1.0, changed={})
+        study.over(number, "finished")
     for score, decision in ((0.1, TrialScheduler.STOP), (0.95, TrialScheduler.CONTINUE)):
-        scheduler = scheduler_of(books)
+        scheduler = scheduler_of(study)
         trial = TuneTrial("new", stub=True, trial_id="trial-0003")
         scheduler.on_trial_add(None, trial)
         assert scheduler.on_trial_result(None, trial, {"percent": 50.0, "objective": score}) == decision

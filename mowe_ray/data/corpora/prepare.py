@@ -124,10 +124,10 @@ def _good(items: Iterable[Sample | BadSample], packing: Packing, bad: list[BadSa
 def _clear(out: str, overwrite: bool) -> None:
     """Make sure that `out` holds nothing that would mix with new shards."""
     fs, folder = file_system(out)
-    found = fs.find(folder)
-    if found and not overwrite:
+    files = fs.find(folder)
+    if files and not overwrite:
         raise ValueError(f"--out {out} is not empty; choose another folder, or pass --overwrite")
-    for name in found:
+    for name in files:
         if _OURS.search(name):  # whatever else lies there is not ours to delete
             fs.rm(name)
 

@@ -63,13 +63,13 @@ def read_common_voice(folder: Path, defaults: Defaults, split: str) -> Iterator[
     Raises:
         ValueError: it is not this layout, there are several languages, or no table of the split.
     """
-    found = _clip_folders(folder)
-    if len(found) != 1:
-        languages = ", ".join(clips.parent.name for clips in found) or "none"
+    clip_folders = _clip_folders(folder)
+    if len(clip_folders) != 1:
+        languages = ", ".join(clips.parent.name for clips in clip_folders) or "none"
         raise ValueError(
             f"{folder}: Common Voice is read one language at a time, and this holds {languages} with clips/"
         )
-    table = found[0].parent / f"{split}.tsv"
+    table = clip_folders[0].parent / f"{split}.tsv"
     if not table.is_file():
         raise ValueError(f"{folder}: there is no {split}.tsv")
     with table.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
@@ -77,7 +77,7 @@ def read_common_voice(folder: Path, defaults: Defaults, split: str) -> Iterator[
         for line in lines:
             row = dict(zip(columns, line.rstrip("\r\n").split("\t"), strict=False))
             if name := row.get("path"):
-                clip = found[0] / (name if name.endswith(".mp3") else f"{name}.mp3")
+                clip = clip_folders[0] / (name if name.endswith(".mp3") else f"{name}.mp3")
                 yield defaults.file(clip, clip.stem, row.get("sentence", ""))
 
 

@@ -26,8 +26,8 @@ def list_shards(path: str) -> list[str]:
         ValueError: when there is none, a folder mixes formats or splits, or it is one of `datasets` that has to be
             written again first.
     """
-    found, single = expand(path)
-    files = found if single else [name for name in found if not _is_ignored(_base(name))]
+    names, single = expand(path)
+    files = names if single else [name for name in names if not _is_ignored(_base(name))]
     named = [name for name in files if _base(name) == "dataset_dict.json"]
     if named:
         splits = ", ".join(f"'{path.rstrip('/')}/{split}'" for split in _read_json(named[0]).get("splits", []))

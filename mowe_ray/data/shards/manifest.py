@@ -111,7 +111,7 @@ def manifest_columns(manifest: str) -> list[str] | None:
     if not manifest.lower().endswith(".tsv"):
         return None
     with open_file(manifest) as file:
-        # A name with a wrong byte is one that nobody asks for.
+        # A name with a wrong byte matches no known column.
         return file.readline().decode("utf-8-sig", errors="replace").rstrip("\r\n").split("\t")
 
 

@@ -55,7 +55,7 @@ def first_contact(url: str) -> Iterator[None]:
         yield
     except ValueError:
         raise
-    except Exception as error:  # aiohttp, botocore and huggingface_hub raise what they like
+    except Exception as error:  # aiohttp, botocore and huggingface_hub have errors of their own
         raise ValueError(f"{url!r} cannot be reached: {_reason(error)}") from error
 
 
@@ -186,14 +186,14 @@ def expand(path: str) -> tuple[list[str], bool]:
     with first_contact(path):
         fs, inner = file_system(path)
         if fs.isdir(inner):
-            found = [entry["name"] for entry in fs.ls(inner, detail=True) if entry["type"] == "file"]
+            names = [entry["name"] for entry in fs.ls(inner, detail=True) if entry["type"] == "file"]
         elif _exists(fs, inner):
             return [path], True
         elif any(mark in path for mark in "*?["):
-            found = fs.glob(inner) if is_remote(path) else _local_glob(path)
+            names = fs.glob(inner) if is_remote(path) else _local_glob(path)
         else:
             raise ValueError(f"data path {path!r} does not exist")
-    return sorted(fs.unstrip_protocol(name) if is_remote(path) else name for name in found), False
+    return sorted(fs.unstrip_protocol(name) if is_remote(path) else name for name in names), False
 
 
 def _exists(fs: Any, inner: str) -> bool:
@@ -247,8 +247,8 @@ def _read_remote(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError
         return []
     fs, _ = file_system(ranges[0][0])  # the shards of one source share a file system
     ends = [at + size for _, at, size in ranges]
-    found = fs.cat_ranges([path for path, _, _ in ranges], [at for _, at, _ in ranges], ends, on_error="return")
-    return [_range(path, part) for (path, _, _), part in zip(ranges, found, strict=True)]
+    contents = fs.cat_ranges([path for path, _, _ in ranges], [at for _, at, _ in ranges], ends, on_error="return")
+    return [_range(path, part) for (path, _, _), part in zip(ranges, contents, strict=True)]
 
 
 def _range(path: str, content: bytes | Exception) -> bytes | OSError:

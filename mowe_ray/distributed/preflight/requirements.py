@@ -42,14 +42,14 @@ class Check:
 
 def conclude(name: str, fine: str, findings: Iterable[Finding]) -> Check:
     """Returns the outcome of a check with these findings; `fine` is its detail if there are none."""
-    found = sorted(findings, key=lambda finding: -_WORSE.index(finding.status))
-    if not found:
+    ordered = sorted(findings, key=lambda finding: -_WORSE.index(finding.status))
+    if not ordered:
         return Check(name, "ok", fine)
     return Check(
         name,
-        found[0].status,
-        "; ".join(dict.fromkeys(finding.detail for finding in found)),
-        "; ".join(dict.fromkeys(finding.fix for finding in found)),
+        ordered[0].status,
+        "; ".join(dict.fromkeys(finding.detail for finding in ordered)),
+        "; ".join(dict.fromkeys(finding.fix for finding in ordered)),
     )
 
 

@@ -184,7 +184,7 @@ class AsyncValidation:
             scheduling_strategy="DEFAULT",  # not on what the workers, or a Tune trial, have reserved
             **resources.ray_options(resources.bundle_of(self._config)),
         ).remote()
-        # A second reference tells whether the actor has started: its resources may have been taken since `_has_room`.
+        # A second reference shows whether the actor has started: its resources may have been taken since `_has_room`.
         self._started = self._actor.__ray_ready__.remote()
         self._result = self._actor.validate.remote(self._setup, self._folder.path(pending.export))
 

@@ -63,13 +63,13 @@ def _rouge_l(answer: Answer) -> float:
     return (1 + _ROUGE_BETA**2) * precision * recall / (recall + _ROUGE_BETA**2 * precision)
 
 
-def longest_common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
+def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
     """Return how many words two texts share in the same order."""
-    above = [0] * (len(other) + 1)
-    for word in one:
+    above = [0] * (len(second) + 1)
+    for word in first:
         row = [0]
-        for j, other_word in enumerate(other):
-            row.append(above[j] + 1 if word == other_word else max(above[j + 1], row[j]))
+        for j, second_word in enumerate(second):
+            row.append(above[j] + 1 if word == second_word else max(above[j + 1], row[j]))
         above = row
     return above[-1]
 

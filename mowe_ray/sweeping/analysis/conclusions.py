@@ -34,13 +34,19 @@ def answer(config: SweepConfig, trials: Sequence[Trial]) -> str:
 
     A difference below two standard errors is said to be none. The most important sentence comes first.
     """
-    found = points(config, trials)
-    order = ranked(config, found)
+    measured = points(config, trials)
+    order = ranked(config, measured)
     if not order:
-        return " ".join([_nothing_finished(config, trials), *_left_out(trials, found)])
-    front = [_front(config, found)] if config.objective.against else []
+        return " ".join([_nothing_finished(config, trials), *_left_out(trials, measured)])
+    front = [_front(config, measured)] if config.objective.against else []
     return " ".join(
-        [_winner(config, order), *_as_good(config, order), *front, *_factors(config, trials), *_left_out(trials, found)]
+        [
+            _winner(config, order),
+            *_as_good(config, order),
+            *front,
+            *_factors(config, trials),
+            *_left_out(trials, measured),
+        ]
     )
 
 
@@ -107,8 +113,8 @@ def _as_good(config: SweepConfig, order: Sequence[Point]) -> Iterator[str]:
         )
 
 
-def _front(config: SweepConfig, found: Sequence[Point]) -> str:
-    front = pareto_front(config, found)
+def _front(config: SweepConfig, measured: Sequence[Point]) -> str:
+    front = pareto_front(config, measured)
     unit = "GFLOPs" if config.objective.against == "gflops" else "active parameters"
     listed = "; ".join(f"{point_label(p.values)} ({number(p.mean)}, {amount(cost_of(config, p))})" for p in front)
     return f"Worth their {unit} (Pareto front, cheapest first): {listed}." if front else ""
@@ -116,13 +122,15 @@ def _front(config: SweepConfig, found: Sequence[Point]) -> str:
 
 def _factors(config: SweepConfig, trials: Sequence[Trial]) -> Iterator[str]:
     """Describe the mean effect of each factor that the winner's sentence does not cover."""
-    found = effects(config, trials)
+    all_effects = effects(config, trials)
     if POOL_KEY in config.space:
-        yield from _encoder(config, trials, found)
+        yield from _encoder(config, trials, all_effects)
     varied = [
-        effect for effect in found if effect.factor.kind in ("values", "range") and effect.factor.entry != POOL_KEY
+        effect
+        for effect in all_effects
+        if effect.factor.kind in ("values", "range") and effect.factor.entry != POOL_KEY
     ]
-    sizes = [effect for effect in found if effect.factor.name == "pool size" and len(effect.levels) > 2]
+    sizes = [effect for effect in all_effects if effect.factor.name == "pool size" and len(effect.levels) > 2]
     several = len(config.space) > 1
     for effect in [*varied, *sizes][:_MOST_FACTORS]:
         if effect.trend:
@@ -151,9 +159,9 @@ def _level(config: SweepConfig, effect: Effect) -> str:
     return f"On average over all else, the best two values of {name} are alike within the error ({means})."
 
 
-def _encoder(config: SweepConfig, trials: Sequence[Trial], found: Sequence[Effect]) -> Iterator[str]:
+def _encoder(config: SweepConfig, trials: Sequence[Trial], all_effects: Sequence[Effect]) -> Iterator[str]:
     """Name the encoder whose presence changes the objective most; failing that, a task's score."""
-    present = [effect for effect in found if effect.factor.kind == "encoder"]
+    present = [effect for effect in all_effects if effect.factor.kind == "encoder"]
     clear = [effect for effect in present if is_clear(*_with_without(effect))]
     tasks = sorted({task for trial in trials if trial.status == "finished" for task in trial.tasks})
     by_task = {
@@ -206,11 +214,11 @@ def _where(config: SweepConfig, by_task: dict[str, Effect]) -> str:
     return f", most of all on {task} ({number(levels['with'].mean)} with, {number(levels['without'].mean)} without)"
 
 
-def _left_out(trials: Sequence[Trial], found: Sequence[Point]) -> Iterator[str]:
+def _left_out(trials: Sequence[Trial], measured: Sequence[Point]) -> Iterator[str]:
     states = by_status(trials)
     if not trials:
         yield "There are no trials."
     elif states["finished"] < len(trials):
-        unranked = sum(not point.complete for point in found)
-        of = f"{unranked} of {len(found)} points" if len(found) > 1 else "The point"
+        unranked = sum(not point.complete for point in measured)
+        of = f"{unranked} of {len(measured)} points" if len(measured) > 1 else "The point"
         yield f"Of {len(trials)} trials: {counts(states)}; {of} not ranked for that."

@@ -100,19 +100,19 @@ def gap(a: Level, b: Level) -> tuple[float, float | None]:
 def effects(config: SweepConfig, trials: Sequence[Trial], metric: str | None = None) -> list[Effect]:
     """Return the effects of all factors with at least two values, the most important first."""
     usable = [point for point in points(config, trials, metric) if point.mean is not None]
-    found = [effect for factor in factors(config, usable) if (effect := _effect(factor, usable)) is not None]
-    return sorted(found, key=lambda effect: -effect.weight)
+    result = [effect for factor in factors(config, usable) if (effect := _effect(factor, usable)) is not None]
+    return sorted(result, key=lambda effect: -effect.weight)
 
 
 def factors(config: SweepConfig, usable: Sequence[Point]) -> list[Factor]:
     """Return the entries of the space, and of pools: presence of each encoder, size, and kind."""
-    found = [_entry(config, name) for name in config.space]
+    result = [_entry(config, name) for name in config.space]
     if POOL_KEY in config.space:
         names = {name: None for point in usable for name in point.values.get(POOL_KEY, [])}
-        found += [_presence(name) for name in names]
-        found.append(Factor("pool size", POOL_KEY, lambda v: len(v[POOL_KEY]), None, "pool"))
-        found.append(Factor("kind of pool", POOL_KEY, lambda v: pool_kind(v[POOL_KEY]), None, "pool"))
-    return found
+        result += [_presence(name) for name in names]
+        result.append(Factor("pool size", POOL_KEY, lambda v: len(v[POOL_KEY]), None, "pool"))
+        result.append(Factor("kind of pool", POOL_KEY, lambda v: pool_kind(v[POOL_KEY]), None, "pool"))
+    return result
 
 
 def pool_kind(names: Sequence[str]) -> str:

@@ -65,9 +65,9 @@ def points(config: SweepConfig, trials: Sequence[Trial], metric: str | None = No
     groups: dict[int, list[Trial]] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
         groups.setdefault(trial.point, []).append(trial)
-    found = [_measured(number, group, metric, config.seeds) for number, group in sorted(groups.items())]
-    between_seeds = pooled_spread([point.objectives for point in found])
-    return [_with_error(point, metric, between_seeds) for point in found]
+    measured = [_measured(number, group, metric, config.seeds) for number, group in sorted(groups.items())]
+    between_seeds = pooled_spread([point.objectives for point in measured])
+    return [_with_error(point, metric, between_seeds) for point in measured]
 
 
 def _measured(number: int, trials: list[Trial], metric: str, seeds: Sequence[int]) -> Point:

@@ -168,10 +168,10 @@ def _compare(folder: RunFolder, file: str, expected: dict[str, Any]) -> None:
     if local is None:
         with tempfile.TemporaryDirectory(prefix="mowe_ray_checkpoint_") as scratch:
             folder.fetch(file, Path(scratch) / "file")
-            found = digest(Path(scratch) / "file")
+            actual = digest(Path(scratch) / "file")
     else:
-        found = digest(local)
-    for key, value in found.items():
+        actual = digest(local)
+    for key, value in actual.items():
         if value != expected[key]:
             raise ValueError(f"{file} has {value} as its {key}, instead of {expected[key]}")
 

@@ -58,7 +58,7 @@ class ActivityTracker:
 
             def enter(_module: nn.Module, _inputs: Any, name: str = name, stack: list[str] = stack) -> None:
                 stack.append(self.activity)
-                # Replaces the outer module's name: the innermost says most.
+                # Replaces the outer module's name: the innermost is the most specific.
                 self.activity = f"{self.activity.partition(' in ')[0]} in {name}"
 
             def leave(_module: nn.Module, _inputs: Any, _output: Any, stack: list[str] = stack) -> None:
