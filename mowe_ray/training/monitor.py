@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
@@ -135,6 +136,12 @@ class Monitor:
             self.folder.write_json("router_report.json", drawn)
             self.folder.write_bytes("router_report.png", draw(drawn))
         self._tracker.close()
+
+    def close(self) -> None:
+        """Finish the trackers of a run that stops before its end."""
+        if self._tracker is not None:
+            with contextlib.suppress(OSError):  # the run has saved what it resumes from
+                self._tracker.close()
 
     def _log_skipped(self, result: StepResult) -> None:
         """Log and count a step that changed no weights; all ranks know that it did not."""

@@ -43,6 +43,9 @@ class Tracker:
             from torch.utils.tensorboard import SummaryWriter  # optional: slow to import
 
             self._tensorboard = SummaryWriter(str(self._scratch / "tensorboard"))
+            # What a run that was interrupted had written went with its machine; metrics.jsonl has it all.
+            for record in self.records():
+                self._add_scalars(record)
         self._wandb = None
         if wandb_mode != "off":
             import wandb  # optional: starts a service process
@@ -68,14 +71,17 @@ class Tracker:
         self._unwritten.append(json.dumps(record, allow_nan=False) + "\n")
         with contextlib.suppress(OSError):  # the checkpoints on the same storage report it
             self._write()
-        numbers = {f"{record['kind']}/{k}": v for k, v in flatten(record).items() if isinstance(v, int | float)}
         if self._tensorboard is not None:
-            for key, value in numbers.items():
-                self._tensorboard.add_scalar(key, value, record["step"])
+            self._add_scalars(record)
         if self._wandb is not None:
             # wandb takes no earlier step than its last, and an async validation may arrive late; `numbers` has its own.
             self._latest_step = max(self._latest_step, record["step"])
-            self._wandb.log(numbers, step=self._latest_step)
+            self._wandb.log(_numbers(record), step=self._latest_step)
+
+    def _add_scalars(self, record: Mapping[str, Any]) -> None:
+        assert self._tensorboard is not None
+        for key, value in _numbers(record).items():
+            self._tensorboard.add_scalar(key, value, record["step"])
 
     def records(self) -> list[dict[str, Any]]:
         """Return all records of the run, oldest first."""
@@ -95,6 +101,11 @@ class Tracker:
             self._wandb.finish()
             self._folder.upload(self._scratch / "wandb", "wandb")
         shutil.rmtree(self._scratch, ignore_errors=True)  # wandb's own service may still hold a log in it
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, int | float]:
+    """Return the numbers of a record by their names in trackers."""
+    return {f"{record['kind']}/{key}": v for key, v in flatten(record).items() if isinstance(v, int | float)}
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

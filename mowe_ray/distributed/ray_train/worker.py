@@ -61,6 +61,7 @@ def _train(setup: WorkerSetup) -> dict[str, Any]:
     if is_rank_zero:
         setup.coordinator.end_recovery_phase.remote("load")
     if not run.train():
+        run.monitor.close()
         return {"run": run.folder.url, "stopped_at_step": run.sampler.step}
     validation = run.validate(last=True)
     # The last one: schedulers and Ray's dashboard see the final scores.

@@ -50,6 +50,18 @@ def test_tensorboard_files_end_up_in_the_run_folder(folder, tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
 
 
+def test_tensorboard_of_a_resumed_run_has_the_steps_before_it(folder, tmp_path):
+    interrupted = make_tracker(folder, tensorboard=True)
+    for step in (1, 2, 3):
+        interrupted.log(record(step))
+    resumed = make_tracker(folder, resume_step=2, tensorboard=True)  # the interrupted one was never closed
+    for step in (3, 4):
+        resumed.log(record(step))
+    resumed.close()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
 def test_nested_records_flatten_to_dotted_keys():
     assert flatten({"a": {"b": {"c": 1}}, "d": "x"}) == {"a.b.c": 1, "d": "x"}
 
