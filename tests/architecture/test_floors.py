@@ -33,7 +33,7 @@ def test_light_packages_load_nothing_heavy(module: str, unwanted: tuple[str, ...
 
 def test_private_names_of_ray_are_in_one_file() -> None:
     found = {file.name for file in (ROOT / "mowe_ray").rglob("*.py") if any(_private_imports(file))}
-    assert found - {"tuner.py"} == {"ray_internals.py"}  # Tune's `_create_trial_from_spec` and `_make_parser`
+    assert found == {"ray_internals.py"}
 
 
 def _private_imports(file: Path) -> Iterator[str]:

@@ -29,34 +29,34 @@ from mowe_ray.training.checkpoint.layout import committed_steps, copy_checkpoint
 
 LOG_FILE = "log.txt"
 _POINTER = "pointer.json"
-# How long a run that is asked to stop may take to save; then its workers are taken away.
+# How long a run may take to save when it is stopped; then its workers are killed.
 _STOP_S = 90.0
-# How long the checkpoint of a validated step may take to be written before another one must do.
+# How long the checkpoint of a validated step may take to be written.
 _CHECKPOINT_S = 120.0
 
 
 def driver_resources(concurrent: int | None) -> PlacementGroupFactory:
-    """Return what a trial's driver asks for: no CPU, but a share of the head node, where no spot machine is taken away.
+    """Returns what a trial's driver reserves: no CPU, but a part of the head node, which is no spot machine.
 
     Args:
-        concurrent: Trials at a time, if Ray is to count them: paused ones hold nothing, so a scheduler that pauses
-            cannot lock itself out. The rest is for the actors Ray Train starts there, 0.001 a run.
+        concurrent: Trials at a time, if Ray is to limit them: paused trials reserve nothing, so that a scheduler that
+            pauses cannot deadlock. The rest is for the actors that Ray Train starts there, 0.001 a run.
     """
     share = 0.0001 if concurrent is None else int(10_000 / (concurrent + 0.5)) / 10_000
     return PlacementGroupFactory([{HEAD_NODE: share}])
 
 
-class TrialRun(ray.tune.Trainable):
-    """Runs the configuration in the trial's folder; Tune's trial id is the folder's name.
+class TrialTrainable(ray.tune.Trainable):
+    """Runs the configuration in the folder that has the trial's name.
 
-    Its `config` holds `study`, the URL of the study's folder, `objective`, the metric to report, `limit_s`, the
-    most seconds it may take, and dotted keys that a scheduler changes on the way.
+    Its `config` holds `study`, the URL of the study's folder, `objective`, the metric to report, `limit_s`, the time
+    limit in seconds, and dotted keys that a scheduler may change while it runs.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         """See the class; called by Tune in the trial's process."""
         study, self._metric, self._limit_s = config["study"], config["objective"], config["limit_s"]
-        self._folder = RunFolder(study, self.trial_id)
+        self._folder = RunFolder(study, self.trial_name)
         self._changes = changes_of(config)
         self._coordinator = start_coordinator()
         self._thread: threading.Thread | None = None
@@ -65,7 +65,7 @@ class TrialRun(ray.tune.Trainable):
         self._began = time.monotonic()
 
     def step(self) -> dict[str, Any]:
-        """Return the next validation; with `done` when the run has ended.
+        """Returns the next validation, with `done` when the run has ended.
 
         Raises:
             RuntimeError: The run failed, or took too long.
@@ -73,22 +73,20 @@ class TrialRun(ray.tune.Trainable):
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, daemon=True, name="run")
             self._thread.start()
-        message = self._next()
-        if message is None or message["progress"] >= 1:
+        event = self._next_validation()
+        if event is None or event["progress"] >= 1:
             self._thread.join()
             if isinstance(self._result, Exception):
                 raise RuntimeError("\n  ".join([str(self._result), *self._alarms[-1:]])) from self._result
-            if message is None:  # the run had ended before: read the last one from its files
+            if event is None:  # the run had ended before: read its files
                 last = history(self._folder).validations[-1:]
                 return self._report(last[0] if last else None, percent=100.0, done=True)
         return self._report(
-            joined(message["step"], message["sources"]),
-            percent=100.0 * message["progress"],
-            done=message["progress"] >= 1,
+            joined(event["step"], event["sources"]), percent=100.0 * event["progress"], done=event["progress"] >= 1
         )
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Point to the checkpoint of the last validation, for Tune to hand to another trial."""
+        """Writes a pointer to the checkpoint of the last validation, which Tune may give to another trial."""
         deadline, wanted = time.monotonic() + _CHECKPOINT_S, self._validated_step
         while not (steps := [step for step in committed_steps(self._folder) if step >= wanted]):
             if time.monotonic() > deadline:
@@ -98,7 +96,7 @@ class TrialRun(ray.tune.Trainable):
         Path(checkpoint_dir, _POINTER).write_text(json.dumps(pointer), encoding="utf-8")
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Continue from the checkpoint of another trial; our own newest one is continued from anyway."""
+        """Continues from the checkpoint of another trial; the run resumes from its own newest one by itself."""
         pointer = json.loads(Path(checkpoint_dir, _POINTER).read_text(encoding="utf-8"))
         if pointer["folder"] != self._folder.url:
             storage, _, name = pointer["folder"].rpartition("/")
@@ -106,7 +104,7 @@ class TrialRun(ray.tune.Trainable):
             self._log(f"continuing from step {pointer['step']} of {name}, with {self._changes}")
 
     def cleanup(self) -> None:
-        """End the run, saved, and give its workers back."""
+        """Stops the run after a checkpoint, and releases the resources of its workers."""
         if self._thread is not None and self._thread.is_alive():
             ray.get(self._coordinator.stop.remote())
             self._thread.join(_STOP_S)
@@ -121,7 +119,7 @@ class TrialRun(ray.tune.Trainable):
         self._coordinator.add_validation.remote(None)
 
     def _configured(self) -> RunConfig:
-        """Return the run's configuration, with what the scheduler has changed written back to its file."""
+        """Returns the run's configuration, after writing the scheduler's changes to its file."""
         resolved = json.loads(self._folder.read_text("config.json"))
         for dotted, value in self._changes.items():
             set_key(resolved, dotted.split("."), value)
@@ -129,17 +127,15 @@ class TrialRun(ray.tune.Trainable):
         self._folder.write_json("config.json", config.model_dump(mode="json"))
         return config
 
-    def _next(self) -> dict[str, Any] | None:
+    def _next_validation(self) -> dict[str, Any] | None:
         left_s = self._limit_s - (time.monotonic() - self._began)
         try:
-            message: dict[str, Any] | None = ray.get(
-                self._coordinator.next_validation.remote(), timeout=max(0.0, left_s)
-            )
+            event: dict[str, Any] | None = ray.get(self._coordinator.next_validation.remote(), timeout=max(0.0, left_s))
         except ray.exceptions.GetTimeoutError as error:
             raise RuntimeError(
                 f"the trial took longer than {self._limit_s / 3600:.3g} hours (budget.trial_hours)"
             ) from error
-        return message
+        return event
 
     def _report(self, validation: Validation | None, *, percent: float, done: bool) -> dict[str, Any]:
         value = None if validation is None else objective(self._metric, validation.loss, validation.tasks)
@@ -159,11 +155,11 @@ class TrialRun(ray.tune.Trainable):
         }
 
     def _log(self, line: str) -> None:
-        if line.startswith("error:"):  # a hang ends a worker, and only here it is said where it hung
+        if line.startswith("error:"):  # a hang ends a worker, and only this line names the place
             self._alarms.append(line)
         self._folder.append_text(LOG_FILE, f"{time.strftime('%H:%M:%S')} {line}\n")
 
 
 def changes_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the dotted keys of a Tune trial's configuration."""
+    """Returns the dotted keys of a Tune trial's configuration."""
     return {key: value for key, value in config.items() if "." in key}

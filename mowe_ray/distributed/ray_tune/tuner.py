@@ -1,4 +1,4 @@
-"""Run the trials of a study on Ray Tune, several at a time, with a scheduler, and record their state."""
+"""Ray Tune: run the trials of a study, several at a time, stop the unpromising ones, and record the results."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ from typing import Any, cast
 
 import ray
 import ray.tune
-from ray.tune.experiment import Experiment
 from ray.tune.experiment import Trial as TuneTrial
-
-# Private, but what Ray's own search algorithms make trials with; a trial needs a name of ours (Ray 2.60 is pinned).
-from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -26,31 +22,31 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
-from ray.tune.search.search_algorithm import SearchAlgorithm
+from ray.tune.search import Searcher
 
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed import cluster, resources
 from mowe_ray.distributed.errors import cause_in
-from mowe_ray.distributed.ray_tune.trainable import TrialRun, changes_of, driver_resources
+from mowe_ray.distributed.ray_tune.trainable import TrialTrainable, changes_of, driver_resources
 from mowe_ray.sweeping.schema import LogUniform, SchedulerSection, SweepConfig, Uniform
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Validation, history, objective, run_folder
 
 _TIME = "percent"
 _PAUSING = ("hyperband", "pbt")
-_MAX_CONCURRENT_PAUSING = 20  # see `driver_resources`
-# If the maximum size of an autoscaled cluster is unknown, and `resources.concurrent` is not set.
+_MAX_CONCURRENT_IF_PAUSING = 20  # see `driver_resources`
+# For an autoscaler of unknown maximum size, if `resources.concurrent` is not set.
 _DEFAULT_CONCURRENT = 4
-_TUNE_FOLDER = "tune"  # Tune's own files while it runs: pointers to checkpoints; the state of trials is in ours
+_TUNE_FOLDER = "tune"  # Tune's files while it runs: pointers to checkpoints; the results are in the study's own
 
 
 def run_study(study: Study, log: Callable[[str], None], show: Callable[[Study], None]) -> bool:
-    """Run what is left of a study; returns whether it was interrupted, by a signal or by `budget.hours`.
+    """Runs the remaining trials of a study; returns whether it was interrupted, by a signal or by `budget.hours`.
 
     Args:
-        study: The study, whose state is updated.
-        log: Shows a line to the user.
-        show: Called about once a second and at every change.
+        study: The study, whose files are kept up to date.
+        log: Called with each line of progress.
+        show: Called with the study about once a second and at every change.
 
     Raises:
         ValueError: The cluster can never hold a trial.
@@ -58,20 +54,23 @@ def run_study(study: Study, log: Callable[[str], None], show: Callable[[Study], 
     sweep, base = study.sweep, study.space.base
     concurrent = _join(sweep, base, log)
     log(f"{study.folder.url}: {concurrent} trial{'s' if concurrent > 1 else ''} at a time")
-    # Tune's own files and tables are switched off: they contain nothing that ours do not.
+    # Tune's own log files and tables are switched off: the study has both.
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0")
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of a failed trial it prints the stacks, we the cause
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000"  # the limit is ours, in `_TrialSearch`
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints the stacks of a failed trial
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000"  # the limit is ours, in `StudySearcher`
     study.folder.remove(_TUNE_FOLDER)
-    recorder = _TrialRecorder(study, log, show)
+    searcher, recorder = StudySearcher(study, concurrent), TrialRecorder(study, log, show)
+    pauses = sweep.scheduler.kind in _PAUSING
     limit_s = 3600.0 * (sweep.budget.trial_hours or 24.0 * 365)
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(TrialRun, driver_resources(concurrent if sweep.scheduler.kind in _PAUSING else None)),
+        ray.tune.with_resources(TrialTrainable, driver_resources(concurrent if pauses else None)),
         param_space={"study": study.folder.url, "objective": sweep.objective.metric, "limit_s": limit_s},
         tune_config=ray.tune.TuneConfig(
-            search_alg=cast(Any, _TrialSearch(study, concurrent)),
+            search_alg=searcher,
             scheduler=scheduler_of(study),
-            num_samples=1,
+            num_samples=-1,  # until the searcher is finished
+            trial_name_creator=searcher.trial_name_creator(),
+            trial_dirname_creator=searcher.trial_name_creator(),
             time_budget_s=None if sweep.budget.hours is None else 3600.0 * sweep.budget.hours,
         ),
         run_config=ray.tune.RunConfig(
@@ -90,7 +89,7 @@ def run_study(study: Study, log: Callable[[str], None], show: Callable[[Study], 
 
 
 def _join(sweep: SweepConfig, base: RunConfig, log: Callable[[str], None]) -> int:
-    """Connect to Ray; returns how many trials run at a time."""
+    """Connects to Ray; returns how many trials run at a time."""
     workers, asked = base.compute.max_workers, sweep.resources.concurrent
     need = resources.total_resources(base.compute, base.data.decode_cpus, workers)
     cores = os.cpu_count() or 1
@@ -104,72 +103,80 @@ def _join(sweep: SweepConfig, base: RunConfig, log: Callable[[str], None]) -> in
     if asked is not None and asked > fit:
         raise ValueError(f"resources.concurrent: the cluster holds {fit} trials at a time, not {asked}")
     if sweep.scheduler.kind in _PAUSING:
-        fit = min(fit, _MAX_CONCURRENT_PAUSING)
+        fit = min(fit, _MAX_CONCURRENT_IF_PAUSING)
     return min(asked or fit, fit)
 
 
-class _TrialSearch(SearchAlgorithm):
-    """Search algorithm of Tune that returns the trials of the study."""
+class StudySearcher(Searcher):
+    """Suggests the next trial of the study whenever Tune asks for one.
+
+    A trial's name, which is also its run folder's, reaches Tune through `trial_name_creator`. It is no part of the
+    suggested configuration, because population based training gives a trial the complete configuration of another.
+    """
 
     def __init__(self, study: Study, concurrent: int):
+        super().__init__()
         self._study, self._concurrent = study, concurrent
-        self._given: list[TuneTrial] = []
-        self._parser = _make_parser()
+        self._running: set[str] = set()
+        self._names: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune pickles its parts to restore them, but a study resumes from its own files."""
+        """Returns no state: Tune pickles its parts to restore them, and a study resumes from its own files."""
         return {}
 
-    def add_configurations(self, experiments: Experiment | list[Experiment] | dict[str, dict[str, Any]]) -> None:
-        """Store the specification common to all trials; called by Tune before the first."""
-        (self._experiment,) = cast("list[Experiment]", experiments)
-
-    def next_trial(self) -> TuneTrial | None:
-        """Return a trial; None when there is none, or the search waits for running ones."""
-        alive = sum(trial.status in (TuneTrial.PENDING, TuneTrial.RUNNING) for trial in self._given)
-        # A scheduler that pauses compares trials in groups, and needs all of them from the start.
-        # Tune asks until it gets None. Trials beyond the limit would wait as pending ones, chosen too early by the
-        # search.
-        if alive >= self._concurrent and self._study.sweep.scheduler.kind not in _PAUSING:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Returns the keys that the scheduler may change in the next trial; None to wait, FINISHED without a trial."""
+        # A scheduler that pauses compares trials in groups, and needs to know all of them.
+        if len(self._running) >= self._concurrent and self._study.sweep.scheduler.kind not in _PAUSING:
             return None
-        trial = None if self.is_finished() else self._study.next_trial()
+        trial = self._study.next_trial()
         if trial is None:
-            self.set_finished()
-            return None
-        spec = self._experiment.spec
-        now = {**trial.values, **trial.changed}
-        mutable = {name: now[name] for name in self._mutable()}
-        given = _create_trial_from_spec(
-            {**spec, "config": {**spec["config"], **mutable}}, self._parser, trial_id=trial.name
-        )
-        self._given.append(given)
-        return cast("TuneTrial", given)
+            return str(Searcher.FINISHED)
+        self._running.add(trial_id)
+        self._names[trial_id] = trial.name
+        values = {**trial.values, **trial.changed}
+        return {name: values[name] for name in self._mutable_keys()}
 
-    def _mutable(self) -> list[str]:
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Makes room for another trial; Tune calls it at the end of a trial, but not before a retry."""
+        self._running.discard(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Saves nothing, for the same reason as `__getstate__`."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restores nothing."""
+
+    def trial_name_creator(self) -> Callable[[TuneTrial], str]:
+        """Returns the function that gives Tune the name of a trial; without the searcher, so that Tune can copy it."""
+        names = self._names
+        return lambda trial: names[trial.trial_id]
+
+    def _mutable_keys(self) -> list[str]:
         sweep = self._study.sweep
         return sweep.mutable if sweep.scheduler.kind == "pbt" else []
 
 
-class _TrialRecorder(ray.tune.Callback):
-    """Records the state of trials in the study's files."""
+class TrialRecorder(ray.tune.Callback):
+    """Records the progress and the end of each trial in the study."""
 
     def __init__(self, study: Study, log: Callable[[str], None], show: Callable[[Study], None]):
         self._study, self._log, self._show = study, log, show
-        self._recorded_at: dict[int, float] = {}
+        self._last_event: dict[int, float] = {}
         self._shown = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing, as `_TrialSearch` does."""
+        """Returns no state, like `StudySearcher`."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """See the class."""
+        """Starts the clock of the trial."""
         self._wall(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        """See the class."""
+        """Records a validation."""
         self._study.validated(
             _number(trial),
             Validation(result["step"], result["loss"], result["tasks"]),
@@ -180,33 +187,32 @@ class _TrialRecorder(ray.tune.Callback):
         self._show_now()
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """See the class."""
+        """Records the end of a trial that was finished or stopped."""
         ended = run_folder(self._study.folder, self._study.trials[_number(trial)]).exists("result.json")
         self._study.over(_number(trial), "finished" if ended else "stopped", wall_s=self._wall(trial))
         self._show_now()
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """See the class."""
+        """Records that a failed trial is tried again."""
         self._wall(trial)
         self._study.again(_number(trial))
-        self._log(f"warning: {trial.trial_id} failed and is tried again: {_cause(trial)}")
+        self._log(f"warning: {trial} failed and is tried again: {_cause(trial)}")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """See the class."""
+        """Records a trial that has failed for good."""
         self._study.over(_number(trial), "failed", wall_s=self._wall(trial), error=_cause(trial))
-        self._log(f"warning: {trial.trial_id} failed: {_cause(trial)}")
+        self._log(f"warning: {trial} failed: {_cause(trial)}")
         self._show_now()
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """See the class."""
+        """Refreshes the display."""
         if time.monotonic() - self._shown > 1.0:
             self._show_now()
 
     def _wall(self, trial: TuneTrial) -> float:
-        """Return the seconds since the trial was last recorded; 0 if it has just started."""
+        """Returns the seconds since the last event of the trial; 0 if it has just started."""
         now = time.monotonic()
-        # Time between two records; `on_trial_start` discards the time that a paused trial did not run.
-        before, self._recorded_at[_number(trial)] = self._recorded_at.get(_number(trial), now), now
+        before, self._last_event[_number(trial)] = self._last_event.get(_number(trial), now), now
         return now - before
 
     def _show_now(self) -> None:
@@ -215,11 +221,11 @@ class _TrialRecorder(ray.tune.Callback):
 
 
 def _number(trial: TuneTrial) -> int:
-    return int(trial.trial_id.rpartition("-")[2])
+    return int(str(trial).rpartition("-")[2])
 
 
 def _cause(trial: TuneTrial) -> str:
-    """Return the message of a trial's error, without the stack."""
+    """Returns the cause of the last failure of a trial."""
     file = Path(trial.error_file) if trial.error_file else None
     if file is None or not file.exists():
         return "its process died"
@@ -228,7 +234,7 @@ def _cause(trial: TuneTrial) -> str:
 
 
 def scheduler_of(study: Study) -> TrialScheduler:
-    """Return the scheduler of a study, initialised with the results of earlier trials."""
+    """Returns the scheduler of a study, with the results of its earlier trials."""
     scheduler = _scheduler(study.sweep)
     scheduler.set_search_properties("objective", study.sweep.objective.mode)
     _replay(scheduler, study)
@@ -282,7 +288,7 @@ def _domain(entry: object) -> Any:
 
 
 def _replay(scheduler: TrialScheduler, study: Study) -> None:
-    """Report the results of earlier trials to a scheduler that compares trials with earlier ones."""
+    """Reports the results of earlier trials to a scheduler that compares trials with earlier ones."""
     if study.sweep.scheduler.kind not in ("asha", "median"):
         return
     metric = study.sweep.objective.metric
