@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +93,8 @@ def write_tones(folder: Path, count: int, *, first: int = 0) -> Path:
     return folder
 
 
-@cache
-def quickstart_run(folder: Path) -> Finished:
-    """Train the quickstart preset for 12 steps into `folder`/quick; one run serves all tests of a session."""
-    return run_command(*quickstart_arguments(folder))
-
-
 def quickstart_arguments(folder: Path) -> list[str]:
-    """Arguments of `quickstart_run`."""
+    """Arguments of the fixture `quickstart`: the preset for 12 steps, into `folder`/quick."""
     length = ["training.max_steps=12", "training.epochs=null"]
     return ["--config", "quickstart", "name=quick", f"storage={folder}", *length]
 

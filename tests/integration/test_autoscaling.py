@@ -1,7 +1,11 @@
-"""Submitted to a head without CPUs, a run makes Ray's own autoscaler bring the nodes it needs; idle, they go again."""
+"""`ray job submit --working-dir . -- python -m mowe_ray.train` to a cluster that knows nothing of this package.
+
+Its head has no CPUs: Ray's own autoscaler brings the nodes a run needs, which end once they are idle.
+"""
 
 import json
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +26,12 @@ pytestmark = pytest.mark.slow
 # In processes of their own, all of them: Ray keeps the first token that a process reads.
 _AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 _GONE_S, _START_S = 90, 180
+# Appended to a module, leaves a file that tells which process imported it from where.
+_WITNESS = """
+import os as _os, pathlib as _pathlib
+_pathlib.Path({folder!r}, f"{{_os.getpid()}}-{{__name__}}").write_text(__file__)
+"""
+_WITNESSES = ("driver.py", "worker.py")
 
 Submitted = subprocess.CompletedProcess[str]
 
@@ -31,11 +41,12 @@ class Cluster:
 
     Attributes:
         counts: How many nodes it had, from what second on.
+        checkout: The folder that is submitted from.
     """
 
-    def __init__(self, log: Path):
+    def __init__(self, log: Path, checkout: Path):
         ports = [str(port) for port in free_ports(2)]
-        self.address, self._log = f"http://127.0.0.1:{ports[1]}", log
+        self.address, self._log, self.checkout = f"http://127.0.0.1:{ports[1]}", log, checkout
         command = [sys.executable, str(ROOT / "cluster" / "local_autoscaling.py")]
         options = ["--port", ports[0], "--dashboard-port", ports[1]]
         with log.open("w") as out:
@@ -60,7 +71,7 @@ class Cluster:
         return self.job("submit", *options, "--", "python", "-m", *command)
 
     def job(self, what: str, *arguments: str) -> Submitted:
-        return _ray("job", what, "--address", self.address, *arguments)
+        return _ray("job", what, "--address", self.address, *arguments, cwd=self.checkout)
 
     def until(self, name: str, true: Callable[[], Any]) -> None:
         """Wait until something is so while a job runs."""
@@ -80,15 +91,34 @@ class Cluster:
         assert self.process.wait(60) == 0
 
 
-def _ray(*arguments: str) -> Submitted:
+def _ray(*arguments: str, cwd: Path = ROOT) -> Submitted:
     command = [str(Path(sys.executable).with_name("ray")), *arguments]
     environment = shell(**_AUTHENTICATION)
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500, check=False)
 
 
 @pytest.fixture(scope="module")
-def autoscaling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("cluster") / "log")
+def witnesses(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the driver and the workers of submitted runs leave the path of their code."""
+    return tmp_path_factory.mktemp("witnesses")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, witnesses: Path) -> Path:
+    """A copy of what a checkout uploads, with a witness in two of its modules."""
+    copy = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(ROOT / "mowe_ray", copy / "mowe_ray", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".gitignore", ".rayignore", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy)
+    for module in _WITNESSES:
+        path = copy / "mowe_ray" / "distributed" / "ray_train" / module
+        path.write_text(path.read_text() + _WITNESS.format(folder=str(witnesses)))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def autoscaling(tmp_path_factory: pytest.TempPathFactory, checkout: Path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster") / "log", checkout)
     try:
         cluster.wait_until_idle()  # which says that it takes jobs
         yield cluster
@@ -102,19 +132,58 @@ def result_of(submitted: Submitted) -> dict[str, Any]:
     return json.loads(line)
 
 
-def test_a_run_brings_its_nodes_and_idle_ones_go(autoscaling: Cluster, tiny_corpus: Corpus, tmp_path: Path) -> None:
-    arguments = tiny_arguments(tiny_corpus, tmp_path, "scaled")
-    done = autoscaling.submit("mowe_ray.train", *arguments, "training.max_steps=4", name="scaled")
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = result_of(done)
-    assert result["steps"] == 4
-    assert "waiting for its autoscaler" in done.stdout + done.stderr
-    assert "step 4/4" in done.stdout + done.stderr
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def submitted(autoscaling: Cluster, tiny_corpus: Corpus, storage: Path) -> Submitted:
+    """A run of four steps."""
+    arguments = tiny_arguments(tiny_corpus, storage, "scaled")
+    return autoscaling.submit("mowe_ray.train", *arguments, "training.max_steps=4", name="scaled")
+
+
+def test_a_run_brings_its_nodes_and_idle_ones_go(autoscaling: Cluster, submitted: Submitted) -> None:
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert result_of(submitted)["steps"] == 4
+    assert "waiting for its autoscaler" in submitted.stdout + submitted.stderr
+    assert "step 4/4" in submitted.stdout + submitted.stderr
     autoscaling.wait_until_idle()
     counts = [count for _, count in autoscaling.counts]
     print(f"\nnodes over time (s, nodes): {autoscaling.counts}")
     assert counts[0] == counts[-1] == 0
     assert 1 <= max(counts) <= yaml.safe_load((ROOT / "cluster" / "local-autoscaling.yaml").read_text())["max_workers"]
+
+
+def test_it_trains_with_the_uploaded_code(
+    autoscaling: Cluster, submitted: Submitted, storage: Path, witnesses: Path
+) -> None:
+    logs = autoscaling.job("logs", "scaled")
+    result = json.loads(logs.stdout.splitlines()[-1])
+    run = storage / "scaled"
+    assert (result["run"], result["steps"]) == (str(run), 4)
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "data_report.json",
+        "router_report.json",
+        "router_report.png",
+        "result.json",
+        "export/model.safetensors",
+        "export/config.json",
+    ):
+        assert (run / name).stat().st_size > 0, name
+    sources = [file.read_text() for file in witnesses.iterdir()]
+    assert len({file.name.partition("-")[0] for file in witnesses.iterdir()}) >= 2, "the driver and a training worker"
+    assert {Path(source).name for source in sources} == set(_WITNESSES)
+    assert all("working_dir_files" in source for source in sources), sources
+
+
+def test_a_job_with_a_wrong_key_fails(autoscaling: Cluster) -> None:
+    done = autoscaling.submit("mowe_ray.train", "training.max_step=3", name="wrong")
+    assert done.returncode == 1
+    assert "training.max_steps" in done.stdout + done.stderr
 
 
 @pytest.mark.soak  # a minute or so each; the first one runs by default

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,7 @@ def test_a_finished_evaluation_answers_nothing_again(made, evaluated, capfd):
 
 def test_a_judge_scores_what_it_is_for(made, evaluated, tmp_path, monkeypatch):
     monkeypatch.setenv("THE_KEY", "secret-4711")
+    shutil.copytree(evaluated / "steered", tmp_path / "steered")  # with its answers
     with chat_server(lambda number, request: Reply("Explanation: good.\nRating: 1")) as server:
         more = [f"judge.base_url={server.url}", "judge.model=wise", "judge.api_key_env=THE_KEY", "ablation_samples=0"]
         assert main(arguments(made, tmp_path, *more)) == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.end_to_end import ROOT, quickstart_run, tone, trained_model, untrained_model
+from tests.end_to_end import ROOT, Finished, tone, trained_model, untrained_model
 
 pytestmark = pytest.mark.slow
 
@@ -49,8 +49,8 @@ assert not loaded & {{"ray", "deepspeed"}}, loaded
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return Path(quickstart_run(tmp_path_factory.getbasetemp() / "runs").result["run"])
+def run(quickstart: Finished):
+    return Path(quickstart.result["run"])
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """What happens to a run when the world around it breaks: every fault here is caused for real, in real processes.
 
-Some of them for minutes: `python -m pytest -m soak` runs those.
+Some of them for minutes: `make soak` runs those.
 """
 
 import json
@@ -18,15 +18,9 @@ from mowe_ray.distributed.ray_train.driver import train
 from mowe_ray.output.run_folder import RunFolder
 from tests.end_to_end import tone_samples
 from tests.faults import RunningCommand, ended
-from tests.tiny_runs import Corpus, assert_same_run, records, tiny_config
+from tests.tiny_runs import REFERENCE, Corpus, assert_same_run, records, tiny_config
 
 STEPS = 16
-SETTINGS = (
-    "compute.num_workers=2",
-    f"training.max_steps={STEPS}",
-    "training.save_every=4",
-    "training.log_samples=true",
-)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -36,16 +30,10 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(ray_cluster: None, tiny_corpus: Corpus, storage: Path) -> dict[str, Any]:
-    """The result of a run that nothing happened to."""
-    return train(tiny_config(tiny_corpus, storage, "undisturbed", *SETTINGS), [].append)
-
-
 def test_sigterm_saves_and_the_same_command_continues(
-    tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]
+    tiny_corpus: Corpus, storage: Path, reference: dict[str, Any]
 ) -> None:
-    with ended(RunningCommand(tiny_corpus, storage, "terminated", *SETTINGS)) as command:
+    with ended(RunningCommand(tiny_corpus, storage, "terminated", *REFERENCE)) as command:
         command.until_step(6)
         workers = command.workers(2)
         command.process.send_signal(signal.SIGTERM)
@@ -56,16 +44,16 @@ def test_sigterm_saves_and_the_same_command_continues(
     assert command.checkpoints()[-1] == step, "no step that was trained is lost"
     assert not any(worker.is_running() for worker in workers)
     assert not (command.run / "result.json").exists()
-    with ended(RunningCommand(tiny_corpus, storage, "terminated", *SETTINGS)) as command:
+    with ended(RunningCommand(tiny_corpus, storage, "terminated", *REFERENCE)) as command:
         finished = command.wait()
     assert finished.code == 0, finished.err
     assert f"continuing after step {step}" in finished.err
-    assert_same_run(finished.result, undisturbed)
+    assert_same_run(finished.result, reference)
 
 
 @pytest.mark.soak
-def test_a_worker_told_to_go_saves_first(tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]) -> None:
-    settings = (*SETTINGS, "training.save_every=100")
+def test_a_worker_told_to_go_saves_first(tiny_corpus: Corpus, storage: Path, reference: dict[str, Any]) -> None:
+    settings = (*REFERENCE, "training.save_every=100")
     with ended(RunningCommand(tiny_corpus, storage, "worker_terminated", *settings)) as command:
         command.until_step(6)
         worker = command.workers(2)[1]
@@ -75,38 +63,38 @@ def test_a_worker_told_to_go_saves_first(tiny_corpus: Corpus, storage: Path, und
     assert finished.code == 0, finished.err
     step = int(finished.err.partition("continuing after step ")[2].partition(",")[0])
     assert step >= 6, "without the signal there would have been no checkpoint"
-    assert_same_run(finished.result, undisturbed)
+    assert_same_run(finished.result, reference)
 
 
 @pytest.mark.soak
-def test_a_killed_controller_is_replaced(tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]) -> None:
-    with ended(RunningCommand(tiny_corpus, storage, "no_controller", *SETTINGS)) as command:
+def test_a_killed_controller_is_replaced(tiny_corpus: Corpus, storage: Path, reference: dict[str, Any]) -> None:
+    with ended(RunningCommand(tiny_corpus, storage, "no_controller", *REFERENCE)) as command:
         command.until_step(6)
         (controller,) = command.actors("TrainController")
         controller.kill()
         finished = command.wait()
     assert finished.code == 0, finished.err
     assert "the training controller died" in finished.err
-    assert_same_run(finished.result, undisturbed)
+    assert_same_run(finished.result, reference)
 
 
 @pytest.mark.soak
-def test_a_lost_head_is_survived(tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]) -> None:
+def test_a_lost_head_is_survived(tiny_corpus: Corpus, storage: Path, reference: dict[str, Any]) -> None:
     # Ray gives a head a minute to come back before it ends everything; here it is not to.
     impatient = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
-    with ended(RunningCommand(tiny_corpus, storage, "no_head", *SETTINGS, **impatient)) as command:
+    with ended(RunningCommand(tiny_corpus, storage, "no_head", *REFERENCE, **impatient)) as command:
         command.until_step(6)
         (head,) = [p for p in psutil.Process(command.process.pid).children(recursive=True) if p.name() == "gcs_server"]
         head.kill()
         finished = command.wait()
     assert finished.code == 0, finished.err
     assert "the driver died" in finished.err
-    assert_same_run(finished.result, undisturbed)
+    assert_same_run(finished.result, reference)
 
 
 @pytest.mark.soak
-def test_a_stopped_rank_is_told_and_replaced(tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]) -> None:
-    settings = (*SETTINGS, "training.step_timeout_s=15")
+def test_a_stopped_rank_is_told_and_replaced(tiny_corpus: Corpus, storage: Path, reference: dict[str, Any]) -> None:
+    settings = (*REFERENCE, "training.step_timeout_s=15")
     with ended(RunningCommand(tiny_corpus, storage, "frozen_rank", *settings)) as command:
         command.until_step(6)
         frozen = command.workers(2)[1]
@@ -118,7 +106,7 @@ def test_a_stopped_rank_is_told_and_replaced(tiny_corpus: Corpus, storage: Path,
     assert not frozen.is_running()
     (stacks,) = (command.run / "hangs").iterdir()
     assert "all_reduce" in stacks.read_text()
-    assert_same_run(finished.result, undisturbed)
+    assert_same_run(finished.result, reference)
 
 
 @pytest.mark.soak  # two minutes, most of it the watchdog's patience
@@ -169,9 +157,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.soak  # a minute
 def test_a_full_disk_costs_checkpoints_but_not_the_run(
-    tiny_corpus: Corpus, disk: Path, undisturbed: dict[str, Any]
+    tiny_corpus: Corpus, disk: Path, reference: dict[str, Any]
 ) -> None:
-    with ended(RunningCommand(tiny_corpus, disk, "full", *SETTINGS)) as command:
+    with ended(RunningCommand(tiny_corpus, disk, "full", *REFERENCE)) as command:
         command.until(lambda: 4 in command.checkpoints(), "first checkpoint")
         ballast = disk / "ballast"
         _fill(ballast)
@@ -181,14 +169,14 @@ def test_a_full_disk_costs_checkpoints_but_not_the_run(
         finished = command.wait()
     assert finished.code == 0, finished.err
     assert [r["step"] for r in records(finished.result["run"], "train")] == list(range(1, STEPS + 1))
-    assert_same_run(finished.result, undisturbed)
+    assert_same_run(finished.result, reference)
 
 
 @pytest.mark.soak
 def test_a_disk_that_stays_full_ends_the_run_clearly_and_the_last_checkpoint_loads(
-    tiny_corpus: Corpus, disk: Path, undisturbed: dict[str, Any]
+    tiny_corpus: Corpus, disk: Path, reference: dict[str, Any]
 ) -> None:
-    with ended(RunningCommand(tiny_corpus, disk, "full", *SETTINGS)) as command:
+    with ended(RunningCommand(tiny_corpus, disk, "full", *REFERENCE)) as command:
         command.until(lambda: 4 in command.checkpoints(), "first checkpoint")
         _fill(disk / "ballast")
         finished = command.wait()
@@ -196,11 +184,11 @@ def test_a_disk_that_stays_full_ends_the_run_clearly_and_the_last_checkpoint_loa
     assert "No space left on device" in finished.result["error"]
     assert "storage" in finished.result["error"]
     (disk / "ballast").unlink()
-    with ended(RunningCommand(tiny_corpus, disk, "full", *SETTINGS)) as command:
+    with ended(RunningCommand(tiny_corpus, disk, "full", *REFERENCE)) as command:
         finished = command.wait()
     assert finished.code == 0, finished.err
     assert "continuing after step" in finished.err
-    assert_same_run(finished.result, undisturbed)
+    assert_same_run(finished.result, reference)
 
 
 def _fill(ballast: Path) -> None:
@@ -214,15 +202,15 @@ def _fill(ballast: Path) -> None:
 
 @pytest.mark.soak
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    tiny_corpus: Corpus, storage: Path, undisturbed: dict[str, Any]
+    tiny_corpus: Corpus, storage: Path, reference: dict[str, Any]
 ) -> None:
-    first = train(tiny_config(tiny_corpus, storage, "damaged", *SETTINGS, "training.max_steps=8"), [].append)
+    first = train(tiny_config(tiny_corpus, storage, "damaged", *REFERENCE, "training.max_steps=8"), [].append)
     folder = Path(first["run"]) / "checkpoints"
     weights = next((folder / "step-00000008").glob("rank-00001-*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])  # half-copied
     said: list[str] = []
-    result = train(tiny_config(tiny_corpus, storage, "damaged", *SETTINGS), said.append)
+    result = train(tiny_config(tiny_corpus, storage, "damaged", *REFERENCE), said.append)
     assert any("step-00000008 is not used" in line for line in said)
     assert any("continuing after step 4" in line for line in said)
-    assert_same_run(result, undisturbed)
+    assert_same_run(result, reference)
     assert RunFolder(str(storage), "damaged").exists("result.json")

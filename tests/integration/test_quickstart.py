@@ -7,39 +7,32 @@ import pytest
 from matplotlib import image
 
 from mowe_ray.train import main
-from tests.end_to_end import quickstart_arguments, quickstart_run, run_command
+from tests.end_to_end import Finished, quickstart_arguments, run_command
 from tests.tiny_runs import records
 
 TASKS = {"asr", "er", "ac", "aqa", "sqa"}
 
 
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory):
-    return tmp_path_factory.getbasetemp() / "runs"
-
-
 @pytest.mark.slow
-def test_the_last_line_is_the_result_of_a_complete_run(storage):
-    finished = quickstart_run(storage)
-
-    assert finished.code == 0, finished.err
-    assert finished.out.count("\n") == 1
-    result = finished.result
+def test_the_last_line_is_the_result_of_a_complete_run(quickstart: Finished, quickstart_storage: Path):
+    assert quickstart.code == 0, quickstart.err
+    assert quickstart.out.count("\n") == 1
+    result = quickstart.result
     run = Path(result["run"])
-    assert run == storage / "quick"
+    assert run == quickstart_storage / "quick"
     assert result["export"] == str(run / "export")
     assert result["steps"] == 12
     assert set(result["tasks"]) == TASKS
     for scores in result["tasks"].values():
         assert set(scores) == {"score", "majority"}
         assert all(0 <= value <= 1 for value in scores.values())
-    assert "step 12/12" in finished.err
-    assert "Traceback" not in finished.err
+    assert "step 12/12" in quickstart.err
+    assert "Traceback" not in quickstart.err
 
 
 @pytest.mark.slow
-def test_the_run_folder_is_complete(storage):
-    run = Path(quickstart_run(storage).result["run"])
+def test_the_run_folder_is_complete(quickstart: Finished):
+    run = Path(quickstart.result["run"])
 
     assert json.loads((run / "config.json").read_text())["training"]["max_steps"] == 12
     last = records(run, "train")[-1]
@@ -61,8 +54,8 @@ def test_the_run_folder_is_complete(storage):
 
 
 @pytest.mark.slow
-def test_its_run_is_evaluated_by_naming_it(storage):
-    run = Path(quickstart_run(storage).result["run"])
+def test_its_run_is_evaluated_by_naming_it(quickstart: Finished):
+    run = Path(quickstart.result["run"])
     finished = run_command(run, "ablation_samples=10", module="mowe_ray.evaluate")
 
     assert finished.code == 0, finished.err
@@ -79,22 +72,22 @@ def test_its_run_is_evaluated_by_naming_it(storage):
 
 
 @pytest.mark.slow
-def test_running_the_command_again_trains_nothing_and_gives_the_same_result(storage, ray_cluster, capsys):
-    before = quickstart_run(storage)
-    metrics = Path(before.result["run"], "metrics.jsonl").read_bytes()
+def test_running_the_command_again_trains_nothing_and_gives_the_same_result(
+    quickstart: Finished, quickstart_storage: Path, ray_cluster, capsys
+):
+    metrics = Path(quickstart.result["run"], "metrics.jsonl").read_bytes()
 
-    assert main(quickstart_arguments(storage)) == 0
+    assert main(quickstart_arguments(quickstart_storage)) == 0
 
     again = capsys.readouterr()
-    assert json.loads(again.out.splitlines()[-1]) == before.result
+    assert json.loads(again.out.splitlines()[-1]) == quickstart.result
     assert "is finished" in again.err
-    assert Path(before.result["run"], "metrics.jsonl").read_bytes() == metrics
+    assert Path(quickstart.result["run"], "metrics.jsonl").read_bytes() == metrics
 
 
 @pytest.mark.slow
-def test_the_folder_of_another_run_is_refused(storage, ray_cluster, capsys):
-    quickstart_run(storage)
-    assert main([*quickstart_arguments(storage), "training.learning_rate=0.5"]) == 1
+def test_the_folder_of_another_run_is_refused(quickstart: Finished, quickstart_storage: Path, ray_cluster, capsys):
+    assert main([*quickstart_arguments(quickstart_storage), "training.learning_rate=0.5"]) == 1
     printed = capsys.readouterr()
     assert "training.learning_rate" in printed.err
     assert "error" in json.loads(printed.out)
