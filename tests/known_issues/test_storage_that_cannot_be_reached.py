@@ -6,6 +6,7 @@ not turn its samples into bad ones.
 
 import http.server
 import json
+import os
 import re
 import subprocess
 import sys
@@ -55,6 +56,24 @@ def test_storage_and_out_name_theirs(url, fix, capsys, tmp_path):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "m.jsonl"), "--out", url, "--task", "asr"])
     assert fix.split(": ")[-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["/proc/nowhere", "/dev/null/x", "s3://bucket/x"])
+def test_out_that_cannot_be_written_is_one_line(out, capsys, tmp_path):
+    (tmp_path / "a.wav").write_bytes(WAV)
+    (tmp_path / "m.jsonl").write_text(json.dumps({"audio": "a.wav", "text": "hello"}))
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path / "m.jsonl"), "--out", out, "--task", "asr"])
+    assert stopped.value.code == 2
+    assert out in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "tar", "parquet", "arrow", "tsv"])
+def test_a_pipe_named_as_shard_and_a_shard_that_goes_are_told_by_name(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"a.{suffix}")
+    with pytest.raises(ValueError, match=rf"a.{suffix}' is neither a file nor a folder"):
+        build_index([SourceSpec("made", str(tmp_path / f"a.{suffix}"))], tmp_path / "cache", min_s=0.1, max_s=30.0)
+    assert scan_shard(str(tmp_path / f"gone.{suffix}"), "asr")["cause"].to_pylist() == ["broken_shard"]
 
 
 class _Server(http.server.SimpleHTTPRequestHandler):

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.decode import SAMPLE_RATE, decode_audio
 from mowe_ray.data.sample import BadSample, Sample, bad_audio, valid_text
-from mowe_ray.data.shards.storage import file_system
+from mowe_ray.data.shards.storage import file_system, first_contact
 from mowe_ray.data.shards.write import Written, write_parquet, write_webdataset
 from mowe_ray.data.synthetic_corpus.sounds import encode_flac
 from mowe_ray.output.terminal import track
@@ -74,7 +74,8 @@ def pack(
         ValueError: `out` is not empty, or the reader says that its source cannot be read as asked.
     """
     next(iter(read()), None)  # a source that cannot be read should fail before anything is replaced
-    _clear(out, overwrite)
+    with first_contact(out):
+        _clear(out, overwrite)
     bad: list[BadSample] = []
 
     def write(folder: str, held_out: bool | None) -> Written:
@@ -130,6 +131,7 @@ def _clear(out: str, overwrite: bool) -> None:
     for name in files:
         if _OURS.search(name):  # whatever else lies there is not ours to delete
             fs.rm(name)
+    fs.makedirs(folder, exist_ok=True)  # says now, and not after hours, that it cannot be written
 
 
 def _write_report(report: dict[str, Any], out: str) -> None:

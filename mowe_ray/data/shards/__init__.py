@@ -12,11 +12,11 @@ from types import ModuleType
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mowe_ray.data.sample import BadSample, Sample
+from mowe_ray.data.sample import BadSample, Sample, is_about_storage
 from mowe_ray.data.shards import manifest, tar
 from mowe_ray.data.shards import parquet as table
 from mowe_ray.data.shards.listing import list_shards
-from mowe_ray.data.shards.record import Place, rows_table
+from mowe_ray.data.shards.record import Place, Row, broken_shard, rows_table
 
 __all__ = ["field_names", "first_samples", "list_shards", "read_samples", "scan_shard"]
 
@@ -34,7 +34,7 @@ _PLACE_COLUMNS = list(Place.__slots__)
 
 def scan_shard(shard: str, default_task: str | None) -> pa.Table:
     """Describe every sample of a shard, good or bad, as a table of `record.ROW_SCHEMA`."""
-    rows = _reader(shard).scan(shard, default_task)
+    rows = _scan(shard, default_task)
     parts = [rows_table([])]
     while chunk := list(islice(rows, _CHUNK_ROWS)):
         parts.append(rows_table(chunk))
@@ -49,9 +49,19 @@ def field_names(shard: str) -> list[str]:
         return []
 
 
+def _scan(shard: str, default_task: str | None) -> Iterator[Row]:
+    """Yield the rows of a shard; one that cannot be opened is a single bad row."""
+    try:
+        yield from _reader(shard).scan(shard, default_task)
+    except OSError as error:
+        if is_about_storage(error):
+            raise
+        yield broken_shard(shard, str(error))
+
+
 def first_samples(shard: str, default_task: str | None, at_most: int = 8) -> list[Sample | BadSample]:
     """Read the first samples of a shard; none if it is empty."""
-    rows = rows_table(list(islice(_reader(shard).scan(shard, default_task), at_most)))
+    rows = rows_table(list(islice(_scan(shard, default_task), at_most)))
     bad = [BadSample(row["id"], shard, row["cause"], row["detail"]) for row in rows.to_pylist() if row["cause"]]
     good = rows.filter(pc.is_null(rows["cause"]))
     for column in ("shard", "source"):

@@ -188,6 +188,8 @@ def expand(path: str) -> tuple[list[str], bool]:
         if fs.isdir(inner):
             names = [entry["name"] for entry in fs.ls(inner, detail=True) if entry["type"] == "file"]
         elif _exists(fs, inner):
+            if not is_remote(path) and not Path(path).is_file():
+                raise ValueError(f"data path {path!r} is neither a file nor a folder")
             return [path], True
         elif any(mark in path for mark in "*?["):
             names = fs.glob(inner) if is_remote(path) else _local_glob(path)
