@@ -9,7 +9,7 @@ bin := $(VENV)/bin
 pins := $(shell (pwd; cat pyproject.toml constraints.txt) | sha256sum | cut -c1-16)
 stamp := $(VENV)/.mowe_ray-$(pins)
 
-.PHONY: help install train check quick test-fast test-integration test soak
+.PHONY: help install train check quick test-fast test-integration test test-gpu soak
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -47,6 +47,9 @@ test-integration: install ## real commands on real clusters; PART=shared or PART
 
 test: install ## every test that needs no GPU and is not marked soak, as CI does (less than 20 minutes on two cores)
 	@$(pytest) $(ARGS)
+
+test-gpu: install ## what needs a CUDA device; two devices for all of it
+	@$(bin)/python -m pytest -m gpu --durations=10 $(ARGS)
 
 soak: install ## what repeats `test` on other settings, and faults for minutes (about an hour and a half); prints what it cost
 	@$(bin)/python -m pytest -m "soak and not gpu" -s --durations=0 --durations-min=1 $(ARGS)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
@@ -238,19 +239,37 @@ def weights_of(model: MoweForConditionalGeneration) -> dict[str, torch.Tensor]:
     return copy.deepcopy(model.state_dict())
 
 
-def run_ranks(work: Callable[..., Any], *arguments: Any, folder: Path, ranks: int = 2) -> list[Any]:
-    """Call `work(*arguments)` in `ranks` processes that form a process group; returns what each returned."""
+def run_ranks(
+    work: Callable[..., Any], *arguments: Any, folder: Path, ranks: int = 2, device: str = "cpu"
+) -> list[Any]:
+    """Call `work(*arguments)` in `ranks` processes that form a process group; returns what each returned.
+
+    Args:
+        device: "cuda" gives each process a GPU, and the group NCCL.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    multiprocessing.spawn(_rank_main, (ranks, str(folder), work, arguments), nprocs=ranks)
+    with pytest.MonkeyPatch.context() as environment:
+        if device == "cpu":  # DeepSpeed would take a GPU that is there, which gloo cannot serve
+            environment.setenv("DS_ACCELERATOR", "cpu")
+            environment.setenv("CUDA_VISIBLE_DEVICES", "")
+        multiprocessing.spawn(_rank_main, (ranks, str(folder), device, work, arguments), nprocs=ranks)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
-def _rank_main(rank: int, ranks: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _rank_main(
+    rank: int, ranks: int, folder: str, device: str, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1")
     torch.set_num_threads(1)
+    if device == "cuda":
+        torch.cuda.set_device(rank)
     # Short, so that ranks that wait for different collectives fail the test instead of stopping it.
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks, timeout=timedelta(seconds=120)
+        "nccl" if device == "cuda" else "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=ranks,
+        timeout=timedelta(seconds=120),
     )
     torch.save(work(*arguments), Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

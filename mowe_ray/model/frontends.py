@@ -191,14 +191,21 @@ def _without_autocast(device: torch.device) -> torch.autocast:
 def _without_tf32() -> Iterator[None]:
     """Multiply float32 matrices in float32, where a program has allowed TF32 or bfloat16 instead (10 and 7 bits)."""
     backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
-    lowered = {backend: backend.fp32_precision for backend in backends}
-    lowered = {backend: precision for backend, precision in lowered.items() if precision not in ("none", "ieee")}
-    for backend in lowered:
-        backend.fp32_precision = "ieee"
+    before = [backend.fp32_precision for backend in backends]
     try:
+        older: str | None = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the program uses the newer switches alone: torch refuses to compare them with the older
+        older = None
+    try:
+        if older is not None:
+            torch.set_float32_matmul_precision("highest")  # or parts of torch would refuse switches that contradict
+        for backend in backends:
+            backend.fp32_precision = "ieee"
         yield
     finally:
-        for backend, precision in lowered.items():
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
 
 

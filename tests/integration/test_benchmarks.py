@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = {
     "data": "--clips 48 --rounds 1 --cores 1 --memory-clips 24",
     "evaluate": "--clips 8 --seconds 1.5 --batch-size 4 --new-tokens 4 --rounds 1 --width 32 --layers 1",
+    "gpu": "--device cpu --tiny --steps 2 --seconds 2",
     "padding": "--clips 1 --seconds 1 --rounds 1 --width 64 --layers 1",
     "safety": "--clips 2 --seconds 0.5 --steps 2 --rounds 1 --width 32 --layers 1 --skip-recovery",
     "sparse": "--clips 8 --seconds 0.5 --rounds 1 --width 64 --layers 1",
@@ -45,3 +47,11 @@ def test_prints_its_ratios_as_json_and_returns_whether_they_pass(name, tmp_path)
     assert all({"name", "ratio", "target", "pass"} <= check.keys() for check in result["checks"])
     assert result["pass"] == all(check["pass"] for check in result["checks"])
     assert done.returncode == (0 if result["pass"] else 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_gpu_benchmark_says_in_one_line_that_there_is_none():
+    done = subprocess.run([sys.executable, str(BENCHMARKS / "gpu.py")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "needs a CUDA device" in done.stderr

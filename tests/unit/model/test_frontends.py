@@ -1,5 +1,8 @@
 """Front-ends against transformers' extractors, and the spectral ones against float64 by hand."""
 
+import ast
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -217,3 +220,56 @@ def test_features_are_computed_without_tf32(precision: str) -> None:
     finally:
         torch.set_float32_matmul_precision("highest")
     assert front_end.found == ["ieee", "ieee"]
+
+
+PRECISIONS = {
+    "the older switch": "torch.backends.cuda.matmul.allow_tf32 = True",
+    "the newer one of all backends": "torch.backends.fp32_precision = 'tf32'",
+}
+_WITH_PRECISION = """
+import sys
+import torch
+from mowe_ray.model.frontends import KaldiFbank, LogMel
+
+def state():
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        older = "contradictory"
+    return older, torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+
+class Recording(LogMel):
+    def features(self, wave, lengths):
+        found.append((state(), torch.backends.cuda.matmul.allow_tf32))
+        if len(found) > 1:
+            raise KeyError
+        return super().features(wave, lengths)
+
+found = []
+wave, lengths = torch.randn(2, 16_000), torch.tensor([16_000, 9_000])
+exact = [front_end(wave, lengths, 16_000) for front_end in (LogMel(), KaldiFbank())]
+exec(sys.argv[1])
+before = state()
+features = [front_end(wave, lengths, 16_000) for front_end in (Recording(), KaldiFbank())]
+assert all(torch.equal(a, b) for a, b in zip(exact, features))
+assert state() == before, (before, state())
+try:
+    Recording()(wave, lengths, 16_000)
+except KeyError:
+    assert state() == before, (before, state())
+print([*found, before])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_front_end_leaves_the_switches_as_it_found_them(precision: str) -> None:
+    """In a process of its own, because torch cannot always be set back. Inside, the switches do not contradict."""
+    command = [sys.executable, "-W", "ignore", "-c", _WITH_PRECISION, PRECISIONS[precision]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *inside, before = ast.literal_eval(done.stdout)
+    for (older, cuda, cpu), allows_tf32 in inside:
+        assert (cuda, cpu) == ("ieee", "ieee")
+        assert not allows_tf32
+        assert older in ("highest", before[0])
