@@ -37,7 +37,7 @@ def test_the_run_folder_is_complete(quickstart: Finished):
     assert json.loads((run / "config.json").read_text())["training"]["max_steps"] == 12
     last = records(run, "train")[-1]
     assert last["step"] == 12
-    assert 0.8 < last["useful_flops_share"] <= 1
+    assert 0.5 < last["useful_flops_share"] <= 1
     (validation,) = records(run, "validation")
     assert set(validation["tasks"]) == TASKS
     report = json.loads((run / "data_report.json").read_text())
