@@ -118,7 +118,7 @@ def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool
     micro_batch = drop_too_long(micro_batch, processor)
     try:
         return _collated(micro_batch, processor, generate)
-    except Exception:
+    except Exception:  # whatever a processor raises: the rows that it refuses are found one by one, the rest is kept
         usable = collatable(micro_batch, processor, generate=generate)
         if len(usable.ids) == len(micro_batch.ids):
             raise

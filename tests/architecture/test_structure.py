@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.structure import PACKAGE, circles_of, module_graph, rooms_of
+from tests.structure import PACKAGE, circles_of, module_graph, modules_with_one_importer, rooms_of, sizes_of
 
 ROOT = Path(__file__).parents[2]
 # Of the files that are shipped beside the package.
@@ -18,6 +18,12 @@ def test_no_folders_beside_each_other_import_each_other() -> None:
     packages = {name for name in graph if any(other.startswith(f"{name}.") for other in graph)}
     circles = {package: circles_of(rooms_of(package, graph)) for package in packages}
     assert {package: found for package, found in circles.items() if found} == {}
+
+
+def test_files_are_worth_opening() -> None:
+    files, lines = sizes_of(ROOT / PACKAGE)
+    assert 1000 * files / lines <= 6.5
+    assert len(modules_with_one_importer(module_graph())) <= 45
 
 
 def test_a_circle_would_be_found() -> None:

@@ -1,13 +1,16 @@
 """Shards of samples: WebDataset tar, Parquet, `datasets` Arrow, and manifests beside audio files.
 
 Each reader module has `scan(shard, default_task)`, which walks a shard once for the index, and
-`read(places)`, which fetches any samples in any order.
+`read(places)`, which fetches any samples in any order. Which files of a folder are its shards is decided here.
 """
 
+import json
+import re
 import tarfile
 from collections.abc import Iterator
 from itertools import islice
 from types import ModuleType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,8 +18,8 @@ import pyarrow.compute as pc
 from mowe_ray.data.sample import BadSample, Sample, is_about_storage
 from mowe_ray.data.shards import manifest, tar
 from mowe_ray.data.shards import parquet as table
-from mowe_ray.data.shards.listing import list_shards
 from mowe_ray.data.shards.record import Place, Row, broken_shard, rows_table
+from mowe_ray.data.shards.storage import expand, open_file
 
 __all__ = ["field_names", "first_samples", "list_shards", "read_samples", "scan_shard"]
 
@@ -28,8 +31,117 @@ _READERS: dict[str, ModuleType] = {
     ".tsv": manifest,
     ".json": manifest,
 }
+PACKED = (".tar", ".parquet", ".arrow")  # beside these, JSON files are notes about the corpus
+SUFFIXES = (*PACKED, ".jsonl", ".tsv", ".json")
+_COMPRESSED = re.compile(
+    r"\.(?:tar|parquet|arrow|jsonl?|tsv)\.(?:gz|bz2|xz|zst|lz4)$|\.(?:tgz|tbz2|txz)$", re.IGNORECASE
+)
+# data-00000-of-00004.arrow of save_to_disk, NAME-train.arrow of the cache, train-00000-of-00002.parquet of the hub.
+_SPLIT = re.compile(
+    r"^(?:.*[-_])?(train|test|validation|valid|val|dev|eval)(?:-\d+(?:-of-\d+)?)?\.[a-z]+$", re.IGNORECASE
+)
 _CHUNK_ROWS = 1 << 16  # Python objects alive at a time while a long manifest is scanned
 _PLACE_COLUMNS = list(Place.__slots__)
+
+
+def list_shards(path: str) -> list[str]:
+    """List the shards of a folder (without sub-folders), glob, file or fsspec URL, by name.
+
+    Hidden files and the `cache-*.arrow` of `datasets` are no shards.
+
+    Raises:
+        ValueError: when there is none, a folder mixes formats or splits, or it is one of `datasets` that has to be
+            written again first.
+    """
+    names, single = expand(path)
+    files = names if single else [name for name in names if not _is_ignored(_base(name))]
+    named = [name for name in files if _base(name) == "dataset_dict.json"]
+    if named:
+        splits = ", ".join(f"'{path.rstrip('/')}/{split}'" for split in _read_json(named[0]).get("splits", []))
+        raise ValueError(f"data path {path!r} is a DatasetDict: name one of its splits, {splits}")
+    for suffixes in [(suffix,) for suffix in PACKED] + [(".jsonl", ".tsv"), (".json",)]:
+        shards = [name for name in files if name.lower().endswith(suffixes)]
+        others = {s for s in PACKED for name in files if name.lower().endswith(s)} - set(suffixes)
+        if shards and others and suffixes[0] in PACKED:
+            raise ValueError(
+                f"data path {path!r} holds both {suffixes[0]} and {', '.join(sorted(others))}: "
+                f"name one kind, as in '{path.rstrip('/')}/*{suffixes[0]}'"
+            )
+        if shards:
+            if suffixes == (".arrow",):
+                shards = _saved_dataset(path, shards, single)
+            if not single:
+                _check_folder(path, files, shards)
+            return shards
+    kinds = "a file of another kind" if single else f"{len(files)} files, none"
+    packed = [name for name in files if _COMPRESSED.search(name)]
+    hint = f"; {_base(packed[0])} has to be unpacked first" if packed else ""
+    raise ValueError(f"data path {path!r} holds {kinds} of {', '.join(SUFFIXES)}{hint}")
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _is_ignored(base: str) -> bool:
+    return base.startswith(".") or (base.startswith("cache-") and base.endswith(".arrow"))
+
+
+def _is_glob(path: str) -> bool:
+    return any(mark in path for mark in "*?[")
+
+
+def _saved_dataset(path: str, shards: list[str], single: bool) -> list[str]:
+    """Return those shards that the state.json beside them lists, which `save_to_disk` writes."""
+    kept = []
+    for folder in dict.fromkeys(shard.rpartition("/")[0] for shard in shards):
+        beside = [shard for shard in shards if shard.rpartition("/")[0] == folder]
+        try:
+            state = _read_json(f"{folder}/state.json" if folder else "state.json")
+        except FileNotFoundError:
+            kept += beside
+            continue
+        if state.get("_indices_data_files"):
+            raise ValueError(
+                f"data path {path!r} is a selection or shuffle of a dataset, whose rows are listed apart from its "
+                "data: call flatten_indices() before save_to_disk()"
+            )
+        listed = {str(file.get("filename")) for file in state.get("_data_files") or []}
+        missing = listed - {_base(shard) for shard in beside}
+        if missing and not single and not _is_glob(path):
+            raise ValueError(f"data path {path!r} lacks {', '.join(sorted(missing))}, which its state.json names")
+        kept += [shard for shard in beside if single or _base(shard) in listed or not listed]
+    return kept
+
+
+def _check_folder(path: str, files: list[str], shards: list[str]) -> None:
+    """Raise ValueError where a folder holds several splits, or shards that would be passed over."""
+    folder = path.rstrip("/")
+    packed = [_base(name) for name in files if _COMPRESSED.search(name)]
+    if packed:
+        raise ValueError(
+            f"data path {path!r} holds {packed[0]}, which has to be unpacked first; "
+            f"to leave it out, name the others, as in '{folder}/*.{shards[0].rpartition('.')[2]}'"
+        )
+    splits = {match[1].lower() for name in shards if (match := _SPLIT.match(_base(name)))}
+    if len(splits) > 1 and not _is_glob(path):
+        suffix = shards[0].rpartition(".")[2]
+        raise ValueError(
+            f"data path {path!r} holds several splits, {', '.join(sorted(splits))}: "
+            f"name one, as in '{folder}/*{sorted(splits)[0]}*.{suffix}', or all, as in '{folder}/*.{suffix}'"
+        )
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    """Return the content of a file that `datasets` writes; ValueError names it if it cannot be read."""
+    with open_file(path) as file:
+        try:
+            content = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return content
 
 
 def scan_shard(shard: str, default_task: str | None) -> pa.Table:
