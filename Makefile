@@ -34,7 +34,7 @@ check: install ## formatting, lint, types, import floors
 	@$(bin)/lint-imports --no-logo
 
 # Two processes: torch uses one thread in each, and tests of clusters wait for most of their time.
-pytest := $(bin)/python -m pytest -n 2 --dist loadgroup --durations=10
+pytest := $(bin)/python -m pytest -n 2 --durations=10
 
 quick: check ## `check`, and the tests without the slow ones: the loop while writing (about a minute)
 	@$(pytest) --ignore=tests/integration -m "not slow and not gpu and not soak" $(ARGS)

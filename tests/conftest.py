@@ -4,8 +4,10 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # Set, not defaulted: two cores and a deterministic sum order, whatever the developer's shell says.
 os.environ.update(
@@ -29,3 +31,31 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
     finally:
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def is_shared(file: Path) -> bool:
+    """Whether tests of a file use the local Ray or the run of the quickstart that integration tests share."""
+    return file.parent.name == "integration" and any(
+        name in file.read_text(encoding="utf-8") for name in ("ray_cluster", "quickstart:")
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what shares, for the jobs of CI that run the halves apart."""
+    for file in {item.path for item in items}:
+        if is_shared(file):
+            for item in items:
+                if item.path == file:
+                    item.add_marker("shared")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Deal files out to two processes, those that share as one: what is shared is started once."""
+    return _ByFile(config, log)
+
+
+class _ByFile(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "shared" if is_shared(self.config.rootpath / file) else file

@@ -15,19 +15,6 @@ from tests.tiny_runs import REFERENCE, Corpus, tiny_config, write_corpus
 _LOGICAL_CPUS = 6
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what shares a Ray or a run in one process, and the tests of any other file in one.
-
-    So two processes (`make test`) or two jobs of CI (by the mark `shared`) divide the tests and start nothing twice.
-    """
-    mine = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
-    shared = {item.path for item in mine if {"ray_cluster", "quickstart"} & set(getattr(item, "fixturenames", ()))}
-    for item in mine:
-        if item.path in shared:
-            item.add_marker("shared")
-        item.add_marker(pytest.mark.xdist_group("shared" if item.path in shared else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local Ray that ends with the tests; it shares the real cores, however many CPUs it counts."""
