@@ -14,7 +14,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from .frontends import FrontEnd
 
@@ -32,6 +34,17 @@ _QUIET = {
     "mask_feature_prob": 0.0,
     "add_adapter": False,
 }
+
+
+def _mask_as_given(*args: Any, **kwargs: Any) -> Tensor | None:
+    """Make the mask of `sdpa`, but read no tensor to see whether it masks anything: the host would wait for that."""
+    return sdpa_mask(*args, **kwargs | {"allow_is_bidirectional_skip": False})
+
+
+# The attention of encoders: torch's, as transformers runs it. A mask is given only where the host knows of padding.
+_ATTENTION = "sdpa_mask_as_given"
+AttentionInterface.register(_ATTENTION, sdpa_attention_forward)
+AttentionMaskInterface.register(_ATTENTION, _mask_as_given)
 
 
 class AudioEncoder(nn.Module, ABC):
@@ -62,6 +75,8 @@ class AudioEncoder(nn.Module, ABC):
         self.config = self.quiet(config)
         self.front_end = front_end
         self.model = self.model_class(self.config) if model is None else model
+        if self.model.config._attn_implementation == "sdpa":
+            self.model.config._attn_implementation = _ATTENTION
 
     @staticmethod
     def quiet(config: PretrainedConfig) -> PretrainedConfig:

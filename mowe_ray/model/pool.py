@@ -63,6 +63,10 @@ class Clips:
                 rows = sorted(needed)
                 self.features[key] = rows, key[0](self.pick(self.wave, rows), self.pick(self.lengths, rows), key[1])
 
+    def is_padded(self, key: FeatureKey, rows: list[int]) -> bool:
+        """Whether any of `rows` is shorter than the features are computed for, as the host knows without a read."""
+        return any(self.sizes[row] < key[1] for row in rows)
+
     def take(self, key: FeatureKey, rows: list[int]) -> Tensor:
         """Return the computed features of `rows` (R,), in their order."""
         computed, features = self.features[key]
@@ -172,6 +176,7 @@ class PoolMember(nn.Module):
         frames: int,
         states: Tensor | None = None,
         first_centre: float = 0.0,
+        padded: bool = True,
     ) -> Tensor:
         """Encode clips.
 
@@ -182,13 +187,14 @@ class PoolMember(nn.Module):
             frames: T, frames of the result.
             states: (R, L, N, E), what the encoder would make of the clips: it then does not run.
             first_centre: Sample in the middle of the result's first frame.
+            padded: Whether any clip is shorter than its features; if none is, the encoder needs no mask.
 
         Returns:
             (R, T, D).
         """
         if states is None:
             assert features is not None
-            layers = chosen_layers(self.encoder, self.choice, features, lengths)
+            layers = chosen_layers(self.encoder, self.choice, features, lengths if padded else None)
         else:
             layers = list(states.unbind(1))
         mixed = layers[0] if self.layer_weights is None else self._weighted(layers)
@@ -287,6 +293,7 @@ class WeakEncoderPool(nn.Module):
                 frames,
                 None if known is None else clips.pick(known, rows[index]),
                 first_centre,
+                padded=known is not None or clips.is_padded(keys[index], rows[index]),
             )
             everyone = len(rows[index]) == len(clips.sizes)
             where = None if everyone else clips.index(rows[index])
@@ -316,7 +323,7 @@ class WeakEncoderPool(nn.Module):
             silent: Tensor = member(None, lengths, hop, 1, known.new_zeros(1, known.shape[1], 1, known.shape[3]))
             return silent
         features = encoder.front_end(clips.wave.new_zeros(1, encoder.min_samples), lengths, encoder.min_samples)
-        states: Tensor = member(features, lengths, hop, 1)
+        states: Tensor = member(features, lengths, hop, 1, padded=False)
         return states
 
 

@@ -197,7 +197,7 @@ class AudioTower(nn.Module):
                 clips.lengths // base.front_end.hop_length,
             )
         valid = base.num_frames(clips.lengths)
-        states = base(features, lengths=clips.lengths)
+        states = base(features, lengths=clips.lengths if clips.is_padded(key, everyone) else None)
         assert isinstance(states, Tensor)
         return states[:, : self._frames(clips)], valid
 
