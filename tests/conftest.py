@@ -33,17 +33,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
-def is_shared(file: Path) -> bool:
-    """Whether tests of a file use the local Ray or the run of the quickstart that integration tests share."""
-    return file.parent.name == "integration" and any(
-        name in file.read_text(encoding="utf-8") for name in ("ray_cluster", "quickstart:")
-    )
+def shared_by(file: Path) -> str | None:
+    """Return what tests of a file share with those of others: a run that nobody disturbs, or a local Ray; else None."""
+    if file.parent.name != "integration":
+        return None
+    text = file.read_text(encoding="utf-8")
+    if "reference: dict" in text:
+        return "reference"
+    return "ray" if any(name in text for name in ("ray_cluster", "quickstart:")) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what shares, for the jobs of CI that run the halves apart."""
     for file in {item.path for item in items}:
-        if is_shared(file):
+        if shared_by(file) is not None:
             for item in items:
                 if item.path == file:
                     item.add_marker("shared")
@@ -51,11 +54,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Deal files out to two processes, those that share as one: what is shared is started once."""
+    """Deal files out to two processes, those that share as one: a run and a Ray are started once."""
     return _ByFile(config, log)
 
 
 class _ByFile(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "shared" if is_shared(self.config.rootpath / file) else file
+        return shared_by(self.config.rootpath / file) or file
