@@ -33,20 +33,20 @@ check: install ## formatting, lint, types, import floors
 	@$(bin)/mypy --no-error-summary
 	@$(bin)/lint-imports --no-logo
 
-# Two processes: torch uses one thread in each, and tests of clusters wait for most of their time.
-pytest := $(bin)/python -m pytest -n 2 --durations=10
+# Tests that start no Ray run in two processes; torch uses one thread in each (tests/conftest.py). Those that do run one
+# after the other: two clusters on two cores make their time limits a matter of luck.
+fast := $(bin)/python -m pytest --ignore=tests/integration -n 2 --durations=10
 
-quick: check ## `check`, and the tests without the slow ones: the loop while writing (about a minute)
-	@$(pytest) --ignore=tests/integration -m "not slow and not gpu and not soak" $(ARGS)
+quick: check ## `check`, and the tests without the slow ones: the loop while writing (about two minutes)
+	@$(fast) -m "not slow and not gpu and not soak" $(ARGS)
 
-test-fast: install ## every test that starts no Ray (less than 5 minutes)
-	@$(pytest) --ignore=tests/integration $(ARGS)
+test-fast: install ## every test that starts no Ray (about 5 minutes)
+	@$(fast) $(ARGS)
 
 test-integration: install ## real commands on real clusters; PART=shared or PART='not shared' runs one half
-	@$(pytest) tests/integration $(if $(PART),-m "$(PART) and not gpu and not soak") $(ARGS)
+	@$(bin)/python -m pytest tests/integration --durations=10 $(if $(PART),-m "$(PART) and not gpu and not soak") $(ARGS)
 
-test: install ## every test that needs no GPU and is not marked soak, as CI does (less than 20 minutes on two cores)
-	@$(pytest) $(ARGS)
+test: test-fast test-integration ## every test that needs no GPU and is not marked soak, as CI does (about half an hour on two cores)
 
 test-gpu: install ## what needs a CUDA device; two devices for all of it
 	@$(bin)/python -m pytest -m gpu --durations=10 $(ARGS)
