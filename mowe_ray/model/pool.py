@@ -295,8 +295,7 @@ class WeakEncoderPool(nn.Module):
                 first_centre,
                 padded=known is not None or clips.is_padded(keys[index], rows[index]),
             )
-            everyone = len(rows[index]) == len(clips.sizes)
-            where = None if everyone else clips.index(rows[index])
+            where = None if len(rows[index]) == len(clips.sizes) else clips.index(rows[index])
             for mixture, weight in enumerate(weights):
                 # Dense multiplies by weights of zero instead of skipping, so that it is a reference for the sparse
                 # execution.
