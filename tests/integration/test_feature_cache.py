@@ -40,8 +40,9 @@ NUMBERS = ("loss", "lm_loss", "routing_loss", "grad_norm")
 BF16_TOLERANCE = 2**-9
 # An untrained language model hardly depends on them, but the weights that read the features do: their gradient is
 # linear in them, so training moves them by 2^-9 less or more, and AdamW, which divides by it, at most doubles that.
-# Except where a gradient nearly vanishes: there AdamW moves a weight as far as any other, in a direction that rounding
-# decides. These few would dominate a norm, so the median is compared.
+# Where a gradient nearly vanishes that fails: AdamW moves such a weight as far as any other, in a direction that
+# rounding decides. The median is compared; the norm of all differences is 1.11 times the tolerance, which these few are
+# assumed, but not shown, to cause.
 UPDATE_TOLERANCE = 2**-8
 READERS = ("audio_tower.adapter.convs.0.weight", "audio_tower.pool.members.0.projection.0.weight")
 
