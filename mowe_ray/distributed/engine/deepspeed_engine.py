@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deep
 
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed.engine import deepspeed, zero_state
+from mowe_ray.distributed.engine.gradients import GradientOrder, GradientSums
 from mowe_ray.model import MoweForConditionalGeneration, MoweOutput, MoweProcessor
 from mowe_ray.model.building import equal_members, strong_members
 from mowe_ray.training.build import assemble, model_dtype, optimizer_groups
@@ -143,6 +144,7 @@ class DeepSpeedEngine:
     Responsibilities:
     - scale losses so that gradients are sums over ranks and micro-batches (the model's losses are
       already parts of the global loss);
+    - sum gradients over ranks in one order, and over micro-batches in float32;
     - enter idle encoders also outside training under ZeRO-3, where every rank must gather the same weights;
     - name the trainable tensors that a step left without gradient;
     - record its current activity, for the watchdog.
@@ -181,6 +183,8 @@ class DeepSpeedEngine:
         # DeepSpeed moves nothing of a model that came as shards (see `sharded_loading`).
         for buffer in model.buffers():
             buffer.data = buffer.data.to(self.device)
+        if self._stage >= 2:
+            GradientOrder(self._engine.optimizer, (p for p in model.parameters() if p.requires_grad))
         zero_state.forget_first_update(self._engine)
         self.rank: int = dist.get_rank()
 
@@ -308,33 +312,3 @@ def _with_fitting_bucket(config: dict[str, Any], model: nn.Module) -> dict[str, 
     elements = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
     bucket = {"reduce_bucket_size": min(elements, _LARGEST_BUCKET)}
     return config | {"zero_optimization": bucket | config["zero_optimization"]}
-
-
-class GradientSums:
-    """Sums the gradients of half-precision parameters in float32, and rounds the sum once.
-
-    torch adds every micro-batch to `grad` in the parameter's own type: 32 in bfloat16 are 0.6 % off. From ZeRO-2
-    on DeepSpeed keeps float32 sums itself (`data_types.grad_accum_dtype`), but refuses to below. A sum takes 4 bytes a
-    weight between the first backward pass of a step and the last; steps of one micro-batch take nothing.
-
-    Attributes:
-        last: Whether the next backward pass is the last of its step.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter]):
-        """Watch `parameters`, before anything else reads their gradients."""
-        self.last = True
-        self._sums: dict[nn.Parameter, torch.Tensor] = {}
-        for parameter in parameters:
-            parameter.register_hook(lambda gradient, parameter=parameter: self._add(parameter, gradient))
-
-    def _add(self, parameter: nn.Parameter, gradient: torch.Tensor) -> torch.Tensor | None:
-        """Return what takes the gradient's place: the whole sum at last, zeros before."""
-        if self.last:
-            total = self._sums.pop(parameter, None)
-            return None if total is None else total.add_(gradient).to(gradient.dtype)
-        if parameter in self._sums:
-            self._sums[parameter].add_(gradient)
-        else:
-            self._sums[parameter] = gradient.to(torch.float32, copy=True)
-        return torch.zeros_like(gradient)
