@@ -1,6 +1,5 @@
 """Runs with a cache of decoded audio and frozen features: the same training, computed once."""
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,19 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from mowe_ray.config import RunConfig
 from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.data.micro_batch import load_micro_batch
 from mowe_ray.distributed.ray_data.feature_extraction import fill_cache
 from mowe_ray.distributed.ray_train.driver import train
 from mowe_ray.model.pool import chosen_layers
-from mowe_ray.training.build import assemble, tokenizer_of
 from mowe_ray.training.collate import padded
 from mowe_ray.training.datasets import index_sources
 from mowe_ray.training.frozen_features import frozen_encoders, load_frozen
 from tests.tiny_models import save_encoder_checkpoint, tiny_whisper_config
-from tests.tiny_runs import Corpus, assert_same_run, exported_weights, records, tiny_config
+from tests.tiny_runs import Corpus, assert_same_run, records, tiny_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -38,13 +36,9 @@ NUMBERS = ("loss", "lm_loss", "routing_loss", "grad_norm")
 # bfloat16 keeps 8 bits: a feature moves by at most 2^-9 of itself, up or down at random. If the rest of the network
 # passes that on in proportion, no loss moves by more than 2^-9 of itself; as the errors average out, it is far less.
 BF16_TOLERANCE = 2**-9
-# An untrained language model hardly depends on them, but the weights that read the features do: their gradient is
-# linear in them, so training moves them by 2^-9 less or more, and AdamW, which divides by it, at most doubles that.
-# Where a gradient nearly vanishes that fails: AdamW moves such a weight as far as any other, in a direction that
-# rounding decides. The median is compared; the norm of all differences is 1.11 times the tolerance, which these few are
-# assumed, but not shown, to cause.
-UPDATE_TOLERANCE = 2**-8
-READERS = ("audio_tower.adapter.convs.0.weight", "audio_tower.pool.members.0.projection.0.weight")
+# The gradients of what reads the features are linear in them, and so are AdamW's first moments. The updates are not:
+# where a gradient nearly vanishes, AdamW moves a weight as far as any other, in a direction that rounding decides (two
+# of 2,304 weights of the adapter had 0.89 of the squared difference of all).
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +51,14 @@ def _train(corpus: Corpus, storage: Path, name: str, *overrides: str) -> tuple[d
     return train(tiny_config(corpus, storage, name, *SETTINGS, *overrides), said.append), said
 
 
-def _initial_weights(storage: Path, result: dict[str, Any]) -> dict[str, torch.Tensor]:
-    config = RunConfig.model_validate(json.loads((Path(result["run"]) / "config.json").read_text()))
-    tokenizer = tokenizer_of(config.model, (Path(result["run"]) / "tokenizer.json").read_text())
-    model, _ = assemble(config.model, config.training.mowe_loss, seed=config.seed, tokenizer=tokenizer, gpu=False)
-    return model.state_dict()
+def _first_moments(result: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """AdamW's first moments in a run's last checkpoint, each in the slices of the ranks one after the other."""
+    slices: dict[str, list[torch.Tensor]] = {}
+    for file in sorted(Path(result["run"]).glob(f"checkpoints/*{STEPS}/*.safetensors")):
+        for name, values in load_file(file).items():
+            if name.startswith("exp_avg/"):
+                slices.setdefault(name, []).append(values.flatten())
+    return {name: torch.cat(parts) for name, parts in slices.items()}
 
 
 def _cache(storage: Path) -> str:
@@ -149,12 +146,15 @@ def test_a_cached_run_has_the_losses_of_one_that_computes(plain: dict[str, Any],
         print(f"{name}: cached and not, largest relative difference {max(differences):.1e}")
         assert max(differences) <= BF16_TOLERANCE, name
         assert max(differences) > 0, "features are rounded: equal numbers would mean that the cache is not read"
-    start = _initial_weights(storage, result)
-    for name in READERS:
-        moved, expected_move = (exported_weights(run["run"])[name] - start[name] for run in (result, plain))
-        error = float(((moved - expected_move).abs() / expected_move.abs()).nanmedian())
-        print(f"{name}: updates, cached and not, median relative difference {error:.1e}")
-        assert error <= UPDATE_TOLERANCE
+    moments, expected_moments = _first_moments(result), _first_moments(plain)
+    assert moments.keys() == expected_moments.keys()
+    errors = {
+        name: float((moments[name] - moment).norm() / moment.norm())
+        for name, moment in expected_moments.items()
+        if not name.endswith("k_proj.bias")  # zero but for rounding: softmax ignores it
+    }
+    print(f"first moments, cached and not, largest relative difference {max(errors.values()):.1e}")
+    assert {name: error for name, error in errors.items() if not error <= BF16_TOLERANCE} == {}
     losses = [records(run["run"], "validation")[-1]["loss"] for run in (plain, result)]
     assert losses[1] == pytest.approx(losses[0], rel=BF16_TOLERANCE)
     samples = [(Path(run["run"]) / "samples.jsonl").read_text() for run in (plain, result)]
