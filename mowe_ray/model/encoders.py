@@ -4,18 +4,27 @@ encoder, extras = load_encoder("openai/whisper-tiny")
 frames = encoder(encoder.front_end(wave, lengths, padded_samples))
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
-from transformers.utils import logging
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+    logging,
+)
 
-from .checkpoint_tensor import read_tensor
 from .encoder_ast import ASTAudioEncoder
 from .encoder_base import AudioEncoder, PadAudio
 from .encoder_wav2vec2 import (
@@ -95,7 +104,7 @@ def load_encoder(source: str | Mapping[str, Any], seed: int = 0) -> tuple[AudioE
         preprocessor = _read_preprocessor(source)
         # What is left over are decoders and heads; of these only the layer weights of classifiers are of use.
         model, leftover = _load_weights(family, source, config)
-        weights = read_tensor(source, "layer_weights") if "layer_weights" in leftover else None
+        weights = _read_tensor(source, "layer_weights") if "layer_weights" in leftover else None
         extras = EncoderExtras(weights, preprocessor)
         return family(config, family.make_front_end(config, preprocessor), model), extras
     with torch.random.fork_rng():
@@ -178,3 +187,32 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if progress_bar:
             logging.enable_progress_bar()
+
+
+def _read_tensor(source: str, name: str) -> Tensor:
+    """Return the tensor called `name` in a folder's or hub id's weights, in float32.
+
+    Looks where `from_pretrained` looks: safetensors before pickled weights, single files before sharded ones.
+    Pickles are read with `weights_only`, which runs no code.
+
+    Raises:
+        KeyError: no weights file holds such a tensor.
+    """
+    for file_name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
+        index_name = SAFE_WEIGHTS_INDEX_NAME if file_name == SAFE_WEIGHTS_NAME else WEIGHTS_INDEX_NAME
+        path = _find_file(source, file_name)
+        index = None if path else _find_file(source, index_name)
+        if index:
+            shard = json.loads(index.read_text())["weight_map"].get(name)
+            path = _find_file(source, shard) if shard else None
+        if path and path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as tensors:
+                return torch.as_tensor(tensors.get_tensor(name)).float()
+        if path:
+            return torch.as_tensor(torch.load(path, map_location="cpu", weights_only=True)[name]).float()
+    raise KeyError(f"no weights file of {source!r} holds {name!r}")
+
+
+def _find_file(source: str, file_name: str) -> Path | None:
+    found = cached_file(source, file_name, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found else None
