@@ -1,6 +1,6 @@
 """MP3 and AAC of broadcasts change their channels or rate in the middle, which ended the run with PyAV's ValueError.
 
-"Frame does not match AudioResampler setup": https://github.com/SYSTRAN/faster-whisper/issues/988 and others.
+https://github.com/SYSTRAN/faster-whisper/issues/1451, and "Frame does not match AudioResampler setup".
 """
 
 import numpy as np

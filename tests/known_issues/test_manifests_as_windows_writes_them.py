@@ -1,6 +1,6 @@
 """JSON lists with a byte order mark, after an empty line or cut off, and UTF-16, were unreadable or lost their cause.
 
-Byte order marks: https://github.com/huggingface/datasets/issues/3669 and many others.
+Byte order marks: https://github.com/huggingface/datasets/issues/8241 and many others.
 """
 
 import codecs

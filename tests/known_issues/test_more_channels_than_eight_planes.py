@@ -1,6 +1,6 @@
 """PyAV keeps eight planes of a planar frame and reads beyond them: 7.1 AAC and Opus ended the process.
 
-https://github.com/PyAV-Org/PyAV/issues/1512 is about `AudioFrame.planes` of more than eight channels.
+https://github.com/meta-pytorch/torchcodec/pull/1166 mends the same in TorchCodec.
 """
 
 import subprocess
