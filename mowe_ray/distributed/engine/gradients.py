@@ -52,7 +52,8 @@ class GradientOrder:
         while self._next < len(self._order):
             missing = self._order[self._next]
             if self._partitioned:
-                whole = torch.zeros(missing.ds_shape, dtype=missing.dtype, device=missing.device)
+                shape: torch.Size = missing.ds_shape  # type: ignore[attr-defined] # set by DeepSpeed
+                whole = torch.zeros(shape, dtype=missing.dtype, device=missing.device)
                 # torch takes a gradient of the tensor's present size alone.
                 shard, missing.data = missing.data, whole
                 missing.grad, missing.data = torch.zeros_like(whole), shard
