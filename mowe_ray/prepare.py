@@ -3,7 +3,8 @@
     python -m mowe_ray.prepare SOURCE --out DIR [options]
 
 Progress goes to stderr; the last line on stdout is one JSON object. `DIR/data_report.json` counts
-and lists what was left out.
+and lists what was left out. Nothing trains on `DIR` before all is written; after an interruption the
+same command goes on.
 """
 
 import argparse
@@ -36,6 +37,8 @@ examples:
 docs/corpora.md tells where each corpus is to be had, and what a row of it becomes.
 """
 
+_NOT_IN_THE_SHARDS = ("out", "overwrite", "threads")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, 1 (no usable sample) or 2 (wrong arguments)."""
@@ -52,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             source=_source_name(options),
             total=total,
             overwrite=options.overwrite,
+            request={name: value for name, value in vars(options).items() if name not in _NOT_IN_THE_SHARDS},
+            log=log,
         )
     except ValueError as error:
         parser.exit(USAGE_ERROR, f"{parser.prog}: error: {error}\n")

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from mowe_ray.command_line import (
+    FAILURE,
     SUCCESS,
     Supervision,
     log,
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
         out: Where the result goes, by default stdout.
 
     Returns:
-        0 on success, 1 when the run failed, 2 when the request was wrong, 128 + N when signal N stopped it.
+        0 on success, 1 when the run failed or lost or repeated a sample, 2 when the request was wrong, 128 + N when
+        signal N stopped it.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -73,8 +75,12 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> tuple[dict[str, An
         return _dry_run(config), SUCCESS
     if arguments.find_batch:
         return _find_batch(config, arguments.memory_bytes), SUCCESS
-    result = _train(config)
-    return result, 128 + result["signal"] if "signal" in result else SUCCESS
+    from mowe_ray.distributed.ray_train.driver import is_exact, train  # imports torch and ray
+
+    result = train(config, log)
+    if "signal" in result:
+        return result, 128 + result["signal"]
+    return result, SUCCESS if is_exact(result) else FAILURE
 
 
 def _dry_run(config: RunConfig) -> dict[str, Any]:
@@ -87,12 +93,6 @@ def _find_batch(config: RunConfig, limit_bytes: int | None) -> dict[str, Any]:
     from mowe_ray.distributed.batch_size.find_batch import find_batch  # imports torch and ray
 
     return find_batch(config, log, limit_bytes)
-
-
-def _train(config: RunConfig) -> dict[str, Any]:
-    from mowe_ray.distributed.ray_train.driver import train  # imports torch and ray
-
-    return train(config, log)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -146,7 +146,7 @@ def shard_rows(index: Index, min_s: float, max_s: float) -> dict[str, tuple[str,
     """Return the key and the rows of each shard of `index`, by its path.
 
     The key identifies which samples of which version of the shard are decoded within which limits and by which
-    decoders, independent of the task, source and id that the run gives them; the rows have none of these either.
+    decoders, independent of the task, source and id that the run gives them. Of these the rows have the ids alone.
     """
     table, shards = index.table, index.shards
     starts = np.searchsorted(shards, np.arange(len(index.shard_names) + 1))
@@ -161,7 +161,7 @@ def shard_rows(index: Index, min_s: float, max_s: float) -> dict[str, tuple[str,
         for place in places:
             digest.update(np.ascontiguousarray(place.to_numpy(zero_copy_only=False)).astype(np.int64).tobytes())
         blank = pa.array([""] * len(rows))
-        columns = {"id": rows["row"].cast(pa.string()), "source": blank, "task": blank, "shard": [shard] * len(rows)}
+        columns = {"id": rows["id"], "source": blank, "task": blank, "shard": [shard] * len(rows)}
         columns |= {"duration_s": rows["duration_s"], **dict(zip(_PLACE, places, strict=True))}
         keyed[shard] = digest.hexdigest(), pa.table(columns)
     return keyed

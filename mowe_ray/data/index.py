@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards import list_shards, scan_shard
-from mowe_ray.data.shards.record import ROW_SCHEMA
+from mowe_ray.data.shards.completion import check_scan, check_size, hash_ids, written_shards
+from mowe_ray.data.shards.record import ROW_SCHEMA, repeated_id
 from mowe_ray.data.shards.storage import fingerprint, first_contact
 
 _VERSION = 3  # raise it when a scan would give other rows, so that old caches are not used
@@ -82,6 +83,25 @@ class Index:
         chunks = self.table["shard"].chunks
         return chunks[0].dictionary.to_pylist() if chunks else []
 
+    @cached_property
+    def shard_digests(self) -> dict[str, tuple[int, str]]:
+        """How many samples each shard has, and a hash of their ids and lengths, by path; none for shards without any.
+
+        Neither depends on where the shard and its source lie.
+        """
+        rows, shards, sources = self.table.select(["id", "duration_s"]), self.shards, self.sources
+        starts = np.searchsorted(shards, np.arange(len(self.shard_names) + 1))
+        found: dict[str, tuple[int, str]] = {}
+        for path, start, end in zip(self.shard_names, starts[:-1], starts[1:], strict=True):
+            if start == end:
+                continue
+            part, (before, digest) = rows.slice(start, end - start), found.get(path, (0, ""))
+            content = (digest, source_key(self.source_names[sources[start]]), hash_ids(part["id"]))
+            hashed = hashlib.blake2b(repr(content).encode(), digest_size=16)
+            hashed.update(part["duration_s"].to_numpy().astype("<f4").tobytes())
+            found[path] = int(before + end - start), hashed.hexdigest()
+        return found
+
     @property
     def sources(self) -> npt.NDArray[np.int32]:
         """(N,) source number of each sample."""
@@ -98,6 +118,11 @@ class Index:
         """Usable samples by source name."""
         counts = np.bincount(self.sources, minlength=len(self.source_names))
         return dict(zip(self.source_names, counts.tolist(), strict=True))
+
+
+def source_key(name: str) -> str:
+    """Return the part of a source's name that stays when its path changes."""
+    return name.partition(":")[0]
 
 
 def build_index(
@@ -152,7 +177,12 @@ def _fingerprints(source: SourceSpec) -> tuple[list[str], list[str]]:
     try:
         shards = list_shards(source.path)
         with first_contact(source.path):
-            return shards, [fingerprint(shard) for shard in shards]
+            prints = [fingerprint(shard) for shard in shards]
+            written = written_shards(shards)
+        for shard, found in zip(shards, prints, strict=True):
+            if shard in written:
+                check_size(shard, written[shard], found.partition("-")[0])
+        return shards, prints
     except ValueError as error:
         raise ValueError(f"{source.key}: {error}" if source.key else str(error)) from error
 
@@ -209,7 +239,7 @@ def _cached_scan(
         if table.schema.metadata[b"state"].decode() == state:
             return table
     cache_dir.mkdir(parents=True, exist_ok=True)
-    scans = run_map(partial(scan_shard, default_task=source.task), shards)
+    scans = _checked(shards, run_map(partial(scan_shard, default_task=source.task), shards))
     schema = ROW_SCHEMA.append(_SHARD_FIELD).with_metadata({"state": state})
     _write(path, schema, _numbered(scans, schema))
     repeats = _repeated_ids(_open(path))
@@ -243,6 +273,15 @@ def _merged(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held).combine_chunks()
 
 
+def _checked(shards: list[str], scans: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Pass on the scans of shards that hold what was written to them."""
+    written = written_shards(shards)
+    for shard, rows in zip(shards, scans, strict=True):
+        if shard in written:
+            check_scan(shard, written[shard], rows)
+        yield rows
+
+
 def _numbered(scans: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
     for number, rows in enumerate(scans):
         numbers = pa.array(np.full(rows.num_rows, number, np.int32))
@@ -271,6 +310,6 @@ def _renamed(table: pa.Table, repeats: dict[int, int]) -> Iterator[pa.Table]:
         ids = batch["id"].to_pylist()
         for number, sample_id in enumerate(ids):
             if row + number in repeats:
-                ids[number] = f"{sample_id}#{repeats[row + number] + 1}"
+                ids[number] = repeated_id(sample_id, repeats[row + number] + 1)
         row += len(ids)
         yield pa.Table.from_batches([batch]).set_column(0, "id", pa.array(ids, pa.string()))

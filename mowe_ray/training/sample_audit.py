@@ -9,7 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mowe_ray.data.index import Index
+import numpy as np
+import pyarrow as pa
+
+from mowe_ray.data.index import Index, source_key
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.protocols import Ranks
 
@@ -25,7 +28,8 @@ class SampleAuditLog:
     """Gathers the samples of every step from all ranks; rank 0 appends them to `samples.jsonl`.
 
     A line is `{"step": ..., "epoch": ..., "samples": [[source, id], ...]}`, unusable samples included. A resumed run
-    drops the lines after the step it resumes from.
+    drops the lines after the step it resumes from; where the data have changed until then, it adds one with `new`
+    instead of `samples`, those that the run begins to train in this epoch.
     """
 
     def __init__(self, ranks: Ranks, folder: RunFolder, *, resume_step: int):
@@ -45,6 +49,12 @@ class SampleAuditLog:
             self._lines.append(json.dumps({"step": step, "epoch": epoch, "samples": samples}) + "\n")
             if sum(map(len, self._lines)) > _BUFFER_CHARACTERS:
                 self.flush()
+
+    def data_changed(self, step: int, epoch: int, index: Index, new: Sequence[int] | np.ndarray) -> None:
+        """Note that the data have changed before `step + 1`; `new` are the rows that were added."""
+        rows = index.table.select(["source", "id"]).take(pa.array(new, pa.int64())).to_pylist()
+        line = {"step": step, "epoch": epoch, "samples": [], "new": [[row["source"], row["id"]] for row in rows]}
+        self._lines.append(json.dumps(line) + "\n")
 
     def flush(self) -> None:
         """Write what is buffered, from any thread; before a checkpoint, so that no restored run misses a line.
@@ -85,17 +95,23 @@ def audit_samples(index: Index, weights: Sequence[float], lines: Iterable[str], 
     """Count how often each sample of `index` was trained on in each epoch, against its weight.
 
     A weight of 2.3 asks for every sample twice, and for 3 of 10 once more. Samples that the index no longer has
-    are passed over.
+    are passed over, and so are those that it did not have yet, and extra turns until the data were as they are.
 
     Args:
         weights: By source number.
         lines: Of `samples.jsonl`.
         epochs: How many are finished.
     """
+    # By the part of a source's name that stays, for a corpus may have moved.
     counts: dict[int, Counter[tuple[str, str]]] = defaultdict(Counter)
+    since: dict[tuple[str, str], int] = {}
+    changed = -1
     for line in lines:
         record = json.loads(line)
-        counts[record["epoch"]].update((source, id_) for source, id_ in record["samples"])
+        counts[record["epoch"]].update((source_key(source), id_) for source, id_ in record["samples"])
+        if "new" in record:
+            changed = record["epoch"]
+            since |= {(source_key(source), id_): changed for source, id_ in record["new"]}
     samples: dict[str, list[str]] = {name: [] for name in index.source_names}
     for source, id_ in zip(index.table["source"].to_pylist(), index.table["id"].to_pylist(), strict=True):
         samples[source].append(id_)
@@ -103,17 +119,22 @@ def audit_samples(index: Index, weights: Sequence[float], lines: Iterable[str], 
     findings: list[str] = []
     for epoch in sorted({*counts, *range(epochs)}):
         for (source, ids), weight in zip(samples.items(), weights, strict=True):
-            times = {id_: counts[epoch][source, id_] for id_ in ids}
-            missing, surplus, details = _compare(times, weight, finished=epoch < epochs)
+            key = source_key(source)
+            times = {id_: counts[epoch][key, id_] for id_ in ids if since.get((key, id_), 0) <= epoch}
+            missing, surplus, details = _compare(times, weight, finished=epoch < epochs, turns=epoch > changed)
             lost, repeated = lost + missing, repeated + surplus
             findings += [f"epoch {epoch}, {source}: {finding}" for finding in details]
     return SampleAuditResult(epochs, lost, repeated, findings)
 
 
-def _compare(times: dict[str, int], weight: float, *, finished: bool) -> tuple[int, int, list[str]]:
-    """Return how much is missing and how much too much in one epoch of one source, and what it is."""
-    passes, extra_turns = int(weight), round(weight % 1 * len(times))
-    most = passes + (extra_turns > 0)
+def _compare(times: dict[str, int], weight: float, *, finished: bool, turns: bool) -> tuple[int, int, list[str]]:
+    """Return how much is missing and how much too much in one epoch of one source, and what it is.
+
+    Args:
+        turns: Whether to count the extra turns, as long as the source has the samples it had then.
+    """
+    passes, extra_turns = int(weight), round(weight % 1 * len(times)) if turns else 0
+    most = passes + (extra_turns > 0 if turns else weight % 1 > 0)
     missing = {id_: passes - n for id_, n in times.items() if finished and n < passes}
     surplus = {id_: n - most for id_, n in times.items() if n > most}
     extra = sum(n > passes for n in times.values()) if extra_turns else 0

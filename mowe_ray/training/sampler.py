@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mowe_ray.config.data_section import DataSection
 from mowe_ray.data.epoch_plan import Rows, count_samples, plan_epoch
 from mowe_ray.data.index import Index
 from mowe_ray.training.collate import Batch
+from mowe_ray.training.ledger import Changes, Counts, carry_over, describe, write_ledger
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ class EpochSampler:
 
     Iterating yields the steps from the present position, as far ahead as the caller likes and in any thread;
     only `advance` moves the position.
+
+    Attributes:
+        changes: How the samples differ from those of the `state` it goes on from; None if they do not.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class EpochSampler:
         max_steps: int | None = None,
         warmup_steps: int = 0,
         state: dict[str, Any] | None = None,
+        load_ids: Callable[[str], Index | None] = lambda _: None,
     ):
         """Begin a run, or go on from the `state()` of an earlier one.
 
@@ -96,6 +101,10 @@ class EpochSampler:
             micro_batches_per_step: Over all workers.
             epochs: Length of the run; or give max_steps.
             warmup_steps: Steps before the learning rate begins to decay.
+            load_ids: As `carry_over` takes it, for samples that are not where they were.
+
+        Raises:
+            ValueError: They cannot be found again; see `carry_over`.
         """
         assert (epochs is None) != (max_steps is None)
         self._index, self._data, self._seed = index, data, seed
@@ -107,8 +116,10 @@ class EpochSampler:
         assert self._per_epoch, "index_sources refuses a mixture without samples"
         self._trained = np.zeros(len(index), np.int32)
         self._at = _Position(0, 0, 0, 0, self._trained.copy(), 0, self._per_epoch)
+        self._absent: list[dict[str, Any]] = []
+        self.changes: Changes | None = None
         if state is not None:
-            self._restore(state)
+            self._restore(state, load_ids)
 
     def __iter__(self) -> Iterator[PlannedStep]:
         """Yield the steps from the present position to the end of the run."""
@@ -120,6 +131,7 @@ class EpochSampler:
         if planned.epoch != self._at.epoch:
             self._at = self._next_epoch(self._at)
             self._trained = self._at.before.copy()
+            self._absent = []
         _count(self._trained, planned.micro_batches)
         self._at = self._after(self._at, planned.samples)
 
@@ -134,12 +146,23 @@ class EpochSampler:
             "plan_step": at.plan_step,
             "before": write_ledger(at.before, self._index),
             "trained": write_ledger(self._trained, self._index),
+            "absent": self._absent,
+            **self._described,
         }
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
+        return describe(self._index)
 
     @property
     def step(self) -> int:
         """Optimizer steps finished."""
         return self._at.step
+
+    @property
+    def epoch(self) -> int:
+        """Epoch under way, counted from 0."""
+        return self._at.epoch
 
     @property
     def epochs_finished(self) -> int:
@@ -152,8 +175,10 @@ class EpochSampler:
         done, _, total = self._lengths(self._at)
         return min(1.0, done / total)
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        before, self._trained = (read_ledger(state[name], self._index) for name in ("before", "trained"))
+    def _restore(self, state: dict[str, Any], load_ids: Callable[[str], Index | None]) -> None:
+        carried = carry_over(state, self._index, load_ids)
+        before, self._trained = carried.before, carried.trained
+        self._absent, self.changes = carried.absent, carried.changes
         found, plan_step = before.copy(), int(state["plan_step"])
         # Replays the plan up to the saved step. Equal counts show that the data and the limits still give the same
         # plan.
@@ -225,58 +250,6 @@ class EpochSampler:
 
 def _count(counts: Counts, micro_batches: list[Rows]) -> None:
     np.add.at(counts, np.concatenate(micro_batches), 1)
-
-
-Ledger = dict[str, list[list[int]]]
-Counts = npt.NDArray[np.int32]
-
-
-def write_ledger(counts: Counts, index: Index) -> Ledger:
-    """Return (N,) counts of the samples of `index` as ranges."""
-    order, shard_starts, names = _by_shard(index)
-    times = counts[order]
-    first_of_range = np.ones(len(times), bool)
-    first_of_range[1:] = times[1:] != times[:-1]
-    # A range also ends with its shard: it is stored as places within the shard. Empty shards begin no range.
-    first_of_range[shard_starts[:-1][np.diff(shard_starts) > 0]] = True
-    starts = np.flatnonzero(first_of_range)
-    ends = np.append(starts[1:], len(times))
-    trained = times[starts] > 0
-    starts, ends = starts[trained], ends[trained]
-    shard = np.searchsorted(shard_starts, starts, side="right") - 1
-    ranges = np.stack([starts - shard_starts[shard], ends - shard_starts[shard], times[starts]], axis=1)
-    ledger: Ledger = {}
-    for number, entry in zip(shard.tolist(), ranges.tolist(), strict=True):
-        ledger.setdefault(names[number], []).append(entry)
-    return ledger
-
-
-def read_ledger(ledger: Ledger, index: Index) -> Counts:
-    """Return (N,) counts of the samples of `index`; shards it does not have are passed over."""
-    order, shard_starts, names = _by_shard(index)
-    steps = np.zeros(len(order) + 1, np.int64)  # up at the first of a range, down after its last
-    for number, name in enumerate(names):
-        if name in ledger:
-            first, last, times = np.asarray(ledger[name], np.int64).reshape(-1, 3).T
-            low, high = shard_starts[number : number + 2]
-            # Cut at the end of the shard, which may have fewer samples now. `add.at` also counts places that repeat.
-            np.add.at(steps, np.minimum(low + first, high), times)
-            np.subtract.at(steps, np.minimum(low + last, high), times)
-    counts = np.zeros(len(order), np.int32)
-    counts[order] = np.cumsum(steps)[:-1]
-    return counts
-
-
-def _by_shard(index: Index) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[str]]:
-    """Return the samples shard after shard, where the S shards start (S + 1 places), and their paths.
-
-    A shard of two sources is one here, the samples of the second source after those of the first.
-    """
-    names, number = np.unique(np.asarray(index.shard_names, np.str_), return_inverse=True)
-    shard = number[index.shards]
-    sizes = np.bincount(shard, minlength=len(names))
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    return np.argsort(shard, kind="stable"), starts, names.tolist()
 
 
 def rows_of_rank(micro_batches: list[Rows], rank: int, world_size: int) -> list[Rows]:

@@ -12,7 +12,10 @@ from typing import Any, Literal, TypeVar
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.decode import SAMPLE_RATE, decode_audio
 from mowe_ray.data.sample import BadSample, Sample, bad_audio, valid_text
-from mowe_ray.data.shards.storage import file_system, first_contact
+from mowe_ray.data.shards import scan_shard
+from mowe_ray.data.shards.completion import NOTE, Note, WrittenShard, hash_ids, read_note, write_note
+from mowe_ray.data.shards.record import as_text
+from mowe_ray.data.shards.storage import file_system, first_contact, whole_file
 from mowe_ray.data.shards.write import Written, write_parquet, write_webdataset
 from mowe_ray.data.synthetic_corpus.sounds import encode_flac
 from mowe_ray.output.terminal import track
@@ -20,8 +23,10 @@ from mowe_ray.output.terminal import track
 Format = Literal["webdataset", "parquet"]
 
 REPORT = "data_report.json"
-_WRITERS = {"webdataset": write_webdataset, "parquet": write_parquet}
-_OURS = re.compile(rf"(?:^|/)(?:\d{{5}}\.(?:tar|parquet)|{re.escape(REPORT)})$")
+_WRITERS = {"webdataset": (write_webdataset, "tar"), "parquet": (write_parquet, "parquet")}
+_OURS = re.compile(
+    rf"(?:^|/)(?:\d{{5}}\.(?:tar|parquet)|{re.escape(REPORT)}|{re.escape(NOTE)})(?:\.[0-9a-f]{{32}}\.part)?$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +61,12 @@ def pack(
     source: str,
     total: int | None,
     overwrite: bool,
+    request: dict[str, Any],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Check samples and write them to `out`, with a report of those left out.
+
+    Until all is written, `out` cannot be trained on. A run that was interrupted is continued: its whole shards stay.
 
     Args:
         read: starts reading from the beginning; called once for each side of the split.
@@ -66,6 +75,8 @@ def pack(
         source: name of the corpus in the report.
         total: samples to expect, for the time left; None = unknown.
         overwrite: replace shards that an earlier run left in `out`.
+        request: all that the samples and shards follow from, as JSON values; only the same one is continued.
+        log: shows a line to the user.
 
     Returns:
         `samples`, `shards`, `hours`, `bad`, `out`, and the first three again by side in `splits`.
@@ -74,30 +85,103 @@ def pack(
         ValueError: `out` is not empty, or the reader says that its source cannot be read as asked.
     """
     next(iter(read()), None)  # a source that cannot be read should fail before anything is replaced
+    base = out.rstrip("/")
+    # A pass for each side: reading twice needs no queue between two writers.
+    sides = {"": None} if packing.validation_fraction == 0 else {"validation": True, "train": False}
+    folders = {side: f"{base}/{side}".rstrip("/") for side in sides}
     with first_contact(out):
-        _clear(out, overwrite)
+        if _begin(base, list(folders.values()), request, overwrite=overwrite):
+            log(f"continuing what was begun in {out}")
     bad: list[BadSample] = []
-
-    def write(folder: str, held_out: bool | None) -> Written:
-        items = with_unique_ids(track(read(), f"preparing {folder}", total))
-        samples = _good(_side(items, packing, held_out), packing, bad)
-        return _WRITERS[packing.format](samples, folder, packing.shard_bytes)
-
-    if packing.validation_fraction == 0:
-        written = {"": write(out, None)}
-    else:
-        base = out.rstrip("/")
-        # A pass for each side: reading twice needs no queue between two writers.
-        validation = write(f"{base}/validation", True)
-        written = {"train": write(f"{base}/train", False), "validation": validation}
+    written = {}
+    for side, held_out in sides.items():
+        write, suffix = _WRITERS[packing.format]
+        before, ids = _whole_shards(folders[side], suffix)
+        items = _side(with_unique_ids(track(read(), f"preparing {folders[side]}", total)), packing, held_out)
+        samples = _good(_after(items, ids, folders[side]), packing, bad)
+        written[side] = write(samples, folders[side], packing.shard_bytes, before)
 
     report = DataReport({source: sum(part.samples for part in written.values())})
     report.add_unindexed(bad)
-    _write_report(report.to_json(), out)
+    with whole_file(f"{base}/{REPORT}") as file:
+        file.write(json.dumps(report.to_json(), indent=2).encode())
+    for side, part in written.items():
+        _finish(folders[side], request, part)
     result = {**_summary(*written.values()), "bad": report.bad_count, "out": out}
     if len(written) > 1:
-        result["splits"] = {name: _summary(part) for name, part in written.items()}
+        result["splits"] = {side: _summary(written[side]) for side in ("train", "validation")}
     return result
+
+
+def _begin(out: str, folders: list[str], request: dict[str, Any], *, overwrite: bool) -> bool:
+    """Mark the folders as unfinished, and make sure that they hold nothing that would mix with new shards.
+
+    Returns:
+        Whether they are so already, and hold what an interrupted run has written.
+    """
+    fs, inner = file_system(out)
+    fs.invalidate_cache()
+    files = fs.find(inner)
+    notes = {folder: read_note(folder) for folder in folders} if files and not overwrite else {}
+    unfinished = [note for note in notes.values() if note is not None and not note.complete]
+    changed = [name for note in unfinished for name, value in request.items() if note.request.get(name) != value]
+    if changed:
+        raise ValueError(
+            f"--out {out} is not complete, and was begun with another {', '.join(dict.fromkeys(changed))}: "
+            "give the same again to continue, choose another folder, or pass --overwrite"
+        )
+    if files and not overwrite and not unfinished:
+        raise ValueError(f"--out {out} is not empty; choose another folder, or pass --overwrite")
+    for folder in folders:
+        if notes.get(folder) is None:  # before anything is removed; it also says now that nothing can be written
+            write_note(folder, Note(complete=False, request=request))
+    if not unfinished:
+        own = {f"{file_system(folder)[1]}/{NOTE}" for folder in folders}
+        for name in files:
+            if _OURS.search(name) and name not in own:  # whatever else lies there is not ours to delete
+                fs.rm(name)
+    return bool(unfinished)
+
+
+def _whole_shards(folder: str, suffix: str) -> tuple[Written, deque[str]]:
+    """Return what an interrupted run has written to a folder, and the ids of its samples."""
+    fs, inner = file_system(folder)
+    contents: dict[str, WrittenShard] = {}
+    seconds, ids = 0.0, deque[str]()
+    while fs.exists(f"{inner}/{(name := f'{len(contents):05d}.{suffix}')}"):
+        rows = scan_shard(f"{folder}/{name}", None)
+        if rows["cause"].null_count < len(rows):
+            break  # damaged since: it and those after it are written again
+        found = rows["id"].to_pylist()
+        contents[f"{folder}/{name}"] = WrittenShard(len(rows), fs.size(f"{inner}/{name}"), hash_ids(rows["id"]))
+        seconds += float(rows["duration_s"].to_numpy().sum(dtype=float))
+        ids.extend(found)
+    return Written(contents, seconds), ids
+
+
+def _after(items: Iterable[Sample | BadSample], ids: deque[str], folder: str) -> Iterator[Sample | BadSample]:
+    """Leave out samples that are in shards already; what was bad among them is looked at again, for the report."""
+    for item in items:
+        if ids and isinstance(item, Sample) and as_text(item.id) == ids[0]:
+            ids.popleft()
+        else:
+            yield item
+    if ids:
+        raise ValueError(
+            f"{folder} holds the sample {ids[0]}, which the source has no longer, or in another place: "
+            "pass --overwrite to prepare all of it anew"
+        )
+
+
+def _finish(folder: str, request: dict[str, Any], written: Written) -> None:
+    """Remove what an interrupted run has left besides, and mark the folder as complete."""
+    fs, inner = file_system(folder)
+    shards = {path.rpartition("/")[2]: content for path, content in written.contents.items()}
+    for path in fs.find(inner, maxdepth=1):
+        name = path.rpartition("/")[2]
+        if _OURS.search(name) and name not in (*shards, REPORT, NOTE):
+            fs.rm(path)
+    write_note(folder, Note(complete=True, request=request, shards=shards))
 
 
 def _side(items: Iterable[Sample | BadSample], packing: Packing, held_out: bool | None) -> Iterator[Sample | BadSample]:
@@ -120,25 +204,6 @@ def _good(items: Iterable[Sample | BadSample], packing: Packing, bad: list[BadSa
             bad.append(item)
         else:
             yield item
-
-
-def _clear(out: str, overwrite: bool) -> None:
-    """Make sure that `out` holds nothing that would mix with new shards."""
-    fs, folder = file_system(out)
-    files = fs.find(folder)
-    if files and not overwrite:
-        raise ValueError(f"--out {out} is not empty; choose another folder, or pass --overwrite")
-    for name in files:
-        if _OURS.search(name):  # whatever else lies there is not ours to delete
-            fs.rm(name)
-    fs.makedirs(folder, exist_ok=True)  # says now, and not after hours, that it cannot be written
-
-
-def _write_report(report: dict[str, Any], out: str) -> None:
-    fs, folder = file_system(out)
-    fs.makedirs(folder, exist_ok=True)
-    with fs.open(f"{folder}/{REPORT}", "w") as file:
-        json.dump(report, file, indent=2)
 
 
 def _summary(*written: Written) -> dict[str, Any]:

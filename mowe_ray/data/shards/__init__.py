@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from mowe_ray.data.sample import BadSample, Sample, is_about_storage
 from mowe_ray.data.shards import manifest, tar
 from mowe_ray.data.shards import parquet as table
+from mowe_ray.data.shards.completion import NOTE, check_complete
 from mowe_ray.data.shards.record import Place, Row, broken_shard, rows_table
 from mowe_ray.data.shards.storage import expand, open_file
 
@@ -50,10 +51,12 @@ def list_shards(path: str) -> list[str]:
     Hidden files and the `cache-*.arrow` of `datasets` are no shards.
 
     Raises:
-        ValueError: when there is none, a folder mixes formats or splits, or it is one of `datasets` that has to be
-            written again first.
+        ValueError: when there is none, a folder mixes formats or splits, `prepare` has not finished it, or it is one
+            of `datasets` that has to be written again first.
     """
     names, single = expand(path)
+    if not single:
+        _check_prepared(path, names)
     files = names if single else [name for name in names if not _is_ignored(_base(name))]
     named = [name for name in files if _base(name) == "dataset_dict.json"]
     if named:
@@ -84,7 +87,16 @@ def _base(name: str) -> str:
 
 
 def _is_ignored(base: str) -> bool:
-    return base.startswith(".") or (base.startswith("cache-") and base.endswith(".arrow"))
+    return base.startswith(".") or base == NOTE or (base.startswith("cache-") and base.endswith(".arrow"))
+
+
+def _check_prepared(path: str, names: list[str]) -> None:
+    """Raise ValueError where `prepare` has not finished a folder, or one that is not a pattern lacks shards."""
+    for folder in dict.fromkeys(name.rpartition("/")[0] for name in names):
+        if f"{folder}/{NOTE}" in names:
+            check_complete(folder, names)
+        elif _is_glob(path):
+            check_complete(folder, None)
 
 
 def _is_glob(path: str) -> bool:

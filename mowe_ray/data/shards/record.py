@@ -1,6 +1,7 @@
 """One sample's fields, whatever a corpus calls them, and the row that the index keeps of it."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from mowe_ray.data.audio_headers import suffix_of
-from mowe_ray.data.sample import BadAudio, BadSample, Sample, valid_text
+from mowe_ray.data.sample import BadAudio, BadSample, Sample, StorageError, valid_text
 from mowe_ray.data.shards.audio_field import find_audio
 
 # Names understood for each field, the first present one wins. NeMo: text, offset; Hugging Face speech corpora:
@@ -157,6 +158,23 @@ class Row:
     detail: str | None = None
 
 
+# Ids of rows whose records have none, as a shard's stem or name and the place in it, and of rows whose id came before.
+PLACE_ID = r":\d+(?::\d+)?(?:#\d+)?$"
+REPEATED_ID = r"#(?:[2-9]|[1-9]\d+)$"
+
+
+def is_made_of_place(row_id: str, shard: str) -> bool:
+    """Whether the id of a row of the index was made of its place in the shard, because its record has none."""
+    name = shard.rpartition("/")[2]
+    made = re.search(PLACE_ID, row_id)
+    return made is not None and row_id[: made.start()] in (name, name.rpartition(".")[0])
+
+
+def repeated_id(record_id: str, number: int) -> str:
+    """Return the id of the row whose record has the same id as `number - 1` rows before it."""
+    return f"{record_id}#{number}"
+
+
 ROW_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -250,7 +268,13 @@ def make_sample(place: Place, record: Record, audio: bytes | None) -> Sample:
 
     Raises:
         BadAudio: when the record is not usable (the index did not look, or the file changed).
+        StorageError: it is another's: the shard was written anew after it was indexed.
     """
+    if record.id is not None and valid_text(record.id) not in (place.id, re.sub(REPEATED_ID, "", place.id)):
+        raise StorageError(
+            f"{place.shard} was written anew while it was in use: where {place.id} was, there is {record.id} now. "
+            "Run the same command again, which indexes it again"
+        )
     check_record(record, audio is not None)
     return Sample(
         id=place.id,

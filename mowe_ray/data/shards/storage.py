@@ -7,8 +7,9 @@ import os
 import posixpath
 import re
 import stat
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -130,6 +131,26 @@ def open_file(path: str) -> BinaryIO:
         fs, inner = file_system(path)
         file = fs.open(inner, "rb", block_size=_REMOTE_BLOCK_BYTES)
     return cast(BinaryIO, io.BufferedReader(_RemoteFile(path, file), _REMOTE_BLOCK_BYTES))
+
+
+@contextmanager
+def whole_file(path: str) -> Iterator[BinaryIO]:
+    """Write a file that gets its name when all of it is there, and on a local disk lasts from then on."""
+    fs, inner = file_system(path)
+    fs.makedirs(fs._parent(inner), exist_ok=True)
+    # Of this process alone: two that write the same file do not mix.
+    part = f"{inner}.{uuid.uuid4().hex}.part"
+    try:
+        with fs.open(part, "wb") as file:
+            yield file
+            if not is_remote(path):
+                file.flush()
+                os.fsync(file.fileno())
+        fs.mv(part, inner)
+    except BaseException:
+        with suppress(Exception):
+            fs.rm(part)
+        raise
 
 
 def fingerprint(path: str) -> str:

@@ -8,10 +8,10 @@ import io
 import json
 import posixpath
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 from mowe_ray.data.audio_headers import suffix_of
 from mowe_ray.data.decode import header_duration_s
 from mowe_ray.data.sample import AUDIO_SUFFIXES, BadAudio, Sample
-from mowe_ray.data.shards.storage import file_system
+from mowe_ray.data.shards.completion import WrittenShard, hash_ids
+from mowe_ray.data.shards.record import as_text
+from mowe_ray.data.shards.storage import whole_file
 
 _SHARD_BYTES = 256 << 20
 _GROUP_BYTES = 2 << 20  # shuffled reading fetches a row group for every sample
@@ -39,50 +41,82 @@ _PARQUET_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written; `seconds` of audio."""
+    """What was written: the content of each shard by path, and `seconds` of audio in all."""
 
-    shards: list[str]
-    samples: int
-    seconds: float
+    contents: dict[str, WrittenShard] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def shards(self) -> list[str]:
+        """Paths of the shards, in order."""
+        return list(self.contents)
+
+    @property
+    def samples(self) -> int:
+        """Samples in all shards."""
+        return sum(shard.samples for shard in self.contents.values())
 
 
-def write_webdataset(samples: Iterable[Sample], out: str, shard_bytes: int = _SHARD_BYTES) -> Written:
-    """Write `OUT/00000.tar`, ... of about `shard_bytes`, with KEY.SUFFIX and KEY.json a sample."""
-    shards: list[str] = []
-    count, seconds = 0, 0.0
+def write_webdataset(
+    samples: Iterable[Sample], out: str, shard_bytes: int = _SHARD_BYTES, after: Written | None = None
+) -> Written:
+    """Write `OUT/00000.tar`, ... of about `shard_bytes`, with KEY.SUFFIX and KEY.json a sample.
+
+    Args:
+        after: Shards that are there already; the next are numbered from there on.
+    """
+    return _write(samples, out, shard_bytes, after, "tar", _write_tar)
+
+
+def write_parquet(
+    samples: Iterable[Sample], out: str, shard_bytes: int = _SHARD_BYTES, after: Written | None = None
+) -> Written:
+    """Write `OUT/00000.parquet`, ... in the Hugging Face layout, with row groups of about 2 MiB; see above."""
+    return _write(samples, out, shard_bytes, after, "parquet", _write_table)
+
+
+def _write(
+    samples: Iterable[Sample],
+    out: str,
+    shard_bytes: int,
+    after: Written | None,
+    suffix: str,
+    write: Callable[[BinaryIO, Iterator[Sample], int], Iterator[dict[str, Any]]],
+) -> Written:
+    """Write shards with a writer of one, which takes the number of its first sample and yields the fields of each."""
+    contents, seconds = (dict(after.contents), after.seconds) if after else ({}, 0.0)
+    count = sum(shard.samples for shard in contents.values())
     for entries in _split(samples, shard_bytes):
-        shards.append(posixpath.join(out, f"{len(shards):05d}.tar"))
-        with (
-            _create(shards[-1]) as file,
-            tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as archive,
-        ):
-            for sample in entries:
-                fields = _fields(sample)
-                key = f"{count:09d}"
-                if sample.audio is not None:
-                    _add(archive, f"{key}.{_suffix(sample)}", sample.audio)
-                _add(archive, f"{key}.json", json.dumps(fields, ensure_ascii=False).encode())
-                count += 1
-                seconds += fields.get("duration", 0.0)
-    return Written(shards, count, seconds)
+        path = posixpath.join(out, f"{len(contents):05d}.{suffix}")
+        ids = []
+        with whole_file(path) as file:
+            for fields in write(file, entries, count):
+                ids.append(as_text(fields["id"]))
+                seconds += fields.get("duration") or 0.0
+            size = file.tell()
+        contents[path] = WrittenShard(len(ids), size, hash_ids(pa.array(ids, pa.string())))
+        count += len(ids)
+    return Written(contents, seconds)
 
 
-def write_parquet(samples: Iterable[Sample], out: str, shard_bytes: int = _SHARD_BYTES) -> Written:
-    """Write `OUT/00000.parquet`, ... in the Hugging Face layout, with row groups of about 2 MiB."""
-    shards: list[str] = []
-    count, seconds = 0, 0.0
-    for entries in _split(samples, shard_bytes):
-        shards.append(posixpath.join(out, f"{len(shards):05d}.parquet"))
-        with (
-            _create(shards[-1]) as file,
-            pq.ParquetWriter(file, _PARQUET_SCHEMA, compression="none", use_dictionary=["task"]) as writer,
-        ):
-            for group in _split(entries, _GROUP_BYTES):
-                rows = [_parquet_row(sample, count + i) for i, sample in enumerate(group)]
-                writer.write_table(pa.Table.from_pylist(rows, schema=_PARQUET_SCHEMA))
-                count += len(rows)
-                seconds += sum(row["duration"] or 0.0 for row in rows)
-    return Written(shards, count, seconds)
+def _write_tar(file: BinaryIO, samples: Iterator[Sample], first: int) -> Iterator[dict[str, Any]]:
+    with tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as archive:
+        for number, sample in enumerate(samples, first):
+            fields = _fields(sample)
+            key = f"{number:09d}"
+            if sample.audio is not None:
+                _add(archive, f"{key}.{_suffix(sample)}", sample.audio)
+            _add(archive, f"{key}.json", json.dumps(fields, ensure_ascii=False).encode())
+            yield fields
+
+
+def _write_table(file: BinaryIO, samples: Iterator[Sample], first: int) -> Iterator[dict[str, Any]]:
+    with pq.ParquetWriter(file, _PARQUET_SCHEMA, compression="none", use_dictionary=["task"]) as writer:
+        for group in _split(samples, _GROUP_BYTES):
+            rows = [_parquet_row(sample, number) for number, sample in enumerate(group, first)]
+            writer.write_table(pa.Table.from_pylist(rows, schema=_PARQUET_SCHEMA))
+            first += len(rows)
+            yield from rows
 
 
 def _split(samples: Iterable[Sample], limit: int) -> Iterator[Iterator[Sample]]:
@@ -100,12 +134,6 @@ def _split(samples: Iterable[Sample], limit: int) -> Iterator[Iterator[Sample]]:
 
     while first is not None:
         yield part()
-
-
-def _create(path: str) -> Any:
-    fs, inner = file_system(path)
-    fs.makedirs(fs._parent(inner), exist_ok=True)
-    return fs.open(inner, "wb")
 
 
 def _fields(sample: Sample) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint.layout import committed_steps
 from mowe_ray.training.clip_length import check_clip_length
 from mowe_ray.training.datasets import Sources, index_sources
+from mowe_ray.training.ledger import keep_ids
 from mowe_ray.training.sample_audit import SAMPLES_FILE, audit_samples
 
 # What may change between two runs of the same command without making it another experiment.
@@ -62,6 +63,7 @@ def train(
     if folder.exists("result.json") and covers(result := json.loads(folder.read_text("result.json")), config):
         log(f"{folder.url} is finished; choose another name to train again")
         return dict(result)
+    keep_ids(folder, sources.train)
     coordinator = coordinator or start_coordinator()
     printer = print_lines(coordinator, log)
     cache = _filled_cache(config, sources, coordinator)
@@ -124,6 +126,11 @@ def _check_resources(folder: RunFolder, config: RunConfig, log: Callable[[str], 
         waits = f"warning: {error}; waiting for the rest of the cluster"
     if waits:
         log(waits)
+
+
+def is_exact(result: dict[str, Any]) -> bool:
+    """Whether no sample was lost or repeated in the run that gave `result`, as far as it was looked at."""
+    return not any(result.get("samples", {}).values())
 
 
 def covers(result: dict[str, Any], config: RunConfig) -> bool:
@@ -196,6 +203,15 @@ def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
                 return section
             continue
         for key, value in after.items():
-            if key not in _FREE_TO_CHANGE.get(section, set()) and (before or {}).get(key) != value:
+            if key in _FREE_TO_CHANGE.get(section, set()):
+                continue
+            if _without_paths(key, (before or {}).get(key)) != _without_paths(key, value):
                 return f"{section}.{key}"
     return None
+
+
+def _without_paths(key: str, value: Any) -> Any:
+    """Return a value without the paths of training data, which may move: checkpoints know samples by their ids."""
+    if key == "train" and isinstance(value, list):
+        return [{**source, "path": None} if isinstance(source, dict) else source for source in value]
+    return value

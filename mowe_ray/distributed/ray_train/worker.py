@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray.train
@@ -22,11 +23,12 @@ from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
 from mowe_ray.model.export_check import try_export
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.build import own_tokenizer, tokenizer_of, write_export
-from mowe_ray.training.checkpoint.reader import newest_checkpoint
+from mowe_ray.training.checkpoint.reader import Checkpoint, newest_checkpoint
 from mowe_ray.training.checkpoint.writer import CheckpointWriter
 from mowe_ray.training.fault_tolerance.out_of_memory import OutOfMemoryRecords
 from mowe_ray.training.fault_tolerance.watchdog import ActivityTracker
 from mowe_ray.training.frozen_features import encoder_key
+from mowe_ray.training.ledger import load_ids
 from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.protocols import Ranks, RunError
 from mowe_ray.training.sample_audit import SampleAuditLog
@@ -95,16 +97,12 @@ def _start(setup: WorkerSetup, log: Callable[[str], object]) -> TrainRun:
         log(f"continuing after step {checkpoint.step}, on {_workers(engine.world_size)}")
     else:
         _check_export(config, processor, engine, ranks)
-    sampler = EpochSampler(
-        index,
-        config.data,
-        seed=config.seed,
-        micro_batches_per_step=config.micro_batches_per_step,
-        epochs=config.training.epochs,
-        max_steps=config.training.max_steps,
-        warmup_steps=config.training.warmup_steps,
-        state=None if checkpoint is None else checkpoint.state,
-    )
+    sampler = _sampler(config, index, folder, checkpoint)
+    sample_log = SampleAuditLog(ranks, folder, resume_step=sampler.step) if config.training.log_samples else None
+    if sampler.changes is not None:
+        log(f"warning: {sampler.changes}")
+        if sample_log is not None:
+            sample_log.data_changed(sampler.step, sampler.epoch, index, sampler.changes.new)
     return TrainRun(
         config=config,
         folder=folder,
@@ -118,12 +116,29 @@ def _start(setup: WorkerSetup, log: Callable[[str], object]) -> TrainRun:
         writer=CheckpointWriter(folder, ranks, keep=config.training.keep_checkpoints),
         monitor=_monitor(setup.report, config, folder, ranks, sampler, _work(config, engine, index)),
         records=_records(setup.report, folder, ranks),
-        sample_log=SampleAuditLog(ranks, folder, resume_step=sampler.step) if config.training.log_samples else None,
+        sample_log=sample_log,
         async_validation=AsyncValidation(setup, config, folder, engine, processor, ranks, resume_step=sampler.step),
         reporter=RayReporter(),
         coordinator=setup.coordinator,
         activity=activity,
     )
+
+
+def _sampler(config: RunConfig, index: Index, folder: RunFolder, checkpoint: Checkpoint | None) -> EpochSampler:
+    try:
+        return EpochSampler(
+            index,
+            config.data,
+            seed=config.seed,
+            micro_batches_per_step=config.micro_batches_per_step,
+            epochs=config.training.epochs,
+            max_steps=config.training.max_steps,
+            warmup_steps=config.training.warmup_steps,
+            state=None if checkpoint is None else checkpoint.state,
+            load_ids=partial(load_ids, folder),
+        )
+    except ValueError as error:  # every rank finds the same
+        raise RunError(str(error)) from error
 
 
 def _records(report: DataReport, folder: RunFolder, ranks: Ranks) -> OutOfMemoryRecords:

@@ -22,10 +22,11 @@ from mowe_ray.config import RunConfig
 from mowe_ray.config.keys import set_key
 from mowe_ray.distributed.ray_internals import HEAD_NODE
 from mowe_ray.distributed.ray_train.coordinator import start_coordinator
-from mowe_ray.distributed.ray_train.driver import train
+from mowe_ray.distributed.ray_train.driver import is_exact, train
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.trials import Validation, history, joined, objective
 from mowe_ray.training.checkpoint.layout import committed_steps, copy_checkpoint_from
+from mowe_ray.training.sample_audit import SAMPLES_FILE
 
 LOG_FILE = "log.txt"
 _POINTER = "pointer.json"
@@ -114,6 +115,8 @@ class TrialTrainable(ray.tune.Trainable):
     def _run(self) -> None:
         try:
             self._result = train(self._configured(), self._log, self._coordinator)
+            if not is_exact(self._result):
+                raise RuntimeError(f"samples: {self._result['samples']}; {SAMPLES_FILE} and {LOG_FILE} have which")
         except Exception as error:  # noqa: BLE001 - raised by `step`, in Tune's thread
             self._result = error
         self._coordinator.add_validation.remote(None)

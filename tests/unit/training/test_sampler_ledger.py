@@ -6,7 +6,7 @@ import pytest
 
 from mowe_ray.data.index import SourceSpec, build_index
 from mowe_ray.data.shards.write import write_webdataset
-from mowe_ray.training.sampler import read_ledger, write_ledger
+from mowe_ray.training.ledger import read_ledger, write_ledger
 from tests.made_index import made_index
 
 
