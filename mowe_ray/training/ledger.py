@@ -168,7 +168,7 @@ def carry_over(state: Mapping[str, Any], index: Index, load: Callable[[str], Ind
         ValueError: Shards have changed, and ids do not tell which of their samples were trained.
     """
     if "shards" not in state:
-        return CarriedOver(*_by_place([state[name] for name in _LEDGERS], index), absent=[])
+        return CarriedOver(_by_place(state["before"], index), _by_place(state["trained"], index), absent=[])
     search, earlier = _Search(index, load), state["absent"]
     # All by shard first, which is certain, and only then by id.
     home, *homes = [search.by_shard(layer) for layer in (state, *earlier)]
@@ -187,7 +187,7 @@ def carry_over(state: Mapping[str, Any], index: Index, load: Callable[[str], Ind
         new=search.new,
     )
     kept = [layer for layer in absent if layer["trained"]]
-    return CarriedOver(*search.counts, kept, changes if changes.shards else None)
+    return CarriedOver(search.counts[0], search.counts[1], kept, changes if changes.shards else None)
 
 
 class _Search:
@@ -247,7 +247,7 @@ class _Search:
         old.check_distinct(old_counts)
         place = pc.index_in(new.ids, value_set=old.ids).to_numpy(zero_copy_only=False)
         same = np.flatnonzero(~np.isnan(place) & ~new.made_of_place)
-        rows, places = new.rows[same], old.rows[place[same].astype(np.int64)]
+        rows, places = new.rows[same], np.asarray(old.rows[place[same].astype(np.int64)])
         self.counts[:, rows] = old_counts[:, places]
         old_counts[:, places] = 0
         self._by_id[rows] = True
@@ -282,7 +282,7 @@ class _Samples:
 
     def shard(self, place: int) -> str:
         """Return the path of a sample's shard."""
-        return self.index.shard_names[self.index.shards[self.rows[place]]]
+        return self.index.shard_names[int(self.index.shards[self.rows[place]])]
 
     @cached_property
     def made_of_place(self) -> npt.NDArray[np.bool_]:
@@ -348,16 +348,15 @@ def _rows_of(index: Index, paths: Iterable[str]) -> Rows:
     return np.flatnonzero(np.asarray([name in wanted for name in index.shard_names], bool)[index.shards])
 
 
-def _by_place(ledgers: list[Ledger], index: Index) -> list[Counts]:
+def _by_place(ledger: Ledger, index: Index) -> Counts:
     """Return the counts of a checkpoint that does not say what its shards held, as version 0.1 wrote them."""
     sizes = {path: size for path, (size, _) in index.shard_digests.items()}
-    for ledger in ledgers:
-        for path, ranges in ledger.items():
-            if path in sizes and ranges and max(last for _, last, _ in ranges) > sizes[path]:
-                raise _refusal(path, "it has fewer samples now")
-        if ledger and not ledger.keys() & sizes.keys():
-            raise _refusal(next(iter(ledger)), "it is gone, like all others that the checkpoint counted")
-    return [read_ledger(ledger, index) for ledger in ledgers]
+    for path, ranges in ledger.items():
+        if path in sizes and ranges and max(last for _, last, _ in ranges) > sizes[path]:
+            raise _refusal(path, "it has fewer samples now")
+    if ledger and not ledger.keys() & sizes.keys():
+        raise _refusal(next(iter(ledger)), "it is gone, like all others that the checkpoint counted")
+    return read_ledger(ledger, index)
 
 
 def _check_sources(before: Mapping[str, int], index: Index, new: Rows) -> None:

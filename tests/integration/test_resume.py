@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from mowe_ray.data.shards.write import write_webdataset
+from mowe_ray.data.synthetic_corpus import builtin_samples
 from mowe_ray.distributed.ray_train.driver import train
-from tests.tiny_runs import REFERENCE, Corpus, assert_same_run, records, tiny_config
+from mowe_ray.train import main
+from tests.tiny_runs import REFERENCE, Corpus, assert_same_run, records, tiny_arguments, tiny_config
 
 STEPS = 6  # of the reference, which validates after them
 
@@ -67,6 +70,34 @@ def test_other_batches_train_the_rest_of_the_epoch(
     progress = [line for line in said if line.startswith("step")]
     assert progress[-1].startswith(f"step {result['steps']} (100 %)")
     assert "is finished" in _train(tiny_corpus, tmp_path, "rebatched", *changes)[1][-1]
+
+
+def test_a_corpus_that_was_moved_and_cut_anew_is_trained_on_once(
+    reference: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(reference["run"], tmp_path / "cut")  # it ended within the fourth epoch
+    samples = list(builtin_samples("train", 40))[::-1]
+    corpus = Corpus(tmp_path / "elsewhere", Path(reference["run"]).parent / "unused")
+    write_webdataset(samples, str(corpus.train), shard_bytes=250_000)
+    changes = ("training.max_steps=20", "training.eval_every=0", "data.validation=[]")
+    result, said = _train(corpus, tmp_path, "cut", *changes)
+    assert any("data have changed since the checkpoint: 40 samples moved, 0 new, 0 gone" in line for line in said)
+    assert (result["steps"], result["epochs"]) == (20, 4)
+    assert result["samples"] == {"lost": 0, "repeated": 0}
+
+    # The same command finds nothing to train, and counts again: now a line of the log has lost a sample.
+    run = Path(result["run"])
+    log = (run / "samples.jsonl").read_text().splitlines()
+    first = json.loads(log[0])
+    log[0] = json.dumps({**first, "samples": first["samples"][1:]})
+    (run / "samples.jsonl").write_text("\n".join(log) + "\n")
+    (run / "result.json").unlink()
+    arguments = [*tiny_arguments(corpus, tmp_path, "cut"), *REFERENCE, *changes]
+    for _ in range(2):  # also the run that is finished already
+        assert main(["--config", "quickstart", *arguments]) == 1
+        told = capfd.readouterr()
+        assert json.loads(told.out.splitlines()[-1])["samples"] == {"lost": 1, "repeated": 0}
+    assert "is finished" in told.err
 
 
 def test_a_finished_run_returns_at_once(reference: dict[str, Any], tiny_corpus: Corpus) -> None:

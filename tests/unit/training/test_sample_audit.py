@@ -116,6 +116,36 @@ def test_an_unfinished_epoch_is_checked_for_repeats_only():
     assert check(lines, 1) == (0, 1, ["epoch 1, a: repeated x/1"])
 
 
+def test_a_corpus_that_moves_and_grows_loses_nothing_that_it_did_not_have():
+    index = made_index([("train0:/new", "x", 4), ("train1:/b", "y", 10)])
+    old = {"a": "train0:/old", "b": "train1:/b"}
+    first, second = epoch(0, range(3)), epoch(1, range(3, 6))
+    lines = [
+        {**line, "samples": [[old[s], i] for s, i in line["samples"] if line["epoch"] or i not in ("x/3", "y/9")]}
+        for line in first + second
+    ]
+
+    def lost(*more: dict) -> tuple[int, int]:
+        result = audit_samples(index, WEIGHTS, map(json.dumps, [*lines[:6], *more, *lines[6:]]), 2)
+        return result.lost, result.repeated
+
+    added = {"step": 6, "epoch": 1, "samples": [], "new": [["train0:/new", "x/3"], ["train1:/b", "y/9"]]}
+    assert lost() == (3, 0)
+    assert lost(added) == (0, 0)
+    without(lines[6:], "x/3")
+    assert lost(added) == (1, 0), "from then on it counts"
+    lines[7]["samples"] += [[old["b"], "y/9"]] * 3
+    assert lost(added) == (1, 2)
+
+
+def test_the_log_notes_which_samples_are_new(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    log = SampleAuditLog(thread_ranks(1)[0], folder, resume_step=0)
+    log.data_changed(7, 2, INDEX, [1, 4])
+    log.flush()
+    assert lines_of(folder) == [{"step": 7, "epoch": 2, "samples": [], "new": [["a", "x/1"], ["b", "y/0"]]}]
+
+
 def test_an_epoch_without_a_line_is_lost():
     assert check(epoch(0, range(3)), 2)[0] == 8 + 10 + 3
     assert check([], 0) == (0, 0, [])

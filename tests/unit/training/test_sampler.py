@@ -11,6 +11,7 @@ import pytest
 from mowe_ray.config.data_section import DataSection
 from mowe_ray.data.index import Index
 from mowe_ray.training.datasets import sample_rows
+from mowe_ray.training.ledger import describe
 from mowe_ray.training.optimizer import learning_rate_factor
 from mowe_ray.training.sample_audit import audit_samples
 from mowe_ray.training.sampler import EpochSampler, PlannedStep, rows_of_rank
@@ -145,7 +146,8 @@ def test_shards_that_are_done_are_not_read_again_and_new_ones_are():
     state = saved(order)
     state["trained"]["a0"] = [[0, 40, 1]]  # as if its samples had been among the first
     new = made_index([("a", "a0", 40), ("b", "b0", 28), ("b", "b1", 9)])
-    rest = [planned for planned in make_order(new, state=state, micro_batches_per_step=2) if planned.epoch == 0]
+    resumed = make_order(new, state=state, micro_batches_per_step=2, load_ids=lambda _: old)
+    rest = [planned for planned in resumed if planned.epoch == 0]
     names = [name for planned in rest for _, name in samples_of(new, planned)]
     left = {f"b0/{n}" for n in range(28)} - set(before) | {f"b1/{n}" for n in range(9)}
     assert sorted(names) == sorted(left), "nothing of a0, which is done, or a1, which is gone"
@@ -205,9 +207,13 @@ def test_shards_that_come_and_go_lose_and_repeat_nothing(seed):
     present = [True] * 6 + [False] * 2
     counts: Counter[str] = Counter()
     state, finished = None, 0
+    seen: dict[str, Index] = {}
     while not finished:
         index = made_index([shard for shard, here in zip(shards, present, strict=True) if here])
-        order = make_order(index, section([1.0]), micro_batches_per_step=3, epochs=1, state=state)
+        seen[describe(index)["ids"]] = index
+        order = make_order(
+            index, section([1.0]), micro_batches_per_step=3, epochs=1, state=state, load_ids=seen.__getitem__
+        )
         for planned in train(order, int(rng.integers(1, 6))):
             counts.update(name for _, name in samples_of(index, planned))
         state, finished = saved(order), order.epochs_finished

@@ -79,6 +79,13 @@ def test_what_does_not_change_the_experiment_may_change(override: str) -> None:
     assert decide_claim(stored(configured()), config) == Claim(resumes=True)
 
 
+def test_training_data_may_have_moved_but_not_changed_their_weight() -> None:
+    before = stored(configured("data.train=[{path: a, weight: 2}, {path: b}]"))
+    assert decide_claim(before, configured("data.train=[{path: c, weight: 2}, {path: d}]")) == Claim(resumes=True)
+    for other in ("[{path: a}, {path: b}]", "[{path: a, weight: 2}]", "[{path: a, weight: 2, task: asr}, {path: b}]"):
+        assert "another data.train" in str(decide_claim(before, configured(f"data.train={other}")).refusal)
+
+
 @pytest.mark.parametrize(
     ("override", "key"),
     [
