@@ -233,11 +233,11 @@ class _Search:
                     next(iter(left)), f"{layer['ids']} in the run's folder, which lists its samples, is gone"
                 )
             rows, counts = _rows_of(old, left), np.stack([read_ledger(ledgers[name], old) for name in _LEDGERS])
+            names = old.shard_names
             for name in self._index.source_names:
                 found = self._find(_Samples.of(old, rows, name), counts, _Samples.of(self._index, self.new, name))
                 # A shard of which only a part is gone is not to be found as a whole any more.
-                paths = {old.shard_names[number] for number in np.unique(old.shards[found]).tolist()}
-                left |= dict.fromkeys(paths, (0, ""))
+                left |= dict.fromkeys((names[n] for n in np.unique(old.shards[found]).tolist()), (0, ""))
             ledgers = {name: write_ledger(count, old) for name, count in zip(_LEDGERS, counts, strict=True)}
         left = {path: digest for path, digest in left.items() if path in ledgers["trained"]}
         return {"ids": layer["ids"], "shards": left, **ledgers}
