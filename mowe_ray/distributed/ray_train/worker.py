@@ -115,7 +115,7 @@ def _start(setup: WorkerSetup, log: Callable[[str], object]) -> TrainRun:
         sampler=sampler,
         writer=CheckpointWriter(folder, ranks, keep=config.training.keep_checkpoints),
         monitor=_monitor(setup.report, config, folder, ranks, sampler, _work(config, engine, index)),
-        records=_records(setup.report, folder, ranks),
+        records=_records(setup.report, folder, index, ranks),
         sample_log=sample_log,
         async_validation=AsyncValidation(setup, config, folder, engine, processor, ranks, resume_step=sampler.step),
         reporter=RayReporter(),
@@ -141,8 +141,8 @@ def _sampler(config: RunConfig, index: Index, folder: RunFolder, checkpoint: Che
         raise RunError(str(error)) from error
 
 
-def _records(report: DataReport, folder: RunFolder, ranks: Ranks) -> OutOfMemoryRecords:
-    records = OutOfMemoryRecords.load(folder)
+def _records(report: DataReport, folder: RunFolder, index: Index, ranks: Ranks) -> OutOfMemoryRecords:
+    records = OutOfMemoryRecords.load(folder, index)
     if warning := records.warning():
         ranks.log(f"warning: {warning}")
     report.set_out_of_memory(**records.report())

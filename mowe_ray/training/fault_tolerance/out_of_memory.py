@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from mowe_ray.data.epoch_plan import Rows
+from mowe_ray.data.index import Index
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.collate import Batch
 
@@ -86,6 +88,13 @@ class Event:
     ids: list[str]
     audio_s: float
 
+    def is_about(self, index: Index) -> bool:
+        """Whether its rows are these samples in `index`."""
+        if max(self.rows, default=-1) >= len(index):
+            return False
+        # Unusable samples are among the rows alone.
+        return set(self.ids) <= set(index.table["id"].take(pa.array(self.rows, pa.int64())).to_pylist())
+
 
 def record(folder: RunFolder, error: MicroBatchOutOfMemory, *, rank: int, rows: Rows) -> Event:
     """Record that the micro-batch `rows` did not fit, in a file of its own; returns the record.
@@ -113,10 +122,16 @@ class OutOfMemoryRecords:
         self._times = Counter(tuple(event.rows) for event in events if event.rows)
 
     @classmethod
-    def load(cls, folder: RunFolder) -> OutOfMemoryRecords:
-        """Read the records of all ranks of this run."""
+    def load(cls, folder: RunFolder, index: Index | None = None) -> OutOfMemoryRecords:
+        """Read the records of all ranks of this run.
+
+        Args:
+            index: Training samples; records whose rows are others now, since shards have changed, are passed over.
+        """
         texts = [folder.read_text(f"{FOLDER}/{name}") for name in folder.names(FOLDER) if name.endswith(".json")]
-        return cls(sorted((Event(**json.loads(text)) for text in texts), key=lambda event: (event.step, event.lane)))
+        events = [Event(**json.loads(text)) for text in texts]
+        kept = [event for event in events if index is None or event.is_about(index)]
+        return cls(sorted(kept, key=lambda event: (event.step, event.lane)))
 
     def apply(self, micro_batches: Sequence[Rows]) -> list[Rows]:
         """Return the micro-batches of a step as they are to be tried now.

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mowe_ray.training.fault_tolerance.out_of_memory import (
     record,
 )
 from mowe_ray.training.sampler import rows_of_rank
+from tests.made_index import made_index
 
 
 def batch(rows) -> Batch:
@@ -53,6 +55,16 @@ def test_without_records_the_plan_stays(folder):
     assert lists(records.apply(STEP)) == lists(STEP)
     assert records.report() == {"split": [], "left_out": []}
     assert records.warning() is None
+
+
+def test_records_of_rows_that_are_other_samples_now_are_passed_over(folder):
+    for shard in ("s", "other"):
+        index = made_index([("a", shard, 12)])
+        error = MicroBatchOutOfMemory(12, 2, replace(batch([8]), ids=["s/8"]))
+        record(folder, error, rank=0, rows=np.asarray([8]))
+        expected = [[], [1]] if shard == "s" else [[8], [1]]
+        assert lists(OutOfMemoryRecords.load(folder, index).apply(lanes([8], [1]))) == expected
+    assert lists(OutOfMemoryRecords.load(folder, made_index([("a", "s", 8)])).apply(lanes([8], [1]))) == [[8], [1]]
 
 
 def test_once_is_tried_in_halves_on_an_extra_lane(folder):
