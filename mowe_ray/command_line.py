@@ -7,12 +7,15 @@ Nothing here imports torch or Ray, so that `--help` answers at once: commands im
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, TextIO
 
 from mowe_ray.config import render_help
+from mowe_ray.output.terminal import outlive_terminal
 from mowe_ray.training.fault_tolerance.supervisor import run_child, supervise, supervised
 
 SUCCESS, FAILURE, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
@@ -54,8 +57,16 @@ def make_run_parser(command: str, description: str | None) -> argparse.ArgumentP
 
 
 def print_result(result: dict[str, Any], code: int, out: TextIO | None = None) -> int:
-    """Print the result line to `out`, by default standard output; returns `code`."""
-    print(json.dumps(result), file=out or sys.stdout, flush=True)
+    """Print the result line to `out`, by default standard output; returns `code`, a failure if nobody can read it."""
+    out = out or sys.stdout
+    try:
+        print(json.dumps(result), file=out, flush=True)
+    except OSError as error:  # the terminal is closed, or the disk behind it full
+        log(f"error: the result cannot be written to standard output: {error}")
+        # Or Python tries again while it exits, fails, and changes the exit code.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        return code or FAILURE
     return code
 
 
@@ -101,6 +112,7 @@ def run_supervised(command: str, main: Callable[..., int], plan: Callable[[], Su
     Returns:
         The exit code.
     """
+    outlive_terminal()
     if supervised():
         return run_child(lambda out: main(out=out))
     try:

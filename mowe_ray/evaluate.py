@@ -29,6 +29,7 @@ from mowe_ray.evaluation.judge.client import ChatEndpoint
 from mowe_ray.evaluation.judge.judge import Judge
 from mowe_ray.evaluation.metrics.registry import JUDGED_SCALES, DatasetMetrics, check_names, judged_metric
 from mowe_ray.evaluation.targets import Target, check_baseline, find_models, report_folder
+from mowe_ray.output.terminal import outlive_terminal
 
 
 def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
@@ -97,5 +98,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    outlive_terminal()
     sys.stdout, stdout = sys.stderr, sys.stdout  # Ray's own threads print too, and the result is to be the last line
     sys.exit(main(out=stdout))

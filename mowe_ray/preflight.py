@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from mowe_ray.command_line import FAILURE, SUCCESS, log, make_run_parser, print_result, reject
 from mowe_ray.config import ConfigError, RunConfig, load_config
-from mowe_ray.output.terminal import duration
+from mowe_ray.output.terminal import duration, outlive_terminal
 
 _STATUS_LABELS = {"ok": "ok", "warning": "warning", "failed": "FAILED"}
 
@@ -72,4 +72,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    outlive_terminal()
     sys.exit(main())

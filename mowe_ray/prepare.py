@@ -22,6 +22,7 @@ from mowe_ray.data.corpora.prepare import REPORT, Packing, pack
 from mowe_ray.data.corpora.registry import KINDS, check_source, count_samples, detect_kind, read_source
 from mowe_ray.data.sample import BadSample, Sample
 from mowe_ray.data.synthetic_corpus import DEFAULT_CLIPS, builtin_samples
+from mowe_ray.output.terminal import outlive_terminal
 
 _EXAMPLES = """\
   builtin      (SOURCE is the word builtin) synthetic speech and sounds, all five tasks
@@ -168,4 +169,5 @@ def _packing(options: argparse.Namespace) -> Packing:
 
 
 if __name__ == "__main__":
+    outlive_terminal()
     sys.exit(main())

@@ -38,7 +38,7 @@ from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search_space import SearchSpace
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import ModelCost, load_all
-from mowe_ray.training.fault_tolerance.supervisor import supervised
+from mowe_ray.training.fault_tolerance.supervisor import stop_signals_handled, supervised
 
 # Deaths of the driver without a validation in between after which the supervisor gives up.
 _MAX_FAILURES = 3
@@ -73,10 +73,18 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
 
 def supervised_main() -> int:
     """Run the command in a child process, which is restarted when it exits without a result."""
-    if supervised():
-        # Tune saves and ends on SIGINT alone.
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    return run_supervised("sweep", main, _supervision)
+    if not supervised():
+        return run_supervised("sweep", main, _supervision)
+    came: list[int] = []
+
+    def interrupt(number: int) -> None:
+        came.append(number)
+        if len(came) == 1:  # a second SIGINT would end Tune at once
+            os.kill(os.getpid(), signal.SIGINT)
+
+    # Tune saves and ends on SIGINT alone.
+    with stop_signals_handled(interrupt, (signal.SIGTERM, signal.SIGHUP)):
+        return run_supervised("sweep", main, _supervision)
 
 
 def _supervision() -> Supervision | None:

@@ -5,12 +5,14 @@ All is plain text without colour codes, the same on a terminal, in a pipe and in
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -131,6 +133,29 @@ def track(items: Iterable[Item], label: str, total: int | None = None, every_s: 
         yield item
         progress.advance()
     progress.finish()
+
+
+class _LossyFile(io.FileIO):
+    """A stream that takes everything, and drops what it cannot write."""
+
+    def write(self, content: Any) -> int:
+        """Write all of `content`, as far as anybody knows."""
+        with contextlib.suppress(OSError):
+            return super().write(content) or len(content)
+        return len(content)
+
+
+def outlive_terminal() -> None:
+    """Let standard error drop what it cannot write: a terminal may be closed, or a log's disk full, and work goes on.
+
+    Covers everything that this process writes there from Python: prints, tables, progress, warnings and Ray's threads.
+    """
+    # None if it was closed before the start: prints would go to standard output.
+    descriptor = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else sys.stderr.fileno()
+    raw = _LossyFile(descriptor, "wb", closefd=False)
+    sys.stderr = io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
+    )
 
 
 def _log_to_stderr(line: str) -> None:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shlex
 import subprocess
 import sys
 
@@ -37,6 +39,31 @@ def test_a_wrong_request_has_no_result_line(capsys):
     code = run_and_print(failing(ConfigError(["seed: no"])), {}, out, (ConfigError,))
     assert (code, out.getvalue()) == (USAGE_ERROR, "")
     assert capsys.readouterr().err == "seed: no\n"
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_result_that_nobody_can_read_is_a_failure_but_no_crash(code):
+    """A supervisor takes a crash for a driver that died, and starts the finished run again."""
+    script = f"""
+import sys
+from mowe_ray.command_line import log, print_result
+from mowe_ray.output.terminal import outlive_terminal
+outlive_terminal()
+for line in range(20_000):
+    log("somebody reads this no longer")
+sys.exit(print_result({{"run": "a"}}, {code}))
+"""
+    read, write = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=write, stderr=write)
+    os.close(write)
+    os.close(read)
+    assert process.wait(30) == (code or FAILURE)
+
+
+def test_lines_go_nowhere_when_standard_error_is_closed():
+    script = "from mowe_ray.command_line import log, outlive_terminal; outlive_terminal(); log('a'); print('result')"
+    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(script)} 2>&-"
+    assert subprocess.run(command, shell=True, capture_output=True, check=True).stdout == b"result\n"
 
 
 def test_errors_of_ours_are_not_hidden():

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import ray
@@ -26,6 +25,7 @@ from mowe_ray.distributed.resources import bundle_of
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint.layout import committed_steps
 from mowe_ray.training.fault_tolerance.restart_policy import RestartDecision, RestartPolicy
+from mowe_ray.training.fault_tolerance.supervisor import stop_signals_handled
 
 
 def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, log: Callable[[str], None]) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class _RegisterPlacementGroup(WorkerGroupCallback):
 
 @contextmanager
 def stop_on_signals(coordinator: ActorHandle[RunCoordinator], log: Callable[[str], None]) -> Iterator[list[int]]:
-    """Let SIGTERM and SIGINT save and end the run inside; a second SIGINT ends the process at once.
+    """Let SIGTERM, SIGINT and SIGHUP save and end the run inside; a second SIGINT ends the process at once.
 
     Yields:
         The signals that came.
@@ -153,20 +153,16 @@ def stop_on_signals(coordinator: ActorHandle[RunCoordinator], log: Callable[[str
         yield came
         return
 
-    def stop(number: int, _frame: FrameType | None) -> None:
+    def stop(number: int) -> None:
         if number in came and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not came:
-            log(f"{signal.Signals(number).name}: saving and stopping after this step")
-            coordinator.stop.remote()
         came.append(number)
+        if len(came) == 1:
+            coordinator.stop.remote()  # before the line, which may block
+            log(f"{signal.Signals(number).name}: saving and stopping after this step")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with stop_signals_handled(stop):
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def in_thread(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -13,15 +13,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
 from mowe_ray.training.fault_tolerance.restart_policy import RestartDecision, RestartPolicy
 
-# Set for the child: the file it makes when it ends by itself, whatever its exit code.
-_ENDED_FILE = "MOWE_RAY_ENDED_FILE"
+# Set for the child: the file it makes when it ends by itself, whatever its exit code, and the supervisor's number.
+_ENDED_FILE, _SUPERVISOR = "MOWE_RAY_ENDED_FILE", "MOWE_RAY_SUPERVISOR"
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that save and end a run; SIGHUP comes when the terminal is closed or the connection drops."""
 
 
 def supervised() -> bool:
@@ -39,7 +43,7 @@ def supervise(
 ) -> int:
     """Run `command` until it ends by itself; returns its exit code.
 
-    SIGTERM and SIGINT are forwarded: the command then saves and ends.
+    Signals that ask it to stop are forwarded: the command then saves and ends.
 
     Args:
         max_failures: Failures without progress that are followed by a restart; then this returns 1.
@@ -64,25 +68,43 @@ def supervise(
         time.sleep(pause_s)
 
 
+@contextmanager
+def stop_signals_handled(
+    handler: Callable[[int], object], signals: Sequence[signal.Signals] = STOP_SIGNALS
+) -> Iterator[None]:
+    """Call `handler` with the number of each of the signals inside; a SIGHUP ignored by `nohup` stays ignored."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        handler(number)
+
+    before = {
+        number: signal.signal(number, handle)
+        for number in signals
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
 def _run(command: Sequence[str]) -> tuple[int, bool, bool]:
     """Run the command once; returns its exit code, whether it ended by itself, and whether it was asked to stop."""
     stopped = False
     with tempfile.TemporaryDirectory(prefix="mowe_ray_supervisor_") as folder:
         ended = Path(folder, "ended")
-        # A session of its own: a Ctrl-C reaches it once, through us.
-        child = subprocess.Popen(command, env={**os.environ, _ENDED_FILE: str(ended)}, start_new_session=True)
+        environment = {**os.environ, _ENDED_FILE: str(ended), _SUPERVISOR: str(os.getpid())}
+        # A session of its own: a Ctrl-C or a closed terminal reaches it once, through us.
+        child = subprocess.Popen(command, env=environment, start_new_session=True)
 
-        def forward(number: int, _frame: FrameType | None) -> None:
+        def forward(number: int) -> None:
             nonlocal stopped
             stopped = True
             child.send_signal(number)
 
-        before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
+        with stop_signals_handled(forward):
             code = child.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
         return code, ended.exists(), stopped
 
 
@@ -106,13 +128,13 @@ def mark_ended(code: int) -> int:
 
 def end_with_parent() -> None:
     """Stop this process, as by SIGTERM, when its supervisor is killed: its result would be lost."""
-    parent = os.getppid()
+    supervisor = int(os.environ[_SUPERVISOR])  # not getppid: it may have been killed before this process came here
 
     def watch() -> None:
         # A process whose parent dies gets another one. Polled: Python has no portable notice of it.
-        while os.getppid() == parent:
+        while os.getppid() == supervisor:
             time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)  # before the line, which may block: the terminal may have gone as well
         sys.stderr.write("the supervisor is gone: stopping\n")
-        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True, name="supervisor").start()

@@ -1,10 +1,14 @@
 """The supervisor over real child processes that really die."""
 
+import contextlib
+import os
+import pty
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -87,45 +91,76 @@ def starts_exist(folder: Path) -> bool:
 
 SUPERVISING = """
 import sys
+from mowe_ray.output.terminal import outlive_terminal
 from mowe_ray.training.fault_tolerance.supervisor import supervise
+outlive_terminal()
 sys.exit(supervise({command!r}, max_failures=3, progress=lambda: 0, log=lambda line: print(line, file=sys.stderr)))
 """
 
 
+class Terminal:
+    """A terminal of its own for a process."""
+
+    def __init__(self, command: list[str]):
+        self.pid, self._end = pty.fork()
+        if self.pid == 0:
+            os.execv(command[0], command)
+
+    def close(self) -> None:
+        """Close the window: who reads and writes there gets an error, and the process SIGHUP."""
+        os.close(self._end)
+
+
 @pytest.fixture
 def supervising(child, tmp_path):
-    """Start a supervisor in a process of its own, and wait until its command runs."""
-    running: list[subprocess.Popen] = []
+    """Start a supervisor in a process of its own, on a terminal if need be, and wait until its command runs."""
+    running: list[int] = []
 
-    def start(body: str) -> subprocess.Popen:
-        process = subprocess.Popen([sys.executable, "-c", SUPERVISING.format(command=child(body))])
-        running.append(process)
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "ready").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    def start(body: str, *, terminal: bool = False, before: Sequence[str] = ()):
+        command = [*before, sys.executable, "-c", SUPERVISING.format(command=child(body))]
+        process = Terminal(command) if terminal else subprocess.Popen(command)
+        running.append(process.pid)
+        wait_until((tmp_path / "ready").exists)
         return process
 
     yield start
-    for process in running:
-        process.kill()
-        process.wait()
+    for pid in running + (starts(tmp_path) if starts_exist(tmp_path) else []):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def has_ended(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 WAITING = """
-def stop(number, frame):
+from mowe_ray.output.terminal import outlive_terminal
+from mowe_ray.training.fault_tolerance.supervisor import stop_signals_handled
+outlive_terminal()
+def stop(number):
+    print("stopping", file=sys.stderr)
     Path({folder!r}, "stopped").write_text(str(number))
     sys.exit(mark_ended(128 + number))
-signal.signal(signal.SIGTERM, stop)
-signal.signal(signal.SIGINT, stop)
-end_with_parent()
-Path({folder!r}, "ready").touch()
-while True:
-    time.sleep(0.1)
+with stop_signals_handled(stop):
+    end_with_parent()
+    Path({folder!r}, "ready").touch()
+    while True:
+        time.sleep(0.1)
+        print("a step", file=sys.stderr)
+        Path({folder!r}, "step").touch()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_are_handed_on_and_end_it(supervising, tmp_path, number):
     process = supervising(WAITING.format(folder=str(tmp_path)))
     process.send_signal(number)
@@ -137,11 +172,47 @@ def test_signals_are_handed_on_and_end_it(supervising, tmp_path, number):
 def test_a_command_ends_when_its_supervisor_is_killed(supervising, tmp_path):
     process = supervising(WAITING.format(folder=str(tmp_path)))
     process.kill()
-    deadline = time.monotonic() + 30
     (pid,) = starts(tmp_path)
-    while not (tmp_path / "stopped").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until((tmp_path / "stopped").exists)
+    wait_until(lambda: has_ended(pid))
+
+
+def test_a_command_whose_supervisor_was_killed_before_it_looked_ends_as_well(supervising, tmp_path):
+    """Importing its libraries takes seconds: time enough for a terminal to be closed."""
+    slow = WAITING.format(folder=str(tmp_path)).replace("    end_with_parent()", SLOW.format(folder=str(tmp_path)))
+    process = supervising(slow)
+    process.kill()
+    process.wait()
+    (tmp_path / "go").touch()
+    wait_until((tmp_path / "stopped").exists)
+
+
+SLOW = """
+    Path({folder!r}, "ready").touch()
+    while not Path({folder!r}, "go").exists():
+        time.sleep(0.05)
+    end_with_parent()
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_closed_terminal_saves_and_ends_the_command(supervising, tmp_path, killed):
+    """Killed: as by a desktop session that ends everything; nobody is left to hand the signal on."""
+    terminal = supervising(WAITING.format(folder=str(tmp_path)), terminal=True)
+    if killed:
+        os.kill(terminal.pid, signal.SIGKILL)
+    terminal.close()
+    wait_until((tmp_path / "stopped").exists)
+    assert (tmp_path / "stopped").read_text() == str(int(signal.SIGTERM if killed else signal.SIGHUP))
+    (pid,) = starts(tmp_path)
+    wait_until(lambda: has_ended(pid))
+    assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == (-9 if killed else 129)
+
+
+def test_a_closed_terminal_is_nothing_to_a_command_under_nohup(supervising, tmp_path):
+    terminal = supervising(WAITING.format(folder=str(tmp_path)), terminal=True, before=["/usr/bin/nohup"])
+    terminal.close()
+    time.sleep(1)
+    (tmp_path / "step").unlink()
+    wait_until((tmp_path / "step").exists)
+    assert not (tmp_path / "stopped").exists()
