@@ -29,6 +29,7 @@ from mowe_ray.command_line import (
     run_supervised,
 )
 from mowe_ray.config import ConfigError, RunConfig
+from mowe_ray.output.lease import held
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.dry_run import dry_run
 from mowe_ray.sweeping.load import load_sweep, render_sweep_help
@@ -97,6 +98,11 @@ def _supervision() -> Supervision | None:
 
 
 def _run(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
+    with held(RunFolder(sweep.storage, sweep.name), log):
+        return _run_study(sweep)
+
+
+def _run_study(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
     from mowe_ray.distributed.ray_tune.tuner import run_study  # imports torch and ray
 
     began, progress = time.monotonic(), StudyProgress(log)

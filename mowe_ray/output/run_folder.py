@@ -82,14 +82,35 @@ class RunFolder:
         """Write `text` as UTF-8; see `write_bytes`."""
         self.write_bytes(file, text.encode())
 
-    def write_bytes(self, file: str, content: bytes) -> None:
-        """Write `file`, atomically where the file system can rename."""
+    def write_bytes(self, file: str, content: bytes, *, part: str = "part") -> None:
+        """Write `file`, atomically where the file system can rename.
+
+        Args:
+            part: Suffix of the file that is written first; writers that may meet need different ones.
+        """
         target = f"{self._root}/{file}"
         self._filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-        with self._filesystem.open(f"{target}.part", "wb") as f:
+        with self._filesystem.open(f"{target}.{part}", "wb") as f:
             f.write(content)
         # On object stores a copy: readers there never see a half-written object anyway.
-        self._filesystem.mv(f"{target}.part", target)
+        self._filesystem.mv(f"{target}.{part}", target)
+
+    def create_bytes(self, file: str, content: bytes) -> bool:
+        """Write `file` unless it exists; returns whether it was written.
+
+        No two can both succeed on a local path; elsewhere that depends on the file system.
+        """
+        target = f"{self._root}/{file}"
+        self._filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        try:
+            if local := self.local_path(file):
+                with local.open("xb") as f:
+                    f.write(content)
+            else:
+                self._now.pipe_file(target, content, mode="create")
+        except FileExistsError:
+            return False
+        return True
 
     def append_text(self, file: str, text: str) -> None:
         """Add `text` to the end of `file`, all of it or nothing."""

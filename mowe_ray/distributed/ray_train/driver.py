@@ -18,6 +18,7 @@ from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.ray_data.pipeline import parallel_map
 from mowe_ray.distributed.ray_train.coordinator import RunCoordinator, WorkerSetup, print_lines, start_coordinator
 from mowe_ray.distributed.ray_train.worker_group import fit, in_thread, stop_on_signals
+from mowe_ray.output.lease import held
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint.layout import committed_steps
 from mowe_ray.training.clip_length import check_clip_length
@@ -37,23 +38,35 @@ _FREE_TO_CHANGE = {
 
 
 def train(
-    config: RunConfig, log: Callable[[str], None], coordinator: ActorHandle[RunCoordinator] | None = None
+    config: RunConfig,
+    log: Callable[[str], None],
+    coordinator: ActorHandle[RunCoordinator] | None = None,
+    *,
+    patience_s: float = 0.0,
 ) -> dict[str, Any]:
     """Run the training to its end, or continue it; returns the result, which `result.json` keeps.
 
-    SIGTERM, SIGINT and `RunCoordinator.stop` save and end the run; the result then has `stopped_at_step`, and the
-    `signal` if there was one.
+    SIGTERM, SIGINT, SIGHUP and `RunCoordinator.stop` save and end the run; the result then has `stopped_at_step`, and
+    the `signal` if there was one.
 
     Args:
         config: The run.
         log: Shows a line to the user.
         coordinator: Receives validations and may stop the run; by default a new one.
+        patience_s: How long to wait for another driver of this run to end.
 
     Raises:
         ValueError: The user must change something: the data, the resources, or the name of a folder of another run.
     """
     folder = RunFolder(config.storage, config.name)
     check_clip_length(config.model, config.data.max_duration_s)
+    with held(folder, log, patience_s=patience_s):
+        return _train(folder, config, log, coordinator)
+
+
+def _train(
+    folder: RunFolder, config: RunConfig, log: Callable[[str], None], coordinator: ActorHandle[RunCoordinator] | None
+) -> dict[str, Any]:
     _claim(folder, config)
     cluster.join(resources.cpus_of(config, config.compute.max_workers))
     _check_resources(folder, config, log)
@@ -180,10 +193,7 @@ def _claim(folder: RunFolder, config: RunConfig) -> None:
     claim = decide_claim(existing, config)
     if claim.refusal is not None:
         raise ValueError(f"{folder.url} {claim.refusal}")
-    try:
-        folder.write_json("config.json", config.model_dump(mode="json"))
-    except Exception as error:  # each file system has errors of its own
-        raise ValueError(f"storage: {folder.url} cannot be written: {cause_of(error)}") from error
+    folder.write_json("config.json", config.model_dump(mode="json"))
 
 
 def _with_defaults(old: dict[str, Any]) -> dict[str, Any]:

@@ -114,7 +114,8 @@ class TrialTrainable(ray.tune.Trainable):
 
     def _run(self) -> None:
         try:
-            self._result = train(self._configured(), self._log, self._coordinator)
+            # The process of an attempt before may still be saving, or about to be killed.
+            self._result = train(self._configured(), self._log, self._coordinator, patience_s=2 * _STOP_S)
             if not is_exact(self._result):
                 raise RuntimeError(f"samples: {self._result['samples']}; {SAMPLES_FILE} and {LOG_FILE} have which")
         except Exception as error:  # noqa: BLE001 - raised by `step`, in Tune's thread
