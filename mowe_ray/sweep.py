@@ -10,6 +10,7 @@ interruption. The last line on stdout is the result as JSON.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -106,7 +107,7 @@ def _run_study(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
     from mowe_ray.distributed.ray_tune.tuner import run_study  # imports torch and ray
 
     began, progress = time.monotonic(), StudyProgress(log)
-    study = Study(sweep, _cost)
+    study = Study(sweep, _cost, log)
     written = 0
 
     def show(study: Study) -> None:
@@ -115,13 +116,18 @@ def _run_study(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
         ended = sum(trial.over for trial in study.trials.values())
         if ended > written:  # the report is there, and grows, before the study ends
             written = ended
-            write_results(study)
+            with contextlib.suppress(OSError):  # the disk is full: at the next trial's end
+                write_results(study)
 
     try:
         interrupted = run_study(study, log, show)
     finally:
         progress.close()
-    result = write_results(study, elapsed_s=time.monotonic() - began)
+    try:
+        study.save(insist=True)
+        result = write_results(study, elapsed_s=time.monotonic() - began)
+    except OSError as error:
+        raise ValueError(f"storage: {study.folder.url} cannot be written: {error}; repeat the command") from error
     trials = list(study.trials.values())
     log(f"{table(sweep, trials)}\n{result['answer']}\n\nreport: {result['report']}")
     if interrupted:

@@ -68,6 +68,18 @@ class RunFolder:
         """Return the content of `file`."""
         return self.read_bytes(file).decode()
 
+    def read_json(self, file: str) -> Any:
+        """Return the value in `file`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is damaged, as after a power failure.
+        """
+        try:
+            return json.loads(self.read_text(file))
+        except ValueError as error:
+            raise ValueError(f"{self.path(file)} is damaged: {error}") from error
+
     def read_lines(self, file: str) -> list[str]:
         """Return the lines of `file`, with their ends: none if it is not there, and not a half-written last one.
 

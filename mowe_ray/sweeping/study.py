@@ -6,7 +6,6 @@ resumes a study after any interruption: finished trials are not run again, other
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +16,16 @@ from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search import Directions, key, make_search
 from mowe_ray.sweeping.search_space import PointValues, SearchSpace
-from mowe_ray.sweeping.trials import ModelCost, Trial, Validation, load_all, run_folder, save, with_validation
+from mowe_ray.sweeping.trials import (
+    ModelCost,
+    Trial,
+    Validation,
+    folder_numbers,
+    load_all,
+    run_folder,
+    save,
+    with_validation,
+)
 
 SWEEP_FILE = "sweep.json"
 # What may differ when a study goes on: it may grow, and share the cluster in another way.
@@ -27,24 +35,39 @@ _FREE_TO_CHANGE = {"question", "budget", "resources", "seeds"}
 class Study:
     """The trials of a study, in its folder.
 
+    A storage that cannot be written for a while, as a full disk, ends no study: what has changed is kept and written
+    later, and no trial begins before that.
+
     Args:
         cost: Returns what the model of a configuration costs; None if that is not known.
+        log: Called with warnings: of damaged files, and of a storage that cannot be written.
 
     Raises:
         ValueError: The folder holds another study.
     """
 
-    def __init__(self, sweep: SweepConfig, cost: Callable[[RunConfig], ModelCost | None]):
-        self.sweep, self._cost = sweep, cost
+    def __init__(
+        self,
+        sweep: SweepConfig,
+        cost: Callable[[RunConfig], ModelCost | None],
+        log: Callable[[str], object] = lambda line: None,
+    ):
+        self.sweep, self._cost, self._log = sweep, cost, log
         self.folder = RunFolder(sweep.storage, sweep.name)
         self.space = SearchSpace(sweep)
         _claim(self.folder, sweep)
-        self.trials = {trial.number: trial for trial in load_all(self.folder)}
+        self.trials = {trial.number: trial for trial in load_all(self.folder, log)}
+        # Folders without a readable file may hold checkpoints of another configuration: their numbers are taken.
+        self._next_number = max([-1, *folder_numbers(self.folder)]) + 1
+        # By number: whether the trial's configuration is to be written as well.
+        self._unsaved: dict[int, bool] = {}
+        self._warned = False
         # By value: the search may propose a point again.
         self._points: dict[str, int] = {key(trial.values): trial.point for trial in self.trials.values()}
         self._waiting = [trial.number for trial in self.trials.values() if not trial.over]
         for number in self._waiting:  # left over from a run that was interrupted
-            self._update(replace(self.trials[number], status="waiting"))
+            trial = replace(self.trials[number], status="waiting")
+            self._update(trial, config=not _has_config(self.folder, trial))
         self._search = make_search(self.space, self.directions)
         for point in sorted(set(self._points.values())):
             self._report_to_search(point)
@@ -55,10 +78,15 @@ class Study:
         objective = self.sweep.objective
         return [objective.mode, "min"] if objective.against else [objective.mode]
 
-    def next_trial(self) -> Trial | None:
-        """Return the next trial to run, with the status `running`; None when there is none left."""
+    def ready(self) -> bool:
+        """Whether the files of the next trial, if there is one, are written, and all that has changed before."""
         if not self._waiting:
             self._waiting = self._replicas() or self._new_point()
+        return self.save()
+
+    def next_trial(self) -> Trial | None:
+        """Return the next trial to run, with the status `running`; None when there is none left."""
+        self.ready()
         if not self._waiting:
             return None
         trial = self.trials[self._waiting.pop(0)]
@@ -120,6 +148,25 @@ class Study:
         given = {"name": f"{self.sweep.name}-best", "storage": self.sweep.storage, "seed": best.seed}
         return self.space.config({**best.values, **best.changed}, **given)
 
+    def save(self, *, insist: bool = False) -> bool:
+        """Write what has changed; returns whether all of it is written, or raises OSError if told to `insist`."""
+        try:
+            for number, with_config in list(self._unsaved.items()):
+                trial = self.trials[number]
+                if with_config:  # first: a trial that has a file can be run
+                    run_folder(self.folder, trial).write_json("config.json", self.config(trial).model_dump(mode="json"))
+                save(self.folder, trial)
+                del self._unsaved[number]
+        except OSError as error:
+            if insist:
+                raise
+            if not self._warned:
+                self._log(f"warning: storage: {self.folder.url} cannot be written, new trials wait: {error}")
+            self._warned = True
+        else:
+            self._warned = False
+        return not self._unsaved
+
     @cached_property
     def expected_trials(self) -> int | None:
         """Number of trials the study will have; None if only the search can determine it."""
@@ -148,19 +195,19 @@ class Study:
         return []
 
     def _add(self, values: PointValues, point: int, seed: int) -> int:
-        trial = Trial(number=max(self.trials, default=-1) + 1, point=point, seed=seed, values=values)
-        config = self.config(trial)
-        self._update(replace(trial, cost=self._cost(config)))
-        run_folder(self.folder, trial).write_json("config.json", config.model_dump(mode="json"))
+        trial = Trial(number=self._next_number, point=point, seed=seed, values=values)
+        self._next_number += 1
+        self._update(replace(trial, cost=self._cost(self.config(trial))), config=True)
         return trial.number
 
     def _spent(self, trial: Trial, wall_s: float) -> Trial:
         workers = self.space.base.compute.max_workers
         return replace(trial, wall_s=trial.wall_s + wall_s, device_s=trial.device_s + wall_s * workers)
 
-    def _update(self, trial: Trial) -> Trial:
+    def _update(self, trial: Trial, *, config: bool = False) -> Trial:
         self.trials[trial.number] = trial
-        save(self.folder, trial)
+        self._unsaved[trial.number] = config or self._unsaved.get(trial.number, False)
+        self.save()
         return trial
 
     def _report_to_search(self, point: int) -> None:
@@ -184,14 +231,29 @@ class Study:
 
 def check_same_study(folder: RunFolder, sweep: SweepConfig) -> None:
     """Raise ValueError if the folder holds a study that `sweep` cannot go on with."""
-    if folder.exists(SWEEP_FILE):
-        old, new = json.loads(folder.read_text(SWEEP_FILE)), sweep.model_dump(mode="json", by_alias=True)
+    if not folder.exists(SWEEP_FILE):
+        return
+    try:
+        old, new = folder.read_json(SWEEP_FILE), sweep.model_dump(mode="json", by_alias=True)
         differing = [name for name in new if name not in _FREE_TO_CHANGE and old.get(name) != new[name]]
-        if differing:
-            raise ValueError(
-                f"{folder.url} holds a study with another {differing[0]}: choose another name (name=...), "
-                "or go back to its value"
-            )
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{error}: remove the file if the folder holds this study, or choose another name (name=...)"
+        ) from error
+    if differing:
+        raise ValueError(
+            f"{folder.url} holds a study with another {differing[0]}: choose another name (name=...), "
+            "or go back to its value"
+        )
+
+
+def _has_config(folder: RunFolder, trial: Trial) -> bool:
+    """Whether the configuration of a trial's run is there and whole; it may have been changed on the way."""
+    try:
+        run_folder(folder, trial).read_json("config.json")
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def _claim(folder: RunFolder, sweep: SweepConfig) -> None:

@@ -7,7 +7,8 @@ metrics, checkpoints and reports into the same folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ class Trial:
     @property
     def name(self) -> str:
         """Name of its run folder."""
-        return f"trial-{self.number:04d}"
+        return trial_name(self.number)
 
     @property
     def over(self) -> bool:
@@ -114,6 +115,11 @@ class History:
     routing: dict[str, Any] | None = None
 
 
+def trial_name(number: int) -> str:
+    """Return the name of a trial's run folder."""
+    return f"trial-{number:04d}"
+
+
 def run_folder(study: RunFolder, trial: Trial) -> RunFolder:
     """Return the run folder of a trial of the study in the folder `study`."""
     return RunFolder(study.url, trial.name)
@@ -124,19 +130,29 @@ def save(study: RunFolder, trial: Trial) -> None:
     study.write_json(f"{trial.name}/{TRIAL_FILE}", asdict(trial))
 
 
-def load_all(study: RunFolder) -> list[Trial]:
-    """Return the trials of a study, by number."""
-    names = [name for name in study.names("") if name.startswith("trial-")]
-    files = [f"{name}/{TRIAL_FILE}" for name in names]
-    records = [json.loads(study.read_text(file)) for file in files if study.exists(file)]
-    trials = [Trial(**{**record, "cost": record["cost"] and ModelCost(**record["cost"])}) for record in records]
-    return sorted(trials, key=lambda trial: trial.number)
+def folder_numbers(study: RunFolder) -> list[int]:
+    """Return the numbers of the trials that have a folder, in order, whether their file is whole or not."""
+    return sorted(int(name.removeprefix("trial-")) for name in study.names("") if re.fullmatch(r"trial-\d+", name))
+
+
+def load_all(study: RunFolder, log: Callable[[str], object] = lambda line: None) -> list[Trial]:
+    """Return the trials of a study, by number; one whose file is damaged is left out, and `log` says so."""
+    trials = []
+    for name in (trial_name(number) for number in folder_numbers(study)):
+        if study.exists(file := f"{name}/{TRIAL_FILE}"):
+            try:
+                record = study.read_json(file)
+                trials.append(Trial(**{**record, "cost": record["cost"] and ModelCost(**record["cost"])}))
+            except (ValueError, TypeError, KeyError) as error:
+                log(
+                    f"warning: {study.path(file)} is damaged, and its point will be run again as another trial: {error}"
+                )
+    return trials
 
 
 def history(folder: RunFolder) -> History:
     """Read the course of a trial from its run folder."""
-    lines = folder.read_text("metrics.jsonl").splitlines() if folder.exists("metrics.jsonl") else []
-    records = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be half written
+    records = [record for line in folder.read_lines("metrics.jsonl") if (record := _parsed(line)) is not None]
     by_step: dict[int, list[dict[str, Any]]] = {}
     for record in records:
         if record["kind"] == "validation":
@@ -145,8 +161,16 @@ def history(folder: RunFolder) -> History:
     return History(
         [joined(step, sources) for step, sources in sorted(by_step.items())],
         [(r["step"], r["lm_loss"]) for r in records if r["kind"] == "train" and r["lm_loss"] is not None],
-        json.loads(folder.read_text(report)) if folder.exists(report) else None,
+        _parsed(folder.read_text(report)) if folder.exists(report) else None,
     )
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:  # damaged, as after a power failure; a report shows the rest
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def joined(step: int, sources: list[dict[str, Any]]) -> Validation:

@@ -6,6 +6,7 @@ class: a step waits for the next validation of the run, which trains on meanwhil
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -124,7 +125,7 @@ class TrialTrainable(ray.tune.Trainable):
 
     def _configured(self) -> RunConfig:
         """Returns the run's configuration, after writing the scheduler's changes to its file."""
-        resolved = json.loads(self._folder.read_text("config.json"))
+        resolved = self._folder.read_json("config.json")
         for dotted, value in self._changes.items():
             set_key(resolved, dotted.split("."), value)
         config = RunConfig.model_validate(resolved)
@@ -161,7 +162,8 @@ class TrialTrainable(ray.tune.Trainable):
     def _log(self, line: str) -> None:
         if line.startswith("error:"):  # a hang ends a worker, and only this line names the place
             self._alarms.append(line)
-        self._folder.append_text(LOG_FILE, f"{time.strftime('%H:%M:%S')} {line}\n")
+        with contextlib.suppress(OSError):  # the disk is full, and the line no reason to end the run
+            self._folder.append_text(LOG_FILE, f"{time.strftime('%H:%M:%S')} {line}\n")
 
 
 def changes_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -129,6 +129,8 @@ class StudySearcher(Searcher):
         # A scheduler that pauses compares trials in groups, and needs to know all of them.
         if len(self._running) >= self._concurrent and self._study.sweep.scheduler.kind not in _PAUSING:
             return None
+        if not self._study.ready():  # the disk is full, and a run could not read its configuration
+            return None
         trial = self._study.next_trial()
         if trial is None:
             return str(Searcher.FINISHED)

@@ -1,6 +1,7 @@
 """The books: order of trials, replicas, going on after an interruption, growing."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ def cost(config: RunConfig) -> ModelCost:
     return ModelCost(10.0 * config.model.router.top_k, 1.0, 2.0)
 
 
-def study(folder: Path, **keys: Any) -> Study:
+def study(folder: Path, *, log: Callable[[str], object] = lambda line: None, **keys: Any) -> Study:
     tree = {"name": "s", "question": "Why?", "storage": str(folder), "space": SPACE} | keys
-    return Study(SweepConfig.model_validate(tree), cost)
+    return Study(SweepConfig.model_validate(tree), cost, log)
 
 
 def score(value: float) -> Validation:
@@ -129,3 +130,73 @@ def test_trials_that_are_paused_or_copied_keep_their_checkpoints(tmp_path: Path)
     assert trial is not None
     training = books.config(trial).training
     assert (training.save_every, training.keep_checkpoints) == (3, 1000)
+
+
+@pytest.mark.parametrize("content", [b"", bytes(200), b'{"number": 0}', b"[]"])
+def test_a_damaged_trial_is_told_and_its_point_run_again_in_another_folder(tmp_path: Path, content: bytes) -> None:
+    books = study(tmp_path)
+    for number in range(2):
+        books.next_trial()
+        finish(books, number, 0.1)
+    (tmp_path / "s/trial-0001/trial.json").write_bytes(content)
+    said: list[str] = []
+    again = study(tmp_path, log=said.append)
+    assert list(again.trials) == [0]
+    assert len(said) == 1
+    assert f"{tmp_path}/s/trial-0001/trial.json is damaged" in said[0]
+    # Not 1: that folder may hold checkpoints of another configuration.
+    assert [(t.number, t.values["model.router.top_k"]) for t in iter(again.next_trial, None)] == [(2, 2), (3, 3)]
+    assert [trial.number for trial in study(tmp_path).trials.values()] == [0, 2, 3]
+
+
+def test_a_damaged_study_names_its_file_and_what_to_do(tmp_path: Path) -> None:
+    study(tmp_path)
+    (tmp_path / "s/sweep.json").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{tmp_path}/s/sweep.json is damaged: .*remove the file if"):
+        study(tmp_path)
+    (tmp_path / "s/sweep.json").unlink()
+    study(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{"])
+def test_a_trial_that_goes_on_gets_its_configuration_again_if_it_is_damaged(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    books = study(tmp_path)
+    trials = [books.next_trial() for _ in range(2)]
+    assert trials[0] is not None
+    damaged, changed = (tmp_path / f"s/trial-000{n}/config.json" for n in range(2))
+    if content is None:
+        damaged.unlink()  # as by a kill between the two files of a new trial
+    else:
+        damaged.write_bytes(content)
+    changed.write_text(json.dumps({"changed": "by the scheduler"}))
+    again = study(tmp_path)
+    assert RunConfig.model_validate(json.loads(damaged.read_text())) == again.config(trials[0])
+    assert json.loads(changed.read_text()) == {"changed": "by the scheduler"}
+
+
+def test_a_storage_that_cannot_be_written_ends_nothing_and_all_is_written_later(tmp_path: Path) -> None:
+    said: list[str] = []
+    books = study(tmp_path, log=said.append)
+    assert books.next_trial() is not None
+    (tmp_path / "s").rename(tmp_path / "away")
+    (tmp_path / "s").touch()
+    finish(books, 0, 0.7)
+    assert not books.ready(), "a run could not read its configuration"
+    assert not books.ready()
+    with pytest.raises(OSError, match="s/trial"):
+        books.save(insist=True)
+    assert len(said) == 1
+    assert "cannot be written, new trials wait" in said[0]
+    (tmp_path / "s").unlink()
+    (tmp_path / "away").rename(tmp_path / "s")
+    assert books.ready()
+    new = books.next_trial()
+    assert new is not None
+    again = study(tmp_path)
+    assert [(t.number, t.status) for t in again.trials.values()] == [(0, "finished"), (1, "waiting")]
+    assert again.trials[0].tasks["asr"]["score"] == 0.7
+    assert RunConfig.model_validate(json.loads((tmp_path / "s/trial-0001/config.json").read_text())) == again.config(
+        new
+    )
