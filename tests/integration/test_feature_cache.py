@@ -104,6 +104,11 @@ def test_two_passes_at_once_fill_it_with_each_clips_own_features(tiny_corpus: Co
         one, other = pool.map(fill, range(2))
     assert one == other is not None
     assert not list(tmp_path.rglob("*.part"))
+    note = next((tmp_path / "cache/encoders").glob("*.json"))
+    whole = note.read_text()
+    note.write_bytes(b"")  # as a power failure may leave it
+    assert fill(0) == one
+    assert note.read_text() == whole
     frozen = {encoder.encoder_index: encoder for encoder in frozen_encoders(config.model)[0]}
     loaded = load_frozen(config.model, list(frozen.values()), seed=config.seed, gpu=False)
     limits = config.data.min_duration_s, config.data.max_duration_s
