@@ -51,13 +51,20 @@ def supervise(
         log: Shows a line to the user.
         pause_s: Seconds between two starts: a cluster's head may need a while to come back.
     """
-    policy, reached = RestartPolicy(max_failures), progress()
+
+    def steps() -> int:
+        try:
+            return progress()
+        except Exception:  # noqa: BLE001 - the storage is away, which the command says better
+            return -1
+
+    policy, reached = RestartPolicy(max_failures), steps()
     while True:
         code, ended_by_itself, stopped = _run(command)
         if ended_by_itself or stopped or code == 0:
             # A negative code is the number of the signal that ended the child; shells report 128 + N.
             return code if code >= 0 else 128 - code
-        now = progress()
+        now = steps()
         policy, reached = policy.after_failure(progressed=now > reached), max(now, reached)
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         died = f"the driver died ({cause})"

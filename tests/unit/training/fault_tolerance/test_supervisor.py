@@ -85,6 +85,15 @@ def test_progress_between_deaths_starts_the_count_anew(child, tmp_path):
     assert (code, len(starts(tmp_path))) == (0, 6)
 
 
+def test_a_storage_that_is_away_is_no_progress_and_no_crash(child, tmp_path):
+    def progress() -> int:
+        raise ConnectionError("the storage does not answer")
+
+    code, said = watch(child("os.kill(os.getpid(), signal.SIGKILL)"), max_failures=1, progress=progress)
+    assert (code, len(starts(tmp_path))) == (1, 2)
+    assert "giving up" in said[-1]
+
+
 def starts_exist(folder: Path) -> bool:
     return (folder / "starts").exists()
 
@@ -210,7 +219,8 @@ def test_a_closed_terminal_saves_and_ends_the_command(supervising, tmp_path, kil
 
 
 def test_a_closed_terminal_is_nothing_to_a_command_under_nohup(supervising, tmp_path):
-    terminal = supervising(WAITING.format(folder=str(tmp_path)), terminal=True, before=["/usr/bin/nohup"])
+    nohup = ["/bin/sh", "-c", 'trap "" HUP; exec "$@"', "nohup"]  # the real one also writes a file into this folder
+    terminal = supervising(WAITING.format(folder=str(tmp_path)), terminal=True, before=nohup)
     terminal.close()
     time.sleep(1)
     (tmp_path / "step").unlink()
