@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, TextIO
 
 from mowe_ray.command_line import (
@@ -28,7 +29,8 @@ from mowe_ray.config.data_section import ValidationSource
 from mowe_ray.evaluation.judge.client import ChatEndpoint
 from mowe_ray.evaluation.judge.judge import Judge
 from mowe_ray.evaluation.metrics.registry import JUDGED_SCALES, DatasetMetrics, check_names, judged_metric
-from mowe_ray.evaluation.targets import Target, check_baseline, find_models, report_folder
+from mowe_ray.evaluation.targets import Target, check_baseline, evaluation_folder, find_models, report_folder
+from mowe_ray.output.lease import held
 from mowe_ray.output.terminal import outlive_terminal
 
 
@@ -66,6 +68,14 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
 
 
 def _evaluate(targets: Sequence[Target], config: EvaluationConfig) -> dict[str, Any]:
+    folders = [report_folder(targets, config.out), *(evaluation_folder(target, config.out) for target in targets)]
+    with ExitStack() as leases:
+        for folder in {folder.url: folder for folder in folders}.values():
+            leases.enter_context(held(folder, log))
+        return _answer_and_compare(targets, config)
+
+
+def _answer_and_compare(targets: Sequence[Target], config: EvaluationConfig) -> dict[str, Any]:
     from mowe_ray.distributed.ray_data.evaluator import answer_datasets, device  # imports torch and ray
     from mowe_ray.evaluation.compare import compare, write_results
     from mowe_ray.evaluation.report.summary import table

@@ -5,14 +5,17 @@ Only processes below the command, or of the cluster a test started itself, are e
 
 import json
 import os
+import pty
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +45,11 @@ class RunningCommand:
         self._streams = [self.scratch / name for name in ("out", "err")]
         command = [sys.executable, "-m", module, *arguments]
         kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        self.process = self._open(command, {**kept, **environment})
+
+    def _open(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         with self._streams[0].open("w") as out, self._streams[1].open("w") as err:
-            self.process = subprocess.Popen(command, cwd=ROOT, env={**kept, **environment}, stdout=out, stderr=err)
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err)
 
     @property
     def said(self) -> str:
@@ -104,6 +110,35 @@ class RunningCommand:
         )
 
 
+class CommandOnTerminal(RunningCommand):
+    """The same on a terminal of its own, which takes both streams and may be closed."""
+
+    def _open(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        self._terminal, end = pty.openpty()
+        self._closing = threading.Event()
+        self._streams[1].touch()
+        # setsid without a fork: the command leads the session of the terminal, as the only program in a window.
+        process = subprocess.Popen(
+            ["setsid", "--ctty", *command], cwd=ROOT, env=environment, stdin=end, stdout=end, stderr=end
+        )
+        os.close(end)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        return process
+
+    def _read(self) -> None:
+        with self._streams[1].open("ab", buffering=0) as said, suppress(OSError):  # EIO: nobody writes any longer
+            while not self._closing.is_set():
+                if select.select([self._terminal], [], [], POLL_S)[0]:
+                    said.write(os.read(self._terminal, 1 << 16))
+
+    def close_terminal(self) -> None:
+        """Close the window: the command gets SIGHUP, and whoever writes there an error."""
+        self._closing.set()
+        self._reader.join()
+        os.close(self._terminal)
+
+
 class RunningSweep(RunningCommand):
     """`python -m mowe_ray.sweep`, running; `run` is the study's folder."""
 
@@ -129,6 +164,16 @@ def ended(command: RunningCommand) -> Iterator[RunningCommand]:
                 continue
         command.process.wait()
         shutil.rmtree(command.scratch)
+
+
+def fill(ballast: Path) -> None:
+    """Fill the disk of `ballast`."""
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 16))
+        except OSError:
+            return
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

@@ -143,7 +143,7 @@ def held(
         yield
     finally:
         lease.ended.set()
-        thread.join()
+        thread.join(heartbeat_s)  # no longer: it may wait for a storage that does not answer
         lease.release()
 
 
