@@ -1,6 +1,7 @@
 """What integration tests share: a local Ray, a corpus that is trained on in seconds, and an undisturbed run of it."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,15 @@ def quickstart_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quickstart(quickstart_storage: Path) -> Finished:
     """What the command of a newcomer left, which trained for 12 steps."""
     return run_command(*quickstart_arguments(quickstart_storage))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system to fill."""
+    size = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(tmp_path)]
+    if subprocess.run(size, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a file system here")
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)

@@ -5,9 +5,9 @@ Some of them for minutes: `make soak` runs those.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from mowe_ray.distributed.ray_train.driver import train
 from mowe_ray.output.run_folder import RunFolder
 from tests.end_to_end import tone_samples
-from tests.faults import RunningCommand, ended
+from tests.faults import RunningCommand, ended, fill
 from tests.tiny_runs import REFERENCE, Corpus, assert_same_run, records, tiny_config
 
 STEPS = 16
@@ -143,18 +143,6 @@ def _write_manifest(folder: Path, count: int) -> tuple[Path, list[Path]]:
     return folder / "tones.jsonl", clips
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system to fill."""
-    size = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path)]
-    if subprocess.run(size, capture_output=True, check=False).returncode:
-        pytest.skip("may not mount a file system here")
-    try:
-        yield tmp_path
-    finally:
-        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
-
-
 @pytest.mark.soak  # a minute
 def test_a_full_disk_costs_checkpoints_but_not_the_run(
     tiny_corpus: Corpus, disk: Path, reference: dict[str, Any]
@@ -162,7 +150,7 @@ def test_a_full_disk_costs_checkpoints_but_not_the_run(
     with ended(RunningCommand(tiny_corpus, disk, "full", *REFERENCE)) as command:
         command.until(lambda: 4 in command.checkpoints(), "first checkpoint")
         ballast = disk / "ballast"
-        _fill(ballast)
+        fill(ballast)
         command.until(lambda: "failed: No space left on device" in command.said, "warning")
         assert 4 in command.checkpoints(), "the one before stays"
         ballast.unlink()
@@ -178,7 +166,7 @@ def test_a_disk_that_stays_full_ends_the_run_clearly_and_the_last_checkpoint_loa
 ) -> None:
     with ended(RunningCommand(tiny_corpus, disk, "full", *REFERENCE)) as command:
         command.until(lambda: 4 in command.checkpoints(), "first checkpoint")
-        _fill(disk / "ballast")
+        fill(disk / "ballast")
         finished = command.wait()
     assert finished.code == 1
     assert "No space left on device" in finished.result["error"]
@@ -189,15 +177,6 @@ def test_a_disk_that_stays_full_ends_the_run_clearly_and_the_last_checkpoint_loa
     assert finished.code == 0, finished.err
     assert "continuing after step" in finished.err
     assert_same_run(finished.result, reference)
-
-
-def _fill(ballast: Path) -> None:
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(1 << 16))
-        except OSError:
-            return
 
 
 @pytest.mark.soak
@@ -214,3 +193,57 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert any("continuing after step 4" in line for line in said)
     assert_same_run(result, reference)
     assert RunFolder(str(storage), "damaged").exists("result.json")
+
+
+# Preloaded into every process of a command: the time of day jumps once a file is there. Clocks that only measure, as
+# CLOCK_MONOTONIC, go on: a machine whose clock is set has them too.
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+static long jump(void) {
+    const char *file = getenv("CLOCK_JUMP_FILE"), *by = getenv("CLOCK_JUMP_S");
+    return file && by && syscall(SYS_access, file, F_OK) == 0 ? atol(by) : 0;
+}
+int clock_gettime(clockid_t id, struct timespec *now) {
+    int failed = syscall(SYS_clock_gettime, id, now);
+    if (!failed && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) now->tv_sec += jump();
+    return failed;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+    struct timespec exact;
+    clock_gettime(CLOCK_REALTIME, &exact);
+    now->tv_sec = exact.tv_sec;
+    now->tv_usec = exact.tv_nsec / 1000;
+    return 0;
+}
+time_t time(time_t *out) {
+    struct timespec exact;
+    clock_gettime(CLOCK_REALTIME, &exact);
+    if (out) *out = exact.tv_sec;
+    return exact.tv_sec;
+}
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("jump_s", [3600, -3600])
+def test_a_clock_that_jumps_by_an_hour_changes_nothing(
+    jump_s: int, tiny_corpus: Corpus, tmp_path: Path, reference: dict[str, Any]
+) -> None:
+    (tmp_path / "clock.c").write_text(CLOCK)
+    compiled = ["cc", "-shared", "-fPIC", "-o", str(tmp_path / "clock.so"), str(tmp_path / "clock.c")]
+    if shutil.which("cc") is None or subprocess.run(compiled, check=False).returncode:
+        pytest.skip("no C compiler")
+    jump = tmp_path / "jump"
+    clock = {"LD_PRELOAD": str(tmp_path / "clock.so"), "CLOCK_JUMP_FILE": str(jump), "CLOCK_JUMP_S": str(jump_s)}
+    with ended(RunningCommand(tiny_corpus, tmp_path, "jumping", *REFERENCE, **clock)) as command:
+        command.until_step(6)
+        jump.touch()
+        finished = command.wait()
+    assert finished.code == 0, finished.err
+    assert "continuing after step" not in finished.err
+    assert_same_run(finished.result, reference)

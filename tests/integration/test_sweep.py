@@ -19,7 +19,7 @@ from mowe_ray.sweeping.report.results import write_results
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Validation, run_folder
 from tests.end_to_end import ROOT
-from tests.faults import RunningSweep, ended
+from tests.faults import RunningSweep, ended, fill
 from tests.tiny_runs import Corpus, records, tiny_arguments
 from tests.tiny_sweeps import log_of, run_here, trials_in, write_sweep
 
@@ -291,3 +291,29 @@ def write_clips(folder: Path) -> Path:
         with (folder / "clips.jsonl").open("a") as manifest:
             manifest.write(json.dumps({"audio": str(folder / f"{sample.id}.flac"), **fields}) + "\n")
     return folder / "clips.jsonl"
+
+
+@pytest.mark.soak  # two minutes
+def test_a_full_disk_delays_a_study_and_costs_it_nothing(tiny_corpus: Corpus, disk: Path) -> None:
+    sweep = write_sweep(
+        disk,
+        tiny_corpus,
+        space={"training.clip_norm": {"choice": [1.0, 2.0, 3.0]}},
+        set={"training.max_steps": 60, "training.eval_every": 10},
+        resources={"concurrent": 1, "share_features": False},
+    )
+    folder, ballast = disk / "runs/study", disk / "ballast"
+    with ended(RunningSweep(sweep, folder)) as command:
+        command.until(
+            lambda: any(trial.step for trial in trials_in(folder)) if folder.exists() else False, "validation"
+        )
+        fill(ballast)
+        command.until(lambda: "cannot be written, new trials wait" in command.said, "warning")
+        ballast.unlink()
+        finished = command.wait(600)
+    assert finished.code == 0, finished.err
+    assert "the driver died" not in finished.err
+    assert finished.result["trials"]["finished"] == 3
+    for trial in trials_in(folder):
+        assert (trial.status, trial.attempts, trial.percent) == ("finished", 1, 100.0)
+        assert [record["step"] for record in records(str(folder / trial.name), "train")] == list(range(1, 61))
