@@ -66,6 +66,8 @@ class EvaluationConfig(Section):
     """Name of the model that the others are compared with; null takes the one without a pool, else the first."""
     ablation_samples: NonNegativeInt = 300
     """Samples of each dataset that are answered again without each pool member in turn; 0 skips the ablation."""
+    timeout_s: PositiveFloat = 1800.0
+    """Longest wait for the next answers, loading the model included, in seconds; then the evaluation ends."""
     data: EvaluationData = EvaluationData()
     generation: GenerationSection = GenerationSection()
     judge: JudgeSection = JudgeSection()

@@ -69,7 +69,7 @@ class TrainingSection(Section):
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept."""
     step_timeout_s: PositiveFloat = 600.0
-    """Time limit of a step, in seconds; a step that exceeds it is reported, saved if possible, and the run restarts."""
+    """Time limit of a step or a validation's micro-batch, in seconds; then the run saves if possible, and restarts."""
     log_samples: bool = False
     """Write the ids of the samples of every step to samples.jsonl, and check them at the end."""
 

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from mowe_ray.data.sample import BadSample
 
-_LISTED = 1000  # bad samples named in the report; all of them are counted
+_LISTED = 1000  # bad samples named in the report, beside those that ended a process; all of them are counted
 
 
 class DataReport:
@@ -46,7 +47,7 @@ class DataReport:
             return False
         self._seen.add(key)
         self._causes.setdefault(sample.source, Counter())[sample.cause] += 1
-        if len(self._listed) < _LISTED:
+        if len(self._listed) < _LISTED or sample.file:
             self._listed.append(sample)
         return True
 
@@ -54,6 +55,11 @@ class DataReport:
     def text_only(self) -> dict[str, int]:
         """Usable samples without audio, of the sources that have some."""
         return {source: count for source, count in self._text_only.items() if count}
+
+    @property
+    def killers(self) -> list[BadSample]:
+        """Samples that ended the process that decoded them."""
+        return [sample for sample in self._listed if sample.file]
 
     @property
     def bad_count(self) -> int:
@@ -80,7 +86,8 @@ class DataReport:
             "bad": self.bad_count,
             "sources": sources,
             "bad_samples": [
-                {"id": s.id, "source": s.source, "cause": s.cause, "detail": s.detail} for s in self._listed
+                {name: value for name, value in asdict(sample).items() if value or name != "file"}
+                for sample in self._listed
             ],
         }
         if self._text_only.total():
@@ -106,3 +113,8 @@ class DataReport:
         example = next((bad for bad in self._listed if (bad.source, bad.cause) == (source, cause)), None)
         such_as = f", such as {example.id}: {example.detail}" if example and example.detail else ""
         return f"{self.bad_count} of {total} samples ({self.bad_count / total:.0%}) are unusable: {causes}{such_as}"
+
+
+def killers_in(report: Mapping[str, Any]) -> list[BadSample]:
+    """Return the `killers` of an earlier report, from the content of its `data_report.json`."""
+    return [BadSample(**sample) for sample in report["bad_samples"] if sample.get("file")]

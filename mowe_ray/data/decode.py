@@ -4,6 +4,8 @@ Half of all damage raises nothing in any decoder, so length, finiteness and leve
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -13,6 +15,7 @@ import soxr
 
 from mowe_ray.data.audio_decoders import SLACK_S, Wave, check_length, decode_samples, duration_s, start_s
 from mowe_ray.data.audio_headers import read_header
+from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.sample import BadAudio
 
 SAMPLE_RATE = 16_000
@@ -80,12 +83,42 @@ def header_duration_s(source: bytes | BinaryIO) -> float:
     Raises:
         BadAudio: when the file is empty, is not audio, or cannot be opened.
     """
+    if _header_reader is not None:
+        return _header_in_child(_header_reader, source)
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     header = read_header(file)
     seconds = duration_s(file, header) if header.seconds is None else header.seconds
     if seconds <= 0:
         raise BadAudio("zero_length", "no samples")
     return seconds
+
+
+# Where `header_duration_s` reads the headers of this process; None is here.
+_header_reader: ChildProcess | None = None
+
+
+@contextmanager
+def headers_in_child() -> Iterator[None]:
+    """Read headers in a child process, so that one that ends it is that clip's fault alone: `crashed`.
+
+    For a process that does nothing else meanwhile.
+    """
+    global _header_reader
+    with ChildProcess() as _header_reader:
+        try:
+            yield
+        finally:
+            _header_reader = None
+
+
+def _header_in_child(child: ChildProcess, source: bytes | BinaryIO) -> float:
+    if not isinstance(source, bytes):
+        source.seek(0)
+        source = source.read()
+    try:
+        return child.call(header_duration_s, source)
+    except ChildDied as death:
+        raise BadAudio("crashed", f"its header: {death}") from death
 
 
 def to_int16(wave: Wave, out: npt.NDArray[np.int16] | None = None) -> tuple[npt.NDArray[np.int16], float]:

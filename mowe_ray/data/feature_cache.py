@@ -25,7 +25,7 @@ import soundfile
 import soxr
 
 from mowe_ray.data.index import Index
-from mowe_ray.data.micro_batch import Features, MicroBatch, load_micro_batch, read_cell
+from mowe_ray.data.micro_batch import Features, MicroBatch, load_in_child, load_micro_batch, read_cell
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS
 
@@ -175,12 +175,17 @@ def decoder_versions() -> str:
     return f"av {av.__version__} libavcodec {ffmpeg} libsndfile {sndfile} soxr {soxr.__version__} {resampler}"
 
 
-def write_audio(path: Path, rows: pa.Table, min_s: float, max_s: float) -> None:
-    """Decode a shard's rows, as `shard_rows` returns them, into a file."""
+def write_audio(path: Path, rows: pa.Table, min_s: float, max_s: float, *, in_child: bool = False) -> None:
+    """Decode a shard's rows, as `shard_rows` returns them, into a file.
+
+    Args:
+        in_child: for rows that have ended the process that decoded them.
+    """
+    load = load_in_child if in_child else load_micro_batch
     with _atomic_file(path, _AUDIO_SCHEMA) as writer:
         for start in range(0, len(rows), _CHUNK_ROWS):
             chunk = rows.slice(start, _CHUNK_ROWS)
-            writer.write_table(_audio_table(load_micro_batch(chunk, min_s, max_s), chunk["id"].to_pylist()))
+            writer.write_table(_audio_table(load(chunk, min_s, max_s), chunk["id"].to_pylist()))
 
 
 def _audio_table(batch: MicroBatch, ids: list[str]) -> pa.Table:

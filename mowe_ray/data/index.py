@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards import list_shards, scan_shard
 from mowe_ray.data.shards.completion import check_scan, check_size, hash_ids, written_shards
@@ -31,9 +32,22 @@ _TABLE_COLUMNS = ["id", "duration_s", "task", "audio_at", "audio_size", "meta_at
 
 
 class ParallelMap(Protocol):
-    """Ordered map, like the built-in `map`; implementations may run in parallel or on other machines."""
+    """Ordered map, like the built-in `map`; implementations may run in parallel or on other machines.
 
-    def __call__(self, function: Callable[[str], pa.Table], items: Iterable[str], /) -> Iterable[pa.Table]: ...
+    They may call `function(item, in_child=True)` for an item that ends the process.
+    """
+
+    def __call__(self, function: Callable[..., pa.Table], items: Iterable[str], /) -> Iterable[pa.Table]: ...
+
+
+def map_in_child(function: Callable[..., pa.Table], items: Iterable[str]) -> Iterator[pa.Table]:
+    """A `ParallelMap` that nothing in a shard can end: it calls `function` in a child process."""
+    with ChildProcess() as child:
+        for item in items:
+            try:
+                yield child.call(function, item)
+            except ChildDied:
+                yield function(item, in_child=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.decode import SAMPLE_RATE, decode_audio, to_int16
 from mowe_ray.data.sample import BadAudio, BadSample, bad_audio
 from mowe_ray.data.shards import read_samples
@@ -37,6 +38,9 @@ class Features:
         ends = np.cumsum([0, *(self.layers * self.width * frames for frames in self.frames)])
         values = [self.values[:0], *(self.values[ends[clip] : ends[clip + 1]] for clip in clips)]
         return replace(self, frames=[self.frames[clip] for clip in clips], values=np.concatenate(values))
+
+
+_ROW_FIELDS = ("lengths", "scales", "ids", "instructions", "answers", "references", "tasks", "sources")
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,6 @@ class MicroBatch:
         rows = [row for row in range(len(self.ids)) if row not in causes]
         ends = np.cumsum([0, *self.lengths])
         with_audio = [row for row, length in enumerate(self.lengths) if length]
-        lists = ("lengths", "scales", "ids", "instructions", "answers", "references", "tasks", "sources")
         bad = [BadSample(self.ids[row], self.sources[row], error.cause, error.detail) for row, error in causes.items()]
         return replace(
             self,
@@ -92,8 +95,14 @@ class MicroBatch:
                 features.of([clip for clip, row in enumerate(with_audio) if row not in causes])
                 for features in self.features
             ],
-            **{name: [getattr(self, name)[row] for row in rows] for name in lists},
+            **{name: [getattr(self, name)[row] for row in rows] for name in _ROW_FIELDS},
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence["MicroBatch"]) -> "MicroBatch":
+        """Return the rows of several micro-batches, none of which has features, as one."""
+        lists = {name: [value for part in parts for value in getattr(part, name)] for name in (*_ROW_FIELDS, "bad")}
+        return cls(audio=np.concatenate([np.zeros(0, np.int16), *(part.audio for part in parts)]), **lists)
 
     def usable_by(self, use: Callable[["MicroBatch"], object]) -> "MicroBatch":
         """Return the micro-batch without the rows for which `use` raises when it is given one alone.
@@ -187,6 +196,33 @@ def load_micro_batch(rows: pa.Table, min_s: float, max_s: float) -> MicroBatch:
         batch.sources.append(sample.source)
         batch.references.append(list(sample.references) or [sample.answer])
     return replace(batch, audio=audio[:end])
+
+
+def load_in_child(rows: pa.Table, min_s: float, max_s: float) -> MicroBatch:
+    """As `load_micro_batch`, each sample in a child process: one that ends it is bad, with the cause `crashed`.
+
+    For rows that have ended a process; it takes seconds.
+    """
+    parts = []
+    with ChildProcess() as child:
+        for number in range(len(rows)):
+            row = rows.take([number])
+            try:
+                parts.append(child.call(load_micro_batch, row, min_s, max_s))
+            except ChildDied as death:
+                sample_id, source, shard = (row[name][0].as_py() for name in ("id", "source", "shard"))
+                bad = BadSample(sample_id, source, "crashed", f"{shard}: {death}", file=shard)
+                parts.append(replace(MicroBatch.joined([]), bad=[bad]))
+    return MicroBatch.joined(parts)
+
+
+def without_known(rows: pa.Table, known: Sequence[BadSample]) -> tuple[pa.Table, list[BadSample]]:
+    """Return the rows that are not among the samples that are known to be bad, and those that are."""
+    if not known:
+        return rows, []
+    by_name = {(bad.source, bad.id): bad for bad in known}
+    found = [by_name.get(name) for name in zip(rows["source"].to_pylist(), rows["id"].to_pylist(), strict=True)]
+    return rows.filter(pa.array([bad is None for bad in found], pa.bool_())), [bad for bad in found if bad]
 
 
 def _room(rows: pa.Table) -> npt.NDArray[np.int16]:

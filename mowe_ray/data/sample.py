@@ -18,7 +18,7 @@ Cause = Literal[
     "unknown_audio",  # something looks like audio, but is not where or how audio is read
     "wrong_type",  # not audio, whatever its suffix says
     "broken_shard",  # the shard ends early or cannot be opened; counted once per shard
-    "crashed",  # an exception that no check foresees; the detail has its type
+    "crashed",  # an exception that no check foresees, or the end of the process; the detail says which
 ]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
@@ -48,6 +48,9 @@ class BadAudio(ValueError):  # noqa: N818 - it is the audio that is bad
         self.cause: Cause = cause
         self.detail = valid_text(detail[:_LONGEST_DETAIL])
         super().__init__(f"{cause}: {self.detail}")
+
+    def __reduce__(self) -> tuple[type["BadAudio"], tuple[Cause, str]]:
+        return BadAudio, (self.cause, self.detail)
 
 
 class StorageError(OSError):
@@ -114,9 +117,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class BadSample:
-    """A sample that was skipped, and why."""
+    """A sample that was skipped, and why.
+
+    Attributes:
+        file: its shard, if to read or decode it has ended the process that did: it is not tried again.
+    """
 
     id: str
     source: str
     cause: Cause
     detail: str = ""
+    file: str = ""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray._private.state import available_resources_per_node, total_resources_per_node
     from ray._private.state import state as cluster_state
+    from ray._private.worker import global_worker
     from ray.autoscaler.v2.utils import is_autoscaler_v2
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
         get_or_create_autoscaling_coordinator,
@@ -31,6 +32,7 @@ __all__ = [
     "get_or_create_autoscaling_coordinator",
     "get_or_create_stats_actor",
     "get_train_context",
+    "global_worker",
     "is_autoscaler_v2",
     "total_resources_per_node",
 ]
@@ -47,6 +49,9 @@ _SOURCES = {
     # nodes that are still to come is refused.
     "cluster_state": ("ray._private.state", "state"),
     "is_autoscaler_v2": ("ray.autoscaler.v2.utils", "is_autoscaler_v2"),
+    # `core_worker.get_current_task_attempt_number()`. Ray Data tries a task whose process died again for ever; without
+    # the number it would die for ever.
+    "global_worker": ("ray._private.worker", "global_worker"),
     # Ray Data's long-lived actors stay on the node that first needs them. Unless they are started on the head, they
     # keep a node of the autoscaler from ever being idle.
     "get_or_create_autoscaling_coordinator": (

@@ -9,6 +9,7 @@ import numpy as np
 
 from mowe_ray.config import RunConfig
 from mowe_ray.config.schema import ComputeSection
+from mowe_ray.data.index import map_in_child
 from mowe_ray.sweeping.trials import ModelCost
 from mowe_ray.training.datasets import scan_sources
 
@@ -77,7 +78,7 @@ class Work:
             return None
         key = config.data.model_dump_json()
         if key not in self._epochs:
-            train = scan_sources(config.data).train
+            train = scan_sources(config.data, map_in_child).train
             passes = np.array([source.weight for source in config.data.train])[train.sources]
             self._epochs[key] = Epoch(float(passes.sum()), float((train.durations * passes).sum()))
         return self._epochs[key]

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from mowe_ray.config import RunConfig
 from mowe_ray.data.epoch_plan import count_samples
-from mowe_ray.data.index import Index
+from mowe_ray.data.index import Index, map_in_child
 from mowe_ray.model.cost import zero_memory_bytes
 from mowe_ray.output.terminal import byte_size, format_table
 from mowe_ray.training.build import model_dtype
@@ -41,7 +41,7 @@ def dry_run(config: RunConfig, out: TextIO) -> dict[str, Any]:
     _write_lines(
         out, ["activations come on top", *(["optimizer: on the CPU"] if config.compute.offload == "cpu" else [])]
     )
-    sources = scan_sources(config.data) if config.data.train else None
+    sources = scan_sources(config.data, map_in_child) if config.data.train else None
     data = {} if sources is None else _data_facts(sources)
     _write(out, "data", _data_table(data) if sources else [["data.train: none given"]])
     _write_lines(out, ["dropped: by headers, decoding may find more"] if sources else [])

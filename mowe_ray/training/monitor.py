@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -115,7 +115,7 @@ class Monitor:
     def validation(self, step: int, results: dict[str, ValidationResult]) -> None:
         """Log one validation of every source, by the source's name."""
         for name, result in results.items():
-            self._report.add(result.bad)
+            self._add_bad(result.bad)
             if self._tracker is None:
                 continue
             self._tracker.log(
@@ -128,7 +128,7 @@ class Monitor:
         """Write the reports of the finished run."""
         if self._tracker is None:
             return
-        self.folder.write_json("data_report.json", self._report.to_json())
+        self._write_report()
         routing = {name: result.routing for name, result in results.items() if result.routing}
         if self._members and routing:
             history = [r for r in self._tracker.records() if r["kind"] == "train" and "routing" in r]
@@ -139,6 +139,7 @@ class Monitor:
 
     def close(self) -> None:
         """Finish the trackers of a run that stops before its end."""
+        self._add_new_bad()
         if self._tracker is not None:
             with contextlib.suppress(OSError):  # the run has saved what it resumes from
                 self._tracker.close()
@@ -186,15 +187,37 @@ class Monitor:
         return {"useful_flops_share": sum(work, Work()).useful_share}
 
     def _check_data(self) -> None:
-        for bad in self._ranks.gather(self._new_bad):
-            self._report.add(bad)
-        self._new_bad = []
+        self._add_new_bad()
         try:
             self._report.check(self._max_bad_fraction)
         except ValueError as error:  # all ranks hold the same report, so all of them stop here
             if self._ranks.is_rank_zero:
-                self.folder.write_json("data_report.json", self._report.to_json())
+                self._write_report()
             raise RunError(str(error)) from error
+
+    @property
+    def killers(self) -> list[BadSample]:
+        """Samples that ended the process that decoded them, as far as all ranks know of them."""
+        return self._report.killers
+
+    def _add_new_bad(self) -> None:
+        for bad in self._ranks.gather(self._new_bad):
+            self._add_bad(bad)
+        self._new_bad = []
+
+    def _add_bad(self, found: Iterable[BadSample]) -> None:
+        """Count unusable samples; those that ended a process are told and, for the next start, written at once."""
+        before = len(self.killers)
+        self._report.add(found)
+        if self._tracker is None or len(self.killers) == before:
+            return
+        for sample in self.killers[before:]:
+            self._ranks.log(f"warning: {sample.id} is left out from now on (data_report.json), {sample.detail}")
+        with contextlib.suppress(OSError):  # a full disk; the end of the run writes it again
+            self._write_report()
+
+    def _write_report(self) -> None:
+        self.folder.write_json("data_report.json", self._report.to_json())
 
 
 def _some(ids: list[str]) -> str:

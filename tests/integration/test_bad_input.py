@@ -2,7 +2,9 @@
 
 import io
 import json
+import signal
 import tarfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,8 +13,11 @@ import pytest
 
 from mowe_ray.data.shards.write import write_parquet
 from mowe_ray.train import main
-from tests.end_to_end import RATE, encoded, tone, tone_samples, write_tones
-from tests.tiny_runs import TINY, records
+from tests import deadly_decoder
+from tests.deadly_decoder.sitecustomize import ENDS, HANGS
+from tests.end_to_end import RATE, ROOT, encoded, run_command, tone, tone_samples, write_tones
+from tests.faults import RunningCommand, ended
+from tests.tiny_runs import TINY, Corpus, records, tiny_arguments
 
 pytestmark = pytest.mark.slow
 
@@ -175,3 +180,122 @@ def test_data_that_is_all_bad_stops_the_run_whatever_is_allowed(found_by, corpus
     assert ("wrong_type" if found_by == "scan" else "nan") in printed.err
     assert "Traceback" not in printed.err
     assert "error" in json.loads(printed.out)
+
+
+def _deadly(log: Path) -> dict[str, str]:
+    """Environment of a command whose decoders have a bug; `log` gets a line each time they meet it."""
+    return {"PYTHONPATH": f"{next(iter(deadly_decoder.__path__))}:{ROOT}", "DECODER_LOG": str(log)}
+
+
+@pytest.fixture(scope="module")
+def killers(tmp_path_factory):
+    """Tars with clips that end the process that decodes them, or that reads their header."""
+    root = tmp_path_factory.mktemp("killers")
+    said = json.dumps(_WORD).encode()
+    for name, first in (("train", 0), ("validation", 20)):
+        (root / name).mkdir()
+        clips = _good(first, 6) | {f"killer-{name}.flac": (encoded(tone(300, 1.0)) + ENDS, said)}
+        if name == "train":
+            clips["killer-header.au"] = (encoded(tone(300, 1.0), "AU") + ENDS, said)
+        _write_tar(root / name / "0.tar", clips)
+    return Corpus(root / "train", root / "validation")
+
+
+@pytest.fixture(scope="module")
+def survivor(killers, tmp_path_factory):
+    """A run over `killers`, and where their decoders leave a line each time."""
+    storage = tmp_path_factory.mktemp("survivor")
+    log = storage / "deaths"
+    arguments = [*tiny_arguments(killers, storage, "run"), "data.max_batch_size=2", "training.eval_every=2"]
+    arguments += ["data.max_bad_fraction=0.5", "compute.max_failures=0"]
+    return arguments, log, run_command(*arguments, "training.max_steps=4", environment=_deadly(log))
+
+
+def test_clips_that_end_their_decoder_are_left_out_and_not_tried_again(survivor):
+    arguments, log, first = survivor
+    assert first.code == 0, first.err
+    assert "workers failed" not in first.err
+    report = json.loads(Path(first.result["run"], "data_report.json").read_text())
+    crashed = {bad["id"]: bad for bad in report["bad_samples"]}
+    assert {name: bad["cause"] for name, bad in crashed.items()} == dict.fromkeys(
+        ("killer-train", "killer-header", "killer-validation"), "crashed"
+    )
+    assert all("0.tar" in bad["detail"] and "SIGSEGV" in bad["detail"] for bad in crashed.values())
+    assert "warning: killer-train is left out from now on (data_report.json)" in first.err
+    deaths = log.read_text()
+    assert deaths.count("ends") >= 12, "each ended two tasks and two children"
+
+    again = run_command(*arguments, "training.max_steps=8", environment=_deadly(log))
+    assert again.code == 0, again.err
+    assert log.read_text() == deaths, "a clip that is known was tried again"
+    assert json.loads(Path(first.result["run"], "data_report.json").read_text()) == report
+
+
+def test_an_evaluation_survives_a_clip_that_ends_its_decoder(survivor, tmp_path):
+    _, _, trained = survivor
+    arguments = [trained.result["run"], f"out={tmp_path}", "ablation_samples=0", "data.max_bad_fraction=0.5"]
+    scored = run_command(*arguments, module="mowe_ray.evaluate", environment=_deadly(tmp_path / "deaths"))
+    assert scored.code == 0, scored.err
+    steps = "".join(file.read_text() for file in tmp_path.rglob("held_out.steps.jsonl"))
+    assert steps.count("crashed") == 1
+    assert "killer-validation" in steps
+
+
+def test_a_dry_run_survives_a_clip_that_ends_the_scan(killers, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    arguments = [*tiny_arguments(killers, tmp_path, "dry"), "training.max_steps=1", "data.max_bad_fraction=0.5"]
+    dry = run_command(*arguments, "--dry-run", environment=_deadly(tmp_path / "deaths"))
+    assert dry.code == 0, dry.err
+    assert "crashed" in dry.err + dry.out
+
+
+@pytest.fixture(scope="module")
+def hanging(tmp_path_factory):
+    """Like `killers`, with a clip in the validation part whose decoder never comes back."""
+    root = tmp_path_factory.mktemp("hanging")
+    for name, clips in (
+        ("good", _good(0, 6)),
+        ("stuck", {"stuck.flac": (encoded(tone(300, 1.0)) + HANGS, json.dumps(_WORD).encode())}),
+    ):
+        (root / name).mkdir()
+        _write_tar(root / name / "0.tar", clips)
+    return root
+
+
+@pytest.mark.parametrize(("train", "validation", "step"), [("good", "stuck", 2), ("stuck", "good", 0)])
+def test_a_run_that_is_stuck_in_its_data_stops_within_30_s(train, validation, step, hanging, tmp_path):
+    corpus, log = Corpus(hanging / train, hanging / validation), tmp_path / "hangs"
+    settings = ("training.max_steps=8", "training.eval_every=2", "data.max_batch_size=2")
+    with ended(RunningCommand(corpus, tmp_path, "stuck", *settings, **_deadly(log))) as command:
+        command.until(log.exists, "hang")
+        time.sleep(3)  # the step before it is trained
+        began = time.monotonic()
+        command.process.send_signal(signal.SIGTERM)
+        stopped = command.wait(60)
+        assert time.monotonic() - began < 30, stopped.err
+        checkpoints = command.checkpoints()
+    assert stopped.code == 128 + signal.SIGTERM, stopped.err
+    assert "s for data: stopping without them" in stopped.err
+    assert stopped.result["stopped_at_step"] == step
+    assert checkpoints[-1:] == [step], "the last finished step is saved"
+
+
+def test_a_validation_that_hangs_ends(hanging, tmp_path):
+    corpus = Corpus(hanging / "good", hanging / "stuck")
+    settings = ("training.max_steps=2", "training.step_timeout_s=8", "compute.max_failures=0", "data.max_batch_size=2")
+    arguments = [*tiny_arguments(corpus, tmp_path, "late"), *settings]
+    late = run_command(*arguments, environment=_deadly(tmp_path / "hangs"), timeout_s=120)
+    assert late.code == 1, late.err
+    assert "a micro-batch of held_out, validated after step 2, has taken 8 s (training.step_timeout_s)" in late.err
+    assert "is at: waiting for data" in late.err
+
+
+def test_an_evaluation_that_hangs_ends(survivor, hanging, tmp_path):
+    _, _, trained = survivor
+    arguments = [trained.result["run"], f"out={tmp_path}", "ablation_samples=0", "timeout_s=30"]
+    arguments += [f"data.validation=[{{path: {hanging / 'stuck'}, name: stuck}}]"]
+    environment = _deadly(tmp_path / "hangs")
+    late = run_command(*arguments, module="mowe_ray.evaluate", environment=environment, timeout_s=120)
+    assert late.code == 1, late.err
+    assert "no answer has come for 30 s (timeout_s)" in late.err
+    assert (tmp_path / "hangs").exists()

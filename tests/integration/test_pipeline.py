@@ -1,5 +1,7 @@
 """The Ray Data stream gives exactly what decoding the planned rows one after the other gives."""
 
+import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -81,6 +83,15 @@ def test_two_streams_share_the_cluster(index: Index, rows: list[np.ndarray]) -> 
 def test_an_error_while_decoding_reaches_the_consumer(index: Index, rows: list[np.ndarray]) -> None:
     with pytest.raises(ray.exceptions.RayTaskError, match="IndexError"):
         list(prefetch(_stream(index, [*rows[:3], np.array([len(index)])]), 2))
+
+
+def test_an_item_that_ends_its_process_is_tried_again_and_then_carefully() -> None:
+    def scan(number: int, *, in_child: bool = False) -> tuple[int, bool]:
+        if number == 3 and not in_child:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return number, in_child
+
+    assert list(parallel_map(scan, range(6))) == [(n, n == 3) for n in range(6)]
 
 
 def test_parallel_map_keeps_the_order() -> None:

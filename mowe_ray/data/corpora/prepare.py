@@ -4,11 +4,14 @@ import hashlib
 import json
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from queue import LifoQueue
 from typing import Any, Literal, TypeVar
 
+from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.decode import SAMPLE_RATE, decode_audio
 from mowe_ray.data.sample import BadSample, Sample, bad_audio, valid_text
@@ -192,18 +195,28 @@ def _side(items: Iterable[Sample | BadSample], packing: Packing, held_out: bool 
 
 
 def _good(items: Iterable[Sample | BadSample], packing: Packing, bad: list[BadSample]) -> Iterator[Sample]:
-    """Pass on what can be used, and append the rest to `bad`."""
+    """Pass on what can be used, and append the rest to `bad`; each thread decodes in a child process."""
+    idle: LifoQueue[ChildProcess] = LifoQueue()  # the last in first: few samples start few processes
 
     def check(item: Sample | BadSample) -> Sample | BadSample:
-        if isinstance(item, BadSample):
+        if isinstance(item, BadSample) or item.audio is None:
             return item
-        return check_sample(item, packing.min_s, packing.max_s)
+        child = idle.get()
+        try:
+            return child.call(check_sample, item, packing.min_s, packing.max_s)
+        except ChildDied as death:
+            return BadSample(item.id, item.source, "crashed", str(death))
+        finally:
+            idle.put(child)
 
-    for item in map_in_threads(check, items, packing.threads):
-        if isinstance(item, BadSample):
-            bad.append(item)
-        else:
-            yield item
+    with ExitStack() as stack:
+        for _ in range(packing.threads):
+            idle.put(stack.enter_context(ChildProcess()))
+        for item in stack.enter_context(closing(map_in_threads(check, items, packing.threads))):
+            if isinstance(item, BadSample):
+                bad.append(item)
+            else:
+                yield item
 
 
 def _summary(*written: Written) -> dict[str, Any]:
@@ -260,7 +273,9 @@ def check_sample(sample: Sample, min_s: float, max_s: float) -> Sample | BadSamp
     return replace(sample, audio=audio, suffix="flac", duration_s=seconds, offset_s=None)
 
 
-def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+def map_in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Generator[Result, None, None]:
     """Map in order with some threads (decoders release the lock) and few items in memory."""
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:

@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.corpora.layout import Defaults, each_row, find, need, read_csv, read_json
 from mowe_ray.data.corpora.parquet import Fields, read_parquet
 from mowe_ray.data.decode import decode_audio
@@ -170,15 +171,15 @@ def read_spoken_squad(folder: Path, defaults: Defaults, split: str) -> Iterator[
     def make(numbered: tuple[int, Any]) -> Iterator[Sample | BadSample]:
         topic, article = numbered
         for number, paragraph in enumerate(article["paragraphs"]):
-            yield from _paragraph_samples(
-                paragraph["qas"], sentences.get((topic, number), {}), f"{topic}_{number}", defaults
-            )
+            clips = sentences.get((topic, number), {})
+            yield from _paragraph_samples(paragraph["qas"], clips, f"{topic}_{number}", defaults, child)
 
-    yield from each_row(enumerate(read_json(table)["data"]), make, table, defaults.source)
+    with ChildProcess() as child:
+        yield from each_row(enumerate(read_json(table)["data"]), make, table, defaults.source)
 
 
 def _paragraph_samples(
-    questions: list[dict[str, Any]], sentences: dict[int, Path], name: str, defaults: Defaults
+    questions: list[dict[str, Any]], sentences: dict[int, Path], name: str, defaults: Defaults, child: ChildProcess
 ) -> Iterator[Sample | BadSample]:
     if not questions:
         return
@@ -186,9 +187,10 @@ def _paragraph_samples(
         if sorted(sentences) != list(range(len(sentences))) or not sentences:
             missing = next(n for n in range(len(sentences) + 1) if n not in sentences)
             raise BadAudio("no_audio", f"{name}_{missing}.wav is missing")
-        audio = join_clips([sentences[n] for n in sorted(sentences)])
-    except BadAudio as error:
-        yield from (BadSample(asked["id"], defaults.source, error.cause, error.detail) for asked in questions)
+        audio = child.call(join_clips, [sentences[n] for n in sorted(sentences)])
+    except (BadAudio, ChildDied) as error:
+        bad = error if isinstance(error, BadAudio) else BadAudio("crashed", str(error))
+        yield from (BadSample(asked["id"], defaults.source, bad.cause, bad.detail) for asked in questions)
         return
     for asked in questions:
         answers = [answer["text"] for answer in asked["answers"]]

@@ -15,11 +15,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mowe_ray.data.child_process import ChildDied, ChildProcess
+from mowe_ray.data.decode import headers_in_child
 from mowe_ray.data.sample import BadSample, Sample, is_about_storage
 from mowe_ray.data.shards import manifest, tar
 from mowe_ray.data.shards import parquet as table
 from mowe_ray.data.shards.completion import NOTE, check_complete
-from mowe_ray.data.shards.record import Place, Row, broken_shard, rows_table
+from mowe_ray.data.shards.record import ROW_SCHEMA, Place, Row, broken_shard, rows_table
 from mowe_ray.data.shards.storage import expand, open_file
 
 __all__ = ["field_names", "first_samples", "list_shards", "read_samples", "scan_shard"]
@@ -156,13 +158,36 @@ def _read_json(path: str) -> dict[str, Any]:
     return content
 
 
-def scan_shard(shard: str, default_task: str | None) -> pa.Table:
-    """Describe every sample of a shard, good or bad, as a table of `record.ROW_SCHEMA`."""
+def scan_shard(shard: str, default_task: str | None, *, in_child: bool = False) -> pa.Table:
+    """Describe every sample of a shard, good or bad, as a table of `record.ROW_SCHEMA`.
+
+    Args:
+        in_child: for a shard that has ended the process that scanned it. What does so again is a bad sample or, where
+            it is no header of a clip, a broken shard.
+    """
+    if in_child:
+        return _scan_in_child(shard, default_task)
     rows = _scan(shard, default_task)
     parts = [rows_table([])]
     while chunk := list(islice(rows, _CHUNK_ROWS)):
         parts.append(rows_table(chunk))
     return pa.concat_tables(parts)
+
+
+def _scan_in_child(shard: str, *arguments: Any) -> pa.Table:
+    with ChildProcess() as child:
+        try:
+            rows = child.call(_scan_with_headers_apart, shard, *arguments)
+        except ChildDied as death:
+            return rows_table([broken_shard(shard, str(death))])
+    named = pc.binary_join_element_wise(pa.scalar(shard), rows["detail"], ": ")
+    details = pc.if_else(pc.equal(rows["cause"], "crashed"), named, rows["detail"])
+    return rows.set_column(rows.schema.get_field_index("detail"), ROW_SCHEMA.field("detail"), details)
+
+
+def _scan_with_headers_apart(shard: str, *arguments: Any) -> pa.Table:
+    with headers_in_child():
+        return scan_shard(shard, *arguments)
 
 
 def field_names(shard: str) -> list[str]:

@@ -9,12 +9,14 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.decode import header_duration_s
 from mowe_ray.data.sample import BadAudio, BadSample, Sample, bad_audio, is_about_storage
 from mowe_ray.data.shards.audio_field import AUDIO_KEYS
@@ -89,14 +91,41 @@ def _batch_or_error(reader: pa.ipc.RecordBatchFileReader, number: int) -> pa.Rec
     try:
         return reader.get_batch(number)
     except pa.ArrowException as error:
-        return error
+        return _damage(error)
 
 
 def _until_error(reader: pa.ipc.RecordBatchStreamReader) -> Iterator[pa.RecordBatch | pa.ArrowException]:
     try:
         yield from reader
     except pa.ArrowException as error:
-        yield error
+        yield _damage(error)
+
+
+def _damage(error: pa.ArrowException) -> pa.ArrowException:
+    # A damaged length: an allocation that a batch could need does not fail.
+    return pa.ArrowInvalid(str(error)) if isinstance(error, MemoryError) else error
+
+
+def _validate(shard: str) -> None:
+    """Read an Arrow file in a child process, before this one does: damaged metadata may end who reads them.
+
+    Raises:
+        pa.ArrowInvalid: they do.
+    """
+    if _is_arrow(shard):
+        with ChildProcess() as child:
+            try:
+                child.call(_read_all, shard)
+            except ChildDied as death:
+                raise pa.ArrowInvalid(f"damaged, as {death} that read it") from None
+
+
+def _read_all(shard: str) -> None:
+    with suppress(Exception):  # what is only raised is found again by who uses the file, and costs what it concerns
+        table = _Arrow(shard)
+        for group in range(table.num_groups):
+            with suppress(Exception):
+                python_rows(table.read(group, table.names).select([n for n in table.names if n in TEXT_KEYS]))
 
 
 def refuse_pickles(shard: str, schema: pa.Schema) -> None:
@@ -130,7 +159,11 @@ def _holds_pickles(field: pa.Field) -> bool:
 @lru_cache(maxsize=32)
 def _open(shard: str, version: str) -> _Parquet | _Arrow:
     """Open a shard once per process and version: reading a long footer takes milliseconds."""
-    return _Arrow(shard) if shard.lower().endswith(".arrow") else _Parquet(shard)
+    return _Arrow(shard) if _is_arrow(shard) else _Parquet(shard)
+
+
+def _is_arrow(shard: str) -> bool:
+    return shard.lower().endswith(".arrow")
 
 
 def _version(shard: str) -> str:
@@ -140,6 +173,7 @@ def _version(shard: str) -> str:
 
 def field_names(shard: str) -> list[str]:
     """Return the names of the columns."""
+    _validate(shard)
     return _open(shard, _version(shard)).names
 
 
@@ -150,6 +184,7 @@ def scan(shard: str, default_task: str | None) -> Iterator[Row]:
         ValueError: when no column is known as the answer.
     """
     try:
+        _validate(shard)
         table = _open(shard, _version(shard))
         if not set(ANSWER_KEYS) & set(table.names):
             columns, answers = ", ".join(table.names), ", ".join(ANSWER_KEYS)
@@ -209,9 +244,12 @@ def _joined(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[di
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:
     """Return the names of the classes of each `ClassLabel` column, or list of them: cells hold only positions."""
     stored = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(stored).get("info", {}).get("features") if stored else None
+    try:
+        features = dict((json.loads(stored).get("info", {}).get("features") if stored else None) or {})
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise pa.ArrowInvalid(f"its metadata of `datasets` are damaged: {error}") from error
     classes = {}
-    for column, feature in (features or {}).items():
+    for column, feature in features.items():
         while isinstance(feature, list) and feature:  # how older versions of `datasets` write a list
             feature = feature[0]
         while isinstance(feature, Mapping) and isinstance(feature.get("feature"), Mapping):

@@ -15,6 +15,7 @@ import numpy as np
 
 from mowe_ray.config.data_section import DataSection
 from mowe_ray.config.model_section import ModelSection
+from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.sample import Sample
 from mowe_ray.data.shards import first_samples, list_shards
 from mowe_ray.data.shards.storage import fingerprint
@@ -81,9 +82,12 @@ def reach_audio(path: str, task: str | None) -> Reach:
         shards = list_shards(path)
         spread = {int(i) for i in np.linspace(0, len(shards) - 1, _SHARDS_OPENED)}
         sizes = [fingerprint(shards[i]).partition("-")[0] for i in sorted(spread)]
-        samples = first_samples(shards[0], task)
+        with ChildProcess() as child:
+            samples = child.call(first_samples, shards[0], task)
     except (OSError, ValueError) as error:
         return Reach(problem=str(error))
+    except ChildDied as death:
+        return Reach(problem=f"{death} that read the first samples of {shards[0]}", fatal=False)
     bad = [sample for sample in samples if not isinstance(sample, Sample)]
     if bad and len(bad) == len(samples):
         return Reach(problem=f"no usable sample at the start of {shards[0]}: {bad[0].cause}: {bad[0].detail}")

@@ -89,7 +89,7 @@ def answer_all(export: str, jobs: Sequence[AnswerJob], config: EvaluationConfig,
         log: Called with each line of progress.
 
     Raises:
-        ValueError: A worker cannot load or run the model.
+        ValueError: A worker cannot load or run the model, or no answer comes.
     """
     for job in jobs:
         job.predictions.begin()
@@ -103,8 +103,8 @@ def answer_all(export: str, jobs: Sequence[AnswerJob], config: EvaluationConfig,
     settings = [(job.excluded_members, job.labels) for job in jobs]
     try:
         results = _execute.remote(export, work, settings, datasets, config)
-        for i, ((n, _), size, reference) in enumerate(zip(work, rows, results, strict=True)):
-            _store(jobs[n].predictions, ray.get(reference))
+        for i, ((n, _), size) in enumerate(zip(work, rows, strict=True)):
+            _store(jobs[n].predictions, _next(results, config.timeout_s))
             progress.label = f"answering, now {jobs[n].label}"
             progress.advance(size)
             if i == 0:  # until now the model was loaded, which takes no longer for more samples
@@ -115,6 +115,17 @@ def answer_all(export: str, jobs: Sequence[AnswerJob], config: EvaluationConfig,
     finally:
         for job in jobs:
             job.predictions.flush()
+
+
+def _next(results: ray.ObjectRefGenerator, timeout_s: float) -> dict[str, Any]:
+    ready, _ = ray.wait([results], timeout=timeout_s)
+    if not ready:
+        raise ValueError(
+            f"no answer has come for {timeout_s:g} s (timeout_s): the model, the audio or the cluster keeps it back; "
+            "run the same command again to go on"
+        )
+    answered: dict[str, Any] = ray.get(next(results), timeout=timeout_s)
+    return answered
 
 
 def _store(predictions: Predictions, answered: dict[str, Any]) -> None:

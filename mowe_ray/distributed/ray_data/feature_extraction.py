@@ -27,7 +27,7 @@ from mowe_ray.data.feature_cache import (
     write_features,
 )
 from mowe_ray.distributed.errors import cause_of
-from mowe_ray.distributed.ray_data.pipeline import ModelActors, stream_blocks
+from mowe_ray.distributed.ray_data.pipeline import ModelActors, has_died_twice, stream_blocks
 from mowe_ray.output.terminal import ProgressReporter
 from mowe_ray.training.datasets import Sources
 from mowe_ray.training.frozen_features import (
@@ -107,7 +107,8 @@ def _decode(rows: pa.Table, cache: ray.ObjectRef, config: RunConfig) -> pa.Table
     shard = rows["shard"][0].as_py()
     path = ray.get(cache).audio_path(shard)
     if not is_complete(path):
-        write_audio(path, rows, config.data.min_duration_s, config.data.max_duration_s)
+        limits = config.data.min_duration_s, config.data.max_duration_s
+        write_audio(path, rows, *limits, in_child=has_died_twice())
     return pa.table({"shard": [shard]})
 
 

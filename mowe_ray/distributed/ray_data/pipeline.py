@@ -29,7 +29,8 @@ from mowe_ray.config import RunConfig
 from mowe_ray.config.schema import WorkersSection
 from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.data.epoch_plan import Rows
-from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch
+from mowe_ray.data.micro_batch import MicroBatch, load_in_child, load_micro_batch, without_known
+from mowe_ray.data.sample import BadSample
 from mowe_ray.distributed import ray_internals
 from mowe_ray.distributed.resources import ray_options, worker_bundle
 from mowe_ray.training.datasets import validation_plan
@@ -141,6 +142,7 @@ def decode_micro_batches(
     cache: ray.ObjectRef | None,
     min_duration_s: float,
     max_duration_s: float,
+    known: Sequence[BadSample] = (),
 ) -> Iterator[pa.Table]:
     """Yields the decoded micro-batches of a block of work, a table of one row each with the column `dataset`.
 
@@ -149,16 +151,27 @@ def decode_micro_batches(
         indexes: The `Index` of each dataset in the object store; tasks read it in place.
         plans: For each dataset the rows of its micro-batches.
         cache: The `FeatureCache` in the object store, to read from it instead of decoding.
+        known: Samples that are bad, and not to be tried.
     """
     rows, features = ray.get(plans), None if cache is None else ray.get(cache)
+    load = load_in_child if has_died_twice() else load_micro_batch
     for item in work.to_pylist():
         dataset, number = item["dataset"], item["number"]
-        samples = ray.get(indexes[dataset]).table.take(rows[dataset][number])
+        samples, bad = without_known(ray.get(indexes[dataset]).table.take(rows[dataset][number]), known)
         if features is None:
-            batch = load_micro_batch(samples, min_duration_s, max_duration_s)
+            batch = load(samples, min_duration_s, max_duration_s)
         else:
             batch = features.load(samples)
+        batch.bad.extend(bad)
         yield batch.to_row().append_column("dataset", pa.array([dataset]))
+
+
+def has_died_twice() -> bool:
+    """Whether two processes that ran the present task have ended before it was done.
+
+    The second time it is hardly the machine's fault: something in its data may end whoever decodes it.
+    """
+    return int(ray_internals.global_worker.core_worker.get_current_task_attempt_number()) >= 2
 
 
 # Micro-batches a Ray Data execution runs. Starting one costs about a second of decoding; up to two are held at a
@@ -182,6 +195,7 @@ def decode_stream(
     reserved: bool = False,
     per_execution: int = _PER_EXECUTION,
     cache: ray.ObjectRef | None = None,
+    known: Callable[[], Sequence[BadSample]] = tuple,
 ) -> Iterator[MicroBatch]:
     """Yields the decoded micro-batch of each array of index rows, in order.
 
@@ -192,6 +206,7 @@ def decode_stream(
         reserved: The caller has reserved these CPUs.
         per_execution: Micro-batches a Ray Data execution runs.
         cache: The `FeatureCache` in the object store, to read from it instead of decoding.
+        known: Returns the samples that are known to be bad by now, which are not tried.
     """
     arguments = {
         "indexes": [index],
@@ -207,7 +222,7 @@ def decode_stream(
     while chunk := list(itertools.islice(rows_left, per_execution)):
         # Drained as fast as it decodes: an execution that must wait for its reader spins, and the training step,
         # in the same process, pays for it. The next one starts while this one is read.
-        execution = _execute(chunk, arguments, decode_cpus=decode_cpus, reserved=reserved)
+        execution = _execute(chunk, {**arguments, "known": known()}, decode_cpus=decode_cpus, reserved=reserved)
         running.append(prefetch(execution, depth=len(chunk)))
         if len(running) == 2:
             yield from running.popleft()
@@ -293,6 +308,7 @@ def training_batches(
     sampler: EpochSampler,
     *,
     cache: ray.ObjectRef | None,
+    known: Callable[[], Sequence[BadSample]],
     change: Callable[[list[Rows]], list[Rows]],
     rank: int,
     world_size: int,
@@ -301,6 +317,7 @@ def training_batches(
 
     Args:
         cache: The `FeatureCache` in the object store, if the run has one.
+        known: Returns the samples that are known to be bad by now, which are not tried.
         change: Returns the micro-batches that are really run for the planned ones of a step; the same on every rank.
     """
     # Here, not at the top: these import torch, which processes that only decode do not need.
@@ -308,27 +325,37 @@ def training_batches(
     from mowe_ray.training.sampler import with_batches
 
     def load(rows: Iterator[Rows]) -> Iterator[Batch]:
-        decoded = _decoded(index, rows, config, cache)
+        decoded = _decoded(index, rows, config, cache, known)
         return prefetch((collate(micro_batch, processor) for micro_batch in decoded), _COLLATED_AHEAD)
 
     return with_batches(sampler, load, change=change, rank=rank, world_size=world_size)
 
 
 def validation_batches(
-    index: ray.ObjectRef, config: RunConfig, *, cache: ray.ObjectRef | None, rank: int, world_size: int
+    index: ray.ObjectRef,
+    config: RunConfig,
+    *,
+    cache: ray.ObjectRef | None,
+    known: Callable[[], Sequence[BadSample]],
+    rank: int,
+    world_size: int,
 ) -> Iterator[MicroBatch]:
-    """Yields this rank's micro-batches of a validation source, equally many on every rank."""
+    """Yields this rank's micro-batches of a validation source, equally many on every rank; as `training_batches`."""
     from mowe_ray.training.sampler import rows_of_rank
 
     # One micro-batch a step, distributed over the ranks: the clips of a micro-batch, and so its padding, do not depend
     # on the number of ranks.
     plan = [step[0] for step in validation_plan(ray.get(index), config.data)]
     rows = iter(rows_of_rank(plan, rank, world_size))
-    return prefetch(_decoded(index, rows, config, cache), _COLLATED_AHEAD)
+    return prefetch(_decoded(index, rows, config, cache, known), _COLLATED_AHEAD)
 
 
 def _decoded(
-    index: ray.ObjectRef, rows: Iterator[Rows], config: RunConfig, cache: ray.ObjectRef | None
+    index: ray.ObjectRef,
+    rows: Iterator[Rows],
+    config: RunConfig,
+    cache: ray.ObjectRef | None,
+    known: Callable[[], Sequence[BadSample]],
 ) -> Iterator[MicroBatch]:
     return decode_stream(
         index,
@@ -338,11 +365,16 @@ def _decoded(
         decode_cpus=config.data.decode_cpus,
         reserved=config.compute.reserves_decoding,
         cache=cache,
+        known=known,
     )
 
 
-def parallel_map(function: Callable[[T], R], items: Iterable[T], in_flight: int = 64) -> Iterator[R]:
-    """Applies `function` to `items` in Ray tasks of one CPU; yields the results in order."""
+def parallel_map(function: Callable[..., R], items: Iterable[T], in_flight: int = 64) -> Iterator[R]:
+    """Applies `function` to `items` in Ray tasks of one CPU; yields the results in order.
+
+    Args:
+        function: Called with `in_child=True` for an item that has ended two processes.
+    """
     # Once, not with every task: the function may hold a large closure.
     shared = ray.put(function)
     # Bounded: results that wait for their turn take memory in the object store.
@@ -357,5 +389,5 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], in_flight: int 
 
 # Anywhere in the cluster: inside a Tune trial, tasks would by default run on what the trial has reserved, its driver's.
 @ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")
-def _apply(function: Callable[[T], R], item: T) -> R:
-    return function(item)
+def _apply(function: Callable[..., R], item: T) -> R:
+    return function(item, in_child=True) if has_died_twice() else function(item)

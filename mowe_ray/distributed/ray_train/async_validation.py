@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ import torch
 from ray.actor import ActorHandle
 
 from mowe_ray.config import RunConfig
+from mowe_ray.data.micro_batch import MicroBatch
+from mowe_ray.data.sample import BadSample
 from mowe_ray.distributed import resources
 from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine
 from mowe_ray.distributed.errors import cause_of
@@ -49,14 +51,21 @@ def validate_sources(
     indexes: dict[str, ray.ObjectRef],
     cache: ray.ObjectRef | None,
     *,
+    known: Callable[[], Sequence[BadSample]],
+    watched: Callable[[str, Iterable[MicroBatch]], Iterable[MicroBatch]] = lambda _name, batches: batches,
     rank: int = 0,
     world_size: int = 1,
 ) -> Results:
-    """Validate on every source, by its name. Collective."""
+    """Validate on every source, by its name. Collective.
+
+    Args:
+        known: Returns the samples that are known to be bad by now, which are not tried.
+        watched: Returns the micro-batches of a source, watched while they are used.
+    """
     results = {}
     for name, index in indexes.items():
-        batches = validation_batches(index, config, cache=cache, rank=rank, world_size=world_size)
-        results[name] = validate(engine, processor, batches)
+        batches = validation_batches(index, config, cache=cache, known=known, rank=rank, world_size=world_size)
+        results[name] = validate(engine, processor, watched(name, batches))
     return results
 
 
@@ -253,4 +262,11 @@ class _Validator:
         finally:
             if folder != export:
                 shutil.rmtree(folder, ignore_errors=True)
-        return validate_sources(OneProcess(model), processor, config, setup.validation_indexes, setup.feature_cache)
+        return validate_sources(
+            OneProcess(model),
+            processor,
+            config,
+            setup.validation_indexes,
+            setup.feature_cache,
+            known=lambda: setup.report.killers,
+        )

@@ -64,15 +64,20 @@ class RunCoordinator:
 
     async def _kill_idle_controller(self) -> None:
         idle_s = 0
-        while idle_s < self._idle_timeout_s:
+        while idle_s < self._idle_timeout_s and not self._controller_killed:
             await asyncio.sleep(1)
             # Workers that run end by themselves; only a controller that waits for nodes would never notice the request.
             idle_s = 0 if self._placement_group is not None or self._controller is None else idle_s + 1
-        self._controller_killed = True
-        ray.kill(self._controller)
+        await self.kill_controller()
+
+    async def kill_controller(self) -> None:
+        """End a run that is to stop, and would not by itself; its workers end with the controller."""
+        if self._controller is not None and not self._controller_killed:
+            self._controller_killed = True
+            ray.kill(self._controller)
 
     async def controller_killed(self) -> bool:
-        """Whether `stop` has killed the controller."""
+        """Whether `kill_controller` has."""
         return self._controller_killed
 
     async def set_controller(self, controller: ActorHandle[Any]) -> None:

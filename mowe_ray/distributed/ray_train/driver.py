@@ -12,6 +12,7 @@ import ray
 from ray.actor import ActorHandle
 
 from mowe_ray.config import RunConfig
+from mowe_ray.data.data_report import killers_in
 from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.distributed import cluster, resources
 from mowe_ray.distributed.errors import cause_of
@@ -26,6 +27,7 @@ from mowe_ray.training.datasets import Sources, index_sources
 from mowe_ray.training.ledger import keep_ids
 from mowe_ray.training.sample_audit import SAMPLES_FILE, audit_samples
 
+_REPORT = "data_report.json"
 # What may change between two runs of the same command without making it another experiment.
 _FREE_TO_CHANGE = {
     "training": {"max_steps", "epochs", "gradient_accumulation"}
@@ -71,6 +73,7 @@ def _train(
     cluster.join(resources.cpus_of(config, config.compute.max_workers))
     _check_resources(folder, config, log)
     sources = index_sources(config.data, parallel_map)
+    _add_killers(folder, sources, log)
     for name, count in sources.report.text_only.items():
         log(f"{name}: {count} samples have no audio, and are trained or scored as text alone")
     if folder.exists("result.json") and covers(result := json.loads(folder.read_text("result.json")), config):
@@ -107,6 +110,19 @@ def _train(
         result["samples"] = {"lost": check.lost, "repeated": check.repeated}
     folder.write_json("result.json", result)
     return result
+
+
+def _add_killers(folder: RunFolder, sources: Sources, log: Callable[[str], None]) -> None:
+    """Count the samples that ended a process earlier in this run, by its report: they are not tried again."""
+    if not folder.exists(_REPORT):
+        return
+    try:
+        killers = killers_in(json.loads(folder.read_text(_REPORT)))
+    except (ValueError, KeyError, TypeError) as error:
+        log(f"warning: {folder.path(_REPORT)} is damaged, and is written anew: {error}")
+        return
+    shards = {name for index in (sources.train, *sources.validation.values()) for name in index.shard_names}
+    sources.report.add(killer for killer in killers if killer.file in shards)
 
 
 def _filled_cache(config: RunConfig, sources: Sources, coordinator: ActorHandle[RunCoordinator]) -> FeatureCache | None:

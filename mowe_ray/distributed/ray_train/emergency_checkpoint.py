@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from ray.actor import ActorHandle
 from mowe_ray.distributed.ray_internals import WorkerCallback, get_train_context
 from mowe_ray.distributed.ray_train.coordinator import RunCoordinator, call_when_done
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.training.fault_tolerance.watchdog import Hang
+from mowe_ray.training.fault_tolerance.watchdog import ActivityTracker, Hang
 from mowe_ray.training.protocols import Ranks
 
 if TYPE_CHECKING:  # Ray's controller imports this too, and needs no model
@@ -25,6 +26,9 @@ if TYPE_CHECKING:  # Ray's controller imports this too, and needs no model
 
 # Seconds that a checkpoint may take after a failure, or before one that was announced.
 EMERGENCY_SAVE_S = 60.0
+
+# How long a run that is to stop may wait for data before it stops without the step under way.
+_STUCK_S = 10.0
 
 _terminated = threading.Event()
 
@@ -93,19 +97,35 @@ class EmergencyCheckpointer:
         save: Callable[[], bool],
         coordinator: ActorHandle[RunCoordinator],
         folder: RunFolder,
+        activity: ActivityTracker,
     ):
-        """Start to wait for requests of the other ranks of this group. Collective.
+        """Start to wait for requests of the other ranks of this group, and for the driver's to stop. Collective.
 
         Args:
             save: Writes a checkpoint of the last finished step, without collectives; returns whether it is committed.
         """
         self._engine, self._save, self._coordinator, self._folder = engine, save, coordinator, folder
-        self._rank = ranks.rank
+        self._rank, self._activity, self._closed = ranks.rank, activity, False
         # Distinguishes this worker group from earlier ones: a late request of a dead group must not stop its successor.
         self._group: str = ranks.gather(os.urandom(8).hex())[0]
         self._updates = engine.updates
         self._once = threading.Lock()
         call_when_done(coordinator.emergency_save_requested.remote(self._group), self.save)
+        call_when_done(coordinator.stop_requested.remote(), self._stop_if_stuck)
+
+    def close(self) -> None:
+        """Do not stop a run any more that waits for data."""
+        self._closed = True
+
+    def _stop_if_stuck(self) -> None:
+        """End a run that is to stop but waits for data which may never come: steps end only with them."""
+        while not self._closed:
+            if (waited_s := self._activity.waited_s) > _STUCK_S:
+                self._log(f"rank {self._rank} has waited {waited_s:.0f} s for data: stopping without them")
+                self.save_on_all_ranks()
+                ray.get(self._coordinator.kill_controller.remote())
+                return
+            time.sleep(1)
 
     def step_finished(self) -> None:
         """Mark weights, moments and position as belonging to the same step."""
@@ -130,7 +150,7 @@ class EmergencyCheckpointer:
         with contextlib.suppress(OSError):  # the disk may be what hangs, or full
             self._folder.write_text(file, f"{hang}\n\n{hang.stacks}")
         self._log(
-            f"error: step {hang.step} has taken {hang.seconds:.0f} s (training.step_timeout_s): "
+            f"error: {hang.what} has taken {hang.seconds:.0f} s (training.step_timeout_s): "
             f"rank {rank} is at: {hang.activity}, in {hang.line}; all stacks: {self._folder.path(file)}"
         )
         saved = self.save_on_all_ranks()

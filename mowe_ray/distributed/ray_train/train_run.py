@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import tee
 from typing import Any
 
@@ -13,6 +15,8 @@ import ray.train
 from ray.actor import ActorHandle
 
 from mowe_ray.config import RunConfig
+from mowe_ray.data.micro_batch import MicroBatch
+from mowe_ray.data.sample import BadSample
 from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine
 from mowe_ray.distributed.ray_data.pipeline import training_batches
 from mowe_ray.distributed.ray_train.async_validation import AsyncValidation, validate_sources
@@ -120,51 +124,79 @@ class TrainRun:
             RunError: On all ranks: only the user can fix it.
             MicroBatchOutOfMemory: A micro-batch did not fit; it is recorded for the restart.
         """
-        emergency = EmergencyCheckpointer(
-            engine=self.engine,
-            ranks=self.ranks,
-            save=self._save_now,
-            coordinator=self.coordinator,
-            folder=self.folder,
-        )
-        watchdog = Watchdog(self.activity, self.config.training.step_timeout_s, emergency.on_hang)
-        try:
-            finished = self._steps(watchdog, emergency)
-        except MicroBatchOutOfMemory as error:
-            # Before the checkpoint, whose snapshot needs memory as well.
-            release(error)
-            self._record_out_of_memory(error)
-            emergency.save_on_all_ranks()
-            raise
-        except RunError:
-            self.writer.wait(EMERGENCY_SAVE_S)
-            raise
-        finally:
-            watchdog.close()
+        with self._watched() as (watchdog, emergency):
+            try:
+                finished = self._steps(watchdog, emergency)
+            except MicroBatchOutOfMemory as error:
+                # Before the checkpoint, whose snapshot needs memory as well.
+                release(error)
+                self._record_out_of_memory(error)
+                emergency.save_on_all_ranks()
+                raise
+            except RunError:
+                self.writer.wait(EMERGENCY_SAVE_S)
+                raise
         try:
             self.writer.wait(_LAST_CHECKPOINT_S, insist=True)
         except ValueError as error:  # every rank finds the same
             raise RunError(str(error)) from error
         return finished
 
-    def validate(self, *, last: bool = False) -> dict[str, ValidationResult]:
-        """Validate on every source, and report the results by source name. Collective.
+    def validate(self) -> dict[str, ValidationResult]:
+        """Validate for the last time, after a pending async validation; returns the results by source name.
 
-        Args:
-            last: Wait for a pending async validation first; nothing follows this validation.
+        Collective.
         """
-        results = validate_sources(
-            self.engine,
-            self.processor,
-            self.config,
-            self.validation_indexes,
-            self.feature_cache,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
+        with self._watched() as (watchdog, _):
+            return self._validate(watchdog, wait_s=self.config.training.step_timeout_s)
+
+    @contextmanager
+    def _watched(self) -> Iterator[tuple[Watchdog, EmergencyCheckpointer]]:
+        """Save and end, inside, what takes longer than its time limit. Collective."""
+        emergency = EmergencyCheckpointer(
+            engine=self.engine,
+            ranks=self.ranks,
+            save=self._save_now,
+            coordinator=self.coordinator,
+            folder=self.folder,
+            activity=self.activity,
         )
-        self.async_validation.poll(self._report_validation, self.config.training.step_timeout_s if last else 0.0)
+        watchdog = Watchdog(self.activity, self.config.training.step_timeout_s, emergency.on_hang)
+        try:
+            yield watchdog, emergency
+        finally:
+            watchdog.close()
+            emergency.close()
+
+    def _validate(self, watchdog: Watchdog, wait_s: float = 0.0) -> dict[str, ValidationResult]:
+        with self.activity.during("validating"):
+            results = validate_sources(
+                self.engine,
+                self.processor,
+                self.config,
+                self.validation_indexes,
+                self.feature_cache,
+                known=self._killers,
+                watched=partial(self._watched_batches, watchdog),
+                rank=self.ranks.rank,
+                world_size=self.ranks.world_size,
+            )
+        watchdog.pause()
+        self.async_validation.poll(self._report_validation, wait_s)
         self._report_validation(self.sampler.step, self.sampler.progress, results)
         return results
+
+    def _watched_batches(self, watchdog: Watchdog, source: str, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+        """Yield `batches` of a validation source, each within the time limit of a step."""
+        step = self.sampler.step
+        what = f"a micro-batch of {source}, validated after step {step},"
+        watchdog.begin(step, what)
+        for batch in self.activity.waiting_for_data(batches):
+            yield batch
+            watchdog.begin(step, what)
+
+    def _killers(self) -> list[BadSample]:
+        return self.monitor.killers
 
     def _report_validation(self, step: int, progress: float, results: dict[str, ValidationResult]) -> None:
         self.monitor.validation(step, results)
@@ -177,7 +209,7 @@ class TrainRun:
         every, requests = self.config.training, StopRequests(self.coordinator, self.ranks)
         # Two readers of one stream: the loop takes the batches, this method the planned step that each result belongs
         # to.
-        fed, planned_steps = tee(self.activity.track(self._batches(), "waiting for data"))
+        fed, planned_steps = tee(self.activity.waiting_for_data(self._batches()))
         watchdog.begin(self.sampler.step + 1)
         steps = training_steps(self.engine, map(self._with_factor, fed), seed=self.config.seed)
         # Steps first: a result belongs to the planned step that was fed for it.
@@ -199,10 +231,9 @@ class TrainRun:
             if planned.last or stop:
                 return planned.last
             if validating:
-                # Validation has no time limit of its own: its length depends on the data, not on the step.
                 watchdog.pause()
                 if not self.async_validation.start(self.sampler.step, self.sampler.progress):
-                    self.validate()
+                    self._validate(watchdog)
             watchdog.begin(result.step + 1)
             # Not while a node is about to leave: a report is a barrier, and the ranks on that node may never reach it.
             if report and (saving or validating) and not save:
@@ -217,6 +248,7 @@ class TrainRun:
             self.processor,
             self.sampler,
             cache=self.feature_cache,
+            known=self._killers,
             change=self.records.apply,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,

@@ -65,7 +65,7 @@ def _train(setup: WorkerSetup) -> dict[str, Any]:
     if not run.train():
         run.monitor.close()
         return {"run": run.folder.url, "stopped_at_step": run.sampler.step}
-    validation = run.validate(last=True)
+    validation = run.validate()
     # The last one: schedulers and Ray's dashboard see the final scores.
     run.reporter.report()
     _export(run)

@@ -46,13 +46,13 @@ def fit(config: RunConfig, folder: RunFolder, setup: WorkerSetup, log: Callable[
         except ray.train.TrainingFailedError as error:
             cause, attempts = format_training_failure(error), config.compute.max_failures + 1  # Ray has retried
         except ray.exceptions.RayActorError as error:
-            if ray.get(setup.coordinator.controller_killed.remote()):
-                return {"run": folder.url, "stopped_at_step": max(committed_steps(folder), default=0)}
             cause, attempts = f"the training controller died: {str(error).splitlines()[0]}", 1
             # The controller would have removed it; while it exists, the next group cannot get the same resources.
             if held := ray.get(setup.coordinator.placement_group.remote()):
                 remove_placement_group(held)
             ray.get(setup.coordinator.set_placement_group.remote(None))
+            if ray.get(setup.coordinator.controller_killed.remote()):
+                return {"run": folder.url, "stopped_at_step": max(committed_steps(folder), default=0)}
         progressed = committed_steps(folder)[-1:] != reached[-1:]
         policy = policy.after_failure(progressed=progressed, attempts=attempts)
         if policy.decision is RestartDecision.GIVE_UP:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from mowe_ray.data.child_process import exit_reason
 from mowe_ray.training.fault_tolerance.restart_policy import RestartDecision, RestartPolicy
 
 # Set for the child: the file it makes when it ends by itself, whatever its exit code, and the supervisor's number.
@@ -66,8 +67,7 @@ def supervise(
             return code if code >= 0 else 128 - code
         now = steps()
         policy, reached = policy.after_failure(progressed=now > reached), max(now, reached)
-        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        died = f"the driver died ({cause})"
+        died = f"the driver died ({exit_reason(code)})"
         if policy.decision is RestartDecision.GIVE_UP:
             log(f"error: {died} {policy.failures} times without a new checkpoint: giving up")
             return 1

@@ -19,6 +19,8 @@ from torch import nn
 
 T = TypeVar("T")
 
+WAITING_FOR_DATA = "waiting for data"
+
 
 class ActivityTracker:
     """Tracks the activity of the main thread: the phase of the step, and the part of the model that runs.
@@ -30,6 +32,27 @@ class ActivityTracker:
     def __init__(self) -> None:
         """Start with `starting`."""
         self.activity = "starting"
+        self._waits_since: float | None = None
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds for which the main thread has been waiting for data; 0 if it does anything else."""
+        since = self._waits_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def waiting_for_data(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield `items`; the activity is to wait for data while the next one is not there."""
+        iterator = iter(items)
+        while True:
+            with self.during(WAITING_FOR_DATA):
+                self._waits_since = time.monotonic()
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+                finally:
+                    self._waits_since = None
+            yield item
 
     @contextmanager
     def during(self, activity: str) -> Iterator[None]:
@@ -39,17 +62,6 @@ class ActivityTracker:
             yield
         finally:
             self.activity = before
-
-    def track(self, items: Iterable[T], activity: str) -> Iterator[T]:
-        """Yield `items`; waiting for the next one is `activity`."""
-        iterator = iter(items)
-        while True:
-            with self.during(activity):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
-            yield item
 
     def track_modules(self, modules: dict[str, nn.Module]) -> None:
         """Add the name of the module whose forward runs, also when checkpointed activations are recomputed."""
@@ -71,16 +83,18 @@ class ActivityTracker:
 
 @dataclass(frozen=True)
 class Hang:
-    """A step that takes too long.
+    """A step, or a part of a validation, that takes too long.
 
     Attributes:
-        step: The step that is under way, counted from 1.
+        step: The step that is under way, counted from 1, or that was the last before the validation.
+        what: What is timed, in words.
         seconds: How long it has taken so far.
         activity: What the main thread is doing, by `ActivityTracker`; `line` is its innermost line of code.
         stacks: Stack of every Python thread.
     """
 
     step: int
+    what: str
     seconds: float
     activity: str
     line: str
@@ -88,7 +102,7 @@ class Hang:
 
 
 class Watchdog:
-    """Calls `on_hang` once, in its own thread, when a step takes longer than `timeout_s`."""
+    """Calls `on_hang` once, in its own thread, when what is timed takes longer than `timeout_s`."""
 
     def __init__(self, activity: ActivityTracker, timeout_s: float, on_hang: Callable[[Hang], None]):
         """Start the thread; nothing is timed before the first `begin`."""
@@ -96,17 +110,17 @@ class Watchdog:
         # The thread that trains: its stack is what a report is about.
         self._main = threading.get_ident()
         self._changed = threading.Condition()
-        self._step, self._closed = 0, False
+        self._step, self._what, self._closed = 0, "", False
         self._began: float | None = None
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
-    def begin(self, step: int) -> None:
-        """Start to time `step`, which ends the step before."""
-        self._set(step, time.monotonic())
+    def begin(self, step: int, what: str | None = None) -> None:
+        """Start to time `step`, or `what` comes after it; this ends what was timed before."""
+        self._set(step, what or f"step {step}", time.monotonic())
 
     def pause(self) -> None:
-        """Stop timing: what follows may take long (validation, export)."""
-        self._set(self._step, None)
+        """Stop timing: what follows may take long (an export)."""
+        self._set(self._step, self._what, None)
 
     def close(self) -> None:
         """End the thread."""
@@ -114,9 +128,9 @@ class Watchdog:
             self._closed = True
             self._changed.notify()
 
-    def _set(self, step: int, began: float | None) -> None:
+    def _set(self, step: int, what: str, began: float | None) -> None:
         with self._changed:
-            self._step, self._began = step, began
+            self._step, self._what, self._began = step, what, began
             self._changed.notify()
 
     def _watch(self) -> None:
@@ -129,9 +143,9 @@ class Watchdog:
             if self._closed:
                 return
             assert self._began is not None
-            step, seconds = self._step, time.monotonic() - self._began
+            step, what, seconds = self._step, self._what, time.monotonic() - self._began
         # Outside the lock: the main thread must be able to go on to its next `begin`.
-        self._on_hang(Hang(step, seconds, self._activity.activity, _innermost(self._main), stacks()))
+        self._on_hang(Hang(step, what, seconds, self._activity.activity, _innermost(self._main), stacks()))
 
 
 def stacks() -> str:

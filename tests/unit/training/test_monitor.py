@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from mowe_ray.data.data_report import DataReport
+from mowe_ray.data.data_report import DataReport, killers_in
 from mowe_ray.data.sample import BadSample
 from mowe_ray.evaluation.predictions import Answer, RouterChoice
 from mowe_ray.evaluation.routing import routing_of
@@ -90,6 +90,29 @@ def test_too_much_bad_data_stops_all_ranks_together_and_leaves_the_report(tmp_pa
     assert all(isinstance(error, RunError) for error in raised)
     assert "4 of 10 samples (40%) are unusable: 4 silent in made" in str(raised[1])
     assert json.loads(folder.read_text("data_report.json"))["bad"] == 4
+
+
+def test_a_clip_that_ended_its_decoder_is_told_and_written_at_once(tmp_path):
+    folder, lines = RunFolder(str(tmp_path), "run"), []
+    killers = [BadSample(name, "made", "crashed", f"x.tar: {name}", "x.tar") for name in "abc"]
+
+    def run(ranks: Ranks) -> None:
+        monitor = make_monitor(ranks, folder, lines, max_bad_fraction=0.5)
+        # Rank 1 finds it, and again in the next epoch; all ranks learn of it with the next line of progress.
+        found = Batch({}, 0, 0, 0.0, 0.0, [], [], [], [], [], killers[: ranks.rank])
+        for step in (1, 2, 3, 4):
+            monitor.step(result(step, batches=[found]), progress=step / 4, last=False)
+            assert monitor.killers == (killers[:1] if step > 1 else [])
+        assert killers_in(json.loads(folder.read_text("data_report.json"))) == killers[:1]
+        monitor.validation(4, {"held": ValidationResult(1.0, {}, [], {}, killers[1:2])})
+        late = Batch({}, 0, 0, 0.0, 0.0, [], [], [], [], [], killers[2:])
+        monitor.step(result(5, batches=[late]), progress=1.0, last=False)
+        monitor.close()  # stopped before the next line
+
+    assert on_two_ranks(run) == [None, None]
+    assert killers_in(json.loads(folder.read_text("data_report.json"))) == killers
+    told = [line for line in lines if line.startswith("warning")]
+    assert told == [f"warning: {name} is left out from now on (data_report.json), x.tar: {name}" for name in "abc"]
 
 
 def test_a_validation_is_logged_by_source_and_told(tmp_path):

@@ -32,7 +32,7 @@ def test_tells_where_a_step_hangs(alarm):
     with activity.during("forward"), activity.during("a read that does not end"):
         assert alarm.rang.wait(30)  # the main thread hangs here
     (hang,) = alarm.hangs
-    assert (hang.step, hang.activity) == (7, "a read that does not end")
+    assert (hang.step, hang.what, hang.activity) == (7, "step 7", "a read that does not end")
     assert hang.seconds >= 0.2
     assert hang.line.startswith("wait (")
     assert "test_tells_where_a_step_hangs" in hang.stacks
@@ -55,9 +55,9 @@ def test_a_pause_is_not_timed_and_the_time_starts_anew_after_it(alarm):
     watchdog.begin(1)
     watchdog.pause()
     assert not alarm.rang.wait(1.3)
-    watchdog.begin(2)
+    watchdog.begin(2, "a validation")
     assert alarm.rang.wait(30)
-    assert alarm.hangs[0].step == 2
+    assert (alarm.hangs[0].step, alarm.hangs[0].what) == (2, "a validation")
 
 
 def test_tracker_follow_the_modules_into_forward_and_recomputation():
@@ -81,18 +81,22 @@ def test_tracker_follow_the_modules_into_forward_and_recomputation():
 
 
 def test_tracker_wait_for_items_and_come_back():
-    activity, seen = ActivityTracker(), []
+    activity, seen, waited = ActivityTracker(), [], []
 
     def items():
         for item in range(2):
+            time.sleep(0.01)
             seen.append(activity.activity)
+            waited.append(activity.waited_s)
             yield item
 
-    assert [(item, activity.activity) for item in activity.track(items(), "waiting for data")] == [
+    assert [(item, activity.activity) for item in activity.waiting_for_data(items())] == [
         (0, "starting"),
         (1, "starting"),
     ]
     assert seen == ["waiting for data"] * 2
+    assert all(0.01 <= seconds < 5 for seconds in waited)
+    assert activity.waited_s == 0.0
 
 
 def test_an_error_inside_a_place_leaves_it():
