@@ -1,4 +1,4 @@
-"""Stands in for a bug of libsndfile that nobody knows yet, in every Python process with this folder on its PYTHONPATH.
+"""Stands in for a bug of libsndfile and of Arrow that nobody knows yet, in processes with this folder on PYTHONPATH.
 
 A file that ends in `ENDS` ends the process that opens it, one that ends in `HANGS` never comes back. Each time a line
 goes to the file that the environment variable DECODER_LOG names.
@@ -14,43 +14,62 @@ from importlib.abc import MetaPathFinder
 ENDS, HANGS = b"ends its decoder", b"hangs its decoder"
 
 
-def _open(file, *arguments, original, **options):
-    if hasattr(file, "seek"):
-        file.seek(0)
-        last = file.read()[-len(HANGS) :]
-        file.seek(0)
-        if last.endswith((ENDS, HANGS)):
-            if log := os.environ.get("DECODER_LOG"):
-                with open(log, "a") as lines:  # noqa: PTH123 - at the start of every process
-                    lines.write(f"{os.getpid()} {last.decode()}\n")
-            if last.endswith(ENDS):
-                ctypes.string_at(0)
-            time.sleep(1e6)
-    return original(file, *arguments, **options)
+def meet(content):
+    """Do what the end of a file asks for."""
+    last = content[-len(HANGS) :]
+    if not last.endswith((ENDS, HANGS)):
+        return
+    if log := os.environ.get("DECODER_LOG"):
+        with open(log, "a") as lines:  # noqa: PTH123 - at the start of every process
+            lines.write(f"{os.getpid()} {last.decode()}\n")
+    if last.endswith(ENDS):
+        ctypes.string_at(0)
+    time.sleep(1e6)
+
+
+def patch_soundfile(module):
+    original = module.SoundFile.__init__
+
+    def init(sound, file, *arguments, **options):
+        if hasattr(file, "seek"):
+            file.seek(0)
+            meet(file.read())
+            file.seek(0)
+        original(sound, file, *arguments, **options)
+
+    module.SoundFile.__init__ = init
+
+
+def patch_arrow(module):
+    original = module.open_stream
+
+    def open_stream(source, **options):
+        meet(source.to_pybytes())
+        return original(source, **options)
+
+    module.open_stream = open_stream
 
 
 class _Patch(MetaPathFinder):
-    """Patches `soundfile` when it is imported: most processes of a cluster never do."""
+    """Patches a module when it is imported: most processes of a cluster never do."""
+
+    def __init__(self, name, patch):
+        self._name, self._patch = name, patch
 
     def find_spec(self, name, path=None, target=None):
-        if name != "soundfile":
+        if name != self._name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         execute = spec.loader.exec_module
 
-        def patched(module):
+        def execute_and_patch(module):
             execute(module)
-            original = module.SoundFile.__init__
+            self._patch(module)
 
-            def init(sound, file, *arguments, **options):
-                _open(file, *arguments, original=lambda *given, **more: original(sound, *given, **more), **options)
-
-            module.SoundFile.__init__ = init
-
-        spec.loader.exec_module = patched
+        spec.loader.exec_module = execute_and_patch
         return spec
 
 
 if __name__ == "sitecustomize":  # not where a test imports it for its constants
-    sys.meta_path.insert(0, _Patch())
+    sys.meta_path[:0] = [_Patch("soundfile", patch_soundfile), _Patch("pyarrow.ipc", patch_arrow)]

@@ -21,10 +21,12 @@ from mowe_ray.data.feature_cache import open_audio, write_audio
 from mowe_ray.data.index import SourceSpec, build_index, map_in_child
 from mowe_ray.data.micro_batch import load_in_child, load_micro_batch, without_known
 from mowe_ray.data.sample import BadSample, Sample
-from mowe_ray.data.shards import scan_shard
+from mowe_ray.data.shards import field_names, scan_shard
 from tests import deadly_decoder
 from tests.audio_files import by_sndfile
 from tests.deadly_decoder.sitecustomize import ENDS
+
+pytestmark = pytest.mark.slow  # every process that ends has to import the decoders first
 
 GOOD = by_sndfile("WAV", "PCM_16", seconds=0.5)
 # The length of a FLAC is read without its decoder, that of a Sun audio file with it.
@@ -87,6 +89,30 @@ def test_a_process_that_scans_for_itself_survives(tmp_path):
     shards = [write_tar(tmp_path / "0.tar", {"one": GOOD}), write_tar(tmp_path / "1.tar", {"two": DEADLY_TO_SCAN})]
     found = map_in_child(partial(scan_shard, default_task="asr"), shards)
     assert [rows["cause"].to_pylist() for rows in found] == [[None], ["crashed"]]
+
+
+def test_an_arrow_file_is_read_in_a_child_process_before_it_is_used(tmp_path):
+    shard = Path(write_table(tmp_path / "x.arrow", {"one": GOOD, "two": GOOD}))
+    shard.write_bytes(shard.read_bytes() + ENDS)
+    (row,) = scan_shard(str(shard), None).to_pylist()
+    assert (row["id"], row["cause"]) == ("x.arrow", "broken_shard")
+    assert row["detail"] == "damaged, as signal SIGSEGV ended the process that read it"
+    assert field_names(str(shard)) == []
+
+
+def test_a_damaged_length_is_no_want_of_memory(tmp_path):
+    table = pa.table({"id": ["one"], "text": ["hello" * 1000], "audio": [GOOD]})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(tmp_path / "x.arrow", table.schema, options=options) as writer:
+        writer.write_table(table)
+    content = (tmp_path / "x.arrow").read_bytes()
+    # The length of the text stands before its compressed bytes.
+    before, length, after = content.rpartition(len("hello" * 1000).to_bytes(8, "little"))
+    assert length
+    (tmp_path / "x.arrow").write_bytes(before + (1 << 60).to_bytes(8, "little") + after)
+    (row,) = scan_shard(str(tmp_path / "x.arrow"), None).to_pylist()
+    assert row["cause"] == "broken_shard"
+    assert "malloc" in row["detail"]
 
 
 @pytest.fixture

@@ -244,12 +244,9 @@ def _joined(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[di
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:
     """Return the names of the classes of each `ClassLabel` column, or list of them: cells hold only positions."""
     stored = (schema.metadata or {}).get(b"huggingface")
-    try:
-        features = dict((json.loads(stored).get("info", {}).get("features") if stored else None) or {})
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise pa.ArrowInvalid(f"its metadata of `datasets` are damaged: {error}") from error
+    features = json.loads(stored).get("info", {}).get("features") if stored else None
     classes = {}
-    for column, feature in features.items():
+    for column, feature in (features or {}).items():
         while isinstance(feature, list) and feature:  # how older versions of `datasets` write a list
             feature = feature[0]
         while isinstance(feature, Mapping) and isinstance(feature.get("feature"), Mapping):
