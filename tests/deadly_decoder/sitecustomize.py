@@ -16,13 +16,13 @@ ENDS, HANGS = b"ends its decoder", b"hangs its decoder"
 
 def meet(content):
     """Do what the end of a file asks for."""
-    last = content[-len(HANGS) :]
-    if not last.endswith((ENDS, HANGS)):
+    order = next((order for order in (ENDS, HANGS) if content.endswith(order)), None)
+    if order is None:
         return
     if log := os.environ.get("DECODER_LOG"):
         with open(log, "a") as lines:  # noqa: PTH123 - at the start of every process
-            lines.write(f"{os.getpid()} {last.decode()}\n")
-    if last.endswith(ENDS):
+            lines.write(f"{os.getpid()} {order.decode()}\n")
+    if order == ENDS:
         ctypes.string_at(0)
     time.sleep(1e6)
 
