@@ -86,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-duration", type=float, default=3600, metavar="S", help="and longer ones; an hour")
     held_out = "hold out this part: makes DIR/train and DIR/validation, no recording in both"
     add("--validation-fraction", type=float, default=0, metavar="F", help=held_out)
+    named = "what rows may name outside of their table's folder: folder, URL or host; may be repeated"
+    add("--allow-path", action="append", default=[], metavar="PLACE", help=named)
     add("--seed", type=int, default=0, metavar="N", help="of builtin and of what is held out")
     add("--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="to check audio with")
     return parser
@@ -141,7 +143,8 @@ def _published(
 ) -> tuple[Callable[[], Iterable[Sample | BadSample]], int | None]:
     """How to start reading the source, and how many samples it has if that is known."""
     path, kind = Path(options.source), KINDS[options.kind]
-    defaults = Defaults(_source_name(options), options.task or kind.task, options.instruction)
+    task, allow = options.task or kind.task, tuple(options.allow_path)
+    defaults = Defaults(_source_name(options), task, options.instruction, allow)
 
     def read() -> Iterable[Sample | BadSample]:
         return islice(read_source(path, options.kind, defaults, options.split, options.label_from), options.clips)

@@ -103,6 +103,10 @@ class RunningCommand:
         found = [p for p in _descendants(below or self.process.pid) if _title(p).startswith(f"ray::{name}")]
         return sorted(found, key=lambda p: p.pid)
 
+    def processes(self) -> dict[psutil.Process, str]:
+        """All processes below the command, with their titles."""
+        return {process: _title(process) for process in _descendants(self.process.pid)}
+
     def workers(self, count: int = 1, below: int | None = None) -> list[psutil.Process]:
         """The training processes, once there are `count`."""
         return self.until(

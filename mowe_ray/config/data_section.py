@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
@@ -19,6 +20,15 @@ def _known_path(path: str) -> str:
 
 
 SourcePath = Annotated[Location, AfterValidator(_known_path)]
+
+
+def _place(place: str) -> str:
+    if not place.startswith("/") and "://" not in place and not re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)*", place):
+        raise ValueError(f"must be a folder (/data), a URL (s3://bucket/clips) or a host (example.org), got {place!r}")
+    return place
+
+
+Place = Annotated[Location, AfterValidator(_place)]
 
 
 class TrainingSource(Section):
@@ -66,6 +76,10 @@ class EvaluatedData(Section):
     """Audio per micro-batch and worker, padding included, in seconds."""
     max_batch_size: PositiveInt = 32
     """Largest number of samples in a micro-batch."""
+    allow_paths: list[Place] = []
+    """What rows may name outside of their shard's folder: folders, URLs, hosts; a local manifest any local file."""
+    max_text_tokens: PositiveInt | None = None
+    """Samples with longer text are skipped and counted, in tokens; null: what audio leaves of the model's positions."""
     max_bad_fraction: Probability = 0.05
     """Largest share of unusable samples; above it the run stops."""
     decode_cpus: PositiveInt = 1

@@ -117,7 +117,18 @@ def _refuse_unknown(file: BinaryIO, header: Header) -> None:
     """Raise BadAudio for what has no known first bytes: FFmpeg takes pictures and noise for MP3."""
     if header.container == OTHER:
         file.seek(0)
-        raise BadAudio("wrong_type", f"not an audio file, starts with {file.read(12)!r}")
+        raise BadAudio("wrong_type", f"not an audio file, but {_kind_of(file.read(512))}")
+
+
+def _kind_of(head: bytes) -> str:
+    """Describe a file without quoting it: rows of strangers may name files that are secret."""
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS: run `git lfs pull`"
+    try:
+        head[:-4].decode()  # the last character may be cut
+    except UnicodeDecodeError:
+        return "other binary data"
+    return "a page of HTML or XML" if head.lstrip().startswith(b"<") else "text"
 
 
 def _decode_av(file: BinaryIO, header: Header, max_s: float) -> tuple[Wave, int]:

@@ -3,15 +3,16 @@
     FOLDER/audio-VERSION/SHARD KEY.arrow  a row for each usable sample of the shard, in the order of the index
     FOLDER/ENCODER KEY/SHARD KEY.arrow    a row for each clip, in any order
 
-Files are written atomically and never change: their names identify their content. Readers map it into memory.
+Files are written atomically and never change: their names identify their content. Readers map it into memory, and
+compare each row with its checksum; files of before there were checksums are taken as they are.
 """
 
 import hashlib
 import json
-import os
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from mowe_ray.data.index import Index
 from mowe_ray.data.micro_batch import Features, MicroBatch, load_in_child, load_micro_batch, read_cell
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS
+from mowe_ray.output.run_folder import sync
 
 _VERSION = 3  # raise it when the same samples would be decoded to something else
 _CHUNK_ROWS = 64  # samples that are decoded, and lie in memory, together
@@ -42,9 +44,12 @@ _AUDIO_SCHEMA = pa.schema(
         ("references", pa.list_(pa.string())),
         ("cause", pa.string()),
         ("detail", pa.string()),
+        ("crc32", pa.uint32()),  # of the other columns
     ]
 )
-_FEATURES_SCHEMA = pa.schema([("row", pa.int32()), ("frames", pa.int32()), ("values", pa.large_binary())])
+_FEATURES_SCHEMA = pa.schema(
+    [("row", pa.int32()), ("frames", pa.int32()), ("values", pa.large_binary()), ("crc32", pa.uint32())]
+)
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,13 @@ class CachedEncoder:
         return json.dumps({"place" if name == "encoder_index" else name: value for name, value in asdict(self).items()})
 
     @classmethod
-    def from_json(cls, note: str) -> "CachedEncoder":
-        """Read what `to_json` wrote."""
-        fields = json.loads(note)
-        return cls(encoder_index=fields.pop("place"), **fields)
+    def read(cls, note: Path) -> "CachedEncoder | None":
+        """Read what `to_json` wrote; None if it is not there, or damaged."""
+        try:
+            fields = json.loads(note.read_bytes())
+            return cls(encoder_index=fields.pop("place"), **fields)
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+            return None
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,8 @@ class FeatureCache:
         clips: list[npt.NDArray[np.int16]] = []
         with_audio: list[tuple[str, int]] = []
         for shard, number, (sample_id, task, source) in zip(shards, numbers, names, strict=True):
-            audio = _audio(str(self.audio_path(shard)))
+            audio = open_audio(self.audio_path(shard))
+            audio.check(number)
             if cause := audio.table["cause"][number].as_py():
                 batch.bad.append(BadSample(sample_id, source, cause, audio.table["detail"][number].as_py()))
                 continue
@@ -136,6 +145,8 @@ class FeatureCache:
     def _features(self, encoder: CachedEncoder, clips: list[tuple[str, int]]) -> Features:
         files = [_features(str(self.features_path(encoder, shard))) for shard, _ in clips]
         places = [int(file.place[number]) for file, (_, number) in zip(files, clips, strict=True)]
+        for (shard, _), file, place in zip(clips, files, places, strict=True):
+            _check_row(self.features_path(encoder, shard), file.table, place)
         cells = [read_cell(file.table["values"], place) for file, place in zip(files, places, strict=True)]
         frames = [file.table["frames"][place].as_py() for file, place in zip(files, places, strict=True)]
         values = np.concatenate([np.zeros(0, np.uint8), *cells]).view(np.uint16)
@@ -163,7 +174,7 @@ def shard_rows(index: Index, min_s: float, max_s: float) -> dict[str, tuple[str,
         blank = pa.array([""] * len(rows))
         columns = {"id": rows["id"], "source": blank, "task": blank, "shard": [shard] * len(rows)}
         columns |= {"duration_s": rows["duration_s"], **dict(zip(_PLACE, places, strict=True))}
-        keyed[shard] = digest.hexdigest(), pa.table(columns)
+        keyed[shard] = digest.hexdigest(), pa.table(columns, metadata=table.schema.metadata)
     return keyed
 
 
@@ -185,7 +196,8 @@ def write_audio(path: Path, rows: pa.Table, min_s: float, max_s: float, *, in_ch
     with _atomic_file(path, _AUDIO_SCHEMA) as writer:
         for start in range(0, len(rows), _CHUNK_ROWS):
             chunk = rows.slice(start, _CHUNK_ROWS)
-            writer.write_table(_audio_table(load(chunk, min_s, max_s), chunk["id"].to_pylist()))
+            table = _audio_table(load(chunk, min_s, max_s), chunk["id"].to_pylist())
+            writer.write_table(_with_checksums(table, _AUDIO_SCHEMA))
 
 
 def _audio_table(batch: MicroBatch, ids: list[str]) -> pa.Table:
@@ -208,7 +220,7 @@ def _audio_table(batch: MicroBatch, ids: list[str]) -> pa.Table:
             "cause": [bad[name].cause if name in bad else None for name in ids],
             "detail": [bad[name].detail if name in bad else None for name in ids],
         },
-        schema=_AUDIO_SCHEMA,
+        schema=pa.schema(list(_AUDIO_SCHEMA)[:-1]),
     )
 
 
@@ -224,8 +236,43 @@ def write_features(path: Path, batches: Iterable[tuple[list[int], list[npt.NDArr
             ]
             cells = pa.Array.from_buffers(pa.large_binary(), len(rows), buffers)
             frames = [values.shape[1] for values in features]
-            columns = {"row": rows, "frames": frames, "values": cells}
-            writer.write_table(pa.table(columns, schema=_FEATURES_SCHEMA))
+            table = pa.table(
+                {"row": rows, "frames": frames, "values": cells}, schema=pa.schema(list(_FEATURES_SCHEMA)[:-1])
+            )
+            writer.write_table(_with_checksums(table, _FEATURES_SCHEMA))
+
+
+def _with_checksums(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    sums = [_checksum(table, row) for row in range(len(table))]
+    return table.append_column(schema.field("crc32"), pa.array(sums, pa.uint32()))
+
+
+def _checksum(table: pa.Table, row: int) -> int:
+    """Return the CRC-32 of a row, without its own checksum."""
+    crc = 0
+    for field in table.schema:
+        if field.type == pa.large_binary():
+            crc = zlib.crc32(read_cell(table[field.name], row).data, crc)
+        elif field.name != "crc32":
+            crc = zlib.crc32(repr(table[field.name][row].as_py()).encode(), crc)
+    return crc
+
+
+def _check_row(path: Path, table: pa.Table, row: int) -> None:
+    """Raise ValueError for a damaged row; its file is removed, so that it can be computed again."""
+    if "crc32" not in table.column_names:
+        return
+    try:
+        if _checksum(table, row) == table["crc32"][row].as_py():
+            return
+    except (ValueError, IndexError, pa.ArrowException):  # not even text any more, or outside of the file
+        pass
+    with suppress(OSError):
+        path.unlink()
+    raise ValueError(
+        f"data.feature_cache: {path} does not match its checksums and was removed; run the same command again to "
+        "compute it"
+    )
 
 
 @contextmanager
@@ -236,8 +283,7 @@ def _atomic_file(path: Path, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchFi
     try:
         with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             yield writer
-        with part.open("rb") as written:
-            os.fsync(written.fileno())  # a machine that goes down must not leave the name without the content
+        sync(part)  # a machine that goes down must not leave the name without the content
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -260,14 +306,20 @@ def _open(path: str | Path) -> pa.Table:
 class CachedAudio:
     """The decoded clips of a shard, mapped into memory."""
 
+    path: Path
     table: pa.Table
+
+    def check(self, row: int) -> None:
+        """Raise ValueError if a row is not what was written."""
+        _check_row(self.path, self.table, row)
 
     def samples(self, row: int) -> npt.NDArray[np.int16]:
         """Return (S,) samples of a row; none for text alone and for bad samples."""
         return read_cell(self.table["samples"], row).view(np.int16)
 
     def wave(self, row: int) -> npt.NDArray[np.float32]:
-        """Return (S,) samples in -1..1."""
+        """Return (S,) samples in -1..1; ValueError as for `check`."""
+        self.check(row)
         return self.samples(row).astype(np.float32) * np.float32(self.table["scale"][row].as_py())
 
     @property
@@ -300,7 +352,7 @@ def open_audio(path: Path) -> CachedAudio:
 
 @lru_cache(maxsize=4096)  # a process may map 65,530 files
 def _audio(path: str) -> CachedAudio:
-    return CachedAudio(_reopen(path))
+    return CachedAudio(Path(path), _reopen(path))
 
 
 @lru_cache(maxsize=16_384)

@@ -7,6 +7,7 @@ size and time of every shard stay the same. Waveforms and text stay in the shard
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -20,12 +21,13 @@ import pyarrow.compute as pc
 
 from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.sample import BadSample
-from mowe_ray.data.shards import list_shards, scan_shard
+from mowe_ray.data.shards import allowing, list_shards, scan_shard
 from mowe_ray.data.shards.completion import check_scan, check_size, hash_ids, written_shards
 from mowe_ray.data.shards.record import ROW_SCHEMA, repeated_id
 from mowe_ray.data.shards.storage import fingerprint, first_contact
+from mowe_ray.output.run_folder import sync
 
-_VERSION = 3  # raise it when a scan would give other rows, so that old caches are not used
+_VERSION = 4  # raise it when a scan would give other rows, so that old caches are not used
 _CHUNK_ROWS = 1 << 16
 _SHARD_FIELD = pa.field("shard_number", pa.int32())
 _TABLE_COLUMNS = ["id", "duration_s", "task", "audio_at", "audio_size", "meta_at", "meta_size"]
@@ -145,6 +147,7 @@ def build_index(
     *,
     min_s: float,
     max_s: float,
+    allow_paths: Sequence[str] = (),
     run_map: ParallelMap = map,
 ) -> Index:
     """Scan the shards of all sources, or take the cached scan, and keep what is within the limits.
@@ -154,6 +157,7 @@ def build_index(
         cache_dir: folder for the scans, shared by runs.
         min_s: shorter clips go to `Index.bad`.
         max_s: longer clips go to `Index.bad`.
+        allow_paths: what rows may open beside the folder of their shard: folders, URLs, and hosts.
         run_map: applies the scan to shards, in order; Ray passes its own.
 
     Raises:
@@ -168,7 +172,7 @@ def build_index(
     fingerprints: list[str] = []
     for source_number, source in enumerate(sources):
         shards, prints = _fingerprints(source)
-        rows = _cached_scan(source, shards, prints, Path(cache_dir), run_map)
+        rows = _cached_scan(source, shards, prints, Path(cache_dir), allow_paths, run_map)
         usable, unusable = _split(rows, min_s, max_s)
         bad += [BadSample(source=source.name, **fields) for fields in unusable.to_pylist()]
         shard = np.asarray(usable["shard_number"].to_numpy()) + len(shard_names)
@@ -180,7 +184,7 @@ def build_index(
             .append_column(_SHARD_FIELD, pa.array(shard.astype(np.int32)))
             .append_column("row", pa.array(_rows_within(shard)))
         )
-    table = pa.concat_tables(tables)
+    table = allowing(pa.concat_tables(tables), allow_paths)
     for column, values in (("source", names), ("shard", shard_names)):
         table = table.append_column(column, _labelled(table[f"{column}_number"], values))
     return Index(table.drop_columns(["source_number", "shard_number"]), names, bad, fingerprints)
@@ -242,37 +246,54 @@ def _split(rows: pa.Table, min_s: float, max_s: float) -> tuple[pa.Table, pa.Tab
 
 
 def _cached_scan(
-    source: SourceSpec, shards: list[str], prints: list[str], cache_dir: Path, run_map: ParallelMap
+    source: SourceSpec,
+    shards: list[str],
+    prints: list[str],
+    cache_dir: Path,
+    allow_paths: Sequence[str],
+    run_map: ParallelMap,
 ) -> pa.Table:
     """Rows of all shards of a source, memory-mapped."""
-    state = json.dumps([_VERSION, source.task, list(map(list, zip(shards, prints, strict=True)))])
+    state = json.dumps([_VERSION, source.task, [*allow_paths], list(map(list, zip(shards, prints, strict=True)))])
     key = hashlib.sha256(json.dumps([source.path, source.task]).encode()).hexdigest()[:16]
     path = cache_dir / f"index-{key}.arrow"
-    if path.exists():
-        table = _open(path)
-        if table.schema.metadata[b"state"].decode() == state:
-            return table
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    scans = _checked(shards, run_map(partial(scan_shard, default_task=source.task), shards))
+    if (cached := _open(path)) is not None and (cached.schema.metadata or {}).get(b"state") == state.encode():
+        return cached
+    scan = partial(scan_shard, default_task=source.task, allow_paths=allow_paths)
+    scans = _checked(shards, run_map(scan, shards))
     schema = ROW_SCHEMA.append(_SHARD_FIELD).with_metadata({"state": state})
-    _write(path, schema, _numbered(scans, schema))
-    repeats = _repeated_ids(_open(path))
-    if repeats:
-        _write(path, schema, _renamed(_open(path), repeats))
-    return _open(path)
+    table = pa.concat_tables(_merged(_numbered(scans, schema)))
+    if repeats := _repeated_ids(table):
+        table = pa.concat_tables(_renamed(table, repeats))
+    try:
+        _write(path, table)
+    except OSError as error:
+        warnings.warn(
+            f"{cache_dir} cannot keep the scan of {source.path}, so later runs scan it again: {error}", stacklevel=2
+        )
+        return table
+    return _open(path) or table
 
 
-def _open(path: Path) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+def _open(path: Path) -> pa.Table | None:
+    """Map a table into memory; None if it is not there, or damaged."""
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowException):
+        return None
 
 
-def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.Table]) -> None:
+def _write(path: Path, table: pa.Table) -> None:
     """Write under another name and rename: readers never see half a file, and mapped files never change."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
-    with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for batch in _merged(batches):
-            writer.write_table(batch)
-    part.replace(path)
+    try:
+        with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        sync(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _merged(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

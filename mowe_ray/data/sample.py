@@ -15,6 +15,7 @@ Cause = Literal[
     "too_many_tokens",  # audio and text together have no room in the language model's positions
     "no_answer",
     "no_audio",  # the file that the manifest names is missing
+    "not_allowed",  # the row names a file that `data.allow_paths` does not cover
     "unknown_audio",  # something looks like audio, but is not where or how audio is read
     "wrong_type",  # not audio, whatever its suffix says
     "broken_shard",  # the shard ends early or cannot be opened; counted once per shard

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ray._private import ray_constants
     from ray._private.state import available_resources_per_node, total_resources_per_node
     from ray._private.state import state as cluster_state
     from ray._private.worker import global_worker
@@ -34,6 +35,7 @@ __all__ = [
     "get_train_context",
     "global_worker",
     "is_autoscaler_v2",
+    "ray_constants",
     "total_resources_per_node",
 ]
 
@@ -41,6 +43,9 @@ HEAD_NODE = "node:__internal_head__"
 """Resource that only the head node has, 1.0 of it. Without it a study's drivers may land on a spot machine."""
 
 _SOURCES = {
+    # `ENABLE_RAY_CLUSTER`: whether Ray uses the machine's address in the network. `_node_ip_address="127.0.0.1"` is
+    # replaced by that address. Without it, the servers of a local Ray listen to the network.
+    "ray_constants": ("ray._private", "ray_constants"),
     # What each node has to spare. The public `ray.available_resources` adds all nodes up: decoding would crowd the
     # nodes with GPUs, and async validation could not know whether one node has room for it.
     "available_resources_per_node": ("ray._private.state", "available_resources_per_node"),

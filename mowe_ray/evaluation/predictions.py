@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from mowe_ray.data.sample import BadSample
 from mowe_ray.output.run_folder import RunFolder
 
+T = TypeVar("T")
 # Object stores cannot append: every write there is the whole file again.
 _REMOTE_FLUSH_S = 30.0
 
@@ -47,7 +48,7 @@ class Predictions:
         wanted = json.loads(json.dumps({"settings": settings}))
         self._wanted = wanted
         self.replaced: list[str] = []
-        lines = [json.loads(line) for line in folder.read_lines(self._steps)]
+        lines = self._until_damage(self._steps, json.loads)
         if lines and lines[0] == wanted:
             self._resume(lines[1:])
         elif lines:
@@ -56,7 +57,7 @@ class Predictions:
         self.finished = len(self._records)
 
     def _resume(self, records: list[dict[str, Any]]) -> None:
-        stored = self._folder.read_lines(self._file)
+        stored = self._folder.read_lines(self._file)[: len(self._until_damage(self._file, Answer.from_line))]
         for record in records:
             end = len(self._answers) + record["answers"]
             # The answers of this record did not all reach storage: it and what follows are answered again.
@@ -64,6 +65,16 @@ class Predictions:
                 break
             self._answers += stored[len(self._answers) : end]
             self._records.append(record)
+
+    def _until_damage(self, file: str, read: Callable[[str], T]) -> list[T]:
+        """Return what the lines of a file hold, up to the first that is damaged: what follows is answered again."""
+        values = []
+        for line in self._folder.read_lines(file):
+            try:
+                values.append(read(line))
+            except (ValueError, TypeError, KeyError):
+                break
+        return values
 
     def begin(self) -> None:
         """Truncate the files to what is finished; must be called before the first `add`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,9 +92,9 @@ def _find(path: str) -> Target:
         folder = folder_at(folder.storage)
     name = folder.url.rpartition("/")[2]
     if folder.exists("export/config.json"):
-        config = json.loads(folder.read_text("config.json")) if folder.exists("config.json") else None
+        config = folder.read_json("config.json") if folder.exists("config.json") else None
         return Target(name, folder.url, folder.path("export"), config, _history(folder))
-    if folder.exists("config.json") and json.loads(folder.read_text("config.json")).get("model_type") == "mowe":
+    if folder.exists("config.json") and folder.read_json("config.json").get("model_type") == "mowe":
         return Target(name, folder.url, folder.url, None, [])
     if folder.exists("config.json"):
         raise ValueError(f"{path} holds a run without an export: it has not finished; run its command again")
@@ -103,5 +102,5 @@ def _find(path: str) -> Target:
 
 
 def _history(folder: RunFolder) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in folder.read_lines("metrics.jsonl")]
+    records = folder.read_records("metrics.jsonl", "kind", "step")
     return [{"step": r["step"], "routing": r["routing"]} for r in records if r["kind"] == "train" and "routing" in r]

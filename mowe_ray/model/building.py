@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from .configuration_mowe import EncoderSpec, MoweConfig
-from .encoders import AudioEncoder, EncoderExtras, load_encoder, same_weights
+from .encoders import AudioEncoder, EncoderExtras, load_encoder, same_weights, stored_weights
 from .export import load_exported
 from .generation_settings import greedy
 from .lora import inject_lora, merge_lora
@@ -169,10 +169,11 @@ def load_model(
             mowe_z_weight.
 
     Raises:
-        ValueError: if `train_weak` names a member the export does not have.
+        ValueError: if `train_weak` names a member the export does not have, or a file of the export is damaged.
     """
     if fixed := options.keys() - set(_FREE_OPTIONS):
         raise TypeError(f"an exported model's {', '.join(sorted(fixed))} cannot change")
+    stored_weights(folder)
     config = MoweConfig.from_pretrained(folder, **options)
     model = load_exported(folder, config, dtype, loading)
     specs: list[EncoderSpec] = config.weak_encoders or []
@@ -238,6 +239,7 @@ def load_language_model(
     """
     model: PreTrainedModel
     if isinstance(source, str):
+        stored_weights(source)
         with loading or nullcontext():
             try:
                 model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False)

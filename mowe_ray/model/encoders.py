@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
@@ -46,6 +46,7 @@ __all__ = [
     "quiet_transformers",
     "read_config",
     "same_weights",
+    "stored_weights",
 ]
 
 ENCODERS: dict[str, type[AudioEncoder]] = {
@@ -117,9 +118,10 @@ def read_config(source: str | Mapping[str, Any]) -> PretrainedConfig:
     """The configuration of a checkpoint, or of an inline mapping.
 
     Raises:
-        ValueError: there is no such checkpoint, or the mapping names no model_type.
+        ValueError: there is no such checkpoint, a file of it is damaged, or the mapping names no model_type.
     """
     if isinstance(source, str):
+        stored_weights(source)
         try:
             config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
         except OSError as error:
@@ -129,6 +131,25 @@ def read_config(source: str | Mapping[str, Any]) -> PretrainedConfig:
     if "model_type" not in values:
         raise ValueError("an inline config needs model_type, for example 'whisper' or 'llama'")
     return AutoConfig.for_model(**values)
+
+
+def stored_weights(folder: str) -> set[str]:
+    """Return the names of the weights in a folder, from the headers of its files; none of a hub id.
+
+    Raises:
+        ValueError: A file is cut or damaged; names it, as the libraries that load it do not.
+    """
+    names: set[str] = set()
+    for file in sorted(Path(folder).glob("*")):
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_bytes())
+            elif file.suffix == ".safetensors":
+                with safe_open(file, "pt") as weights:
+                    names.update(weights.keys())
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"{file} is cut or damaged ({error}): copy it again, or export the model again") from error
+    return names
 
 
 def same_weights(first: AudioEncoder, second: AudioEncoder) -> bool:

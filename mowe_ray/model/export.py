@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_mowe import MoweConfig
+from .encoders import stored_weights
 from .generation_settings import greedy
 from .lora import merge_lora
 from .modeling_mowe import MoweForConditionalGeneration
@@ -123,17 +123,16 @@ def open_exported(folder: str) -> MoweForConditionalGeneration:
     """Return the model of an export without its weights, on the meta device, once it is sure that they are there.
 
     Raises:
-        ValueError: It is no export, or weights of a part are missing; transformers would make them up.
+        ValueError: It is no export, a file is damaged, or weights of a part are missing; transformers would make them
+            up.
     """
+    stored = stored_weights(folder)
     try:
         config = MoweConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read an export from {folder!r}: {error}") from error
     with torch.device("meta"):
         model = MoweForConditionalGeneration(config)
-    files = sorted(Path(folder).glob("*.safetensors"))
-    # From the headers of the files alone: no weight is read.
-    stored = {name for file in files for name in safe_open(file, "pt").keys()}  # noqa: SIM118 - it is no dict
     missing = model.state_dict().keys() - stored - model.all_tied_weights_keys.keys()
     if missing:
         names = [spec.name for spec in config.weak_encoders or []]
@@ -155,6 +154,7 @@ def _part(weight: str, members: list[str]) -> str:
 
 def load_tower(folder: str, dtype: torch.dtype) -> AudioTower:
     """Load the audio side of a `save_pretrained` folder or hub id, as `load_model` gives it to the model."""
+    stored_weights(folder)
     config = MoweConfig.from_pretrained(folder)
     if config.lora:
         model = load_exported(folder, config, dtype, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,6 +55,17 @@ class MoweProcessor(ProcessorMixin):
         self.max_positions = max_positions
         self._controls = _control_tokens(tokenizer) | {self.audio_token_id: audio_token}
         self._before, self._after = self._frame()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> MoweProcessor:
+        """Load the processor of a folder or hub id, as elsewhere in transformers.
+
+        But nobody is asked on the terminal whether code that comes with it may run: `trust_remote_code` is False
+        unless it is given.
+        """
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
+        loaded: MoweProcessor = super().from_pretrained(*args, **kwargs)
+        return loaded
 
     def num_audio_tokens(self, samples: int) -> int:
         """Return how many audio tokens `samples` become: ceil(base frames / downsample)."""
@@ -112,16 +124,28 @@ class MoweProcessor(ProcessorMixin):
         """
         return len(self._prompt(instruction, lengths)) + (0 if answer is None else len(self._ending(answer)))
 
-    def fits(self, instruction: str, lengths: Sequence[int], answer: str | None = None, new_tokens: int = 0) -> bool:
-        """Return whether a row, as for `num_tokens`, and `new_tokens` more have positions in the language model."""
-        if self.max_positions is None:
+    def fits(
+        self,
+        instruction: str,
+        lengths: Sequence[int],
+        answer: str | None = None,
+        new_tokens: int = 0,
+        limit: int | None = None,
+    ) -> bool:
+        """Return whether a row, as for `num_tokens`, and `new_tokens` more are no longer than `limit`.
+
+        Args:
+            limit: In tokens; None takes the positions of the language model.
+        """
+        limit = self.max_positions if limit is None else limit
+        if limit is None:
             return True
         # No text has more tokens than bytes, so that most rows need not be tokenized to know.
         size = len(instruction.encode(errors="replace")) + len((answer or "").encode(errors="replace")) + new_tokens
         size += sum(map(self.num_audio_tokens, lengths)) + 2 * len(lengths)
-        if size + len(self._before) + len(self._after) + _SPARE_TOKENS <= self.max_positions:
+        if size + len(self._before) + len(self._after) + _SPARE_TOKENS <= limit:
             return True
-        return self.num_tokens(instruction, lengths, answer) + new_tokens <= self.max_positions
+        return self.num_tokens(instruction, lengths, answer) + new_tokens <= limit
 
     def _prompt(self, instruction: str, lengths: Sequence[int]) -> list[int]:
         """Return the tokens before the answer, with as many audio tokens as clips of these lengths become."""

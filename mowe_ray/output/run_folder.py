@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec
+
+_NAMED = 8  # damaged lines that a warning names
+
+
+def sync(path: Path) -> None:
+    """Write a file, or the names in a folder, through to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class RunFolder:
@@ -68,18 +81,6 @@ class RunFolder:
         """Return the content of `file`."""
         return self.read_bytes(file).decode()
 
-    def read_json(self, file: str) -> Any:
-        """Return the value in `file`.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It is damaged, as after a power failure.
-        """
-        try:
-            return json.loads(self.read_text(file))
-        except ValueError as error:
-            raise ValueError(f"{self.path(file)} is damaged: {error}") from error
-
     def read_lines(self, file: str) -> list[str]:
         """Return the lines of `file`, with their ends: none if it is not there, and not a half-written last one.
 
@@ -88,14 +89,54 @@ class RunFolder:
         if not self.exists(file):
             return []
         whole, feed, _ = self.read_bytes(file).rpartition(b"\n")
-        return [f"{line}\n" for line in whole.decode().split("\n")] if feed else []
+        return [f"{line}\n" for line in whole.decode(errors="replace").split("\n")] if feed else []
+
+    def read_json(self, file: str) -> Any:
+        """Return the value in a JSON file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is damaged; names it.
+        """
+        try:
+            return json.loads(self.read_bytes(file))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{self.path(file)} is damaged, not JSON ({error}): put back a copy of it, or remove it"
+            ) from error
+
+    def read_records(self, file: str, *keys: str, warn: Callable[[str], object] | None = None) -> list[dict[str, Any]]:
+        """Return the JSON objects that are the lines of `file`, without lines that are damaged or lack one of `keys`.
+
+        Args:
+            warn: Shows a line to the user where there are such lines.
+        """
+        return [record for _, record in self._whole_lines(file, keys, warn)]
+
+    def _whole_lines(
+        self, file: str, keys: Sequence[str], warn: Callable[[str], object] | None
+    ) -> list[tuple[str, dict[str, Any]]]:
+        whole, damaged = [], []
+        for number, line in enumerate(self.read_lines(file), start=1):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            if isinstance(record, dict) and record.keys() >= set(keys):
+                whole.append((line, record))
+            else:
+                damaged.append(str(number))
+        if damaged and warn is not None:
+            some = ", ".join(damaged[:_NAMED]) + (", ..." if len(damaged) > _NAMED else "")
+            warn(f"warning: {self.path(file)} is damaged in line {some}, which is left out")
+        return whole
 
     def write_text(self, file: str, text: str) -> None:
         """Write `text` as UTF-8; see `write_bytes`."""
         self.write_bytes(file, text.encode())
 
     def write_bytes(self, file: str, content: bytes, *, part: str = "part") -> None:
-        """Write `file`, atomically where the file system can rename.
+        """Write `file`, atomically where the file system can rename, and durably on this machine's own disks.
 
         Args:
             part: Suffix of the file that is written first; writers that may meet need different ones.
@@ -104,8 +145,13 @@ class RunFolder:
         self._filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
         with self._filesystem.open(f"{target}.{part}", "wb") as f:
             f.write(content)
+        local = self.local_path(file)
+        if local:  # a machine that goes down must not leave the name without the content
+            sync(local.with_name(f"{local.name}.{part}"))
         # On object stores a copy: readers there never see a half-written object anyway.
         self._filesystem.mv(f"{target}.{part}", target)
+        if local:
+            sync(local.parent)
 
     def create_bytes(self, file: str, content: bytes) -> bool:
         """Write `file` unless it exists; returns whether it was written.
@@ -125,7 +171,7 @@ class RunFolder:
         return True
 
     def append_text(self, file: str, text: str) -> None:
-        """Add `text` to the end of `file`, all of it or nothing."""
+        """Add `text` to the end of `file`, all of it or nothing, and durably as `write_bytes`."""
         if local := self.local_path(file):
             local.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered, so that a full disk is known here, and not when the file is closed.
@@ -134,6 +180,7 @@ class RunFolder:
                 try:
                     while content:
                         content = content[f.write(content) :]
+                    os.fsync(f.fileno())
                 except OSError:
                     f.truncate(size)  # no half lines on a full disk
                     raise
@@ -141,11 +188,14 @@ class RunFolder:
             before = self.read_text(file) if self.exists(file) else ""
             self.write_text(file, before + text)
 
-    def keep_lines_up_to(self, file: str, step: int) -> None:
-        """Drop the JSON lines of `file` whose `step` is later, and a half-written one; begin the file if it is new."""
-        lines = self.read_text(file).splitlines(keepends=True) if self.exists(file) else []
-        kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-        self.write_text(file, "".join(kept))
+    def keep_lines_up_to(self, file: str, step: int, warn: Callable[[str], object] | None = None) -> None:
+        """Drop the JSON lines of `file` whose `step` is later, and damaged ones; begin the file if it is new.
+
+        Args:
+            warn: As for `read_records`.
+        """
+        lines = self._whole_lines(file, ["step"], warn)
+        self.write_text(file, "".join(line for line, record in lines if record["step"] <= step))
 
     def write_json(self, file: str, value: Any) -> None:
         """Write `value` as indented JSON."""
@@ -165,6 +215,8 @@ class RunFolder:
         target = f"{self._root}/{file}"
         self._filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
         self._filesystem.put_file(str(local), target)
+        if written := self.local_path(file):
+            sync(written)
 
     def fetch(self, file: str, local: Path) -> None:
         """Copy `file` to the local file."""

@@ -152,7 +152,7 @@ def load_all(study: RunFolder, log: Callable[[str], object] = lambda line: None)
 
 def history(folder: RunFolder) -> History:
     """Read the course of a trial from its run folder."""
-    records = [record for line in folder.read_lines("metrics.jsonl") if (record := _parsed(line)) is not None]
+    records = folder.read_records("metrics.jsonl", "kind", "step")
     by_step: dict[int, list[dict[str, Any]]] = {}
     for record in records:
         if record["kind"] == "validation":

@@ -27,6 +27,7 @@ from mowe_ray.model.building import (
     load_model,
     parameter_parts,
 )
+from mowe_ray.model.encoders import stored_weights
 from mowe_ray.model.export import export
 from mowe_ray.model.tokenizing import tokenizer_from_json, train_tokenizer
 from mowe_ray.output.run_folder import RunFolder
@@ -125,6 +126,7 @@ def own_tokenizer(model: ModelSection, train: Index, folder: RunFolder) -> str |
         vocabulary = int(model.language_model.config.get("vocab_size", DEFAULT_VOCABULARY))
         trained = train_tokenizer(texts, vocabulary)
         folder.write_text("tokenizer.json", trained.backend_tokenizer.to_str())
+    folder.read_json("tokenizer.json")  # names a damaged file; the library that parses the text does not
     return folder.read_text("tokenizer.json")
 
 
@@ -134,6 +136,7 @@ def tokenizer_of(model: ModelSection, own: str | None) -> PreTrainedTokenizerBas
         return tokenizer_from_json(own)
     source = model.init_from or model.language_model
     assert isinstance(source, str)
+    stored_weights(source)
     loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     return loaded
 

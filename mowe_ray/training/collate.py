@@ -106,7 +106,9 @@ def _packed_tensors(
     return {name: tensor for name, tensor in inputs.items() if name != "input_lengths"} | dict(encoder_states)
 
 
-def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool = False) -> Batch:
+def collate(
+    micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool = False, max_text_tokens: int | None = None
+) -> Batch:
     """Turn decoded samples into model inputs; rows that are too long or that the processor refuses are counted as bad.
 
     A micro-batch that lost all its samples becomes one text-only row without labels: the rank
@@ -114,8 +116,9 @@ def collate(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: bool
 
     Args:
         generate: Build prompts without answers, padded on the left, instead of training rows.
+        max_text_tokens: Longest row without its audio; None for any.
     """
-    micro_batch = drop_too_long(micro_batch, processor)
+    micro_batch = drop_too_long(micro_batch, processor, max_text_tokens=max_text_tokens)
     try:
         return _collated(micro_batch, processor, generate)
     except Exception:  # whatever a processor raises: the rows that it refuses are found one by one, the rest is kept

@@ -119,7 +119,7 @@ def data_report(indexes: Iterable[Index]) -> DataReport:
 
 def _build(data: EvaluatedData, specs: list[SourceSpec], run_map: ParallelMap) -> Index:
     limits = {"min_s": data.min_duration_s, "max_s": data.max_duration_s}
-    return build_index(specs, cache_folder(), run_map=run_map, **limits)
+    return build_index(specs, cache_folder(), allow_paths=data.allow_paths, run_map=run_map, **limits)
 
 
 def validation_plan(
@@ -146,9 +146,15 @@ def _spec(source: TrainingSource | ValidationSource, name: str, key: str) -> Sou
 
 def shards_of(path: str) -> str:
     """Return where the shards of a configured path are; those of a built-in corpus are written on first use."""
-    if path.startswith(_BUILTIN):
-        return str(builtin_corpus(path.removeprefix(_BUILTIN), cache_folder()))
-    return path
+    if not path.startswith(_BUILTIN):
+        return path
+    folder = cache_folder()
+    try:
+        return str(builtin_corpus(path.removeprefix(_BUILTIN), folder))
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written to {folder}: {error}; XDG_CACHE_HOME names another folder for caches"
+        ) from error
 
 
 def sample_rows(size: int, at_most: int) -> np.ndarray:

@@ -113,10 +113,10 @@ class Monitor:
             self._ranks.log(f"recovered in {total:.1f} s ({phases})")
 
     def validation(self, step: int, results: dict[str, ValidationResult]) -> None:
-        """Log one validation of every source, by the source's name."""
+        """Log one validation of every source, by the source's name; not again after a restart at that step."""
         for name, result in results.items():
             self._add_bad(result.bad)
-            if self._tracker is None:
+            if self._tracker is None or (step, name) in self._tracker.validated:
                 continue
             self._tracker.log(
                 {"kind": "validation", "source": name, "step": step, "loss": result.loss, "tasks": result.tasks}

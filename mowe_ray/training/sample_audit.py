@@ -38,7 +38,7 @@ class SampleAuditLog:
         self._lines: list[str] = []
         self._writing = threading.Lock()
         if ranks.is_rank_zero:
-            folder.keep_lines_up_to(SAMPLES_FILE, resume_step)
+            folder.keep_lines_up_to(SAMPLES_FILE, resume_step, ranks.log)
 
     def add(self, step: int, epoch: int, batches: list[Batch]) -> None:
         """Take in this rank's micro-batches of a step. Collective."""

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,9 @@ class Tracker:
     """Writes one record a call to `metrics.jsonl` and to the trackers that are on.
 
     A resumed run drops the records after the step it resumes from, so each step stands there once.
+
+    Attributes:
+        validated: Step and source of the validations that an earlier start of the run has recorded.
     """
 
     def __init__(
@@ -31,12 +34,19 @@ class Tracker:
         wandb_project: str,
         wandb_group: str | None,
         tensorboard: bool,
+        warn: Callable[[str], object] | None = None,
     ):
-        """Open the trackers; only rank 0 may."""
+        """Open the trackers; only rank 0 may.
+
+        Args:
+            warn: Shows a line to the user about records that are damaged and left out.
+        """
         self._folder = folder
         self._unwritten: list[str] = []
         self._latest_step = resume_step
-        folder.keep_lines_up_to("metrics.jsonl", resume_step)
+        folder.keep_lines_up_to("metrics.jsonl", resume_step, warn)
+        validations = (record for record in self.records() if record["kind"] == "validation")
+        self.validated = {(record["step"], record.get("source")) for record in validations}
         self._scratch = Path(tempfile.mkdtemp(prefix="mowe_ray_tracking_"))
         self._tensorboard = None
         if tensorboard:
@@ -86,7 +96,7 @@ class Tracker:
     def records(self) -> list[dict[str, Any]]:
         """Return all records of the run, oldest first."""
         self._write()
-        return [json.loads(line) for line in self._folder.read_text("metrics.jsonl").splitlines()]
+        return self._folder.read_records("metrics.jsonl", "kind", "step")
 
     def _write(self) -> None:
         self._folder.append_text("metrics.jsonl", "".join(self._unwritten))

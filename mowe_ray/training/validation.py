@@ -44,12 +44,16 @@ class ValidationResult:
 
 @torch.no_grad()
 def validate(
-    engine: EvaluationEngine, processor: MoweProcessor, micro_batches: Iterable[MicroBatch]
+    engine: EvaluationEngine,
+    processor: MoweProcessor,
+    micro_batches: Iterable[MicroBatch],
+    max_text_tokens: int | None = None,
 ) -> ValidationResult:
     """Answer this rank's micro-batches and join them with those of the other ranks. Collective.
 
     Args:
         micro_batches: Equally many on every rank; they may be empty.
+        max_text_tokens: Longest row without its audio; None for any.
     """
     model = engine.model
     was_training = model.training
@@ -59,7 +63,7 @@ def validate(
     bad: list[Any] = []
     loss_sum, tokens = 0.0, 0
     for micro_batch in micro_batches:
-        batch = collate(micro_batch, processor).on(engine.device)
+        batch = collate(micro_batch, processor, max_text_tokens=max_text_tokens).on(engine.device)
         kept = _kept(micro_batch, batch)
         audio = model.encode_audio(**batch.audio_inputs)  # once, for the loss and for the answers
         # Divided by 1: sums over micro-batches and ranks, divided by all tokens in the end, weight every token alike.

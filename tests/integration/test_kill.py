@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from mowe_ray.distributed.ray_train.driver import train
+from mowe_ray.output.run_folder import RunFolder
 from tests.faults import RunningCommand, ended
 from tests.tiny_runs import REFERENCE, Corpus, assert_same_run, tiny_config
 
@@ -17,6 +19,43 @@ def test_a_killed_worker_and_a_killed_driver_change_nothing(
     tiny_corpus: Corpus, tmp_path: Path, reference: dict[str, Any]
 ) -> None:
     kill_and_compare(tiny_corpus, tmp_path, REFERENCE, reference)
+
+
+def test_workers_killed_in_the_export_tell_of_no_validation_twice(tiny_corpus: Corpus, tmp_path: Path) -> None:
+    settings = ["training.max_steps=4", "training.save_every=4", "training.eval_every=2"]
+    with ended(RunningCommand(tiny_corpus, tmp_path, "exporting", *settings)) as command:
+        command.until(lambda: _validated(command.run)[-1:] == [4], "the last validation")
+        for worker in command.workers():
+            worker.kill()
+        finished = command.wait()
+    assert finished.code == 0, finished.err
+    assert "continuing after step 4" in finished.err, "killed too late"
+    assert _validated(command.run) == [2, 4]
+    assert finished.err.count("validation held_out at step 4") == 1
+
+
+@pytest.mark.soak  # two agents of Ray report the death of their node for a minute, to a Ray that is dead
+def test_no_process_is_left_when_the_command_and_its_driver_are_killed_at_once(
+    tiny_corpus: Corpus, tmp_path: Path
+) -> None:
+    with ended(RunningCommand(tiny_corpus, tmp_path, "orphaned", "training.max_steps=100000")) as command:
+        command.until_step(2)
+        below, driver = command.processes(), command.driver()
+        command.process.kill()
+        driver.kill()
+        command.process.wait()
+        _, left = psutil.wait_procs(below, timeout=30)
+        assert [title for process, title in below.items() if process in left and "Agent" not in title] == []
+        _, left = psutil.wait_procs(left, timeout=120)
+        assert [below[process] for process in left] == []
+
+
+def _validated(run: Path) -> list[int]:
+    return [
+        record["step"]
+        for record in RunFolder(str(run.parent), run.name).read_records("metrics.jsonl")
+        if record["kind"] == "validation"
+    ]
 
 
 @pytest.mark.soak  # the same under the other ZeRO stages, each with an undisturbed run of its own

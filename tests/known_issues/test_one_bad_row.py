@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mowe_ray.data.corpora.layout import find
 from mowe_ray.data.index import SourceSpec, build_index
 from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch
 from mowe_ray.data.sample import bad_audio
 from mowe_ray.prepare import main
 from tests.audio_files import by_ffmpeg, by_sndfile
+from tests.read_source import write_tar
 
 WAV = by_sndfile("WAV", "PCM_16", seconds=1.0)
 
@@ -139,13 +141,16 @@ def test_gsm_in_a_wav_is_read(folder):
     assert 16_000 <= batch.lengths[0] <= 16_640  # blocks of 320 samples at 8 kHz
 
 
-@pytest.mark.parametrize("name", ["text", "id", "instruction", "audio"])
+@pytest.mark.parametrize("name", ["text", "id", "instruction", "audio", "references"])
 def test_bytes_that_are_not_utf8_in_parquet(tmp_path, name):
     (tmp_path / "a.wav").write_bytes(WAV)
     columns = {"text": ["hello"] * 3, "id": ["a", "b", "c"], "instruction": ["What?"] * 3, "audio": ["a.wav"] * 3}
+    columns["references"] = ["hello"] * 3
     cells = [value.encode() for value in columns[name]]
     cells[1] = b"\xff\xfe" + cells[1]
     wrong = pa.StringArray.from_buffers(3, *pa.array(cells, pa.binary()).buffers()[1:])
+    if name == "references":
+        wrong = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3]), wrong)
     pq.write_table(pa.table({**columns, name: wrong}), tmp_path / "a.parquet")
     batch, bad = load(tmp_path / "a.parquet", tmp_path / "cache")
     assert batch.answers == ["hello", "hello"]
@@ -216,3 +221,58 @@ def test_a_file_that_changes_rate_or_channels_is_no_error(folder):
     batch, bad = load(lines(folder / "m.jsonl", {"audio": "x.aac", "text": "hello"}), folder / "cache")
     assert not bad
     assert batch.lengths[0] / 16_000 == pytest.approx(4.1, abs=0.2)
+
+
+@pytest.mark.parametrize("rate", [1e30, float("inf"), -1.0, 0.5])
+def test_a_decoded_clip_with_an_impossible_rate_costs_its_row(tmp_path, rate):
+    rows = [
+        {"audio": {"array": [0.1, -0.1] * 4000, "sampling_rate": hertz}, "text": "hello"} for hertz in (8000.0, rate)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    batch, bad = load(tmp_path / "a.parquet", tmp_path / "cache")
+    assert (batch.answers, len(bad)) == (["hello"], 1)
+    assert "broken_shard" not in {cause for cause, _ in bad.values()}
+
+
+@pytest.mark.parametrize(
+    "metadata", ["{", "[" * 200_000, "[1]", '{"info": {"features": {"text": {"_type": "ClassLabel", "names": 5}}}}']
+)
+def test_damaged_metadata_of_datasets_cost_their_shard(tmp_path, metadata):
+    table = pa.table({"audio": [WAV], "text": ["hello"]})
+    (tmp_path / "d").mkdir()
+    pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), tmp_path / "d" / "a.parquet")
+    pq.write_table(table, tmp_path / "d" / "b.parquet")
+    batch, bad = load(tmp_path / "d", tmp_path / "cache")
+    assert batch.answers == ["hello"]
+    assert [cause for cause, _ in bad.values()] == ["broken_shard"]
+    assert main([str(tmp_path / "d"), "--out", str(tmp_path / "out"), "--task", "asr"]) == 0
+    assert json.loads((tmp_path / "out" / "data_report.json").read_text())["good"] == 1
+
+
+@pytest.mark.parametrize("damage", ["deep", "fifo", "name"])
+def test_what_is_wrong_with_a_folder_is_named(tmp_path, damage):
+    write_tar(tmp_path / "a.tar", ("a.wav", WAV), ("a.json", b'{"text": "hello"}'))
+    if damage == "name":
+        (tmp_path / "a.tar").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.tar"))
+    elif damage == "deep":
+        (tmp_path / "dataset_dict.json").write_text("[" * 200_000)
+    else:
+        os.mkfifo(tmp_path / "state.json")
+        with pa.ipc.new_stream(str(tmp_path / "a.arrow"), pa.schema([("text", pa.string())])):
+            (tmp_path / "a.tar").unlink()
+    named = {"name": "caf.*rename it", "deep": "dataset_dict.json: not JSON", "fifo": "state.json: not JSON"}[damage]
+    with pytest.raises(ValueError, match=named):
+        load(tmp_path, tmp_path / "cache")
+
+
+def test_pipes_in_a_folder_and_behind_links_are_no_shards(tmp_path):
+    write_tar(tmp_path / "a.tar", ("a.wav", WAV), ("a.json", b'{"text": "hello"}'))
+    os.mkfifo(tmp_path / "b.tar")
+    (tmp_path / "c.tar").symlink_to(tmp_path / "b.tar")
+    for path in (tmp_path, tmp_path / "*.tar"):
+        assert load(path, tmp_path / "cache")[0].answers == ["hello"]
+
+
+def test_a_pipe_is_no_table_of_a_corpus(tmp_path):
+    os.mkfifo(tmp_path / "train.csv")
+    assert find(tmp_path, "train.csv") is None, "reading it would wait for ever"

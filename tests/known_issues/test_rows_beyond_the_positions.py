@@ -102,6 +102,20 @@ def test_room_for_the_answer_is_kept_when_it_is_generated(make_micro_batch) -> N
     assert not drop_too_long(make_micro_batch([28.0]), processor, new_tokens=4, max_samples=4800).bad
 
 
+def test_text_alone_may_be_capped(make_micro_batch) -> None:
+    """A language model with 128 k positions has room for a text that its GPU has none for."""
+    _, processor = make("gpt2")
+    micro_batch = with_answers(make_micro_batch([0.1, 0.1, 0]), "yes", "#" * 20, "#" * 20)
+    cap = processor.num_tokens(micro_batch.instructions[1], [], "#" * 20) - 1
+    assert collate(micro_batch, processor, max_text_tokens=cap + 1).ids == ["s0", "s1", "s2"]
+    batch = collate(micro_batch, processor, max_text_tokens=cap)
+    assert batch.ids == ["s0"]
+    assert {(bad.cause, bad.detail) for bad in batch.bad} == {
+        ("too_many_tokens", f"{cap + 1} tokens of text, at most {cap} (data.max_text_tokens)")
+    }
+    assert drop_too_long(micro_batch, processor, max_text_tokens=cap, new_tokens=1).ids == ["s0", "s1", "s2"]
+
+
 def test_an_export_knows_its_positions(tmp_path: Path) -> None:
     model, processor = make("llama")
     export(model, processor, tmp_path)

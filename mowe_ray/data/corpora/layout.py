@@ -15,7 +15,7 @@ from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS, check_record, pars
 def find(folder: Path, name: str) -> Path | None:
     """Return the file or folder of this name (or `a/b`) in `folder` or up to two levels below, if there is one."""
     for pattern in (name, f"*/{name}", f"*/*/{name}"):
-        if found := sorted(folder.glob(pattern)):
+        if found := sorted(path for path in folder.glob(pattern) if path.is_file() or path.is_dir()):  # no pipes
             return found[0]
     return None
 
@@ -81,11 +81,13 @@ class Defaults:
         source: name of the corpus.
         task: task of rows without one; None = every row must name it.
         instruction: instruction of rows without one; None = the usual one of the task.
+        allow_paths: what rows may name outside of the folder of their table: folders, URLs, hosts.
     """
 
     source: str
     task: str | None = None
     instruction: str | None = None
+    allow_paths: tuple[str, ...] = ()
 
     def sample(self, row: Mapping[str, Any], id: str, beside: Path) -> Sample | BadSample:
         """Make a sample of a row.
@@ -109,7 +111,7 @@ class Defaults:
             suffix = suffix_of(record.audio) if isinstance(record.audio, str) else ""
             audio = record.audio
             if isinstance(audio, str):
-                audio = read_audio(str(beside), audio)
+                audio = read_audio(str(beside), audio, self.allow_paths)
         except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
             cause = bad_audio(error)
             return BadSample(id, self.source, cause.cause, cause.detail)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mowe_ray.data.corpora.layout import Defaults, files_below
-from mowe_ray.data.sample import BadSample, Sample, is_about_storage
+from mowe_ray.data.sample import BadAudio, BadSample, Sample, is_about_storage
 from mowe_ray.data.shards.parquet import class_names, name_classes, python_rows, refuse_pickles
 
 Fields = dict[str, Any]
@@ -37,10 +37,11 @@ def read_parquet(
         try:
             for number, row in enumerate(read_rows(file)):
                 yield defaults.sample(fields_of(row), f"{file.stem}-{number:06d}", file)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError, BadAudio) as error:
             if is_about_storage(error):
                 raise
-            yield BadSample(file.name, defaults.source, "broken_shard", str(error)[:200])
+            detail = error.detail if isinstance(error, BadAudio) else str(error)[:200]
+            yield BadSample(file.name, defaults.source, "broken_shard", detail)
 
 
 def parquet_files(path: Path, split: str | None = None) -> list[Path]:

@@ -7,7 +7,7 @@ Each reader module has `scan(shard, default_task)`, which walks a shard once for
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from types import ModuleType
 from typing import Any
@@ -17,14 +17,14 @@ import pyarrow.compute as pc
 
 from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.decode import headers_in_child
-from mowe_ray.data.sample import BadSample, Sample, is_about_storage
+from mowe_ray.data.sample import BadSample, Sample, is_about_storage, valid_text
 from mowe_ray.data.shards import manifest, tar
 from mowe_ray.data.shards import parquet as table
 from mowe_ray.data.shards.completion import NOTE, check_complete
 from mowe_ray.data.shards.record import ROW_SCHEMA, Place, Row, broken_shard, rows_table
 from mowe_ray.data.shards.storage import expand, open_file
 
-__all__ = ["field_names", "first_samples", "list_shards", "read_samples", "scan_shard"]
+__all__ = ["allowing", "field_names", "first_samples", "list_shards", "read_samples", "scan_shard"]
 
 _READERS: dict[str, ModuleType] = {
     ".tar": tar,
@@ -44,7 +44,8 @@ _SPLIT = re.compile(
     r"^(?:.*[-_])?(train|test|validation|valid|val|dev|eval)(?:-\d+(?:-of-\d+)?)?\.[a-z]+$", re.IGNORECASE
 )
 _CHUNK_ROWS = 1 << 16  # Python objects alive at a time while a long manifest is scanned
-_PLACE_COLUMNS = list(Place.__slots__)
+_PLACE_COLUMNS = [name for name in Place.__slots__ if name != "allow_paths"]
+_ALLOW_PATHS = b"allow_paths"
 
 
 def list_shards(path: str) -> list[str]:
@@ -73,6 +74,8 @@ def list_shards(path: str) -> list[str]:
                 f"name one kind, as in '{path.rstrip('/')}/*{suffixes[0]}'"
             )
         if shards:
+            if unnamed := [name for name in shards if valid_text(name) != name]:
+                raise ValueError(f"data path {path!r} holds {unnamed[0]!r}, whose name is not Unicode: rename it")
             if suffixes == (".arrow",):
                 shards = _saved_dataset(path, shards, single)
             if not single:
@@ -148,26 +151,33 @@ def _check_folder(path: str, files: list[str], shards: list[str]) -> None:
 
 def _read_json(path: str) -> dict[str, Any]:
     """Return the content of a file that `datasets` writes; ValueError names it if it cannot be read."""
-    with open_file(path) as file:
-        try:
+    try:
+        with open_file(path) as file:
             content = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path}: not JSON: {error}") from error
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        if is_about_storage(error):
+            raise
+        raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: not a JSON object")
     return content
 
 
-def scan_shard(shard: str, default_task: str | None, *, in_child: bool = False) -> pa.Table:
+def scan_shard(
+    shard: str, default_task: str | None, allow_paths: Sequence[str] = (), *, in_child: bool = False
+) -> pa.Table:
     """Describe every sample of a shard, good or bad, as a table of `record.ROW_SCHEMA`.
 
     Args:
+        allow_paths: what rows may open beside the folder of the shard: folders, URLs, and hosts.
         in_child: for a shard that has ended the process that scanned it. What does so again is a bad sample or, where
             it is no header of a clip, a broken shard.
     """
     if in_child:
-        return _scan_in_child(shard, default_task)
-    rows = _scan(shard, default_task)
+        return _scan_in_child(shard, default_task, allow_paths)
+    rows = _scan(shard, default_task, allow_paths)
     parts = [rows_table([])]
     while chunk := list(islice(rows, _CHUNK_ROWS)):
         parts.append(rows_table(chunk))
@@ -198,29 +208,37 @@ def field_names(shard: str) -> list[str]:
         return []
 
 
-def _scan(shard: str, default_task: str | None) -> Iterator[Row]:
+def _scan(shard: str, default_task: str | None, allow_paths: Sequence[str]) -> Iterator[Row]:
     """Yield the rows of a shard; one that cannot be opened is a single bad row."""
     try:
-        yield from _reader(shard).scan(shard, default_task)
+        yield from _reader(shard).scan(shard, default_task, allow_paths)
     except OSError as error:
         if is_about_storage(error):
             raise
         yield broken_shard(shard, str(error))
 
 
-def first_samples(shard: str, default_task: str | None, at_most: int = 8) -> list[Sample | BadSample]:
+def first_samples(
+    shard: str, default_task: str | None, allow_paths: Sequence[str], at_most: int = 8
+) -> list[Sample | BadSample]:
     """Read the first samples of a shard; none if it is empty."""
-    rows = rows_table(list(islice(_scan(shard, default_task), at_most)))
+    rows = rows_table(list(islice(_scan(shard, default_task, allow_paths), at_most)))
     bad = [BadSample(row["id"], shard, row["cause"], row["detail"]) for row in rows.to_pylist() if row["cause"]]
     good = rows.filter(pc.is_null(rows["cause"]))
     for column in ("shard", "source"):
         good = good.append_column(column, pa.array([shard] * len(good), pa.string()))
-    return [*read_samples(good), *bad]
+    return [*read_samples(allowing(good, allow_paths)), *bad]
+
+
+def allowing(rows: pa.Table, allow_paths: Sequence[str]) -> pa.Table:
+    """Return rows that may open files of `allow_paths`, wherever and by whom they are read."""
+    return rows.replace_schema_metadata({**(rows.schema.metadata or {}), _ALLOW_PATHS: json.dumps(list(allow_paths))})
 
 
 def read_samples(rows: pa.Table) -> Iterator[Sample | BadSample]:
     """Fetch the samples of rows of `Index.table`, in their order."""
-    places = [Place(**fields) for fields in rows.select(_PLACE_COLUMNS).to_pylist()]
+    allow_paths = tuple(json.loads((rows.schema.metadata or {}).get(_ALLOW_PATHS, "[]")))
+    places = [Place(**fields, allow_paths=allow_paths) for fields in rows.select(_PLACE_COLUMNS).to_pylist()]
     readers = [_reader(place.shard) for place in places]
     streams: dict[ModuleType, Iterator[Sample | BadSample]] = {
         reader: reader.read([p for p, r in zip(places, readers, strict=True) if r is reader]) for reader in set(readers)

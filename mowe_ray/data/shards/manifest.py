@@ -7,7 +7,7 @@ reading.
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mowe_ray.data.decode import header_duration_s
@@ -24,7 +24,7 @@ from mowe_ray.data.shards.record import (
     make_sample,
     parse_record,
 )
-from mowe_ray.data.shards.storage import open_file, read_ranges, sibling
+from mowe_ray.data.shards.storage import file_of_row, open_file, read_ranges
 
 
 def field_names(manifest: str) -> list[str]:
@@ -33,7 +33,7 @@ def field_names(manifest: str) -> list[str]:
     return next((list(parse_entry(entry, columns)) for _, entry in manifest_entries(manifest)), [])
 
 
-def scan(manifest: str, default_task: str | None) -> Iterator[Row]:
+def scan(manifest: str, default_task: str | None, allow_paths: Sequence[str]) -> Iterator[Row]:
     """Yield a row for each entry; a declared duration saves opening the audio file.
 
     Raises:
@@ -42,18 +42,26 @@ def scan(manifest: str, default_task: str | None) -> Iterator[Row]:
     columns = manifest_columns(manifest)
     try:
         for number, (at, entry) in enumerate(manifest_entries(manifest)):
-            yield _row(manifest, number, at, entry, columns, default_task)
+            yield _row(manifest, number, at, entry, columns, default_task, allow_paths)
     except BadAudio as error:  # of the list as a whole: what came before is good
         yield broken_shard(manifest, error.detail)
 
 
-def _row(manifest: str, number: int, at: int, entry: bytes, columns: list[str] | None, default_task: str | None) -> Row:
+def _row(
+    manifest: str,
+    number: int,
+    at: int,
+    entry: bytes,
+    columns: list[str] | None,
+    default_task: str | None,
+    allow_paths: Sequence[str],
+) -> Row:
     name = f"{manifest.rsplit('/', 1)[-1]}:{number}"
     try:
         record = parse_record(parse_entry(entry, columns))
         name = record.id or (record.audio if isinstance(record.audio, str) else name)
         check_record(record, record.audio is not None)
-        duration = _duration_s(manifest, record)
+        duration = _duration_s(manifest, record, allow_paths)
     except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
         return bad_row(name, bad_audio(error))
     task = record.task or default_task or UNKNOWN_TASK
@@ -80,26 +88,29 @@ def _sample(place: Place, entry: bytes | OSError, columns: list[str] | OSError |
         if isinstance(entry, OSError) or isinstance(columns, OSError):
             raise BadAudio("unreadable", str(entry if isinstance(entry, OSError) else columns))
         record = parse_record(parse_entry(entry, columns))
-        audio = read_audio(place.shard, record.audio) if isinstance(record.audio, str) else record.audio
+        audio = record.audio
+        if isinstance(audio, str):
+            audio = read_audio(place.shard, audio, place.allow_paths)
         return make_sample(place, record, audio)
     except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
         return bad_sample(place, bad_audio(error))
 
 
-def read_audio(beside: str, name: str) -> bytes:
-    """Read the audio file that the manifest or table `beside` names."""
-    with open_file(sibling(beside, name)) as file:
+def read_audio(beside: str, name: str, allow_paths: Sequence[str]) -> bytes:
+    """Read the audio file that a row of the manifest or table `beside` names."""
+    with open_file(file_of_row(beside, name, allow_paths)) as file:
         return file.read()
 
 
-def _duration_s(manifest: str, record: Record) -> float:
+def _duration_s(manifest: str, record: Record, allow_paths: Sequence[str]) -> float:
     if record.audio is None:
         return 0.0
+    path = file_of_row(manifest, record.audio, allow_paths) if isinstance(record.audio, str) else ""
     if record.duration_s:
         return record.duration_s
     if isinstance(record.audio, bytes):
         return header_duration_s(record.audio)
-    with open_file(sibling(manifest, record.audio)) as file:
+    with open_file(path) as file:
         duration = header_duration_s(file) - (record.offset_s or 0.0)
     if duration <= 0:
         raise BadAudio("zero_length", f"offset {record.offset_s} s is beyond the end")

@@ -8,7 +8,7 @@ reading is slow; `mowe_ray.prepare` rewrites them once.
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -26,6 +26,7 @@ from mowe_ray.data.shards.record import (
     TEXT_KEYS,
     UNKNOWN_TASK,
     Place,
+    Record,
     Row,
     bad_row,
     bad_sample,
@@ -177,7 +178,7 @@ def field_names(shard: str) -> list[str]:
     return _open(shard, _version(shard)).names
 
 
-def scan(shard: str, default_task: str | None) -> Iterator[Row]:
+def scan(shard: str, default_task: str | None, allow_paths: Sequence[str]) -> Iterator[Row]:
     """Yield a row for each table row; without a duration column all audio is read, once.
 
     Raises:
@@ -190,21 +191,25 @@ def scan(shard: str, default_task: str | None) -> Iterator[Row]:
             columns, answers = ", ".join(table.names), ", ".join(ANSWER_KEYS)
             raise ValueError(f"{shard} has the columns {columns}, but none of {answers}")
         for group in range(table.num_groups):
-            yield from _group(shard, table, group, default_task)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            yield from _group(shard, table, group, default_task, allow_paths)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, BadAudio) as error:
         if is_about_storage(error):
             raise
-        yield broken_shard(shard, str(error))
+        yield broken_shard(shard, error.detail if isinstance(error, BadAudio) else str(error))
 
 
-def _group(shard: str, table: "_Parquet | _Arrow", group: int, default_task: str | None) -> Iterator[Row]:
+def _group(
+    shard: str, table: "_Parquet | _Arrow", group: int, default_task: str | None, allow_paths: Sequence[str]
+) -> Iterator[Row]:
     try:
         rows = _rows(table, group, lambda name: name in TEXT_KEYS)
         # Audio is read for the scan only where a row does not declare its length.
-        look = any(parse_record(fields).duration_s is None for fields in rows)
+        look = any(record is None or record.duration_s is None for record in map(_record, rows))
         if look:
             rows = _joined(rows, _rows(table, group, lambda name: name in AUDIO_KEYS))
-            if any(parse_record(fields).audio is None for fields in rows):  # text only, if no other column is audio
+            if any(
+                record is not None and record.audio is None for record in map(_record, rows)
+            ):  # text only, if no other column is audio
                 others = _rows(table, group, lambda name: name not in TEXT_KEYS and name not in AUDIO_KEYS)
                 rows = _joined(rows, others)
     except Exception as error:  # Arrow raises all kinds of errors for damaged tables
@@ -213,7 +218,17 @@ def _group(shard: str, table: "_Parquet | _Arrow", group: int, default_task: str
         yield broken_shard(f"{shard}:{group}", f"{type(error).__name__}: {error}")
         return
     for number, fields in enumerate(rows):
-        yield _row(shard, group, number, fields, look, default_task)
+        yield _row(shard, group, number, fields, look, default_task, allow_paths)
+
+
+def _record(fields: dict[str, Any]) -> Record | None:
+    """Parse a row; None where that raises, which `_row` counts."""
+    try:
+        return parse_record(fields)
+    except Exception as error:  # whatever one row raises costs this row only
+        if is_about_storage(error):
+            raise
+        return None
 
 
 def _rows(table: _Parquet | _Arrow, group: int, wanted: Callable[[str], bool]) -> list[dict[str, Any]]:
@@ -234,7 +249,8 @@ def _cell(column: pa.ChunkedArray, row: int) -> Any:
     try:
         return column[row].as_py()
     except UnicodeDecodeError as error:
-        return error.object.decode(errors="surrogateescape")
+        text = error.object.decode(errors="surrogateescape")
+        return [text] if pa.types.is_list(column.type) else text  # a list of references is one still
 
 
 def _joined(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -242,18 +258,28 @@ def _joined(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[di
 
 
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Return the names of the classes of each `ClassLabel` column, or list of them: cells hold only positions."""
+    """Return the names of the classes of each `ClassLabel` column, or list of them: cells hold only positions.
+
+    Raises:
+        BadAudio: the metadata, without which a position means nothing, are damaged.
+    """
     stored = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(stored).get("info", {}).get("features") if stored else None
-    classes = {}
-    for column, feature in (features or {}).items():
-        while isinstance(feature, list) and feature:  # how older versions of `datasets` write a list
-            feature = feature[0]
-        while isinstance(feature, Mapping) and isinstance(feature.get("feature"), Mapping):
-            feature = feature["feature"]
-        if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel":
-            classes[column] = list(feature.get("names") or [])
-    return classes
+    try:
+        features = (json.loads(stored).get("info") or {}).get("features") if stored else None
+        return {
+            column: names for column, feature in (features or {}).items() if (names := _names_of(feature)) is not None
+        }
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
+        raise BadAudio("broken_shard", f"its metadata of `datasets` are damaged: {error}") from error
+
+
+def _names_of(feature: Any) -> list[str] | None:
+    while isinstance(feature, list) and feature:  # how older versions of `datasets` write a list
+        feature = feature[0]
+    while isinstance(feature, Mapping) and isinstance(feature.get("feature"), Mapping):
+        feature = feature["feature"]
+    is_label = isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel"
+    return list(feature.get("names") or []) if is_label else None
 
 
 def name_classes(row: dict[str, Any], classes: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -276,6 +302,7 @@ def _row(
     fields: dict[str, Any],
     seen: bool,
     default_task: str | None,
+    allow_paths: Sequence[str],
 ) -> Row:
     stem = shard.rsplit("/", 1)[-1].rpartition(".")[0]
     sample_id = f"{stem}:{group}:{number}"
@@ -286,15 +313,15 @@ def _row(
         check_record(record, record.audio is not None or not seen)
         duration = record.duration_s or 0.0
         if record.audio is not None and not duration:
-            duration = header_duration_s(_bytes(shard, record.audio))
+            duration = header_duration_s(_bytes(shard, record.audio, allow_paths))
     except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
         return bad_row(sample_id, bad_audio(error))
     task = record.task or default_task or UNKNOWN_TASK
     return Row(sample_id, duration, task, audio_at=group, meta_at=number)
 
 
-def _bytes(shard: str, audio: str | bytes) -> bytes:
-    return audio if isinstance(audio, bytes) else read_audio(shard, audio)
+def _bytes(shard: str, audio: str | bytes, allow_paths: Sequence[str]) -> bytes:
+    return audio if isinstance(audio, bytes) else read_audio(shard, audio, allow_paths)
 
 
 class _GroupCache:
@@ -341,7 +368,7 @@ def _sample(place: Place) -> Sample | BadSample:
             raise BadAudio("unreadable", f"{place.shard}: {error}") from error
         record = parse_record(name_classes(python_rows(group.slice(place.meta_at, 1))[0], classes))
         audio = record.audio
-        content = None if audio is None else _bytes(place.shard, audio)
+        content = None if audio is None else _bytes(place.shard, audio, place.allow_paths)
         return make_sample(place, record, content)
     except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
         return bad_sample(place, bad_audio(error))

@@ -251,7 +251,7 @@ def _check_text(name: str, text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An index row as the readers see it: which sample, and where it lies."""
+    """An index row as the readers see it: which sample, where it lies, and what it may open beside its folder."""
 
     id: str
     source: str
@@ -261,6 +261,7 @@ class Place:
     audio_size: int
     meta_at: int
     meta_size: int
+    allow_paths: tuple[str, ...] = ()
 
 
 def make_sample(place: Place, record: Record, audio: bytes | None) -> Sample:

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
 
 import fsspec
 
-from mowe_ray.data.sample import StorageError, is_about_storage
+from mowe_ray.data.sample import BadAudio, StorageError, is_about_storage
 
 # Remote shards are walked from header to header: a megabyte ahead costs less than a request each.
 _REMOTE_BLOCK_BYTES = 1 << 20
@@ -187,12 +188,44 @@ def content_fingerprint(path: str) -> str:
     return f"{fingerprint(path)}-{digest.hexdigest()}"
 
 
-def sibling(path: str, name: str) -> str:
-    """Resolve `name` as written in the file `path`: absolute, `~`, a URL, or relative to its folder."""
-    name = local_path(name)
-    if is_remote(name) or name.startswith("/"):
-        return name
-    return posixpath.join(posixpath.dirname(path), name)
+def file_of_row(beside: str, name: str, allow_paths: Sequence[str] = ()) -> str:
+    """Resolve `name` as written in a row of the file `beside`: absolute, `~`, a URL, or relative to its folder.
+
+    Rows may come from strangers, and choose what is opened with the rights of this process: only what lies below the
+    folder of `beside` or in `allow_paths`, and, for a local manifest, any local file. Links are followed.
+
+    Args:
+        allow_paths: Folders, URLs, and hosts of http(s) URLs.
+
+    Raises:
+        BadAudio: The file is none of these.
+    """
+    path = local_path(name)
+    if not (is_remote(path) or path.startswith("/")):
+        path = posixpath.join(posixpath.dirname(beside), path)
+    folder = posixpath.dirname(beside)
+    if is_remote(path):
+        host = urlsplit(path).hostname if path.startswith(("http://", "https://")) else None
+        allowed = not _EVASIVE.search(name) and (host in allow_paths or _is_below(path, folder, *allow_paths))
+    elif is_remote(beside):
+        allowed = _is_below(os.path.abspath(path), *allow_paths)  # noqa: PTH100 - `resolve` would follow links
+    elif beside.lower().endswith((".parquet", ".arrow")):
+        allowed = _is_below(os.path.abspath(path), os.path.abspath(folder), *allow_paths)  # noqa: PTH100 - as above
+    else:
+        allowed = True
+    if not allowed:
+        raise BadAudio(
+            "not_allowed", f"data.allow_paths does not cover {name!r}, which is not below its table's folder"
+        )
+    return path
+
+
+# In a URL: the parent folder, one file system within another, and what clients read in different ways.
+_EVASIVE = re.compile(r"(?:^|/|%2f)(?:\.|%2e){2}(?:$|/|%2f)|::|[\x00-\x1f\\]", re.IGNORECASE)
+
+
+def _is_below(path: str, *folders: str) -> bool:
+    return any(path == folder or path.startswith(folder.removesuffix("/") + "/") for folder in folders)
 
 
 def expand(path: str) -> tuple[list[str], bool]:

@@ -8,7 +8,7 @@ import json
 import os
 import tarfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -80,8 +80,10 @@ def field_names(shard: str) -> list[str]:
     return []
 
 
-def scan(shard: str, default_task: str | None) -> Iterator[Row]:
+def scan(shard: str, default_task: str | None, allow_paths: Sequence[str]) -> Iterator[Row]:
     """Yield a row for each sample of a tar; samples before a cut, and beside a damaged header, are good.
+
+    A tar opens nothing beside itself, whatever `allow_paths`.
 
     The members of a sample are joined wherever they lie. Rows come as soon as all before them are complete.
     """

@@ -221,7 +221,7 @@ def check_audio(config: RunConfig, runner: NodeRunner) -> Check:
     places = audio_places(config.data)
     findings = []
     for key, (path, task) in places.items():
-        results = runner.map(_audio_at(shards_of(path), task), decoders, driver=True)
+        results = runner.map(_audio_at(shards_of(path), task, config.data.allow_paths), decoders, driver=True)
         remedy = "a folder on shared storage, at the same path on every node, or a URL"
         if path.startswith("builtin:"):
             remedy += f"; python -m mowe_ray.prepare {path.partition(':')[0]} writes the built-in corpus to one"
@@ -265,8 +265,8 @@ def _checkpoint_at(place: str) -> Callable[[str], Reach]:
     return lambda _: reach_checkpoint(place)
 
 
-def _audio_at(path: str, task: str | None) -> Callable[[str], Reach]:
-    return lambda _: reach_audio(path, task)
+def _audio_at(path: str, task: str | None, allow_paths: Sequence[str]) -> Callable[[str], Reach]:
+    return lambda _: reach_audio(path, task, allow_paths)
 
 
 def _count(nodes: Sequence[Node]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -76,14 +76,14 @@ def reach_checkpoint(place: str) -> Reach:
     return Reach(problem=f"{missing}: it will be downloaded when the run starts", fatal=False)
 
 
-def reach_audio(path: str, task: str | None) -> Reach:
+def reach_audio(path: str, task: str | None, allow_paths: Sequence[str] = ()) -> Reach:
     """Lists the shards of a source, opens some, and reads a sample."""
     try:
         shards = list_shards(path)
         spread = {int(i) for i in np.linspace(0, len(shards) - 1, _SHARDS_OPENED)}
         sizes = [fingerprint(shards[i]).partition("-")[0] for i in sorted(spread)]
         with ChildProcess() as child:
-            samples = child.call(first_samples, shards[0], task)
+            samples = child.call(first_samples, shards[0], task, allow_paths)
     except (OSError, ValueError) as error:
         return Reach(problem=str(error))
     except ChildDied as death:

@@ -202,6 +202,7 @@ class _Answerer:
         micro_batch = drop_too_long(
             micro_batch,
             self._processor,
+            max_text_tokens=config.data.max_text_tokens,
             instructions=instructions_of(micro_batch, instruct),
             new_tokens=config.generation.max_new_tokens,
             max_samples=round(config.generation.max_audio_s * SAMPLE_RATE),

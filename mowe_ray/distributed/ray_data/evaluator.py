@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -44,11 +43,11 @@ def answer_datasets(
         ValueError: Something the user must change: a model, the data, the resources.
     """
     compute, data = config.compute, config.data
-    cluster.join(resources.total_resources(compute, data.decode_cpus, compute.max_workers)["CPU"])
+    cluster.join(resources.total_resources(compute, data.decode_cpus, compute.max_workers)["CPU"], log)
     if waits := resources.check_resources(resources.total_resources(compute, data.decode_cpus, compute.min_workers)):
         log(waits)
     for target in targets:
-        export = json.loads(folder_at(target.export).read_text("config.json"))
+        export = folder_at(target.export).read_json("config.json")
         check_exported_clip_length(export, config.generation.max_audio_s, "generation.max_audio_s")
     # Before any data are read: a missing weight should not cost an hour of answers.
     costs = [inspect_export(target.export) for target in targets]
@@ -114,9 +113,11 @@ def _job(
     source = next(source for source in config.data.validation if source.name == name)
     subset = np.arange(len(index)) if member is None else sample_rows(len(index), config.ablation_samples)
     chosen = index if member is None else Index(index.table.take(subset), index.source_names, [], index.fingerprints)
+    longest = config.data.max_text_tokens
     settings = {
         "model": export_version(folder_at(target.export)),
-        "data": [source.path, index.fingerprints, config.data.min_duration_s, config.data.max_duration_s],
+        "data": [source.path, index.fingerprints, config.data.min_duration_s, config.data.max_duration_s]
+        + ([] if longest is None else [longest]),  # stored answers of before this key keep their settings
         "samples": len(chosen),
         "batches": [config.data.batch_seconds, config.data.max_batch_size],
         "generation": config.generation.model_dump(mode="json"),

@@ -161,22 +161,13 @@ def _described(frozen: list[FrozenEncoder], config: RunConfig, folder: str) -> l
         Path(folder, "encoders", f"{origin_key(config.model, encoder, seed=config.seed, gpu=gpu)}.json")
         for encoder in frozen
     ]
-    unknown = [(encoder, note) for encoder, note in zip(frozen, notes, strict=True) if not _is_whole(note)]
+    unknown = [(encoder, note) for encoder, note in zip(frozen, notes, strict=True) if CachedEncoder.read(note) is None]
     if unknown:
         try:
             ray.get(_describe.remote(unknown, config))
         except ray.exceptions.RayTaskError as error:
             raise ValueError(f"data.feature_cache: {cause_of(error)}") from error
-    return [CachedEncoder.from_json(note.read_text()) for note in notes]
-
-
-def _is_whole(note: Path) -> bool:
-    """Whether a note is there, and not damaged as after a power failure."""
-    try:
-        CachedEncoder.from_json(note.read_text())
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
-        return False
-    return True
+    return [known for note in notes if (known := CachedEncoder.read(note)) is not None]
 
 
 @ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")

@@ -326,7 +326,9 @@ def training_batches(
 
     def load(rows: Iterator[Rows]) -> Iterator[Batch]:
         decoded = _decoded(index, rows, config, cache, known)
-        return prefetch((collate(micro_batch, processor) for micro_batch in decoded), _COLLATED_AHEAD)
+        longest = config.data.max_text_tokens
+        collated = (collate(micro_batch, processor, max_text_tokens=longest) for micro_batch in decoded)
+        return prefetch(collated, _COLLATED_AHEAD)
 
     return with_batches(sampler, load, change=change, rank=rank, world_size=world_size)
 

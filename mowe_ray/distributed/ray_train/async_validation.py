@@ -7,7 +7,6 @@ for the workers that resume the run.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -65,7 +64,7 @@ def validate_sources(
     results = {}
     for name, index in indexes.items():
         batches = validation_batches(index, config, cache=cache, known=known, rank=rank, world_size=world_size)
-        results[name] = validate(engine, processor, watched(name, batches))
+        results[name] = validate(engine, processor, watched(name, batches), config.data.max_text_tokens)
     return results
 
 
@@ -84,9 +83,13 @@ class _Pending:
         return {"step": self.step, "share": self.progress}
 
     @classmethod
-    def from_json(cls, text: str) -> _Pending:
-        value = json.loads(text)
-        return cls(value["step"], value["share"])
+    def read(cls, folder: RunFolder, file: str) -> _Pending | None:
+        """Return what is pending by its file; None if there is none, or it is damaged."""
+        try:
+            value = folder.read_json(file)
+            return cls(value["step"], value["share"])
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None
 
 
 class AsyncValidation:
@@ -228,11 +231,10 @@ class AsyncValidation:
             self._ranks.log(f"warning: {self._folder.path(VALIDATING_FOLDER)} could not be removed: {error}")
 
     def _left_over(self, resume_step: int) -> _Pending | None:
-        records = map(json.loads, self._folder.read_lines("metrics.jsonl"))
+        records = self._folder.read_records("metrics.jsonl", "kind", "step")
         validated = {record["step"] for record in records if record["kind"] == "validation"}
         for name in self._folder.names(VALIDATING_FOLDER):
-            file = f"{VALIDATING_FOLDER}/{name}/{_PENDING_FILE}"
-            pending = _Pending.from_json(self._folder.read_text(file)) if self._folder.exists(file) else None
+            pending = _Pending.read(self._folder, f"{VALIDATING_FOLDER}/{name}/{_PENDING_FILE}")
             # A later step is trained, and validated, again.
             if pending is None or pending.step in validated or pending.step > resume_step:
                 continue

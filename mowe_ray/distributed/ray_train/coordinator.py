@@ -33,6 +33,7 @@ class RunCoordinator:
         self._idle_timeout_s = idle_timeout_s
         self._lines: asyncio.Queue[str | None] = asyncio.Queue()
         self._validations: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._validated: set[int | None] = set()
         self._stop = asyncio.Event()
         self._emergencies: dict[str, asyncio.Event] = {}
         self._last_step = time.monotonic()
@@ -50,8 +51,12 @@ class RunCoordinator:
         return await self._lines.get()
 
     async def add_validation(self, validation: dict[str, Any] | None) -> None:
-        """Pass a validation to `next_validation`; None means that there will be no more."""
-        await self._validations.put(validation)
+        """Pass a validation to `next_validation`, once for each step; None means that there will be no more."""
+        step = None if validation is None else validation["step"]
+        # Workers that are killed while they export validate the last step again.
+        if step is None or step not in self._validated:
+            self._validated.add(step)
+            await self._validations.put(validation)
 
     async def next_validation(self) -> dict[str, Any] | None:
         """Wait for the next validation."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -70,15 +69,15 @@ def _train(
     folder: RunFolder, config: RunConfig, log: Callable[[str], None], coordinator: ActorHandle[RunCoordinator] | None
 ) -> dict[str, Any]:
     _claim(folder, config)
-    cluster.join(resources.cpus_of(config, config.compute.max_workers))
+    cluster.join(resources.cpus_of(config, config.compute.max_workers), log)
     _check_resources(folder, config, log)
     sources = index_sources(config.data, parallel_map)
     _add_killers(folder, sources, log)
     for name, count in sources.report.text_only.items():
         log(f"{name}: {count} samples have no audio, and are trained or scored as text alone")
-    if folder.exists("result.json") and covers(result := json.loads(folder.read_text("result.json")), config):
+    if (result := _finished(folder, log)) is not None and covers(result, config):
         log(f"{folder.url} is finished; choose another name to train again")
-        return dict(result)
+        return result
     keep_ids(folder, sources.train)
     coordinator = coordinator or start_coordinator()
     printer = print_lines(coordinator, log)
@@ -117,12 +116,23 @@ def _add_killers(folder: RunFolder, sources: Sources, log: Callable[[str], None]
     if not folder.exists(_REPORT):
         return
     try:
-        killers = killers_in(json.loads(folder.read_text(_REPORT)))
+        killers = killers_in(folder.read_json(_REPORT))
     except (ValueError, KeyError, TypeError) as error:
-        log(f"warning: {folder.path(_REPORT)} is damaged, and is written anew: {error}")
+        log(f"warning: {error}; it is written anew")
         return
     shards = {name for index in (sources.train, *sources.validation.values()) for name in index.shard_names}
     sources.report.add(killer for killer in killers if killer.file in shards)
+
+
+def _finished(folder: RunFolder, log: Callable[[str], None]) -> dict[str, Any] | None:
+    """Return the result of a run that has ended; None if it has not, or its file is damaged and is written again."""
+    if not folder.exists("result.json"):
+        return None
+    try:
+        return dict(folder.read_json("result.json"))
+    except ValueError as error:
+        log(f"warning: {error}; it is written again")
+        return None
 
 
 def _filled_cache(config: RunConfig, sources: Sources, coordinator: ActorHandle[RunCoordinator]) -> FeatureCache | None:
@@ -205,7 +215,7 @@ def decide_claim(existing: dict[str, Any] | None, config: RunConfig) -> Claim:
 
 def _claim(folder: RunFolder, config: RunConfig) -> None:
     """Write the configuration of the run to its folder, unless the folder is another's."""
-    existing = json.loads(folder.read_text("config.json")) if folder.exists("config.json") else None
+    existing = folder.read_json("config.json") if folder.exists("config.json") else None
     claim = decide_claim(existing, config)
     if claim.refusal is not None:
         raise ValueError(f"{folder.url} {claim.refusal}")

@@ -219,6 +219,7 @@ def _monitor(
             wandb_project=tracking.wandb.project,
             wandb_group=tracking.wandb.group,
             tensorboard=tracking.tensorboard,
+            warn=ranks.log,
         )
         if ranks.is_rank_zero
         else None

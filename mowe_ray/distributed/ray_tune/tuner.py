@@ -95,7 +95,7 @@ def _join(sweep: SweepConfig, base: RunConfig, log: Callable[[str], None]) -> in
     cores = os.cpu_count() or 1
     # A local Ray has as many CPUs as its trials ask for: decoding shares the cores with training.
     local = asked or max(1, cores // (workers * base.compute.cpus_per_worker))
-    cluster.join(need["CPU"] * local)
+    cluster.join(need["CPU"] * local, log)
     if waits := resources.check_resources(need):
         log(waits)
     held = resources.times_that_fit(need, resources.maximum_resources())

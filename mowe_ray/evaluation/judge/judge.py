@@ -128,12 +128,10 @@ class _Judgements:
         self._folder, self._file = folder, file
         self._save_every_s = 0.0 if folder.local_path(file) else _REMOTE_SAVE_S
         self._unsaved, self._saved = "", time.monotonic()
-        text = folder.read_text(file) if folder.exists(file) else ""
-        complete = text[: text.rfind("\n") + 1]
-        if complete != text:  # the last writer was killed: new lines must not continue its half line
-            folder.write_text(file, complete)
-        lines = map(json.loads, complete.splitlines())
-        self.replies: dict[str, str] = {line["key"]: line["reply"] for line in lines}
+        records = folder.read_records(file, "key", "reply")
+        if folder.exists(file):  # the last writer may have been killed: new lines must not continue its half line
+            folder.write_text(file, "".join(json.dumps(record) + "\n" for record in records))
+        self.replies: dict[str, str] = {record["key"]: record["reply"] for record in records}
 
     def add(self, key: str, sample: str, reply: str) -> None:
         self.replies[key] = reply

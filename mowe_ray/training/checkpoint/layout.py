@@ -10,7 +10,6 @@ A folder is a checkpoint from the moment `checkpoint.json` is in it.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -20,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.output.run_folder import RunFolder, sync
 
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
@@ -104,11 +103,11 @@ def store(folder: RunFolder, file: str, write: Callable[[Path], Any]) -> dict[st
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     write(part)
-    _sync(part)
+    sync(part)
     written = digest(part)
     part.replace(target)
     for parent in (target.parent, target.parent.parent):
-        _sync(parent)
+        sync(parent)
     return written
 
 
@@ -146,11 +145,3 @@ def load_json(folder: RunFolder, file: str) -> dict[str, Any]:
 
 def _dump(value: dict[str, Any]) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ micro-batch and fails; all ranks restart from the last checkpoint, read the reco
 from __future__ import annotations
 
 import gc
-import json
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -128,8 +127,8 @@ class OutOfMemoryRecords:
         Args:
             index: Training samples; records whose rows are others now, since shards have changed, are passed over.
         """
-        texts = [folder.read_text(f"{FOLDER}/{name}") for name in folder.names(FOLDER) if name.endswith(".json")]
-        events = [Event(**json.loads(text)) for text in texts]
+        found = [folder.read_json(f"{FOLDER}/{name}") for name in folder.names(FOLDER) if name.endswith(".json")]
+        events = [Event(**fields) for fields in found]
         kept = [event for event in events if index is None or event.is_about(index)]
         return cls(sorted(kept, key=lambda event: (event.step, event.lane)))
 

@@ -183,7 +183,45 @@ def test_a_file_that_has_gone_is_told_with_the_key_to_look_at(corpus, tmp_path):
         other.load(index.table.slice(0, 1))
 
 
-def test_the_note_of_an_encoder_keeps_its_keys() -> None:
+def test_the_note_of_an_encoder_keeps_its_keys(tmp_path: Path) -> None:
     note = '{"key": "all", "label": "member", "place": 2, "layers": 3, "width": 2, "bytes_per_s": 600.0}'
     assert ENCODERS[1].to_json() == note
-    assert CachedEncoder.from_json(note) == ENCODERS[1]
+    (tmp_path / "note.json").write_text(note)
+    assert CachedEncoder.read(tmp_path / "note.json") == ENCODERS[1]
+    for damaged in ("", note[:20], "[]", '{"place": 1, "other": 2}'):
+        (tmp_path / "note.json").write_text(damaged)
+        assert CachedEncoder.read(tmp_path / "note.json") is None
+    assert CachedEncoder.read(tmp_path / "absent.json") is None
+
+
+@pytest.mark.parametrize("kind", ["audio", "features"])
+def test_a_damaged_row_is_found_and_its_file_computed_again(corpus, tmp_path, kind):
+    index = index_of(corpus)
+    cache = filled(index, tmp_path / "cache")
+    shard = index.shard_names[0]
+    path = cache.audio_path(shard) if kind == "audio" else cache.features_path(ENCODERS[0], shard)
+    with path.open("r+b") as file:  # in what was decoded: the file is still opened by its schema and its footer
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    assert cache.missing(shard) is None
+    rows = index.table.filter(pa.compute.equal(index.table["shard"].cast(pa.string()), shard))
+    with pytest.raises(ValueError, match=rf"data\.feature_cache: {path} does not match its checksums and was removed"):
+        cache.load(rows)
+    assert cache.missing(shard) == ([] if kind == "audio" else [ENCODERS[0]])
+
+
+def test_files_without_checksums_are_read(corpus, tmp_path):
+    """Those of before there were any: to compute them again would cost hours."""
+    index = index_of(corpus)
+    cache = filled(index, tmp_path / "cache")
+    expected = cache.load(index.table)
+    for file in (tmp_path / "cache").rglob("*.arrow"):
+        table = pa.ipc.open_file(file).read_all().drop_columns("crc32")
+        file.unlink()
+        with pa.ipc.new_file(str(file), table.schema) as writer:
+            writer.write_table(table)
+    found = FeatureCache(str(tmp_path / "cache"), cache.shards, ENCODERS).load(index.table)
+    assert np.array_equal(found.audio, expected.audio)
+    assert all(np.array_equal(f.values, g.values) for f, g in zip(found.features, expected.features, strict=True))

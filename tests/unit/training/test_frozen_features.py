@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,9 @@ def audio() -> CachedAudio:
     rows = [to_int16(random.uniform(-0.5, 0.5, round(16_000 * s)).astype(np.float32)) for s in SECONDS]
     samples = pa.array([wave.tobytes() for wave, _ in rows], pa.large_binary())
     lengths = pa.array([len(wave) for wave, _ in rows], pa.int32())
-    return CachedAudio(pa.table({"samples": samples, "length": lengths, "scale": [scale for _, scale in rows]}))
+    return CachedAudio(
+        Path("unused"), pa.table({"samples": samples, "length": lengths, "scale": [scale for _, scale in rows]})
+    )
 
 
 def encoded(encoder: Any, features: str, audio: CachedAudio, batch_seconds: float = 60.0) -> dict[int, torch.Tensor]:

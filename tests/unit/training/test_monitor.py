@@ -213,3 +213,13 @@ def test_a_spike_is_told_and_stops_nothing(tmp_path):
     (line,) = lines
     assert line.startswith("warning: loss spike at step 25: lm 9.000, expected about 1.000; samples: r0s25n0, ")
     assert line.endswith(" and 4 more")
+
+
+def test_a_validation_before_a_restart_is_not_logged_again(tmp_path):
+    folder, lines = RunFolder(str(tmp_path), "r"), list[str]()
+    results = {name: ValidationResult(1.0, {}, [], {}, []) for name in ("one", "two")}
+    [ranks] = thread_ranks(1)
+    make_monitor(ranks, folder, lines).validation(0, {"one": results["one"]})  # killed before the second source
+    make_monitor(ranks, folder, lines).validation(0, results)
+    assert [record["source"] for record in read_records(folder, "validation")] == ["one", "two"]
+    assert len(lines) == 2
