@@ -157,20 +157,18 @@ def history(folder: RunFolder) -> History:
     for record in records:
         if record["kind"] == "validation":
             by_step.setdefault(record["step"], []).append(record)
-    report = "router_report.json"
     return History(
         [joined(step, sources) for step, sources in sorted(by_step.items())],
         [(r["step"], r["lm_loss"]) for r in records if r["kind"] == "train" and r["lm_loss"] is not None],
-        _parsed(folder.read_text(report)) if folder.exists(report) else None,
+        _router_report(folder),
     )
 
 
-def _parsed(text: str) -> dict[str, Any] | None:
+def _router_report(folder: RunFolder) -> dict[str, Any] | None:
     try:
-        value = json.loads(text)
-    except ValueError:  # damaged, as after a power failure; a report shows the rest
+        return dict(folder.read_json("router_report.json"))
+    except (FileNotFoundError, TypeError, ValueError):  # damaged, as after a power failure; a report shows the rest
         return None
-    return value if isinstance(value, dict) else None
 
 
 def joined(step: int, sources: list[dict[str, Any]]) -> Validation:

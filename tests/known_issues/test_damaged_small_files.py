@@ -70,8 +70,6 @@ def test_damaged_metrics_cost_their_line(folder: RunFolder, damage: str) -> None
     [
         ("config.json", lambda folder: find_models([folder.url])),
         ("config.json", lambda folder: _claim(folder, load_config("quickstart"))),
-        ("trial-0001/trial.json", load_all),
-        ("router_report.json", history),
     ],
 )
 def test_a_damaged_file_is_named(
@@ -82,6 +80,16 @@ def test_a_damaged_file_is_named(
     with pytest.raises(ValueError, match=r"remove it$") as error:
         read(folder)
     assert folder.path(file) in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 64, b'{"a": ', b"\xff\xfe", b"[" * 200_000, b"[]"], ids=range(6))
+def test_a_study_goes_on_beside_damaged_files(folder: RunFolder, content: bytes) -> None:
+    folder.write_bytes("trial-0001/trial.json", content)
+    folder.write_bytes("router_report.json", content)
+    said: list[str] = []
+    assert load_all(folder, said.append) == []
+    assert [folder.path("trial-0001/trial.json") in line for line in said] == [True]
+    assert not history(folder).routing
 
 
 def test_a_run_with_a_damaged_result_ends_once_more(folder: RunFolder) -> None:

@@ -152,7 +152,16 @@ def test_prepare_counts_the_clips_that_ended_their_decoder(tmp_path):
     clips = [GOOD, DEADLY_TO_DECODE, GOOD, DEADLY_TO_SCAN, None, GOOD]
     samples = [Sample(str(n), audio, "say", "hello", "asr", "made") for n, audio in enumerate(clips)]
     packing = Packing("webdataset", 1 << 20, 0.0, 0, 0.1, 9.0, threads=2)
-    result = pack(lambda: samples, str(tmp_path), packing, source="made", total=None, overwrite=False)
+    result = pack(
+        lambda: samples,
+        str(tmp_path),
+        packing,
+        source="made",
+        total=None,
+        overwrite=False,
+        request={},
+        log=pytest.fail,
+    )
     assert (result["samples"], result["bad"]) == (4, 2)
     report = json.loads((tmp_path / "data_report.json").read_text())
     assert report["sources"]["made"]["causes"] == {"crashed": 2}
