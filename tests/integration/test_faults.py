@@ -4,7 +4,6 @@ Some of them for minutes: `make soak` runs those.
 """
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,9 @@ import pytest
 
 from mowe_ray.distributed.ray_train.driver import train
 from mowe_ray.output.run_folder import RunFolder
-from tests.end_to_end import tone_samples
+from tests import deadly_decoder
+from tests.deadly_decoder.sitecustomize import HANGS
+from tests.end_to_end import ROOT, tone_samples
 from tests.faults import RunningCommand, ended, fill
 from tests.tiny_runs import REFERENCE, Corpus, assert_same_run, records, tiny_config
 
@@ -117,12 +118,14 @@ def test_a_read_that_never_ends_is_told_and_nothing_is_lost(tiny_corpus: Corpus,
         *(f"data.train=[{{path: {manifest}}}]", "data.max_batch_size=1", "training.step_timeout_s=15"),
     )
     train(tiny_config(tiny_corpus, storage, "pipe", *settings, "training.max_steps=1"), [].append)  # scans the clips
-    whole = clips[7].with_suffix(".whole")
-    clips[7].rename(whole)
-    os.mkfifo(clips[7])  # a file server that has stopped to answer: opening it waits for ever
-    with ended(RunningCommand(tiny_corpus, storage, "pipe", *settings, "training.max_steps=12")) as command:
+    whole = clips[7].read_bytes()
+    clips[7].write_bytes(whole + HANGS)  # a file server that has stopped to answer
+    environment = {"PYTHONPATH": f"{next(iter(deadly_decoder.__path__))}:{ROOT}"}
+    with ended(
+        RunningCommand(tiny_corpus, storage, "pipe", *settings, "training.max_steps=12", **environment)
+    ) as command:
         command.until(lambda: "is at: waiting for data" in command.said, "alarm")
-        whole.replace(clips[7])
+        clips[7].write_bytes(whole)
         finished = command.wait()
     assert finished.code == 0, finished.err
     assert "saved the step before" in finished.err

@@ -1,6 +1,6 @@
 """A file that ends the process that reads it, as 7.1 AAC once did: it costs itself, whoever reads it.
 
-https://github.com/PyAV-Org/PyAV/issues/1512 is one such bug; `deadly_decoder` stands in for the next.
+https://github.com/meta-pytorch/torchcodec/pull/1166 is about one such bug; `deadly_decoder` stands in for the next.
 """
 
 import io
