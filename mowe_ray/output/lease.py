@@ -184,7 +184,13 @@ class _Lease:
 
     def release(self) -> None:
         try:
-            if self._other(self._content()) is None:
+            if self._other(self._content()) is not None:
+                return
+            if self._folder.names("") == [OWNER_FILE]:  # a command that was refused leaves nothing
+                self._folder.remove(OWNER_FILE)
+                if local := self._folder.local_path(""):
+                    local.rmdir()
+            else:
                 self._me = replace(self._me, released=True)
                 self._write()
         except Exception:  # noqa: BLE001 - as above; the next owner finds that this process has ended

@@ -231,6 +231,7 @@ def test_clips_that_end_their_decoder_are_left_out_and_not_tried_again(survivor)
     assert json.loads(Path(first.result["run"], "data_report.json").read_text()) == report
 
 
+@pytest.mark.soak  # the same decoding tasks as the run's
 def test_an_evaluation_survives_a_clip_that_ends_its_decoder(survivor, tmp_path):
     _, _, trained = survivor
     arguments = [trained.result["run"], f"out={tmp_path}", "ablation_samples=0", "data.max_bad_fraction=0.5"]
@@ -262,7 +263,9 @@ def hanging(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(("train", "validation", "step"), [("good", "stuck", 2), ("stuck", "good", 0)])
+@pytest.mark.parametrize(
+    ("train", "validation", "step"), [("good", "stuck", 2), pytest.param("stuck", "good", 0, marks=pytest.mark.soak)]
+)
 def test_a_run_that_is_stuck_in_its_data_stops_within_30_s(train, validation, step, hanging, tmp_path):
     corpus, log = Corpus(hanging / train, hanging / validation), tmp_path / "hangs"
     settings = ("training.max_steps=8", "training.eval_every=2", "data.max_batch_size=2")

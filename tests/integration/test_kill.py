@@ -21,6 +21,7 @@ def test_a_killed_worker_and_a_killed_driver_change_nothing(
     kill_and_compare(tiny_corpus, tmp_path, REFERENCE, reference)
 
 
+@pytest.mark.soak  # a run more, for a line told once
 def test_workers_killed_in_the_export_tell_of_no_validation_twice(tiny_corpus: Corpus, tmp_path: Path) -> None:
     settings = ["training.max_steps=4", "training.save_every=4", "training.eval_every=2"]
     with ended(RunningCommand(tiny_corpus, tmp_path, "exporting", *settings)) as command:

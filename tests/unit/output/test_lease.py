@@ -88,6 +88,7 @@ def test_a_live_owner_is_named_and_a_dead_one_followed_at_once(start, tmp_path):
     with held(folder_in(tmp_path), said.append):
         assert time.monotonic() - began < 5
         assert owner_in(tmp_path).pid == os.getpid()
+        folder_in(tmp_path).write_text("work", "")
     assert [f"taken over from process {first.pid} on" in line for line in said] == [True]
     assert owner_in(tmp_path).released
 
@@ -158,6 +159,7 @@ def test_what_was_released_is_free(folder):
             with pytest.raises(ValueError, match="in use"), held(folder, [].append):
                 pass
             assert not Owner.parse(folder.read_bytes(OWNER_FILE)).released
+            folder.write_text("work", "")
         assert Owner.parse(folder.read_bytes(OWNER_FILE)).released
 
 
@@ -223,3 +225,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         held(folder_in(tmp_path), [].append),
     ):
         pass
+
+
+def test_a_command_that_writes_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="refused"), held(RunFolder(str(tmp_path), "run"), [].append):
+        raise ValueError("refused")
+    assert not (tmp_path / "run").exists()
+    with held(RunFolder(str(tmp_path), "run"), [].append):
+        (tmp_path / "run" / "kept").touch()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["kept", "owner.json"]
