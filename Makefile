@@ -37,16 +37,16 @@ check: install ## formatting, lint, types, import floors
 # after the other: two clusters on two cores make their time limits a matter of luck.
 fast := $(bin)/python -m pytest --ignore=tests/integration -n 2 --durations=10
 
-quick: check ## `check`, and the tests without the slow ones: the loop while writing (about two minutes)
+quick: check ## `check`, and the tests without the slow ones: the loop while writing (about three minutes)
 	@$(fast) -m "not slow and not gpu and not soak" $(ARGS)
 
-test-fast: install ## every test that starts no Ray (about 5 minutes)
+test-fast: install ## every test that starts no Ray (about four minutes)
 	@$(fast) $(ARGS)
 
 test-integration: install ## real commands on real clusters; PART=shared or PART='not shared' runs one half
 	@$(bin)/python -m pytest tests/integration --durations=10 $(if $(PART),-m "$(PART) and not gpu and not soak") $(ARGS)
 
-test: test-fast test-integration ## every test that needs no GPU and is not marked soak, as CI does (about half an hour on two cores)
+test: test-fast test-integration ## every test that needs no GPU and is not marked soak, as CI does (about 35 minutes on two cores)
 
 test-gpu: install ## what needs a CUDA device; two devices for all of it
 	@$(bin)/python -m pytest -m gpu --durations=10 $(ARGS)
