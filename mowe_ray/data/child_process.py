@@ -119,7 +119,7 @@ def serve(descriptor: int) -> None:
             return
         try:
             answer = False, function(*arguments)
-        except Exception as error:  # noqa: BLE001 - raised in the parent
+        except Exception as error:  # noqa: BLE001 - whatever the function raises is raised again in the parent
             answer = True, _portable(error)
         try:
             connection.send(answer)
@@ -131,7 +131,7 @@ def _portable(error: Exception) -> Exception:
     """Return an exception that the parent can unpickle: of others only the text."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - whatever the constructor of an unknown exception raises
+    except Exception:  # noqa: BLE001 - to unpickle calls the exception's own constructor, which may raise anything
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 

@@ -30,6 +30,7 @@ def inject_lora(module: nn.Module, *, r: int, alpha: int, dropout: float, target
     config = peft.LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
     try:
         peft.inject_adapter_in_model(config, module)
+    # What peft raises for names that match no layer, for layers it has no adapter for, and for settings it refuses.
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(f"model.lora.target_modules: peft cannot adapt {target_modules}: {error}") from error
     _refuse_shared(module)

@@ -173,14 +173,18 @@ class _Lease:
         while not self.ended.wait(self._heartbeat_s):
             try:
                 content = self._content()
-                if (other := self._other(content)) is not None:
+                other = self._other(content)
+                if other is None:
+                    self._write()
+                    if content is None:
+                        self._log(f"warning: {self._folder.path(OWNER_FILE)} is gone, and is written again")
+            except Exception:  # noqa: BLE001 - each storage raises its own. While it is away nothing is known, and the
+                continue  # next heartbeat finds whether another process has taken over meanwhile
+            if other is not None:
+                try:
                     self._log(f"error: {self._folder.url} was taken over by {other}: this process ends without saving")
+                finally:
                     os._exit(1)  # not an exception: the main thread may be waiting for what never comes
-                if content is None:
-                    self._log(f"warning: {self._folder.path(OWNER_FILE)} is gone, and is written again")
-                self._write()
-            except Exception:  # noqa: BLE001 - the storage is away for a while; nobody else can write there either
-                continue
 
     def release(self) -> None:
         try:
@@ -193,8 +197,8 @@ class _Lease:
             else:
                 self._me = replace(self._me, released=True)
                 self._write()
-        except Exception:  # noqa: BLE001 - as above; the next owner finds that this process has ended
-            return
+        except Exception:  # noqa: BLE001 - each storage raises its own, and must not hide what ended the command; the
+            return  # next owner finds that this process has ended, or sees no sign of life
 
     def _wait_until_free(self, content: bytes, patience_s: float) -> None:
         """Wait until the owner has released the lease or is lost; raise ValueError if it lives, after `patience_s`."""

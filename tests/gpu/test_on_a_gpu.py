@@ -33,6 +33,7 @@ BFLOAT16 = 2.0**-8
 
 
 def _gpus(count: int) -> list[Any]:
+    # The same tests run on the CPU as soak: a machine without GPUs skips their second half, not what they say.
     missing = pytest.mark.skipif(torch.cuda.device_count() < count, reason=f"needs {count} CUDA devices")
     return [pytest.param("cpu", marks=pytest.mark.soak), pytest.param("cuda", marks=[pytest.mark.gpu, missing])]
 

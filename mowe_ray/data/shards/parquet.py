@@ -125,7 +125,7 @@ def _read_all(shard: str) -> None:
     with suppress(Exception):  # what is only raised is found again by who uses the file, and costs what it concerns
         table = _Arrow(shard)
         for group in range(table.num_groups):
-            with suppress(Exception):
+            with suppress(Exception):  # as above, and the other groups are read all the same
                 python_rows(table.read(group, table.names).select([n for n in table.names if n in TEXT_KEYS]))
 
 

@@ -74,7 +74,7 @@ def _remote(url: str) -> Iterator[None]:
     """Keep the errors of a remote file system apart from those of a file that is not there."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # each file system has errors of its own; all are raised
         if isinstance(error, StorageError) or _is_about_a_file(error):
             raise
         raise StorageError(f"{url}: {_reason(error)}") from error
@@ -148,8 +148,8 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
         fs.mv(part, inner)
-    except BaseException:
-        with suppress(Exception):
+    except BaseException:  # an interruption, too, leaves no part behind
+        with suppress(Exception):  # each file system has errors of its own, and the first one is raised
             fs.rm(part)
         raise
 
@@ -256,7 +256,7 @@ def _exists(fs: Any, inner: str) -> bool:
     """Whether a file is there; unlike `exists`, with the error of a server that cannot be asked."""
     try:
         fs.info(inner)
-    except Exception as error:
+    except Exception as error:  # each file system has errors of its own
         if not _is_about_a_file(error):
             raise
         return False

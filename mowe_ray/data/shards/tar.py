@@ -184,7 +184,7 @@ def _next_header(file: BinaryIO, at: int) -> int | None:
     while len(block := file.read(_BLOCK)) == _BLOCK:
         try:
             tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
-        except Exception:  # noqa: BLE001 - tarfile raises all kinds of errors for what is no header
+        except tarfile.HeaderError:
             at += _BLOCK
         else:
             return at

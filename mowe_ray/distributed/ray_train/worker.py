@@ -49,7 +49,7 @@ def train_worker(setup: WorkerSetup) -> dict[str, Any]:
         return _train(setup)
     except RunError as error:  # raised by all ranks together: returning spares the pointless restarts
         return {"error": str(error)}
-    except Exception as error:
+    except Exception as error:  # raised again, with its place
         innermost = traceback.extract_tb(error.__traceback__)[-1]  # travels to the driver as a note; tracebacks do not
         error.add_note(f"{innermost.filename}:{innermost.lineno}")
         raise

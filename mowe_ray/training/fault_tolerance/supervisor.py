@@ -56,8 +56,8 @@ def supervise(
     def steps() -> int:
         try:
             return progress()
-        except Exception:  # noqa: BLE001 - the storage is away, which the command says better
-            return -1
+        except Exception:  # noqa: BLE001 - each storage raises its own; one that is away shows no progress, and the
+            return -1  # command that is started again says what is wrong with it
 
     policy, reached = RestartPolicy(max_failures), steps()
     while True:
