@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from mowe_ray.data.sample import BadSample
@@ -117,4 +117,9 @@ class DataReport:
 
 def killers_in(report: Mapping[str, Any]) -> list[BadSample]:
     """Return the `killers` of an earlier report, from the content of its `data_report.json`."""
-    return [BadSample(**sample) for sample in report["bad_samples"] if sample.get("file")]
+    names = [field.name for field in fields(BadSample)]
+    return [
+        BadSample(**{name: sample.get(name, "") for name in names})
+        for sample in report["bad_samples"]
+        if sample.get("file")
+    ]

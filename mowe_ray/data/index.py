@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards import allowing, list_shards, scan_shard
-from mowe_ray.data.shards.completion import check_scan, check_size, hash_ids, written_shards
+from mowe_ray.data.shards.completion import WrittenShard, check_scan, check_size, hash_ids, written_shards
 from mowe_ray.data.shards.record import ROW_SCHEMA, repeated_id
 from mowe_ray.data.shards.storage import fingerprint, first_contact
 from mowe_ray.output.run_folder import sync
@@ -171,8 +171,8 @@ def build_index(
     shard_names: list[str] = []
     fingerprints: list[str] = []
     for source_number, source in enumerate(sources):
-        shards, prints = _fingerprints(source)
-        rows = _cached_scan(source, shards, prints, Path(cache_dir), allow_paths, run_map)
+        shards, prints, written = _fingerprints(source)
+        rows = _cached_scan(source, shards, prints, written, Path(cache_dir), allow_paths, run_map)
         usable, unusable = _split(rows, min_s, max_s)
         bad += [BadSample(source=source.name, **fields) for fields in unusable.to_pylist()]
         shard = np.asarray(usable["shard_number"].to_numpy()) + len(shard_names)
@@ -190,8 +190,8 @@ def build_index(
     return Index(table.drop_columns(["source_number", "shard_number"]), names, bad, fingerprints)
 
 
-def _fingerprints(source: SourceSpec) -> tuple[list[str], list[str]]:
-    """List the shards of a source, and their sizes and times."""
+def _fingerprints(source: SourceSpec) -> tuple[list[str], list[str], dict[str, WrittenShard]]:
+    """List the shards of a source, their sizes and times, and what was written to those that `prepare` made."""
     try:
         shards = list_shards(source.path)
         with first_contact(source.path):
@@ -200,7 +200,7 @@ def _fingerprints(source: SourceSpec) -> tuple[list[str], list[str]]:
         for shard, found in zip(shards, prints, strict=True):
             if shard in written:
                 check_size(shard, written[shard], found.partition("-")[0])
-        return shards, prints
+        return shards, prints, written
     except ValueError as error:
         raise ValueError(f"{source.key}: {error}" if source.key else str(error)) from error
 
@@ -249,6 +249,7 @@ def _cached_scan(
     source: SourceSpec,
     shards: list[str],
     prints: list[str],
+    written: dict[str, WrittenShard],
     cache_dir: Path,
     allow_paths: Sequence[str],
     run_map: ParallelMap,
@@ -260,7 +261,7 @@ def _cached_scan(
     if (cached := _open(path)) is not None and (cached.schema.metadata or {}).get(b"state") == state.encode():
         return cached
     scan = partial(scan_shard, default_task=source.task, allow_paths=allow_paths)
-    scans = _checked(shards, run_map(scan, shards))
+    scans = _checked(shards, written, run_map(scan, shards))
     schema = ROW_SCHEMA.append(_SHARD_FIELD).with_metadata({"state": state})
     table = pa.concat_tables(_merged(_numbered(scans, schema)))
     if repeats := _repeated_ids(table):
@@ -308,9 +309,8 @@ def _merged(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held).combine_chunks()
 
 
-def _checked(shards: list[str], scans: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def _checked(shards: list[str], written: dict[str, WrittenShard], scans: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Pass on the scans of shards that hold what was written to them."""
-    written = written_shards(shards)
     for shard, rows in zip(shards, scans, strict=True):
         if shard in written:
             check_scan(shard, written[shard], rows)

@@ -105,6 +105,24 @@ class RunFolder:
                 f"{self.path(file)} is damaged, not JSON ({error}): put back a copy of it, or remove it"
             ) from error
 
+    def find_json(self, file: str, *keys: str, warn: Callable[[str], object] | None = None) -> dict[str, Any] | None:
+        """Return the JSON object in `file`; None if it is not there, is damaged, or lacks one of `keys`.
+
+        Args:
+            warn: Shows a line to the user about a damaged file, which the caller writes again.
+        """
+        try:
+            found = self.read_json(file)
+            if isinstance(found, dict) and found.keys() >= set(keys):
+                return found
+            raise ValueError(f"{self.path(file)} is damaged: it lacks what belongs in it")
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            if warn is not None:
+                warn(f"warning: {error}; it is written again")
+            return None
+
     def read_records(self, file: str, *keys: str, warn: Callable[[str], object] | None = None) -> list[dict[str, Any]]:
         """Return the JSON objects that are the lines of `file`, without lines that are damaged or lack one of `keys`.
 

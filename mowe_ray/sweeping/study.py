@@ -67,7 +67,7 @@ class Study:
         self._waiting = [trial.number for trial in self.trials.values() if not trial.over]
         for number in self._waiting:  # left over from a run that was interrupted
             trial = replace(self.trials[number], status="waiting")
-            self._update(trial, config=not _has_config(self.folder, trial))
+            self._update(trial, config=run_folder(self.folder, trial).find_json("config.json") is None)
         self._search = make_search(self.space, self.directions)
         for point in sorted(set(self._points.values())):
             self._report_to_search(point)
@@ -245,15 +245,6 @@ def check_same_study(folder: RunFolder, sweep: SweepConfig) -> None:
             f"{folder.url} holds a study with another {differing[0]}: choose another name (name=...), "
             "or go back to its value"
         )
-
-
-def _has_config(folder: RunFolder, trial: Trial) -> bool:
-    """Whether the configuration of a trial's run is there and whole; it may have been changed on the way."""
-    try:
-        run_folder(folder, trial).read_json("config.json")
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
 
 
 def _claim(folder: RunFolder, sweep: SweepConfig) -> None:

@@ -160,15 +160,8 @@ def history(folder: RunFolder) -> History:
     return History(
         [joined(step, sources) for step, sources in sorted(by_step.items())],
         [(r["step"], r["lm_loss"]) for r in records if r["kind"] == "train" and r["lm_loss"] is not None],
-        _router_report(folder),
+        folder.find_json("router_report.json"),  # without one that is damaged a report shows the rest
     )
-
-
-def _router_report(folder: RunFolder) -> dict[str, Any] | None:
-    try:
-        return dict(folder.read_json("router_report.json"))
-    except (FileNotFoundError, TypeError, ValueError):  # damaged, as after a power failure; a report shows the rest
-        return None
 
 
 def joined(step: int, sources: list[dict[str, Any]]) -> Validation:

@@ -15,7 +15,7 @@ import pytest
 
 from mowe_ray.config import load_config
 from mowe_ray.data.index import SourceSpec, build_index
-from mowe_ray.distributed.ray_train.driver import _claim, _finished
+from mowe_ray.distributed.ray_train.driver import _claim
 from mowe_ray.evaluation.judge.judge import _Judgements
 from mowe_ray.evaluation.predictions import Answer, Predictions
 from mowe_ray.evaluation.targets import find_models
@@ -94,12 +94,14 @@ def test_a_study_goes_on_beside_damaged_files(folder: RunFolder, content: bytes)
 
 def test_a_run_with_a_damaged_result_ends_once_more(folder: RunFolder) -> None:
     said: list[str] = []
-    for content in (b"", b"\0" * 64, b"{"):
+    for content in (b"", b"\0" * 64, b"{", b"[]"):
         folder.write_bytes("result.json", content)
-        assert _finished(folder, said.append) is None
+        assert folder.find_json("result.json", "steps", warn=said.append) is None
     assert all(line.startswith(f"warning: {folder.path('result.json')} is damaged") for line in said)
     folder.write_json("result.json", {"steps": 3})
-    assert _finished(folder, pytest.fail) == {"steps": 3}
+    assert folder.find_json("result.json", "steps", warn=pytest.fail) == {"steps": 3}
+    assert folder.find_json("result.json", "tasks", warn=said.append) is None
+    assert folder.find_json("no.json", warn=pytest.fail) is None
 
 
 @pytest.mark.parametrize("file", ["p.jsonl", "p.steps.jsonl"])

@@ -85,11 +85,8 @@ class _Pending:
     @classmethod
     def read(cls, folder: RunFolder, file: str) -> _Pending | None:
         """Return what is pending by its file; None if there is none, or it is damaged."""
-        try:
-            value = folder.read_json(file)
-            return cls(value["step"], value["share"])
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
-            return None
+        value = folder.find_json(file, "step", "share")
+        return None if value is None else cls(value["step"], value["share"])
 
 
 class AsyncValidation:

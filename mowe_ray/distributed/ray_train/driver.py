@@ -75,7 +75,7 @@ def _train(
     _add_killers(folder, sources, log)
     for name, count in sources.report.text_only.items():
         log(f"{name}: {count} samples have no audio, and are trained or scored as text alone")
-    if (result := _finished(folder, log)) is not None and covers(result, config):
+    if (result := folder.find_json("result.json", warn=log)) is not None and covers(result, config):
         log(f"{folder.url} is finished; choose another name to train again")
         return result
     keep_ids(folder, sources.train)
@@ -113,26 +113,9 @@ def _train(
 
 def _add_killers(folder: RunFolder, sources: Sources, log: Callable[[str], None]) -> None:
     """Count the samples that ended a process earlier in this run, by its report: they are not tried again."""
-    if not folder.exists(_REPORT):
-        return
-    try:
-        killers = killers_in(folder.read_json(_REPORT))
-    except (ValueError, KeyError, TypeError) as error:
-        log(f"warning: {error}; it is written anew")
-        return
+    killers = killers_in(folder.find_json(_REPORT, "bad_samples", warn=log) or {"bad_samples": []})
     shards = {name for index in (sources.train, *sources.validation.values()) for name in index.shard_names}
     sources.report.add(killer for killer in killers if killer.file in shards)
-
-
-def _finished(folder: RunFolder, log: Callable[[str], None]) -> dict[str, Any] | None:
-    """Return the result of a run that has ended; None if it has not, or its file is damaged and is written again."""
-    if not folder.exists("result.json"):
-        return None
-    try:
-        return dict(folder.read_json("result.json"))
-    except ValueError as error:
-        log(f"warning: {error}; it is written again")
-        return None
 
 
 def _filled_cache(config: RunConfig, sources: Sources, coordinator: ActorHandle[RunCoordinator]) -> FeatureCache | None:
