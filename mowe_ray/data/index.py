@@ -6,7 +6,7 @@ size and time of every shard stay the same. Waveforms and text stay in the shard
 
 import hashlib
 import json
-import os
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -287,7 +287,7 @@ def _open(path: Path) -> pa.Table | None:
 def _write(path: Path, table: pa.Table) -> None:
     """Write under another name and rename: readers never see half a file, and mapped files never change."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
+    part = path.with_suffix(f".{uuid.uuid4().hex}.part")
     try:
         with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)

@@ -250,7 +250,7 @@ class _Lease:
 
     def _write(self) -> None:
         self._me = replace(self._me, heartbeats=self._me.heartbeats + 1)
-        self._folder.write_bytes(OWNER_FILE, _encoded(self._me), part=self._me.token)
+        self._folder.write_bytes(OWNER_FILE, _encoded(self._me))
 
 
 def _encoded(owner: Owner) -> bytes:

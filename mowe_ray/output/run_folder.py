@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,21 +154,27 @@ class RunFolder:
         """Write `text` as UTF-8; see `write_bytes`."""
         self.write_bytes(file, text.encode())
 
-    def write_bytes(self, file: str, content: bytes, *, part: str = "part") -> None:
+    def write_bytes(self, file: str, content: bytes) -> None:
         """Write `file`, atomically where the file system can rename, and durably on this machine's own disks.
 
-        Args:
-            part: Suffix of the file that is written first; writers that may meet need different ones.
+        Of several that write the same file at once, the last one's content stays.
         """
         target = f"{self._root}/{file}"
+        part = f"{target}.{uuid.uuid4().hex}.part"  # its own for each writer: ranks may write the same file
         self._filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-        with self._filesystem.open(f"{target}.{part}", "wb") as f:
-            f.write(content)
-        local = self.local_path(file)
-        if local:  # a machine that goes down must not leave the name without the content
-            sync(local.with_name(f"{local.name}.{part}"))
-        # On object stores a copy: readers there never see a half-written object anyway.
-        self._filesystem.mv(f"{target}.{part}", target)
+        try:
+            with self._filesystem.open(part, "wb") as f:
+                f.write(content)
+            local = self.local_path(file)
+            if local is not None:  # a machine that goes down must not leave the name without the content
+                sync(Path(part))
+                Path(part).replace(target)
+            else:  # on object stores a copy: readers there never see a half-written object anyway
+                self._filesystem.mv(part, target)
+        except BaseException:
+            with contextlib.suppress(OSError):  # full or gone: the first error is the one to report
+                self._filesystem.rm(part)
+            raise
         if local:
             sync(local.parent)
 

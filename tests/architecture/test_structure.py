@@ -23,7 +23,7 @@ def test_no_folders_beside_each_other_import_each_other() -> None:
 def test_files_are_worth_opening() -> None:
     files, lines = sizes_of(ROOT / PACKAGE)
     assert 1000 * files / lines <= 6.5
-    assert len(modules_with_one_importer(module_graph())) <= 45
+    assert len(modules_with_one_importer(module_graph())) <= 1.5 * lines / 1000  # 45 of 30,700 lines
 
 
 def test_a_circle_would_be_found() -> None:

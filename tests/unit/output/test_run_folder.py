@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import pytest
@@ -52,3 +53,22 @@ def test_a_relative_storage_means_the_same_after_a_change_of_folder(tmp_path, mo
     folder.write_text("x", "y")
     assert (tmp_path / "runs" / "r" / "x").read_text() == "y"
     assert folder.path("x") == str(tmp_path / "runs" / "r" / "x")
+
+
+def test_ranks_that_write_the_same_file_at_once_all_succeed(tmp_path):
+    """Both ranks of a new run write its tokenizer: the second rename used to find that the first had taken its file."""
+    folder = RunFolder(str(tmp_path), "run")
+    with ThreadPoolExecutor(8) as threads:
+        for round_ in range(50):
+            writes = [threads.submit(folder.write_text, "tokenizer.json", f"{round_}") for _ in range(8)]
+            assert [write.result() for write in writes] == [None] * 8
+            assert folder.read_text("tokenizer.json") == f"{round_}"
+    assert folder.names("") == ["tokenizer.json"]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    (tmp_path / "run" / "config.json" / "taken").mkdir(parents=True)  # a folder where the file should go
+    with pytest.raises(OSError, match="config"):
+        folder.write_text("config.json", "x")
+    assert not list(tmp_path.rglob("*.part"))
