@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ADAPTER_KINDS = ("seqcnn", "stack_mlp", "qformer")
+from .registry import Registry
+
+ADAPTERS: Registry[type[nn.Module]] = Registry("model.adapter.kind")
+"""Class by name; it is called with the widths D, H and W, and the frames of one token."""
 
 
 def valid_mask(valid: Tensor, frames: int) -> Tensor:
@@ -27,6 +30,7 @@ def shrunk(length: int | Tensor, factor: int) -> int | Tensor:
     return (length + factor - 1) // factor
 
 
+@ADAPTERS.register("seqcnn")
 class SeqCnn(nn.Module):
     """One stride-2 convolution (kernel 3) and GELU per halving, then a linear map.
 
@@ -59,6 +63,7 @@ class SeqCnn(nn.Module):
         return tokens
 
 
+@ADAPTERS.register("stack_mlp")
 class StackMlp(nn.Module):
     """Stack `downsample` neighbouring frames and map each stack through a two-layer perceptron."""
 
@@ -75,6 +80,7 @@ class StackMlp(nn.Module):
         return tokens
 
 
+@ADAPTERS.register("qformer")
 class QFormer(nn.Module):
     """One learned query per window of `downsample` frames, cross-attending to that window.
 
@@ -159,13 +165,6 @@ def build_adapter(kind: str, width: int, hidden: int, out: int, downsample: int)
     Raises:
         ValueError: if `kind` is unknown or does not support `downsample`.
     """
-    classes: dict[str, type[SeqCnn | StackMlp | QFormer]] = {
-        "seqcnn": SeqCnn,
-        "stack_mlp": StackMlp,
-        "qformer": QFormer,
-    }
-    if kind not in classes:
-        raise ValueError(f"model.adapter.kind: unknown adapter {kind!r}; known are {', '.join(ADAPTER_KINDS)}")
     if downsample < 1:
         raise ValueError(f"model.adapter.downsample must be at least 1, not {downsample}")
-    return classes[kind](width, hidden, out, downsample)
+    return ADAPTERS.find(kind)(width, hidden, out, downsample)

@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ASTModel, PretrainedConfig
 
-from .encoder_base import AudioEncoder
+from .encoder_base import ENCODERS, AudioEncoder
 from .frontends import FrontEnd, KaldiFbank
 
 
+@ENCODERS.register("audio-spectrogram-transformer")
 class ASTAudioEncoder(AudioEncoder):
     """AST as a frame encoder: patches are averaged over frequency, one frame per patch column.
 

@@ -1,7 +1,7 @@
 """Base class of the audio encoders of a MoWE model.
 
-A new family is one subclass of `AudioEncoder` (see `encoder_wav2vec2.py` for the shortest ones) and
-one line in `encoders.py`; `tests/unit/model/test_encoders_contract.py` then checks it.
+A new family is one subclass of `AudioEncoder`, entered in `ENCODERS` (see `encoder_wav2vec2.py` for the shortest ones);
+`tests/unit/model/test_encoders_contract.py` then checks it.
 
 Shapes: C clips, S samples, T frames, D width, L layers.
 """
@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from .frontends import FrontEnd
+from .registry import Registry
 
 PadAudio = Literal["bucket", "full30"]
 Samples = TypeVar("Samples", int, Tensor)
@@ -45,6 +46,10 @@ def _mask_as_given(*args: Any, **kwargs: Any) -> Tensor | None:
 _ATTENTION = "sdpa_mask_as_given"
 AttentionInterface.register(_ATTENTION, sdpa_attention_forward)
 AttentionMaskInterface.register(_ATTENTION, _mask_as_given)
+
+
+ENCODERS: Registry[type["AudioEncoder"]] = Registry("model.weak_encoders.N.checkpoint.config.model_type")
+"""Adapter class by the `model_type` of a transformers configuration."""
 
 
 class AudioEncoder(nn.Module, ABC):

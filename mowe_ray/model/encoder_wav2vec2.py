@@ -14,7 +14,7 @@ from transformers import (
     WavLMModel,
 )
 
-from .encoder_base import AudioEncoder
+from .encoder_base import ENCODERS, AudioEncoder
 from .frontends import FrontEnd, NormalisedWave
 
 
@@ -55,6 +55,7 @@ class MaskedGroupNorm(nn.GroupNorm):
         return torch.addcmul(self.bias[:, None], centred, scale.to(input.dtype))
 
 
+@ENCODERS.register("wav2vec2")
 class Wav2Vec2AudioEncoder(AudioEncoder):
     """A stack of strided convolutions over the wave, then a transformer; 50 frames per second.
 
@@ -112,12 +113,14 @@ class Wav2Vec2AudioEncoder(AudioEncoder):
             norm.frames = None if lengths is None else (lengths - kernel) // stride + 1
 
 
+@ENCODERS.register("hubert")
 class HubertAudioEncoder(Wav2Vec2AudioEncoder):
     """HuBERT: the network of Wav2Vec2, trained on cluster targets."""
 
     model_class = HubertModel
 
 
+@ENCODERS.register("data2vec-audio")
 class Data2VecAudioEncoder(Wav2Vec2AudioEncoder):
     """Data2Vec for audio: positions come from a stack of convolutions, each of which would spread padding further."""
 
@@ -147,6 +150,7 @@ class Data2VecAudioEncoder(Wav2Vec2AudioEncoder):
         return output.masked_fill(behind[:, None], 0)
 
 
+@ENCODERS.register("wavlm")
 class WavLMAudioEncoder(Wav2Vec2AudioEncoder):
     """WavLM: HuBERT with gated relative positions."""
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from .encoder_base import AudioEncoder, PadAudio
+from .encoder_base import ENCODERS, AudioEncoder, PadAudio
 from .frontends import SAMPLE_RATE, FrontEnd, LogMel
 
 # [ours] Silence behind a clip keeps its last frames close to what 30 s of padding would give; few
@@ -24,6 +24,7 @@ BUCKET_S = 2.5
 SHORTEST_S = 5.0
 
 
+@ENCODERS.register("whisper")
 class WhisperAudioEncoder(AudioEncoder):
     """The encoder half of any Whisper checkpoint; 50 frames per second."""
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mowe_ray.model.adapter import ADAPTER_KINDS, build_adapter
+from mowe_ray.model.adapter import ADAPTERS, build_adapter
 from mowe_ray.model.encoders import encoder_class, read_config
 from mowe_ray.training.optimizer import decays
 from tests.tiny_models import ENCODER_CONFIGS, LANGUAGE_MODEL_FAMILIES, tiny_language_model_config
@@ -48,7 +48,7 @@ def network(name: str) -> torch.nn.Module:
         config = read_config(ENCODER_CONFIGS[name]())
         family = encoder_class(config)
         return family(config, family.make_front_end(config, {}))
-    if name in ADAPTER_KINDS:
+    if name in ADAPTERS:
         return build_adapter(name, 96, 32, 64, 8)
     sizes = {"word_embed_proj_dim": 32, "ffn_dim": 64} if name == "opt" else {}
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(**tiny_language_model_config(name, **sizes)))

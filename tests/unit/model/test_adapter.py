@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from mowe_ray.model.adapter import ADAPTER_KINDS, build_adapter
+from mowe_ray.model.adapter import ADAPTERS, build_adapter
 
 WIDTH, HIDDEN, OUT = 12, 16, 20
 
 
-@pytest.fixture(params=ADAPTER_KINDS)
+@pytest.fixture(params=ADAPTERS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from mowe_ray.model import MoweForConditionalGeneration
-from mowe_ray.model.adapter import ADAPTER_KINDS
+from mowe_ray.model.adapter import ADAPTERS
 from mowe_ray.model.building import (
     Lora,
     WeakEncoder,
@@ -276,7 +276,7 @@ def test_every_trainable_tensor_gets_a_gradient(
 
 
 @pytest.mark.parametrize("lora", [None, Lora(r=2, alpha=4)])
-@pytest.mark.parametrize("adapter", ADAPTER_KINDS)
+@pytest.mark.parametrize("adapter", ADAPTERS)
 def test_every_adapter_trains_with_and_without_lora(
     make_model: MakeModel, make_batch: MakeBatch, adapter: str, lora: Lora | None
 ) -> None:
