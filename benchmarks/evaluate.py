@@ -127,7 +127,7 @@ def plain_loop(folder: Path, arguments: argparse.Namespace, *, by_length: bool) 
         waves = [soundfile.read(file, dtype="float32")[0] for file in files]
         inputs = processor(instructions=[QUESTION] * len(files), audio=[[wave] for wave in waves])
         tokens = model.generate(**inputs, max_new_tokens=arguments.new_tokens, do_sample=False)
-        return processor.batch_decode(tokens, skip_special_tokens=True)
+        return processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
     files = sorted(folder.glob("*.wav"), key=lambda file: (file.stat().st_size if by_length else 0, file.name))
     answer(files[: arguments.batch_size])

@@ -118,7 +118,8 @@ def generate_texts(
     """
     settings = greedy(model.generation_config)
     tokens = model.generate(**prompts, audio=audio, generation_config=settings, do_sample=False, **options)
-    return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+    new_tokens = tokens[:, prompts["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
 
 
 def choices(audio: AudioTokens | None) -> list[tuple[RouterChoice | None, RouterChoice | None]]:

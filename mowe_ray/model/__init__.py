@@ -1,6 +1,6 @@
 """The MoWE AudioLLM, in transformers' shape; importing it registers it with the Auto classes."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
 
 from .configuration_mowe import MoweConfig
 from .modeling_mowe import MoweForConditionalGeneration, MoweOutput
@@ -24,4 +24,5 @@ __all__ = [
 AutoConfig.register("mowe", MoweConfig)
 AutoModel.register(MoweConfig, MoweForConditionalGeneration)
 AutoModelForCausalLM.register(MoweConfig, MoweForConditionalGeneration)
+AutoModelForMultimodalLM.register(MoweConfig, MoweForConditionalGeneration)
 AutoProcessor.register(MoweConfig, MoweProcessor)

@@ -7,8 +7,12 @@ from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 from .frontends import FrontEnd, front_end_from_dict
+
+# `transformers serve` and `pipeline("any-to-any")` look here what a model takes, even one that brings its own code.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("mowe", "MoweForConditionalGeneration")
 
 FUSIONS = ("routed", "concat", "average")
 TRAIN_MODES = ("frozen", "full", "lora")

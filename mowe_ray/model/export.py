@@ -26,6 +26,7 @@ _AUTO_CLASSES = {
     "AutoConfig": "configuration_mowe.MoweConfig",
     "AutoModel": "modeling_mowe.MoweForConditionalGeneration",
     "AutoModelForCausalLM": "modeling_mowe.MoweForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_mowe.MoweForConditionalGeneration",
     "AutoProcessor": "processing_mowe.MoweProcessor",
 }
 
@@ -66,7 +67,7 @@ def export(
     if merge and config.lora:
         merge_lora(written)
         written.config.lora = {}
-    written.generation_config = greedy(model.generation_config)
+    written.generation_config = greedy(model.generation_config, processor.chat.end_tokens())
     written.save_pretrained(folder)
     processor = copy.copy(processor)
     setattr(processor, "auto_map", dict(_AUTO_CLASSES))  # noqa: B010

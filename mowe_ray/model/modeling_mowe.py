@@ -64,6 +64,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = MoweConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
+    input_modalities = ("audio", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -332,16 +333,21 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 `synced_gpus`...
 
         Returns:
-            The new tokens only, (B, new tokens).
+            Prompts and new tokens, (B, N + new tokens), as elsewhere in transformers.
         """
         if audio is None:
             audio = self.encode_audio(input_values, input_lengths, encoder_states)
         is_audio, _ = self._positions(input_ids, None)
         embeds = self._embed(input_ids, is_audio, audio)
         self.language_model.generation_config = kwargs.pop("generation_config", None) or self.generation_config
-        return self.language_model.generate(  # type: ignore[operator]
-            inputs_embeds=embeds, attention_mask=attention_mask, **kwargs
+        # The vocabulary of the language model may end before the audio token.
+        words = input_ids.masked_fill(input_ids == self.config.audio_token_id, 0)
+        output = self.language_model.generate(  # type: ignore[operator]
+            input_ids=words, inputs_embeds=embeds, attention_mask=attention_mask, **kwargs
         )
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0)
+        return output
 
 
 def _next_labels(labels: Tensor) -> Tensor:

@@ -1,21 +1,41 @@
-"""`MoweProcessor`: instructions, waveforms and answers to model inputs."""
+"""`MoweProcessor`: instructions or conversations, waveforms and answers to model inputs."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.audio_utils import load_audio
+
+from .chat import ChatTokens, Turn
+
+try:
+    import soxr
+except ImportError:  # where an export is used without this package
+    soxr = None
 
 AUDIO_TOKEN = "<|audio|>"
 IGNORED = -100
-# Unicode keeps this code point out of all text: it finds where a chat template puts its content.
-_MARK = "\ufdd0"
+SAMPLE_RATE = 16_000
 # More tokens than a tokenizer adds to a text on its own account.
 _SPARE_TOKENS = 16
+
+Clips = Sequence[np.ndarray]
+
+
+class MoweInputs(BatchFeature):
+    """Inputs of the model; a change of type leaves the waveforms as they are, which bfloat16 would make noise of."""
+
+    def to(self, *args: Any, **kwargs: Any) -> MoweInputs:
+        """Move and convert all but the type of `input_values`."""
+        waves = self.pop("input_values", None)
+        super().to(*args, **kwargs)
+        if waves is not None:
+            self["input_values"] = waves.to(self["input_ids"].device)
+        return self
 
 
 class MoweProcessor(ProcessorMixin):
@@ -30,8 +50,8 @@ class MoweProcessor(ProcessorMixin):
         max_positions: Longest row the language model takes, in tokens; None for any.
         chat_template: The tokenizer's own is used; here for transformers' sake.
 
-    The names of control tokens (`<|end|>`, `<|audio|>`) in an instruction or answer are text like any other. Only the
-    chat template, the placeholders of clips and the end of an answer become control tokens.
+    The names of control tokens (`<|end|>`, `<|audio|>`) in an instruction, answer or message are text like any other.
+    Only the chat template, the placeholders of clips and the end of an answer become control tokens.
     """
 
     def __init__(
@@ -53,8 +73,7 @@ class MoweProcessor(ProcessorMixin):
             tokenizer.add_special_tokens({"additional_special_tokens": [audio_token]})
         self.audio_token_id: int = tokenizer.get_vocab()[audio_token]
         self.max_positions = max_positions
-        self._controls = _control_tokens(tokenizer) | {self.audio_token_id: audio_token}
-        self._before, self._after = self._frame()
+        self.chat = ChatTokens(tokenizer, audio_token)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> MoweProcessor:
@@ -76,17 +95,25 @@ class MoweProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        instructions: Sequence[str],
-        audio: Sequence[Sequence[np.ndarray]] | None = None,
+        instructions: Sequence[str] | None = None,
+        audio: Sequence[Clips] | Clips | np.ndarray | None = None,
         answers: Sequence[str] | None = None,
-    ) -> BatchFeature:
+        *,
+        text: str | Sequence[str] | None = None,
+        sampling_rate: int | None = SAMPLE_RATE,
+        **_: Any,
+    ) -> MoweInputs:
         """Build the inputs of B rows with C clips in all.
 
         Args:
             instructions: What to do with the audio. May say where each clip goes, with one audio
                 token each; otherwise all clips come first.
-            audio: Each row's clips, float32 mono at 16 kHz; none for a text-only row.
+            audio: Each row's clips, float32 mono; none for a text-only row. With `text` also one clip, or one flat list
+                in the order of the audio tokens.
             answers: Given: training rows, padded on the right. None: prompts, padded on the left.
+            text: Whole prompts, as `apply_chat_template` writes them, in place of `instructions`.
+            sampling_rate: Of `audio`; what is not at 16 kHz is resampled.
+            **_: What transformers passes to every processor (`return_tensors`, `padding`).
 
         Returns:
             `input_ids` (B, N), `attention_mask` (B, N); with answers `labels` (B, N), -100 except
@@ -96,23 +123,81 @@ class MoweProcessor(ProcessorMixin):
             ValueError: if counts of rows disagree, a row with several clips has another number of audio tokens, a
                 clip is not a waveform, or a row is longer than the language model takes.
         """
-        clips_of = [list(clips) for clips in audio] if audio is not None else [[] for _ in instructions]
-        if len(clips_of) != len(instructions) or (answers is not None and len(answers) != len(instructions)):
+        if (text is None) == (instructions is None):
+            raise ValueError("give either `text`, whole prompts, or `instructions`")
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            rows = self._dealt(texts, _resampled(_flat(audio), sampling_rate))
+            return self._inputs([self.chat.whole(prompt) for prompt in texts], rows)
+        assert instructions is not None
+        given = [list(clips) for clips in audio] if audio is not None else [[] for _ in instructions]
+        if len(given) != len(instructions) or (answers is not None and len(answers) != len(instructions)):
             raise ValueError(
-                f"{len(instructions)} instructions, {len(clips_of)} rows of audio and "
+                f"{len(instructions)} instructions, {len(given)} rows of audio and "
                 f"{'no' if answers is None else len(answers)} answers: the numbers must be the same"
             )
+        rows = [_resampled(cast("list[np.ndarray]", clips), sampling_rate) for clips in given]
+        prompts = [self._prompt(text, len(clips)) for text, clips in zip(instructions, rows, strict=True)]
+        return self._inputs(prompts, rows, None if answers is None else [self._ending(answer) for answer in answers])
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        add_generation_prompt: bool = False,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        sampling_rate: int = SAMPLE_RATE,
+        **options: Any,
+    ) -> Any:
+        """Write conversations as prompts, as elsewhere in transformers.
+
+        Args:
+            conversation: Messages with `role` and `content`, or a batch of conversations. A content is a text, or a
+                list of `{"type": "text", "text": ...}` and `{"type": "audio", "audio": waveform, path, URL or base64}`
+                in any order, each in a line of its own.
+            chat_template: In place of the tokenizer's.
+            tokenize: Return model inputs, not text.
+            return_dict: All of them, not `input_ids` alone.
+            add_generation_prompt: Begin the assistant's next turn.
+            processor_kwargs: Of these, `sampling_rate` counts.
+            sampling_rate: Of waveforms; what is not at 16 kHz is resampled.
+            **options: `continue_final_message`, `tools`, `documents`, and variables of the template.
+
+        Raises:
+            ValueError: if a part is neither text nor audio, or the template refuses the conversation.
+        """
+        rate = int((processor_kwargs or {}).get("sampling_rate") or sampling_rate)
+        is_batch = not isinstance(conversation[0], Mapping)
+        conversations = [_turns(messages) for messages in (conversation if is_batch else [conversation])]
+        settings = {name: value for name, value in options.items() if name not in _OF_TRANSFORMERS}
+        settings |= {"chat_template": chat_template} if chat_template else {}
+        settings["add_generation_prompt"] = add_generation_prompt
+        if not tokenize:
+            written = [self.chat.write(turns, **settings) for turns, _ in conversations]
+            return written if is_batch else written[0]
+        prompts = [self.chat.tokens(turns, **settings) for turns, _ in conversations]
+        clips = [[_heard(clip, rate) for clip in found] for _, found in conversations]
+        inputs = self._inputs(prompts, clips)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def _inputs(
+        self, prompts: Sequence[list[int]], clips_of: Sequence[Clips], endings: Sequence[list[int]] | None = None
+    ) -> MoweInputs:
+        """Return the inputs of rows of tokens, with one audio token for each of their clips, and of 16 kHz clips."""
         lengths_of = [[len(_check_wave(clip)) for clip in clips] for clips in clips_of]
-        prompts = [self._prompt(text, lengths) for text, lengths in zip(instructions, lengths_of, strict=True)]
-        endings = [[] for _ in prompts] if answers is None else [self._ending(answer) for answer in answers]
-        self._check_positions(prompts, endings)
-        inputs = self._pad(prompts, endings, left=answers is None)
-        if answers is None:
+        rows = [self._expanded(tokens, lengths) for tokens, lengths in zip(prompts, lengths_of, strict=True)]
+        ends = [[] for _ in rows] if endings is None else list(endings)
+        self._check_positions(rows, ends)
+        inputs = self._pad(rows, ends, left=endings is None)
+        if endings is None:
             del inputs["labels"]
         clips = [clip for row in clips_of for clip in row]
         if clips:
             inputs |= _pad_waves(clips)
-        return BatchFeature(inputs)
+        return MoweInputs(inputs)
 
     def num_tokens(self, instruction: str, lengths: Sequence[int], answer: str | None = None) -> int:
         """Return the length of a row, in tokens.
@@ -122,7 +207,8 @@ class MoweProcessor(ProcessorMixin):
             lengths: Samples of each of its clips.
             answer: None for the prompt alone.
         """
-        return len(self._prompt(instruction, lengths)) + (0 if answer is None else len(self._ending(answer)))
+        prompt = self._expanded(self._prompt(instruction, len(lengths)), lengths)
+        return len(prompt) + (0 if answer is None else len(self._ending(answer)))
 
     def fits(
         self,
@@ -143,23 +229,16 @@ class MoweProcessor(ProcessorMixin):
         # No text has more tokens than bytes, so that most rows need not be tokenized to know.
         size = len(instruction.encode(errors="replace")) + len((answer or "").encode(errors="replace")) + new_tokens
         size += sum(map(self.num_audio_tokens, lengths)) + 2 * len(lengths)
-        if size + len(self._before) + len(self._after) + _SPARE_TOKENS <= limit:
+        if size + self.chat.frame_size() + _SPARE_TOKENS <= limit:
             return True
         return self.num_tokens(instruction, lengths, answer) + new_tokens <= limit
 
-    def _prompt(self, instruction: str, lengths: Sequence[int]) -> list[int]:
-        """Return the tokens before the answer, with as many audio tokens as clips of these lengths become."""
-        texts = self._texts_around_clips(instruction, len(lengths))
-        tokens = self._whole_prompt(self.audio_token.join(texts))
-        placed = len(self._before_controls) + len(lengths)
-        unknown = self.tokenizer.unk_token
-        names_unknown = unknown is not None and unknown in instruction
-        # More of them than were placed: the instruction names control tokens.
-        if names_unknown or sum(token in self._controls for token in tokens) != placed:
-            tokens = list(self._before)
-            for number, text in enumerate(texts):
-                tokens += [self.audio_token_id] * (number > 0) + self._text_tokens(text)
-            tokens += self._after
+    def _prompt(self, instruction: str, clips: int) -> list[int]:
+        """Return the tokens before the answer, with one audio token a clip."""
+        return self.chat.tokens([Turn("user", self._texts_around_clips(instruction, clips))])
+
+    def _expanded(self, tokens: Sequence[int], lengths: Sequence[int]) -> list[int]:
+        """Return tokens with as many audio tokens in the place of each as a clip of that length becomes."""
         counts = iter([self.num_audio_tokens(length) for length in lengths])
         expanded: list[int] = []
         for token in tokens:
@@ -178,55 +257,20 @@ class MoweProcessor(ProcessorMixin):
             )
         return ["", *["\n"] * (clips - 1), f"\n{instruction}"] if clips else [instruction]
 
-    def _whole_prompt(self, content: str) -> list[int]:
-        """Return the tokens of a prompt in which every name of a control token is one."""
-        if self.tokenizer.chat_template:
-            return list(self.tokenizer(self._in_template(content), add_special_tokens=False)["input_ids"])
-        tokens: list[int] = self.tokenizer(content + "\n")["input_ids"]
-        # Some tokenizers end every text; here the answer is still to come.
-        while tokens and tokens[-1] == self.tokenizer.eos_token_id:
-            tokens = tokens[:-1]
-        return tokens
-
-    def _in_template(self, content: str) -> str:
-        turn = [{"role": "user", "content": content}]
-        return str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
-
-    def _frame(self) -> tuple[list[int], list[int]]:
-        """Return the tokens before and behind the content of a prompt."""
-        if not self.tokenizer.chat_template:
-            tokens = self._whole_prompt("")
-            controls = [token for token in tokens if token in self._controls]
-            return controls, [token for token in tokens if token not in self._controls]
-        before, _, after = self._in_template(_MARK).partition(_MARK)
-        tokenize = self.tokenizer
-        return (
-            list(tokenize(before, add_special_tokens=False)["input_ids"]),
-            list(tokenize(after, add_special_tokens=False)["input_ids"]),
-        )
-
-    @property
-    def _before_controls(self) -> list[int]:
-        """Control tokens of an empty prompt."""
-        return [token for token in (*self._before, *self._after) if token in self._controls]
-
-    def _text_tokens(self, text: str) -> list[int]:
-        """Return the tokens of a text in which names of control tokens are text."""
-        tokens: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        if self._controls.keys().isdisjoint(tokens):
-            return tokens
-        # Added tokens that are not marked as special are still found: cut their names in two.
-        names = "|".join(re.escape(name) for name in sorted(self._controls.values(), key=len, reverse=True) if name[1:])
-        pieces = re.sub(f"(?={names})(.)", lambda match: match[1] + _MARK, text, flags=re.DOTALL).split(_MARK)
-        return [
-            token
-            for piece in pieces
-            for token in self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        ]
+    def _dealt(self, texts: Sequence[str], clips: list[np.ndarray]) -> list[list[np.ndarray]]:
+        """Return the clips of each text, which names one audio token for each."""
+        counts = [text.count(self.audio_token) for text in texts]
+        if sum(counts) != len(clips):
+            raise ValueError(
+                f"the text has {sum(counts)} {self.audio_token} but there are {len(clips)} clips: make it with "
+                "apply_chat_template, or pass `instructions`"
+            )
+        dealt = iter(clips)
+        return [[next(dealt) for _ in range(count)] for count in counts]
 
     def _ending(self, answer: str) -> list[int]:
         """Return the tokens to learn: the answer and its end."""
-        return [*self._text_tokens(answer), self.tokenizer.eos_token_id]
+        return [*self.chat.text_tokens(answer), self.tokenizer.eos_token_id]
 
     def _check_positions(self, prompts: list[list[int]], endings: list[list[int]]) -> None:
         longest = max((len(p) + len(e) for p, e in zip(prompts, endings, strict=True)), default=0)
@@ -255,20 +299,52 @@ class MoweProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "input_values", "input_lengths"]
 
 
-def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Return the names of the tokens that steer a language model, by id.
+# Options of transformers' `apply_chat_template` that are for its own way of making inputs.
+_OF_TRANSFORMERS = frozenset(
+    ("return_tensors", "return_assistant_tokens_mask", "load_audio_from_video", "sanitize_control_tokens", "padding")
+)
 
-    These are the special ones, and other added tokens that the chat template writes; added tokens for runs of spaces
-    or for HTML tags are text, and so is the token of unknown characters.
-    """
-    template = str(tokenizer.chat_template or "")
-    controls = {
-        number: token.content
-        for number, token in tokenizer.added_tokens_decoder.items()
-        if token.special or (len(token.content.strip()) > 1 and token.content in template)
-    }
-    controls |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    return {number: name for number, name in controls.items() if number != tokenizer.unk_token_id}
+
+def _turns(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Turn], list[Any]]:
+    """Return the turns of a conversation, and what its clips are read from."""
+    turns, clips = [], []
+    for message in messages:
+        content = message.get("content") or ""
+        texts = [""]
+        for number, part in enumerate([{"type": "text", "text": content}] if isinstance(content, str) else content):
+            texts[-1] += "\n" * (number > 0)
+            if part["type"] == "text":
+                texts[-1] += part["text"]
+            elif part["type"] == "audio" and (found := [part[key] for key in ("audio", "url", "path") if key in part]):
+                clips.append(found[0])
+                texts.append("")
+            else:
+                raise ValueError(f"a part of a message is text, or audio with `audio`, `url` or `path`, not {part}")
+        turns.append(Turn(message["role"], texts))
+    return turns, clips
+
+
+def _flat(audio: Any) -> list[np.ndarray]:
+    """Return one clip, a list of clips, or a list of rows of clips as a list of clips."""
+    if audio is None:
+        return []
+    if isinstance(audio, np.ndarray) and audio.ndim == 1:
+        return [audio]
+    return [clip for entry in audio for clip in ([entry] if isinstance(entry, np.ndarray) else entry)]
+
+
+def _heard(clip: Any, rate: int) -> np.ndarray:
+    """Return a waveform of a sampling rate, or what a path, URL or base64 text holds, at 16 kHz."""
+    return load_audio(clip, SAMPLE_RATE) if isinstance(clip, str) else _resampled([clip], rate)[0]
+
+
+def _resampled(clips: list[np.ndarray], rate: int | None) -> list[np.ndarray]:
+    """Return clips of a sampling rate at 16 kHz."""
+    if rate in (None, SAMPLE_RATE):
+        return clips
+    if soxr is None:
+        raise ValueError(f"the model takes audio at {SAMPLE_RATE} Hz, not at {rate}: resample it, or install soxr")
+    return [soxr.resample(_check_wave(clip), rate, SAMPLE_RATE, quality="HQ") for clip in clips]
 
 
 def _check_wave(clip: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ def test_an_answer_is_what_generate_says_to_the_sample_alone(model):
     for row, wave in enumerate(batch.waveforms()):
         inputs = model[1]([batch.instructions[row]], [[] if wave is None else [wave]])
         tokens = model[0].generate(**inputs, max_new_tokens=6, do_sample=False)
-        (wanted,) = model[1].batch_decode(tokens, skip_special_tokens=True)
+        (wanted,) = model[1].batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         assert answers[row].answer == wanted.strip()
     assert [answer.id for answer in answers] == batch.ids
     assert [answer.references for answer in answers] == batch.references
@@ -119,7 +119,8 @@ def test_beams_and_other_instructions_reach_the_model(model):
     assert answer.instruction == "What else?"
     inputs = model[1](["What else?"], [batch.waveforms()])
     tokens = model[0].generate(**inputs, max_new_tokens=6, do_sample=False, num_beams=3)
-    assert answer.answer == model[1].batch_decode(tokens, skip_special_tokens=True)[0].strip()
+    new = tokens[:, inputs["input_ids"].shape[1] :]
+    assert answer.answer == model[1].batch_decode(new, skip_special_tokens=True)[0].strip()
 
 
 def test_a_micro_batch_that_lost_all_its_samples_has_no_answers(model):

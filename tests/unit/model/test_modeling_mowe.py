@@ -233,9 +233,11 @@ def test_generation_continues_like_forward(family: str) -> None:
     ).eval()
     processor = build_processor(model, tokenizer)
     prompt = dict(processor(["What?"], [waves(0.5)]))
-    new = model.generate(**prompt, max_new_tokens=4, do_sample=False, eos_token_id=-1)
-    assert new.shape == (1, 4)
     ids = prompt["input_ids"]
+    written = model.generate(**prompt, max_new_tokens=4, do_sample=False, eos_token_id=-1)
+    assert torch.equal(written[:, : ids.shape[1]], ids)
+    new = written[:, ids.shape[1] :]
+    assert new.shape == (1, 4)
     for token in new[0]:
         logits = model(**prompt | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits
         logits[..., model.config.audio_token_id] = -torch.inf
@@ -246,13 +248,16 @@ def test_generation_continues_like_forward(family: str) -> None:
 def test_generation_of_a_batch_pads_left_and_takes_options(make_model: MakeModel, make_batch: MakeBatch) -> None:
     model = make_model().eval()
     prompts = make_batch(model, ROWS, answers=False)
-    together = model.generate(**prompts, max_new_tokens=3, num_beams=2, synced_gpus=False)
-    assert together.shape[0] == 3
-    assert together.shape[1] <= 3
+    length = prompts["input_ids"].shape[1]
+    together = model.generate(**prompts, max_new_tokens=3, num_beams=2, num_return_sequences=2, synced_gpus=False)
+    assert together.shape[0] == 6
+    assert length < together.shape[1] <= length + 3
+    assert torch.equal(together[:, :length], prompts["input_ids"].repeat_interleave(2, 0))
     alone = make_batch(model, ROWS[:1], answers=False)
     greedy = model.generate(**prompts, max_new_tokens=3, do_sample=False)
     single = model.generate(**alone, max_new_tokens=3, do_sample=False)
-    assert greedy[0, : single.shape[1]].tolist() == single[0].tolist()
+    new = single[0, alone["input_ids"].shape[1] :].tolist()
+    assert greedy[0, length : length + len(new)].tolist() == new
 
 
 @pytest.mark.parametrize("train", ["frozen", "full", "lora"])
