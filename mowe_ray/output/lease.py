@@ -177,7 +177,10 @@ class _Lease:
                 if other is None:
                     self._write()
                     if content is None:
-                        self._log(f"warning: {self._folder.path(OWNER_FILE)} is gone, and is written again")
+                        self._log(
+                            f"warning: {self._folder.path(OWNER_FILE)} is gone, and is written again; if the folder "
+                            "was removed, so is what it held till now"
+                        )
             except Exception:  # noqa: BLE001 - each storage raises its own. While it is away nothing is known, and the
                 continue  # next heartbeat finds whether another process has taken over meanwhile
             if other is not None:

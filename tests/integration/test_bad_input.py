@@ -293,6 +293,7 @@ def test_a_validation_that_hangs_ends(hanging, tmp_path):
     assert "is at: waiting for data" in late.err
 
 
+@pytest.mark.soak  # the same wait for answers as the validation's
 def test_an_evaluation_that_hangs_ends(survivor, hanging, tmp_path):
     _, _, trained = survivor
     arguments = [trained.result["run"], f"out={tmp_path}", "ablation_samples=0", "timeout_s=30"]

@@ -13,6 +13,7 @@ TINY = {
     "data": "--clips 48 --rounds 1 --cores 1 --memory-clips 24",
     "evaluate": "--clips 8 --seconds 1.5 --batch-size 4 --new-tokens 4 --rounds 1 --width 32 --layers 1",
     "gpu": "--device cpu --tiny --steps 2 --seconds 2",
+    "memory": "--minutes 1 training.save_every=10",
     "padding": "--clips 1 --seconds 1 --rounds 1 --width 64 --layers 1",
     "safety": "--clips 2 --seconds 0.5 --steps 2 --rounds 1 --width 32 --layers 1 --skip-recovery",
     "sparse": "--clips 8 --seconds 0.5 --rounds 1 --width 64 --layers 1",

@@ -31,6 +31,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+@pytest.mark.soak  # a closed terminal takes the same way: test_one_driver.py
 def test_sigterm_saves_and_the_same_command_continues(
     tiny_corpus: Corpus, storage: Path, reference: dict[str, Any]
 ) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
@@ -15,13 +16,10 @@ from mowe_ray.output.lease import OWNER_FILE, STALE_S, Owner, held
 from mowe_ray.output.run_folder import RunFolder
 from tests.end_to_end import Finished, run_command
 from tests.faults import CommandOnTerminal, RunningCommand, RunningSweep, ended
-from tests.tiny_runs import Corpus, records, tiny_arguments
+from tests.tiny_runs import REFERENCE, Corpus, assert_same_run, tiny_arguments
 from tests.tiny_sweeps import write_sweep
 
 pytestmark = pytest.mark.slow
-
-# Longer than anybody waits: only what a test does ends it.
-ENDLESS = ("training.max_steps=100000", "training.log_samples=true")
 
 
 def assert_refused(second: Finished, folder: Path, first: psutil.Process) -> None:
@@ -40,33 +38,41 @@ def assert_saved_and_ended(command: RunningCommand, processes: list[psutil.Proce
 
 
 def test_a_closed_terminal_saves_and_ends_the_run_whose_folder_is_its_own_till_then(
-    tiny_corpus: Corpus, tmp_path: Path
+    tiny_corpus: Corpus, tmp_path: Path, reference: dict[str, Any]
 ) -> None:
-    with ended(CommandOnTerminal(tiny_corpus, tmp_path, "dropped", *ENDLESS)) as command:
-        command.until_step(3)
-        driver, workers = command.driver(), command.workers()
-        second = run_command(*tiny_arguments(tiny_corpus, tmp_path, "dropped"), *ENDLESS)
+    with ended(CommandOnTerminal(tiny_corpus, tmp_path, "dropped", *REFERENCE)) as command:
+        command.until_step(1)
+        driver, workers = command.driver(), command.workers(2)
+        second = run_command(*tiny_arguments(tiny_corpus, tmp_path, "dropped"), *REFERENCE)
         assert_refused(second, command.run, driver)
         command.close_terminal()
         assert command.process.wait(60) == 128 + signal.SIGHUP
         step = assert_saved_and_ended(command, [driver, *workers])
+        assert not (command.run / "result.json").exists()
     # The desktop session ends with SIGKILL: nobody hands the hang-up on, and standard error is gone as well.
-    with ended(CommandOnTerminal(tiny_corpus, tmp_path, "dropped", *ENDLESS)) as command:
-        command.until_step(step + 3)
+    with ended(CommandOnTerminal(tiny_corpus, tmp_path, "dropped", *REFERENCE)) as command:
+        command.until_step(step + 1)
         assert f"continuing after step {step}" in command.said
-        driver, workers = command.driver(), command.workers()
+        driver, workers = command.driver(), command.workers(2)
         command.process.kill()
         command.close_terminal()
         step = assert_saved_and_ended(command, [driver, *workers])
-    last = f"training.max_steps={step + 3}"
-    finished = run_command(*tiny_arguments(tiny_corpus, tmp_path, "dropped"), *ENDLESS, last)
+    finished = run_command(*tiny_arguments(tiny_corpus, tmp_path, "dropped"), *REFERENCE)
     assert finished.code == 0, finished.err
     assert f"continuing after step {step}" in finished.err
-    assert finished.result["samples"] == {"lost": 0, "repeated": 0}
-    assert [r["step"] for r in records(finished.result["run"], "train")] == list(range(1, step + 4))
-    with held(RunFolder(str(command.run), "evaluation"), print):
-        second = run_command(command.run, module="mowe_ray.evaluate")
-        assert_refused(second, command.run / "evaluation", psutil.Process())
+    assert_same_run(finished.result, reference)
+
+
+def test_the_folders_of_an_evaluation_and_of_a_study_are_their_driver_s_own(
+    tiny_corpus: Corpus, tmp_path: Path, reference: dict[str, Any]
+) -> None:
+    out = tmp_path / "evaluation"
+    with held(RunFolder(str(tmp_path), "evaluation"), print):
+        second = run_command(reference["run"], f"out={out}", module="mowe_ray.evaluate")
+        assert_refused(second, out, psutil.Process())
+    sweep = write_sweep(tmp_path, tiny_corpus, space={"training.clip_norm": {"choice": [1.0, 2.0]}})
+    with held(RunFolder(str(tmp_path / "runs"), "study"), print):
+        assert_refused(run_command(sweep, module="mowe_ray.sweep"), tmp_path / "runs/study", psutil.Process())
 
 
 @pytest.mark.soak  # a minute and a half of watching
@@ -83,6 +89,7 @@ def test_the_folder_of_a_lost_machine_is_taken_over_whatever_its_clock_said(
     assert "taken over from process 4242 on node-7" in finished.err
 
 
+@pytest.mark.soak  # the same lease and the same signals as a run's
 def test_a_second_driver_of_a_study_is_refused_and_a_hang_up_ends_the_first(
     tiny_corpus: Corpus, tmp_path: Path
 ) -> None:

@@ -107,6 +107,8 @@ def _train(
         )
         log(str(check))
         result["samples"] = {"lost": check.lost, "repeated": check.repeated}
+    if not folder.exists("config.json"):  # somebody has removed the folder meanwhile
+        folder.write_json("config.json", config.model_dump(mode="json"))
     folder.write_json("result.json", result)
     return result
 
