@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from mowe_ray.config.fields import Location, Name, Probability, Section, refuse, repeated_names
 
@@ -84,6 +84,8 @@ class EvaluatedData(Section):
     """Largest share of unusable samples; above it the run stops."""
     decode_cpus: PositiveInt = 1
     """CPUs that read and decode audio, per worker."""
+    storage_timeout_s: NonNegativeFloat = 300.0
+    """How long a read from object storage that fails is tried again before it fails the run, in seconds."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from mowe_ray.config.data_section import DataSection, EvaluatedData, TrainingSource, ValidationSource
 from mowe_ray.data.data_report import DataReport
@@ -15,6 +17,7 @@ from mowe_ray.data.epoch_plan import count_samples, plan_epoch
 from mowe_ray.data.index import Index, ParallelMap, SourceSpec, build_index
 from mowe_ray.data.shards import field_names, list_shards
 from mowe_ray.data.shards.audio_field import AUDIO_KEYS
+from mowe_ray.data.shards.storage import with_storage_timeout
 from mowe_ray.data.synthetic_corpus import builtin_corpus
 
 _BUILTIN = "builtin:"
@@ -119,7 +122,11 @@ def data_report(indexes: Iterable[Index]) -> DataReport:
 
 def _build(data: EvaluatedData, specs: list[SourceSpec], run_map: ParallelMap) -> Index:
     limits = {"min_s": data.min_duration_s, "max_s": data.max_duration_s}
-    return build_index(specs, cache_folder(), allow_paths=data.allow_paths, run_map=run_map, **limits)
+
+    def patient_map(scan: Callable[..., pa.Table], shards: Iterable[str]) -> Iterable[pa.Table]:
+        return run_map(partial(with_storage_timeout, data.storage_timeout_s, scan), shards)
+
+    return build_index(specs, cache_folder(), allow_paths=data.allow_paths, run_map=patient_map, **limits)
 
 
 def validation_plan(

@@ -3,15 +3,19 @@
 import errno
 import hashlib
 import io
+import logging
 import os
 import posixpath
+import random
 import re
 import stat
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit
 
 import fsspec
@@ -20,7 +24,30 @@ from mowe_ray.data.sample import BadAudio, StorageError, is_about_storage
 
 # Remote shards are walked from header to header: a megabyte ahead costs less than a request each.
 _REMOTE_BLOCK_BYTES = 1 << 20
-_ABOUT_A_FILE = (404, 410, 416)  # HTTP: not found, gone, shorter than was asked for
+_SHORTER = 416  # HTTP: shorter than was asked for
+_ABOUT_A_FILE = (404, 410, _SHORTER)  # not found, gone
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
+_timeout_s: ContextVar[float] = ContextVar("storage_timeout_s", default=300.0)
+
+
+@contextmanager
+def storage_timeout(seconds: float) -> Iterator[None]:
+    """Try reads of remote files again, inside, for so long after one has failed (`data.storage_timeout_s`)."""
+    before = _timeout_s.set(seconds)
+    try:
+        yield
+    finally:
+        _timeout_s.reset(before)
+
+
+def with_storage_timeout(seconds: float, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
+    """Call a function within `storage_timeout`; bound to both, it is a function for another process."""
+    with storage_timeout(seconds):
+        return function(*arguments, **named)
 
 
 def is_remote(path: str) -> bool:
@@ -80,6 +107,29 @@ def _remote(url: str) -> Iterator[None]:
         raise StorageError(f"{url}: {_reason(error)}") from error
 
 
+def _retried(url: str, read: Callable[[], T]) -> T:
+    """Return what `read` returns; called again, after growing pauses, while the storage fails.
+
+    Raises:
+        StorageError: It has failed for as long as `storage_timeout` says.
+    """
+    pause_s, deadline = _FIRST_PAUSE_S, None
+    while True:
+        try:
+            with _remote(url):
+                return read()
+        except StorageError as error:
+            deadline = deadline or time.monotonic() + _timeout_s.get()
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                tried = f"tried for {_timeout_s.get():g} s (data.storage_timeout_s)"
+                raise StorageError(f"{error}; {tried}") from error
+            _LOG.warning("%s; trying again for %.0f s", error, left_s)
+            # Not in step with the other processes that were refused at the same time.
+            time.sleep(min(left_s, pause_s * random.uniform(0.5, 1.0)))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
 def _is_about_a_file(error: BaseException) -> bool:
     status = getattr(error.__cause__ or error, "status", None)
     if status is not None:
@@ -105,8 +155,13 @@ class _RemoteFile(io.RawIOBase):
         return int(self._file.seek(offset, whence))
 
     def readinto(self, buffer: Any) -> int:
-        with _remote(self._url):
-            content = self._file.read(len(buffer))
+        at = self._file.tell()
+
+        def read() -> bytes:
+            self._file.seek(at)
+            return bytes(self._file.read(len(buffer)))
+
+        content = _retried(self._url, read)
         buffer[: len(content)] = content
         return len(content)
 
@@ -128,9 +183,8 @@ def open_file(path: str) -> BinaryIO:
             mode = local.stat().st_mode  # raises if there is nothing
             raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "not a regular file", path)
         return local.open("rb")
-    with _remote(path):
-        fs, inner = file_system(path)
-        file = fs.open(inner, "rb", block_size=_REMOTE_BLOCK_BYTES)
+    fs, inner = file_system(path)
+    file = _retried(path, lambda: fs.open(inner, "rb", block_size=_REMOTE_BLOCK_BYTES))
     return cast(BinaryIO, io.BufferedReader(_RemoteFile(path, file), _REMOTE_BLOCK_BYTES))
 
 
@@ -299,17 +353,26 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes | OSEr
 
 
 def _read_remote(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError]:
-    if not ranges:
-        return []
-    fs, _ = file_system(ranges[0][0])  # the shards of one source share a file system
-    ends = [at + size for _, at, size in ranges]
-    contents = fs.cat_ranges([path for path, _, _ in ranges], [at for _, at, _ in ranges], ends, on_error="return")
-    return [_range(path, part) for (path, _, _), part in zip(ranges, contents, strict=True)]
+    """Read ranges at once; those that fail are read again."""
+    contents: dict[int, bytes | OSError] = {}
 
+    def read() -> list[bytes | OSError]:
+        left = [number for number in range(len(ranges)) if number not in contents]
+        paths, starts, ends = zip(
+            *((path, at, at + size) for path, at, size in map(ranges.__getitem__, left)), strict=True
+        )
+        fs, _ = file_system(paths[0])  # the shards of one source share a file system
+        found = fs.cat_ranges([*paths], [*starts], [*ends], on_error="return")
+        failures = []
+        for number, content in zip(left, found, strict=True):
+            if isinstance(content, bytes):
+                contents[number] = content
+            elif getattr(content.__cause__ or content, "status", None) == _SHORTER:
+                contents[number] = OSError(str(content))
+            else:  # also a shard that is gone: it was there when it was indexed
+                failures.append(StorageError(f"{ranges[number][0]}: {_reason(content)}"))
+        if failures:
+            raise failures[0]
+        return [contents[number] for number in range(len(ranges))]
 
-def _range(path: str, content: bytes | Exception) -> bytes | OSError:
-    if isinstance(content, bytes):
-        return content
-    if _is_about_a_file(content):
-        return OSError(str(content))
-    raise StorageError(f"{path}: {_reason(content)}") from content
+    return _retried(ranges[0][0], read) if ranges else []

@@ -18,7 +18,7 @@ from mowe_ray.config.model_section import ModelSection
 from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.sample import Sample
 from mowe_ray.data.shards import first_samples, list_shards
-from mowe_ray.data.shards.storage import fingerprint
+from mowe_ray.data.shards.storage import fingerprint, with_storage_timeout
 from mowe_ray.distributed.preflight.requirements import Finding, Status, by_value, format_differences, name_nodes
 from mowe_ray.output.run_folder import RunFolder
 
@@ -83,7 +83,7 @@ def reach_audio(path: str, task: str | None, allow_paths: Sequence[str] = ()) ->
         spread = {int(i) for i in np.linspace(0, len(shards) - 1, _SHARDS_OPENED)}
         sizes = [fingerprint(shards[i]).partition("-")[0] for i in sorted(spread)]
         with ChildProcess() as child:
-            samples = child.call(first_samples, shards[0], task, allow_paths)
+            samples = child.call(with_storage_timeout, 0.0, first_samples, shards[0], task, allow_paths)
     except (OSError, ValueError) as error:
         return Reach(problem=str(error))
     except ChildDied as death:

@@ -156,6 +156,7 @@ def _execute(
         "cache": None,
         "min_duration_s": data.min_duration_s,
         "max_duration_s": data.max_duration_s,
+        "storage_timeout_s": data.storage_timeout_s,
     }
     blocks = stream_blocks(
         # A block each: what a worker has answered is on its way to storage before it takes the next.

@@ -26,6 +26,7 @@ from mowe_ray.data.feature_cache import (
     write_audio,
     write_features,
 )
+from mowe_ray.data.shards.storage import storage_timeout
 from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.ray_data.pipeline import ModelActors, has_died_twice, stream_blocks
 from mowe_ray.output.terminal import ProgressReporter
@@ -108,7 +109,8 @@ def _decode(rows: pa.Table, cache: ray.ObjectRef, config: RunConfig) -> pa.Table
     path = ray.get(cache).audio_path(shard)
     if not is_complete(path):
         limits = config.data.min_duration_s, config.data.max_duration_s
-        write_audio(path, rows, *limits, in_child=has_died_twice())
+        with storage_timeout(config.data.storage_timeout_s):
+            write_audio(path, rows, *limits, in_child=has_died_twice())
     return pa.table({"shard": [shard]})
 
 

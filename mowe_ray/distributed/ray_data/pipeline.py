@@ -31,6 +31,7 @@ from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.data.epoch_plan import Rows
 from mowe_ray.data.micro_batch import MicroBatch, load_in_child, load_micro_batch, without_known
 from mowe_ray.data.sample import BadSample
+from mowe_ray.data.shards.storage import with_storage_timeout
 from mowe_ray.distributed import ray_internals
 from mowe_ray.distributed.resources import ray_options, worker_bundle
 from mowe_ray.training.datasets import validation_plan
@@ -142,6 +143,7 @@ def decode_micro_batches(
     cache: ray.ObjectRef | None,
     min_duration_s: float,
     max_duration_s: float,
+    storage_timeout_s: float,
     known: Sequence[BadSample] = (),
 ) -> Iterator[pa.Table]:
     """Yields the decoded micro-batches of a block of work, a table of one row each with the column `dataset`.
@@ -159,7 +161,7 @@ def decode_micro_batches(
         dataset, number = item["dataset"], item["number"]
         samples, bad = without_known(ray.get(indexes[dataset]).table.take(rows[dataset][number]), known)
         if features is None:
-            batch = load(samples, min_duration_s, max_duration_s)
+            batch = with_storage_timeout(storage_timeout_s, load, samples, min_duration_s, max_duration_s)
         else:
             batch = features.load(samples)
         batch.bad.extend(bad)
@@ -191,6 +193,7 @@ def decode_stream(
     *,
     min_duration_s: float,
     max_duration_s: float,
+    storage_timeout_s: float = 300.0,
     decode_cpus: int,
     reserved: bool = False,
     per_execution: int = _PER_EXECUTION,
@@ -213,6 +216,7 @@ def decode_stream(
         "cache": cache,
         "min_duration_s": min_duration_s,
         "max_duration_s": max_duration_s,
+        "storage_timeout_s": storage_timeout_s,
     }
     if cache is not None:  # features are larger than audio: as many bytes, not as many micro-batches
         added = sum(encoder.bytes_per_s for encoder in ray.get(cache).encoders)
@@ -364,6 +368,7 @@ def _decoded(
         rows,
         min_duration_s=config.data.min_duration_s,
         max_duration_s=config.data.max_duration_s,
+        storage_timeout_s=config.data.storage_timeout_s,
         decode_cpus=config.data.decode_cpus,
         reserved=config.compute.reserves_decoding,
         cache=cache,
