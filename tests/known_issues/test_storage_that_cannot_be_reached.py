@@ -1,6 +1,6 @@
 """URLs that need a package, or a server that is down, ended in a traceback that named neither key nor fix.
 
-s3:// and gs:// without s3fs and gcsfs: https://github.com/ray-project/ray/issues/24184. And once a run is going, a server that fails must
+gs:// without gcsfs: https://github.com/ray-project/ray/issues/24184. And once a run is going, a server that fails must
 not turn its samples into bad ones.
 """
 

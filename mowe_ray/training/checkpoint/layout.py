@@ -2,6 +2,7 @@
 
     RUN/checkpoints/step-00000040/rank-00000-of-00002.safetensors   slices of flattened tensors
                                   rank-00000-of-00002.json          the rank's report: what it wrote, or why it failed
+                                  slices.parquet                    which rank's file has which elements
                                   checkpoint.json                   the commit, written last by rank 0
 
 A folder is a checkpoint from the moment `checkpoint.json` is in it.
@@ -36,6 +37,11 @@ def step_folder(step: int) -> str:
 def commit_file(step: int) -> str:
     """File that makes the folder of `step` a checkpoint."""
     return f"{step_folder(step)}/checkpoint.json"
+
+
+def slices_file(step: int) -> str:
+    """File of the `SliceTable`; checkpoints of earlier versions have none."""
+    return f"{step_folder(step)}/slices.parquet"
 
 
 def data_file(step: int, rank: int, world_size: int) -> str:

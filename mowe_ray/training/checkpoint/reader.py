@@ -7,7 +7,7 @@ number of ranks than wrote it.
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from mowe_ray.training.checkpoint.layout import (
     remove_step,
     report_file,
     saved_steps,
+    slices_file,
     step_folder,
 )
+from mowe_ray.training.checkpoint.slice_table import SliceTable
 from mowe_ray.training.protocols import Ranks
 
 
@@ -51,26 +53,22 @@ class Checkpoint:
     Attributes:
         step: Optimizer steps finished.
         state: JSON state that was saved with the tensors.
-        shapes: Shape of every tensor.
     """
 
     def __init__(self, folder: RunFolder, step: int):
-        """Read the index of slices; tensors are read by `read`."""
+        """Read the table of slices; tensors are read by `read`."""
         commit = load_json(folder, commit_file(step))
         self.step: int = commit["step"]
         self.state: dict[str, Any] = commit["state"]
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._folder = folder
-        self._slices: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        self._folder, self._world_size = folder, commit["world_size"]
+        self._slices = _slices(folder, commit)
         self._opened: dict[str, Any] = {}
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        for rank in range(commit["world_size"]):
-            report = load_json(folder, report_file(step, rank, commit["world_size"]))
-            for name, (start, stop, *shape) in report["stretches"].items():
-                self._slices[name].append((start, stop, data_file(step, rank, commit["world_size"])))
-                self.shapes[name] = tuple(shape)
-        for slices in self._slices.values():
-            slices.sort()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor."""
+        return self._slices.shapes
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Return elements `start` to `stop` of the flattened tensor `name` (stop - start), in the type it was written.
@@ -79,10 +77,10 @@ class Checkpoint:
             ValueError: The checkpoint does not have all of them.
         """
         pieces, at = [], start
-        for begin, end, file in self._slices.get(name, []):
-            # Slices are sorted by their start: each adds its elements from `at` on.
+        for begin, end, rank in self._slices.overlapping(name, start, stop):
+            # In ascending order: each adds its elements from `at` on.
             if begin <= at < end and at < stop:
-                upto = min(end, stop)
+                upto, file = min(end, stop), data_file(self.step, rank, self._world_size)
                 pieces.append(self._open(file).get_slice(name)[at - begin : upto - begin])
                 at = upto
         if at < stop:
@@ -102,6 +100,22 @@ class Checkpoint:
                 self._folder.fetch(file, local)
             self._opened[file] = safe_open(local, framework="pt")
         return self._opened[file]
+
+
+def _slices(folder: RunFolder, commit: dict[str, Any]) -> SliceTable:
+    """Return the table of a checkpoint; without one, as of earlier versions, it is joined from every rank's report.
+
+    Raises:
+        ValueError: The table is not what was written.
+    """
+    step, world_size = commit["step"], commit["world_size"]
+    if "slices" not in commit:
+        reports = (load_json(folder, report_file(step, rank, world_size)) for rank in range(world_size))
+        return SliceTable.from_reports([*reports])
+    content = folder.read_bytes(slices_file(step))
+    if {"bytes": len(content), "crc32": zlib.crc32(content)} != commit["slices"]:
+        raise ValueError(f"{slices_file(step)} has been changed")
+    return SliceTable.read(content)
 
 
 def newest_checkpoint(
@@ -150,16 +164,18 @@ def _problem(folder: RunFolder, step: int, rank: int, world_size: int) -> str | 
     if commit["format"] != FORMAT:
         raise ValueError(f"{folder.path(step_folder(step))} was written by another version of mowe_ray: use that one")
     # Files of the ranks that wrote, shared out over those that read: the numbers may differ.
-    for writer in range(rank, commit["world_size"], world_size):
-        try:
+    try:
+        if rank == 0:  # the others find the same when they open the checkpoint
+            _slices(folder, commit)
+        for writer in range(rank, commit["world_size"], world_size):
             report = load_json(folder, report_file(step, writer, commit["world_size"]))
             if report["token"] != commit["token"]:
                 return f"rank-{writer:05d} is of another save"
             _compare(folder, f"{step_folder(step)}/{commit['files'][writer]['name']}", commit["files"][writer])
-        except FileNotFoundError as error:
-            return f"a file is missing: {error.filename or error}"
-        except ValueError as error:
-            return str(error)
+    except FileNotFoundError as error:
+        return f"a file is missing: {error.filename or error}"
+    except ValueError as error:
+        return str(error)
     return None
 
 

@@ -21,11 +21,13 @@ from mowe_ray.training.checkpoint.layout import (
     remove_step,
     report_file,
     saved_steps,
+    slices_file,
     step_folder,
     store,
     store_json,
 )
 from mowe_ray.training.checkpoint.reader import TensorSlice
+from mowe_ray.training.checkpoint.slice_table import SliceTable
 from mowe_ray.training.protocols import Ranks
 
 _POLL_S = 0.1
@@ -161,9 +163,9 @@ class CheckpointWriter:
 
     def _commit(self, save: _Save, state: Mapping[str, Any]) -> None:
         deadline = time.monotonic() + self._timeout_s
+        reports = [self._await_report(save, rank, deadline) for rank in range(self._ranks.world_size)]
         files = []
-        for rank in range(self._ranks.world_size):
-            report = self._await_report(save, rank, deadline)
+        for rank, report in enumerate(reports):
             name = data_file(save.step, rank, self._ranks.world_size).rsplit("/", 1)[-1]
             files.append({"name": name, "bytes": report["bytes"], "crc32": report["crc32"]})
         commit = {
@@ -172,6 +174,7 @@ class CheckpointWriter:
             "world_size": self._ranks.world_size,
             "token": save.token,
             "files": files,
+            "slices": store(self._folder, slices_file(save.step), SliceTable.from_reports(reports).write),
             "state": dict(state),
         }
         store_json(self._folder, commit_file(save.step), commit)

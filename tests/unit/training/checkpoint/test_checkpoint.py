@@ -166,7 +166,7 @@ def test_nothing_is_pickled(disk: RunFolder) -> None:
     assert Group(disk, 2).save(40, make_tensors())
     files = sorted(path.name for path in step_path(disk, 40).iterdir())
     expected = [f"rank-0000{rank}-of-00002.{suffix}" for rank in (0, 1) for suffix in ("json", "safetensors")]
-    assert files == ["checkpoint.json", *expected]
+    assert files == ["checkpoint.json", *expected, "slices.parquet"]
     commit = json.loads((step_path(disk, 40) / "checkpoint.json").read_text())
     assert {key: commit[key] for key in ("format", "step", "world_size", "state")} == {
         "format": 1,
@@ -251,6 +251,53 @@ def test_a_step_that_is_saved_again_is_left_alone(folder: RunFolder) -> None:
     assert_holds(load(folder)[0], 10, make_tensors(1))
 
 
+class Opened(RunFolder):
+    """A run folder that notes which files are read."""
+
+    def __init__(self, storage: str, name: str):
+        super().__init__(storage, name)
+        self.files: set[str] = set()
+
+    def read_bytes(self, file: str) -> bytes:
+        self.files.add(file)
+        return super().read_bytes(file)
+
+    def fetch(self, file: str, local: Path) -> None:
+        self.files.add(file)
+        super().fetch(file, local)
+
+
+def test_a_rank_opens_three_files_besides_its_own_data() -> None:
+    """It read the report of every rank: at 1,000 of them, 1,001 files each."""
+    storage, tensors = f"memory://{uuid.uuid4().hex}", {"weight": torch.randn(12, 100)}
+    assert Group(RunFolder(storage, "run"), 12).save(40, tensors)
+    folders = [Opened(storage, "run") for _ in range(12)]
+
+    def restore(ranks: Any) -> None:
+        checkpoint = newest_checkpoint(folders[ranks.rank], ranks)
+        assert checkpoint is not None
+        mine = cut(tensors, ranks.rank, 12).get("weight")
+        if mine is not None:
+            stop = mine.start + mine.data.numel()
+            assert torch.equal(checkpoint.read("weight", mine.start, stop), mine.data)
+
+    on_ranks(12, restore, print)
+    for folder in folders:
+        assert len({file for file in folder.files if not file.endswith(".safetensors")}) == 3
+        assert sum(file.endswith(".safetensors") for file in folder.files) == 1
+
+
+def test_checkpoints_without_a_table_are_read_from_the_reports(folder: RunFolder) -> None:
+    assert Group(folder, 3).save(40, make_tensors())
+    commit = load_json(folder, commit_file(40))
+    del commit["slices"]  # as before 0.2
+    store_json(folder, commit_file(40), commit)
+    folder.remove("checkpoints/step-00000040/slices.parquet")
+    checkpoint, said = load(folder, 2)
+    assert said == []
+    assert_holds(checkpoint, 40, make_tensors())
+
+
 # ---- what other lives left --------------------------------------------------------------------
 
 
@@ -314,7 +361,7 @@ def fill_with_garbage(path: Path) -> None:
 
 DAMAGES = [
     pytest.param(file, damage, id=f"{file.split('.')[0].split('-')[0]}-{file.rsplit('.')[-1]}-{damage.__name__}")
-    for file in ("checkpoint.json", "rank-00001-of-00002.json", "rank-00001-of-00002.safetensors")
+    for file in ("checkpoint.json", "rank-00001-of-00002.json", "rank-00001-of-00002.safetensors", "slices.parquet")
     for damage in (flip_a_byte, halve, fill_with_garbage, Path.unlink)
 ]
 
