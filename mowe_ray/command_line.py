@@ -11,10 +11,10 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TextIO
 
-from mowe_ray.config import render_help
+from mowe_ray.config import load_config, render_help
 from mowe_ray.output.terminal import outlive_terminal
 from mowe_ray.training.fault_tolerance.supervisor import run_child, supervise, supervised
 
@@ -38,22 +38,38 @@ def log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def make_parser(command: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
+def make_parser(
+    command: str, description: str | None, epilog: str, *, add_help: bool = True
+) -> argparse.ArgumentParser:
     """Return the parser of `python -m mowe_ray.COMMAND`, which prints description and epilog as they are written."""
     return argparse.ArgumentParser(
         prog=f"python -m mowe_ray.{command}",
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=add_help,
     )
 
 
 def make_run_parser(command: str, description: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a command that takes the configuration of a run."""
-    parser = make_parser(command, description, render_help())
+    """Return the parser of a command that takes the configuration of a run, for `parse_run`."""
+    parser = make_parser(command, description, "", add_help=False)
+    parser.add_argument("-h", "--help", action="store_true", help="show this text, with what the plugins given add")
     parser.add_argument("--config", default="quickstart", metavar="PRESET_OR_FILE", help="default: quickstart")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="wins over file and preset")
     return parser
+
+
+def parse_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the arguments of a parser of `make_run_parser`; help is printed once their plugins are imported."""
+    arguments = parser.parse_args(argv)
+    if arguments.help:
+        with contextlib.suppress(ValueError):  # help is for those whose configuration is not right yet
+            load_config(arguments.config, arguments.overrides)
+        parser.epilog = render_help()
+        parser.print_help()
+        parser.exit()
+    return arguments
 
 
 def print_result(result: dict[str, Any], code: int, out: TextIO | None = None) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from mowe_ray.command_line import FAILURE, SUCCESS, log, make_run_parser, print_result, reject
+from mowe_ray.command_line import FAILURE, SUCCESS, log, make_run_parser, parse_run, print_result, reject
 from mowe_ray.config import ConfigError, RunConfig, load_config
 from mowe_ray.output.terminal import duration, outlive_terminal
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     Returns:
         0 when the run can start, perhaps with warnings; 1 when a check failed; 2 when the request was wrong.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parse_run(_parser(), argv)
     try:
         config = load_config(arguments.config, arguments.overrides)
     except ConfigError as error:

@@ -21,6 +21,7 @@ from mowe_ray.command_line import (
     Supervision,
     log,
     make_run_parser,
+    parse_run,
     reject,
     run_and_print,
     run_supervised,
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
         0 on success, 1 when the run failed or lost or repeated a sample, 2 when the request was wrong, 128 + N when
         signal N stopped it.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parse_run(_parser(), argv)
     try:
         config = load_config(arguments.config, arguments.overrides)
         if not (arguments.dry_run or arguments.find_batch or arguments.print_config):
@@ -62,7 +63,7 @@ def supervised_main() -> int:
 
 
 def _supervision() -> Supervision | None:
-    arguments = _parser().parse_args()
+    arguments = parse_run(_parser())
     config = load_config(arguments.config, arguments.overrides)
     if arguments.dry_run or arguments.find_batch or arguments.print_config:
         return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, PrivateAttr, model_validator
 
 from mowe_ray.config.data_section import EvaluatedData
 from mowe_ray.config.fields import Section, refuse
+from mowe_ray.config.plugins import PluginNames, Plugins, import_plugins
 from mowe_ray.config.schema import WorkersSection
 
 
@@ -58,6 +59,8 @@ class JudgeSection(Section):
 class EvaluationConfig(Section):
     """Configuration of an evaluation."""
 
+    plugins: PluginNames = []
+    """Python files and packages of yours that the models need, or that add metrics."""
     seed: NonNegativeInt = 0
     """Seed of drawn instructions and of the bootstrap."""
     out: str | None = None
@@ -72,3 +75,8 @@ class EvaluationConfig(Section):
     generation: GenerationSection = GenerationSection()
     judge: JudgeSection = JudgeSection()
     compute: WorkersSection = WorkersSection()
+    _plugins: Plugins = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the source of the plugins, as a run does."""
+        self._plugins = import_plugins(self.plugins)

@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from mowe_ray.config.plugins import registered
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 TrainMode = Literal["frozen", "full", "lora"]
 
@@ -53,7 +55,19 @@ class InlineConfig(Section):
     def _names_its_family(self) -> InlineConfig:
         if "model_type" not in self.config:
             raise ValueError("config needs a model_type, such as whisper or llama")
+        check = getattr(self._family, "check_config", None)
+        if check is not None:  # a family whose keys are not transformers' own
+            check(self.config)
         return self
+
+    @property
+    def _family(self) -> Any:
+        return registered("model.weak_encoders.N.checkpoint.config.model_type").get(self.config["model_type"])
+
+    @property
+    def is_random(self) -> bool:
+        """Whether nothing has trained the weights; an encoder of a plugin may load those of a library."""
+        return self._family is None or not self._family.brings_weights()
 
 
 def _text_or_mapping(value: object) -> str:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_orig
 from pydantic.fields import FieldInfo
 
 from mowe_ray.config.fields import ConfigError, InlineConfig, Section
+from mowe_ray.config.plugins import NameIn
 from mowe_ray.config.schema import RunConfig
 
 WIDTH = 96
@@ -200,6 +201,8 @@ def _default_text(key: Key) -> str:
 
 
 def _type_text(key: Key) -> str:
+    if registry := next((part for part in key.field.metadata if isinstance(part, NameIn)), None):
+        return " | ".join(registry.names)
     names = []
     for member in members(key.field.annotation):
         if get_origin(member) is Literal:

@@ -19,6 +19,7 @@ from mowe_ray.config.fields import (
     refuse,
     repeated_names,
 )
+from mowe_ray.config.plugins import NameIn
 
 CheckpointedPart = Literal["base_encoder", "weak_encoders", "language_model"]
 
@@ -62,7 +63,7 @@ class RouterSection(Section):
 class AdapterSection(Section):
     """The network between audio features and language model."""
 
-    kind: Literal["seqcnn", "stack_mlp", "qformer"] = "seqcnn"
+    kind: Annotated[str, NameIn("model.adapter.kind", ("seqcnn", "stack_mlp", "qformer"))] = "seqcnn"
     """Strided convolutions, stacked frames through an MLP, or queries attending to windows."""
     downsample: PositiveInt = 8
     """Audio frames (50 per second for Whisper) that become one token of the language model."""
@@ -154,12 +155,14 @@ class ModelSection(Section):
                 continue
             key = f"model.weak_encoders.{position}"
             if isinstance(member.checkpoint, InlineConfig):
-                lines.append(f"{key}.train: {member.name} has random weights and is frozen")
+                if member.checkpoint.is_random:
+                    lines.append(f"{key}.train: {member.name} has random weights and is frozen")
                 continue
             twin = first_with.setdefault((member.checkpoint, member.features), member.name)
             if twin != member.name:
                 lines.append(f"{key}.train: {member.name} is a frozen copy of {twin} and adds no information")
-        if isinstance(self.base_encoder, InlineConfig) and self.train_base == "frozen":
+        base = self.base_encoder
+        if isinstance(base, InlineConfig) and base.is_random and self.train_base == "frozen":
             lines.append("model.train_base: the base encoder has random weights and is frozen")
         return lines + self._needless_checkpointing()
 

@@ -6,14 +6,15 @@ keys raises `ValueError` whose lines each start with the dotted key to change.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, PrivateAttr, model_validator
 
 from mowe_ray.config.data_section import DataSection
 from mowe_ray.config.fields import ConfigError, Location, Name, Section, WorkerCount, refuse
 from mowe_ray.config.model_section import ModelSection
+from mowe_ray.config.plugins import PluginNames, Plugins, import_plugins
 from mowe_ray.config.training_section import TrainingSection
 
 
@@ -100,6 +101,9 @@ class TrackingSection(Section):
 class RunConfig(Section):
     """Configuration of a training run."""
 
+    # Before the sections that may name what plugins add.
+    plugins: PluginNames = []
+    """Python files and packages of yours that add encoders, adapters, ...: imported first, on every worker too."""
     name: Name = "run"
     """Name of the run; its results go to STORAGE/NAME."""
     seed: NonNegativeInt = 0
@@ -113,6 +117,17 @@ class RunConfig(Section):
     training: TrainingSection
     compute: ComputeSection = ComputeSection()
     tracking: TrackingSection = TrackingSection()
+    # Goes where the configuration goes, and is imported there.
+    _plugins: Plugins = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the source of the plugins."""
+        self._plugins = import_plugins(self.plugins)
+
+    @property
+    def plugin_sources(self) -> Plugins:
+        """The plugins with their source, for processes that read this configuration from a file."""
+        return self._plugins
 
     def require_data(self) -> None:
         """Raise ConfigError unless there is something to train on (presets of papers ship none)."""

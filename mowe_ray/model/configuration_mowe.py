@@ -50,6 +50,11 @@ class EncoderSpec:
     def from_dict(cls, values: dict[str, Any]) -> EncoderSpec:
         """Rebuild what `to_dict` wrote."""
         config = values["config"]
+        if config["model_type"] not in CONFIG_MAPPING:
+            raise ValueError(
+                f"the encoder {values['name']} is of the family {config['model_type']!r}, which is unknown here; "
+                "name the plugin that adds it (plugins: [FILE.py]), or import it first"
+            )
         return cls(
             values["name"],
             CONFIG_MAPPING[config["model_type"]].from_dict(config),

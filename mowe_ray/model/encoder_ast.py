@@ -19,6 +19,7 @@ class ASTAudioEncoder(AudioEncoder):
     the patches overlap, so that frames stay evenly spaced (100 ms) across the cuts. [ours]
     """
 
+    sees_padding = True
     model_class = ASTModel
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj")
     front_end: KaldiFbank

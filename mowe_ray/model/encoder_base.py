@@ -67,6 +67,9 @@ class AudioEncoder(nn.Module, ABC):
     key_mapping: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Regular expressions that rename a checkpoint's keys to those of `model_class`."""
 
+    sees_padding: ClassVar[bool] = False
+    """Whether padding is part of what it takes in: it was trained without a mask, on windows of one length."""
+
     lora_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj")
     """Names of the linear layers that LoRA adapts: the attention, unless LoRA is dead there."""
 
@@ -130,7 +133,19 @@ class AudioEncoder(nn.Module, ABC):
         """
         # A frozen encoder in a training step must not build a graph that nobody will use.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.encode(features.to(self.dtype), lengths, all_layers)
+            return self.run(features.to(self.dtype), lengths, all_layers)
+
+    def run(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
+        """Call `encode`."""
+        return self.encode(features, lengths, all_layers)
+
+    def load_weights(self) -> None:
+        """Load weights that come with a library into `model`; by default, an inline configuration has random ones."""
+
+    @classmethod
+    def brings_weights(cls) -> bool:
+        """Whether an inline configuration gives trained weights."""
+        return cls.load_weights is not AudioEncoder.load_weights
 
     @property
     def width(self) -> int:

@@ -28,6 +28,7 @@ SHORTEST_S = 5.0
 class WhisperAudioEncoder(AudioEncoder):
     """The encoder half of any Whisper checkpoint; 50 frames per second."""
 
+    sees_padding = True
     model_class = WhisperEncoder
     key_mapping = MappingProxyType({r"^(model\.)?encoder\.": ""})
     front_end: LogMel

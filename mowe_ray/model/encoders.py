@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
@@ -27,6 +27,7 @@ from transformers.utils import (
 
 from .encoder_ast import ASTAudioEncoder  # noqa: F401 - here and below: the module enters its families
 from .encoder_base import ENCODERS, AudioEncoder, PadAudio
+from .encoder_module import EncoderConfig, ModuleEncoder
 from .encoder_wav2vec2 import Wav2Vec2AudioEncoder  # noqa: F401
 from .encoder_whisper import WhisperAudioEncoder  # noqa: F401
 from .frontends import SAMPLE_RATE
@@ -34,7 +35,9 @@ from .frontends import SAMPLE_RATE
 __all__ = [
     "ENCODERS",
     "AudioEncoder",
+    "EncoderConfig",
     "EncoderExtras",
+    "ModuleEncoder",
     "PadAudio",
     "encoder_class",
     "load_encoder",
@@ -67,7 +70,8 @@ def encoder_class(config: PretrainedConfig) -> type[AudioEncoder]:
     """
     if config.model_type not in ENCODERS:
         raise ValueError(
-            f"encoder family {config.model_type!r} is not supported; known families: {', '.join(sorted(ENCODERS))}"
+            f"encoder family {config.model_type!r} is not supported; known families: {', '.join(sorted(ENCODERS))}. "
+            "A plugin that adds it has to be named: plugins: [FILE.py]"
         )
     return ENCODERS[config.model_type]
 
@@ -87,6 +91,8 @@ def load_encoder(source: str | Mapping[str, Any], seed: int = 0) -> tuple[AudioE
     config = read_config(source)
     family = encoder_class(config)
     if isinstance(source, str):
+        if issubclass(family, ModuleEncoder):
+            raise ValueError(f"{source!r}: {config.model_type} has no checkpoints; give its values inline, as config")
         preprocessor = _read_preprocessor(source)
         # What is left over are decoders and heads; of these only the layer weights of classifiers are of use.
         model, leftover = _load_weights(family, source, config)
@@ -96,7 +102,9 @@ def load_encoder(source: str | Mapping[str, Any], seed: int = 0) -> tuple[AudioE
     with torch.random.fork_rng():
         # A fork: random encoders must not change what is drawn after them.
         torch.manual_seed(seed)
-        return family(config, family.make_front_end(config, {})), EncoderExtras()
+        encoder = family(config, family.make_front_end(config, {}))
+        encoder.load_weights()
+        return encoder, EncoderExtras()
 
 
 def read_config(source: str | Mapping[str, Any]) -> PretrainedConfig:
@@ -115,6 +123,8 @@ def read_config(source: str | Mapping[str, Any]) -> PretrainedConfig:
     values = dict(source)
     if "model_type" not in values:
         raise ValueError("an inline config needs model_type, for example 'whisper' or 'llama'")
+    if values["model_type"] not in CONFIG_MAPPING:
+        raise ValueError(f"model_type {values['model_type']!r} is unknown; if a plugin adds it: plugins: [FILE.py]")
     return AutoConfig.for_model(**values)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
-import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,23 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_mowe import MoweConfig
 from .encoders import stored_weights
+from .export_code import AUTO_CLASSES, copy_code
 from .generation_settings import greedy
 from .lora import merge_lora
 from .modeling_mowe import MoweForConditionalGeneration
 from .processing_mowe import MoweProcessor
 from .tower import AudioTower
-
-_AUTO_CLASSES = {
-    "AutoConfig": "configuration_mowe.MoweConfig",
-    "AutoModel": "modeling_mowe.MoweForConditionalGeneration",
-    "AutoModelForCausalLM": "modeling_mowe.MoweForConditionalGeneration",
-    "AutoModelForMultimodalLM": "modeling_mowe.MoweForConditionalGeneration",
-    "AutoProcessor": "processing_mowe.MoweProcessor",
-}
 
 
 def export(
@@ -54,7 +44,7 @@ def export(
     """
     folder = Path(folder)
     config: MoweConfig = copy.deepcopy(model.config)
-    config.auto_map = dict(_AUTO_CLASSES)
+    config.auto_map = dict(AUTO_CLASSES)
     with torch.device("meta"):
         written = MoweForConditionalGeneration(config)
     weights = {name: weight.detach().cpu() for name, weight in (state_dict or model.state_dict()).items()}
@@ -70,18 +60,9 @@ def export(
     written.generation_config = greedy(model.generation_config, processor.chat.end_tokens())
     written.save_pretrained(folder)
     processor = copy.copy(processor)
-    setattr(processor, "auto_map", dict(_AUTO_CLASSES))  # noqa: B010
+    setattr(processor, "auto_map", dict(AUTO_CLASSES))  # noqa: B010
     processor.save_pretrained(folder)
-    _copy_code(folder)
-
-
-def _copy_code(folder: Path) -> None:
-    for module in {reference.split(".")[0] for reference in _AUTO_CLASSES.values()}:
-        file = sys.modules[f"{__package__}.{module}"].__file__
-        assert file is not None
-        # As transformers itself finds the code that it downloads.
-        for needed in (file, *get_relative_import_files(file)):
-            shutil.copyfile(needed, folder / Path(needed).name)
+    copy_code(folder, config)
 
 
 def load_exported(

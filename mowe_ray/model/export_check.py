@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 from dataclasses import replace
 
@@ -95,7 +96,7 @@ def _shortened(config: MoweConfig) -> MoweConfig:
         replace(
             spec,
             config=_one_layer(spec.config),
-            features="layer:1" if spec.features.startswith("layer:") else spec.features,
+            features=re.sub(r"^layer:[1-9]\d*", "layer:1", spec.features),
         )
         for spec in weak
     ]
@@ -105,7 +106,9 @@ def _shortened(config: MoweConfig) -> MoweConfig:
 
 def _one_layer(config: PretrainedConfig) -> PretrainedConfig:
     config = copy.deepcopy(config)
-    layers = config.num_hidden_layers
+    layers = getattr(config, "num_hidden_layers", None)
+    if layers is None:  # a module of its own, which stays as it is
+        return config
     for key, value in list(vars(config).items()):
         if "layer" in key and isinstance(value, list | tuple) and len(value) == layers:
             setattr(config, key, value[:1])

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
+from math import ceil, gcd
 from typing import Any, ClassVar
 
 import torch
@@ -19,8 +20,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.audio_utils import mel_filter_bank
 
+from .registry import Registry
+
 SAMPLE_RATE = 16_000
 """Hz. Every wave inside the model has this rate."""
+
+_ZERO_CROSSINGS = 6
+
+
+FRONT_ENDS: Registry[type["FrontEnd"]] = Registry("front_end.kind")
+"""Class by the kind that a model's configuration names; plugins may add theirs."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class FrontEnd(ABC):
         return {"kind": self.kind, **asdict(self)}
 
 
+@FRONT_ENDS.register("log_mel")
 @dataclass(frozen=True)
 class LogMel(FrontEnd):
     """Whisper's log-mel spectrogram (C, B, F), F = padded samples // hop.
@@ -76,6 +86,7 @@ class LogMel(FrontEnd):
         return (torch.maximum(log_mel, loudest - 8.0) + 4.0) / 4.0
 
 
+@FRONT_ENDS.register("wave")
 @dataclass(frozen=True)
 class NormalisedWave(FrontEnd):
     """The wave itself (C, S), each clip with zero mean and unit variance if `do_normalize`.
@@ -98,6 +109,20 @@ class NormalisedWave(FrontEnd):
         return centred / (variance + 1e-7).sqrt()
 
 
+@FRONT_ENDS.register("raw_wave")
+@dataclass(frozen=True)
+class RawWave(FrontEnd):
+    """The wave itself at another rate: (C, S * sample_rate / 16000), rounded up."""
+
+    kind: ClassVar[str] = "raw_wave"
+    sample_rate: int = SAMPLE_RATE
+
+    def features(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        """The wave, resampled."""
+        return resample(wave, self.sample_rate)
+
+
+@FRONT_ENDS.register("kaldi_fbank")
 @dataclass(frozen=True)
 class KaldiFbank(FrontEnd):
     """Kaldi log filter banks (C, F, B) as `ASTFeatureExtractor` makes them, one frame per 10 ms.
@@ -144,12 +169,32 @@ def front_end_from_dict(values: Mapping[str, Any]) -> FrontEnd:
     Raises:
         ValueError: `kind` is not a known front-end.
     """
-    kinds: dict[str, type[FrontEnd]] = {c.kind: c for c in (LogMel, NormalisedWave, KaldiFbank)}
     fields = dict(values)
-    kind = fields.pop("kind", None)
-    if kind not in kinds:
-        raise ValueError(f"front-end kind {kind!r} is unknown; known: {', '.join(kinds)}")
-    return kinds[kind](**fields)
+    return FRONT_ENDS.find(fields.pop("kind", None))(**fields)
+
+
+def resample(wave: Tensor, rate: int) -> Tensor:
+    """Return waves (C, S) of 16 kHz at another rate, (C, ceil(S * rate / 16000)).
+
+    A sinc low-pass below the lower of both Nyquist frequencies, Hann-windowed over `_ZERO_CROSSINGS` of its zeros on
+    either side: the formula of `torchaudio.functional.resample`, which exports must not need.
+    """
+    if rate == SAMPLE_RATE:
+        return wave
+    divisor = gcd(rate, SAMPLE_RATE)
+    before, after = SAMPLE_RATE // divisor, rate // divisor
+    cutoff = min(before, after) * 0.99
+    reach = ceil(_ZERO_CROSSINGS * before / cutoff)
+    # In float64: phases of long filters lose digits that are heard.
+    time = torch.arange(-reach, reach + before, dtype=torch.float64, device=wave.device) / before
+    shift = torch.arange(0, -after, -1, dtype=torch.float64, device=wave.device) / after
+    phase = ((time + shift[:, None]) * cutoff).clamp(-_ZERO_CROSSINGS, _ZERO_CROSSINGS)
+    window = torch.cos(phase * torch.pi / (2 * _ZERO_CROSSINGS)).square()
+    filters = (torch.sinc(phase) * window * cutoff / before).to(wave.dtype)
+    samples = wave.shape[1]
+    padded = F.pad(wave, (reach, reach + before))
+    resampled = F.conv1d(padded[:, None], filters[:, None], stride=before).transpose(1, 2).flatten(1)
+    return resampled[:, : -(-samples * after // before)]
 
 
 def spec_augment(features: Tensor, mask_prob: float, mask_length: int, valid_frames: Tensor | None = None) -> Tensor:

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from mowe_ray.config.fields import CheckpointSource, Name, Probability, Section, TrainMode, refuse
+from mowe_ray.config.plugins import PluginNames
 
 POOL_KEY = "model.weak_encoders"
 
@@ -200,6 +201,8 @@ class ResourcesSection(Section):
 class SweepConfig(Section):
     """Configuration of a study."""
 
+    plugins: PluginNames = []
+    """Python files and packages of yours that all trials import first, besides those of the base."""
     name: Name
     """Name of the study; its results go to STORAGE/NAME."""
     question: str

@@ -65,6 +65,8 @@ class SearchSpace:
         """
         self.sweep = sweep
         self._common = {**sweep.set, **sweep.set_for.get(sweep.base, {})}
+        if sweep.plugins:
+            self._common["plugins"] = list(dict.fromkeys([*self.config({}).plugins, *sweep.plugins]))
         self.base = self.config({})
         self.library = _library(self.base, sweep.encoders)
         self.dimensions = [_dimension(name, entry, self.library) for name, entry in sweep.space.items()]

@@ -49,7 +49,7 @@ class TrialProcess:
         gpu = config.compute.gpus_per_worker > 0
         self._context: Any = multiprocessing.get_context("spawn" if gpu else "forkserver")
         self._context.set_forkserver_preload([__name__])
-        self._arguments = (config.model_dump_json(), limit_bytes)
+        self._arguments = (config, limit_bytes)
         self._child: Any = None
         self._connection: Connection | None = None
         self.limit_bytes = limit_bytes or 0
@@ -86,7 +86,7 @@ class TrialProcess:
             self._connection = None
 
 
-def _serve(connection: Connection, config_json: str, limit_bytes: int | None) -> None:
+def _serve(connection: Connection, config: RunConfig, limit_bytes: int | None) -> None:
     """Answers each (clips, seconds) with the limit in bytes and None, or the failed allocation if they do not fit."""
     worker: _TrialWorker | None = None
     limit = limit_bytes or 0
@@ -97,7 +97,7 @@ def _serve(connection: Connection, config_json: str, limit_bytes: int | None) ->
             return
         try:
             if worker is None:
-                worker = _TrialWorker(RunConfig.model_validate_json(config_json), limit_bytes)
+                worker = _TrialWorker(config, limit_bytes)
                 limit = worker.limit_bytes
                 worker.step(1, seconds)  # the optimizer's states exist from now on
             worker.step(clips, seconds)

@@ -61,21 +61,21 @@ class AnswerJob:
     labels: list[str] | None = None
 
 
-def inspect_export(export: str) -> ExportCost:
+def inspect_export(export: str, config: EvaluationConfig) -> ExportCost:
     """Returns what a model costs, after a check that all its weights exist; a task reads them, not this process.
 
     Raises:
         ValueError: Weights are missing, or the folder is no export.
     """
     try:
-        cost: ExportCost = ray.get(_inspect.remote(export))
+        cost: ExportCost = ray.get(_inspect.remote(export, config))
     except ray.exceptions.RayTaskError as error:
         raise ValueError(cause_of(error)) from error
     return cost
 
 
 @ray.remote(num_cpus=1)
-def _inspect(export: str) -> ExportCost:
+def _inspect(export: str, config: EvaluationConfig) -> ExportCost:  # which brings the plugins along
     return estimate_export(local_copy(export))
 
 

@@ -50,7 +50,7 @@ def answer_datasets(
         export = folder_at(target.export).read_json("config.json")
         check_exported_clip_length(export, config.generation.max_audio_s, "generation.max_audio_s")
     # Before any data are read: a missing weight should not cost an hour of answers.
-    costs = [inspect_export(target.export) for target in targets]
+    costs = [inspect_export(target.export, config) for target in targets]
     indexes = scan_validation(data, parallel_map)
     data_report(indexes.values()).check(data.max_bad_fraction)
     check_validation_audio(data, indexes)

@@ -249,7 +249,7 @@ class _Validator:
 
     def validate(self, setup: WorkerSetup, export: str) -> Results:
         """Validate on every source as the workers would, except that adapters are merged into the weights."""
-        config = RunConfig.model_validate_json(setup.config)
+        config = setup.config
         gpu = config.compute.gpus_per_worker > 0
         if not gpu:
             torch.set_num_threads(config.compute.cpus_per_worker)

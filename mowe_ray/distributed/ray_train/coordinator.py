@@ -14,6 +14,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mowe_ray.config import RunConfig
 from mowe_ray.data.data_report import DataReport
 
 # Phases of a recovery, from the last step before a failure to the first one after it.
@@ -172,14 +173,14 @@ class WorkerSetup:
     """Arguments of every training process.
 
     Attributes:
-        config: The run's configuration as JSON.
+        config: The run's configuration, which brings its plugins along.
         train_index: Index table of the training data, in the object store; validation_indexes by source name.
         feature_cache: The `FeatureCache` in the object store; None if the run has none.
         report: What scanning the shards found.
         coordinator: Connection to the driver.
     """
 
-    config: str
+    config: RunConfig
     train_index: ray.ObjectRef
     validation_indexes: dict[str, ray.ObjectRef]
     feature_cache: ray.ObjectRef | None

@@ -83,7 +83,7 @@ def _train(
     printer = print_lines(coordinator, log)
     cache = _filled_cache(config, sources, coordinator)
     setup = WorkerSetup(
-        config=config.model_dump_json(),
+        config=config,
         train_index=ray.put(sources.train),
         validation_indexes={name: ray.put(index) for name, index in sources.validation.items()},
         feature_cache=None if cache is None else ray.put(cache),
@@ -210,7 +210,8 @@ def _claim(folder: RunFolder, config: RunConfig) -> None:
 def _with_defaults(old: dict[str, Any]) -> dict[str, Any]:
     """Fill in the keys that were added after the run, at their defaults."""
     try:
-        return RunConfig.model_validate(old).model_dump(mode="json")
+        # Without plugins: what is imported is named by the user, not by a folder.
+        return RunConfig.model_validate({**old, "plugins": []}).model_dump(mode="json")
     except ValueError:  # written by a version with other keys; the first one that differs is reported
         return old
 

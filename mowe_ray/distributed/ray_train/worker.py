@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +11,7 @@ import ray.train
 import torch
 
 from mowe_ray.config import RunConfig
+from mowe_ray.config.plugins import plugin_frame
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.data.index import Index
@@ -50,8 +50,8 @@ def train_worker(setup: WorkerSetup) -> dict[str, Any]:
     except RunError as error:  # raised by all ranks together: returning spares the pointless restarts
         return {"error": str(error)}
     except Exception as error:  # raised again, with its place
-        innermost = traceback.extract_tb(error.__traceback__)[-1]  # travels to the driver as a note; tracebacks do not
-        error.add_note(f"{innermost.filename}:{innermost.lineno}")
+        frame = plugin_frame(error)  # travels to the driver as a note; tracebacks do not
+        error.add_note(f"{frame.filename}:{frame.lineno}")
         raise
 
 
@@ -81,7 +81,7 @@ def _train(setup: WorkerSetup) -> dict[str, Any]:
 
 def _start(setup: WorkerSetup, log: Callable[[str], object]) -> TrainRun:
     """Build the parts of the run and restore its newest checkpoint. Collective."""
-    config = RunConfig.model_validate_json(setup.config)
+    config = setup.config
     folder, activity = RunFolder(config.storage, config.name), ActivityTracker()
     if config.compute.gpus_per_worker == 0:
         torch.set_num_threads(config.compute.cpus_per_worker)

@@ -52,7 +52,7 @@ class TrialTrainable(ray.tune.Trainable):
     """Runs the configuration in the folder that has the trial's name.
 
     Its `config` holds `study`, the URL of the study's folder, `objective`, the metric to report, `limit_s`, the time
-    limit in seconds, and dotted keys that a scheduler may change while it runs.
+    limit in seconds, `plugins`, which were imported on arrival, and dotted keys that a scheduler may change meanwhile.
     """
 
     def setup(self, config: dict[str, Any]) -> None:

@@ -64,7 +64,12 @@ def run_study(study: Study, log: Callable[[str], None], show: Callable[[Study], 
     limit_s = 3600.0 * (sweep.budget.trial_hours or 24.0 * 365)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(TrialTrainable, driver_resources(concurrent if pauses else None)),
-        param_space={"study": study.folder.url, "objective": sweep.objective.metric, "limit_s": limit_s},
+        param_space={
+            "study": study.folder.url,
+            "objective": sweep.objective.metric,
+            "limit_s": limit_s,
+            "plugins": base.plugin_sources,
+        },
         tune_config=ray.tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler_of(study),
