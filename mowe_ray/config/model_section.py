@@ -25,9 +25,12 @@ CheckpointedPart = Literal["base_encoder", "weak_encoders", "language_model"]
 
 
 def _known_features(features: str) -> str:
-    if not re.fullmatch(r"last|weighted_sum|layer:\d+", features):
-        raise ValueError(f"must be last, weighted_sum or layer:N, got {features!r}")
+    if not re.fullmatch(r"last|weighted_sum|layer:\d+|layers:\[\d+(, ?\d+)*\]", features):
+        raise ValueError(f"must be last, weighted_sum, layer:N or layers:[N, M], got {features!r}")
     return features
+
+
+Features = Annotated[str, AfterValidator(_known_features)]
 
 
 class WeakEncoderSection(Section):
@@ -39,8 +42,8 @@ class WeakEncoderSection(Section):
     """Weights: a hub id, a folder, or {config: {...}} for random ones."""
     train: TrainMode = "frozen"
     """Trainable weights: none, all, or low-rank updates (sizes from model.lora)."""
-    features: Annotated[str, AfterValidator(_known_features)] = "last"
-    """Hidden states used: last, layer:N (0 is the input of the first layer) or weighted_sum."""
+    features: Features = "last"
+    """Hidden states: last, layer:N (0: the first's input), a learned sum of layers:[N, M] or of all: weighted_sum."""
 
 
 class RouterSection(Section):
@@ -100,6 +103,8 @@ class ModelSection(Section):
     """MoWE export (folder or hub id) whose weights training starts from; same architecture."""
     base_encoder: CheckpointSource
     """Strong audio encoder: a hub id, a folder, or {config: {...}} for random weights."""
+    base_encoder_features: Features = "last"
+    """Its hidden states that are used, as for weak encoders."""
     weak_encoders: list[WeakEncoderSection] = []
     """Pool of weak encoders; empty trains the baseline without a pool."""
     router: RouterSection = RouterSection()

@@ -37,9 +37,10 @@ from .configuration_mowe import EncoderSpec, MoweConfig
 from .encoders import AudioEncoder, EncoderExtras, load_encoder, same_weights, stored_weights
 from .export import load_exported
 from .generation_settings import greedy
+from .hidden_states import chosen_layers
 from .lora import inject_lora, merge_lora
 from .modeling_mowe import MoweForConditionalGeneration
-from .pool import PoolMember, chosen_layers
+from .pool import PoolMember
 from .precision import cast_weights
 from .processing_mowe import AUDIO_TOKEN, MoweProcessor
 
@@ -89,6 +90,7 @@ def build_model(
     tokenizer: PreTrainedTokenizerBase,
     lora: Lora | None = None,
     train_base: str = "frozen",
+    base_features: str = "last",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     loading: AbstractContextManager[None] | None = None,
@@ -103,6 +105,7 @@ def build_model(
         tokenizer: The language model's; gains the audio token.
         lora: Adapters of the language model; None trains all of it.
         train_base: `frozen`, `full` or `lora`.
+        base_features: Hidden states of the base encoder that are used: see `hidden_states`.
         dtype: Type of all weights; computed buffers keep theirs.
         seed: Seed of everything drawn here; torch's own generator is left as it was.
         loading: Entered while the language model's checkpoint loads, so that its weights may become shards.
@@ -122,7 +125,7 @@ def build_model(
         torch.manual_seed(seed)
         llm = load_language_model(language_model, tokenizer, dtype, loading)
         config = MoweConfig(
-            base_encoder=EncoderSpec("base", base.config, base.front_end, train_base),
+            base_encoder=EncoderSpec("base", base.config, base.front_end, train_base, base_features),
             weak_encoders=[
                 EncoderSpec(weak.name, encoder.config, encoder.front_end, weak.train, weak.features)
                 for weak, (encoder, _) in zip(weak_encoders, loaded, strict=True)
@@ -363,7 +366,7 @@ def _freeze_unreached(model: MoweForConditionalGeneration) -> None:
         samples = encoder.min_samples
         lengths = torch.tensor([samples], device=device)
         features = encoder.front_end(torch.zeros(1, samples, device=device), lengths, samples)
-        choice = "last" if member is None else member.choice
+        choice = tower.base_layers.choice if member is None else member.choice
         # Without lengths, for nothing is padded: transformers reads the values of a mask, and on meta there are none.
         layers = chosen_layers(encoder, choice, features, None)
         torch.stack([layer.sum() for layer in layers]).sum().backward()

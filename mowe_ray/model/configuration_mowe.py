@@ -27,7 +27,7 @@ class EncoderSpec:
         config: The transformers configuration of the encoder.
         front_end: The features it takes.
         train: `frozen`, `full` or `lora`.
-        features: `last`, `layer:N` (0 is the input of the first layer) or `weighted_sum`.
+        features: `last`, `layer:N` (0 is the input of the first layer), `layers:[N, M]` or `weighted_sum`.
     """
 
     name: str

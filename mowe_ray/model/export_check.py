@@ -91,12 +91,12 @@ def _shortened(config: MoweConfig) -> MoweConfig:
     assert base is not None
     assert not isinstance(base, dict)
     assert isinstance(config.text_config, PretrainedConfig)
-    config.base_encoder = replace(base, config=_one_layer(base.config))
+    config.base_encoder = replace(base, config=_one_layer(base.config), features=_of_one_layer(base.features))
     config.weak_encoders = [
         replace(
             spec,
             config=_one_layer(spec.config),
-            features=re.sub(r"^layer:[1-9]\d*", "layer:1", spec.features),
+            features=_of_one_layer(spec.features),
         )
         for spec in weak
     ]
@@ -114,6 +114,11 @@ def _one_layer(config: PretrainedConfig) -> PretrainedConfig:
             setattr(config, key, value[:1])
     config.num_hidden_layers = 1
     return config
+
+
+def _of_one_layer(features: str) -> str:
+    """Return a choice of features like this one, of an encoder with one layer."""
+    return re.sub(r"^layers:.*", "weighted_sum", re.sub(r"^layer:[1-9]\d*", "layer:1", features))
 
 
 def _fill_adapters(model: nn.Module) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .encoder_base import AudioEncoder, PadAudio
 from .frontends import FrontEnd
+from .hidden_states import chosen_layers, is_sum, layers_of, learned_sum
 
 FeatureKey = tuple[FrontEnd, int]
 
@@ -88,28 +89,6 @@ def hop_samples(encoder: AudioEncoder) -> int:
     return prod(stride for _, stride, _ in encoder.frame_layers)
 
 
-def chosen_layers(encoder: AudioEncoder, choice: str, features: Tensor, lengths: Tensor | None) -> list[Tensor]:
-    """Run an encoder, and return the layers that a choice of features needs: one, or all for `weighted_sum`.
-
-    Args:
-        encoder: What to run.
-        choice: `last`, `layer:N` or `weighted_sum`.
-        features: (R, ...) from its front-end.
-        lengths: (R,) valid samples; None if nothing is padded.
-
-    Returns:
-        L tensors (R, N, E).
-
-    Raises:
-        ValueError: if `choice` is none of these, or N is beyond the encoder's layers.
-    """
-    layer = _parse_layer(choice, encoder.num_layers)
-    if choice == "last":
-        return [encoder(features, lengths=lengths)]
-    layers = encoder(features, all_layers=True, lengths=lengths)
-    return list(layers) if layer is None else [layers[layer]]
-
-
 def align_frames(states: Tensor, valid: Tensor, ratio: float, frames: int, offset: float = 0.0) -> Tensor:
     """Resample frames in time by linear interpolation.
 
@@ -148,7 +127,7 @@ class PoolMember(nn.Module):
     Args:
         encoder: The encoder with its weights; frozen ones build no graph.
         width: D.
-        features: `last`, `layer:N` or `weighted_sum`.
+        features: `last`, `layer:N`, `layers:[N, M]` or `weighted_sum`.
 
     Raises:
         ValueError: if `features` is none of these, or N is beyond the encoder's layers.
@@ -158,9 +137,8 @@ class PoolMember(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.choice = features
-        _parse_layer(features, encoder.num_layers)
-        # Logits of a learned sum over the hidden states, as in SUPERB (arXiv 2105.01051).
-        self.layer_weights = nn.Parameter(torch.zeros(encoder.num_layers + 1)) if features == "weighted_sum" else None
+        needed = len(layers_of(features, encoder.num_layers))
+        self.layer_weights = nn.Parameter(torch.zeros(needed)) if is_sum(features) else None
         self.projection = nn.Sequential(nn.Linear(encoder.width, width), nn.LayerNorm(width))
 
     def reset_parameters(self) -> None:
@@ -197,32 +175,12 @@ class PoolMember(nn.Module):
             layers = chosen_layers(self.encoder, self.choice, features, lengths if padded else None)
         else:
             layers = list(states.unbind(1))
-        mixed = layers[0] if self.layer_weights is None else self._weighted(layers)
+        mixed = learned_sum(layers, self.layer_weights)
         valid = self.encoder.num_frames(lengths)
         own_hop = hop_samples(self.encoder)
         # By their centres; but frames of one rate are paired by number: between them, interpolation would only blur.
         offset = 0.0 if hop == own_hop else (first_centre - self.encoder.first_centre) / own_hop
         return align_frames(self.projection(mixed), valid, hop / own_hop, frames, offset)
-
-    def _weighted(self, layers: Sequence[Tensor]) -> Tensor:
-        assert self.layer_weights is not None
-        weights = self.layer_weights.float().softmax(0).to(layers[0].dtype)
-        total = layers[0] * weights[0]
-        for weight, layer in zip(weights[1:], layers[1:], strict=True):
-            total = total + weight * layer
-        return total
-
-
-def _parse_layer(features: str, layers: int) -> int | None:
-    """Return N of `layer:N`, or None for the other choices."""
-    if features in ("last", "weighted_sum"):
-        return None
-    kind, _, number = features.partition(":")
-    if kind != "layer" or not number.isdigit():
-        raise ValueError(f"model.weak_encoders: features must be last, layer:N or weighted_sum, not {features!r}")
-    if int(number) > layers:
-        raise ValueError(f"model.weak_encoders: features={features}, but the encoder has layers 0 to {layers}")
-    return int(number)
 
 
 class WeakEncoderPool(nn.Module):

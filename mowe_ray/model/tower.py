@@ -18,6 +18,7 @@ from .adapter import build_adapter, shrunk
 from .configuration_mowe import EncoderSpec, MoweConfig
 from .encoders import AudioEncoder, PadAudio, encoder_class
 from .frontends import LogMel, spec_augment
+from .hidden_states import LayerSum, chosen_layers
 from .pool import Clips, PoolMember, WeakEncoderPool, hop_samples
 from .routing import DataDependentRouter, DataIndependentRouter, Routing, RoutingRecord, route
 from .routing_loss import RoutingTotals
@@ -108,6 +109,7 @@ class AudioTower(nn.Module):
         self.enter_idle_encoders = False
         self.excluded_members: tuple[int, ...] = ()
         self.base_encoder = base or new_encoder(cast(EncoderSpec, config.base_encoder))
+        self.base_layers = LayerSum(cast(EncoderSpec, config.base_encoder).features, self.base_encoder.num_layers)
         width, members = self.base_encoder.width, len(specs)
         self.independent_router: DataIndependentRouter | None = None
         self.dependent_router: DataDependentRouter | None = None
@@ -183,7 +185,7 @@ class AudioTower(nn.Module):
         if 0 in clips.states:
             assert not (self.config.spec_augment and self.training), "what is masked has to run"
             valid = base.num_frames(clips.lengths)
-            return clips.states[0][:, 0, : self._frames(clips)], valid
+            return self.base_layers(clips.states[0].unbind(1))[:, : self._frames(clips)], valid
         key = clips.key(base)
         everyone = list(range(len(clips.sizes)))
         clips.compute([(key, everyone)])
@@ -197,8 +199,8 @@ class AudioTower(nn.Module):
                 clips.lengths // base.front_end.hop_length,
             )
         valid = base.num_frames(clips.lengths)
-        states = base(features, lengths=clips.lengths if clips.is_padded(key, everyone) else None)
-        assert isinstance(states, Tensor)
+        lengths = clips.lengths if clips.is_padded(key, everyone) else None
+        states = self.base_layers(chosen_layers(base, self.base_layers.choice, features, lengths))
         return states[:, : self._frames(clips)], valid
 
     def _frames(self, clips: Clips) -> int:

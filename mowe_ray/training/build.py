@@ -81,6 +81,7 @@ def assemble(
             tokenizer=tokenizer,
             lora=lora,
             train_base=model.train_base,
+            base_features=model.base_encoder_features,
             dtype=dtype,
             seed=seed,
             loading=loading,

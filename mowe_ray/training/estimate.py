@@ -166,7 +166,13 @@ def _assembled(section: ModelSection) -> tuple[MoweForConditionalGeneration, dic
         assert language_model is not None
     base, *pool = encoders
     config = MoweConfig(
-        base_encoder=EncoderSpec("base", base.config, base.front_end, section.train_base),
+        base_encoder=EncoderSpec(
+            "base",
+            base.config,
+            base.front_end,
+            section.train_base,
+            "last" if "base_encoder" in missing else section.base_encoder_features,
+        ),
         weak_encoders=[
             EncoderSpec(
                 weak.name,

@@ -22,7 +22,8 @@ from mowe_ray.data.feature_cache import CachedAudio, CachedEncoder
 from mowe_ray.data.shards.storage import content_fingerprint
 from mowe_ray.model.encoders import AudioEncoder, PadAudio, load_encoder, read_config
 from mowe_ray.model.export import load_tower
-from mowe_ray.model.pool import chosen_layers, hop_samples
+from mowe_ray.model.hidden_states import chosen_layers, layers_of
+from mowe_ray.model.pool import hop_samples
 from mowe_ray.model.precision import cast_weights
 from mowe_ray.training.build import model_dtype
 
@@ -66,13 +67,14 @@ def frozen_encoders(model: ModelSection) -> tuple[list[FrozenEncoder], list[str]
 def _encoders(model: ModelSection) -> Iterator[tuple[str, str | dict[str, Any], str, str]]:
     """Yield label, source, training and features of each encoder, in the order of the model."""
     if model.init_from is None:
-        yield "base_encoder", _plain(model.base_encoder), model.train_base, "last"
+        yield "base_encoder", _plain(model.base_encoder), model.train_base, model.base_encoder_features
         for weak in model.weak_encoders:
             yield weak.name, _plain(weak.checkpoint), weak.train, weak.features
         return
     train = {weak.name: weak.train for weak in model.weak_encoders}
-    yield "base_encoder", model.init_from, model.train_base, "last"
-    config = read_config(model.init_from)  # an export keeps its own pool
+    config = read_config(model.init_from)  # an export keeps its own encoders, and what is used of them
+    base = getattr(config, "base_encoder", None)
+    yield "base_encoder", model.init_from, model.train_base, getattr(base, "features", "last")
     for spec in getattr(config, "weak_encoders", None) or []:
         yield spec.name, model.init_from, train.get(spec.name, "frozen"), spec.features
 
@@ -101,7 +103,7 @@ def load_frozen(
 
 def describe(encoder: AudioEncoder, frozen: FrozenEncoder, pad_audio: str) -> CachedEncoder:
     """Hash an encoder with its weights, and compute the size of its features."""
-    layers = encoder.num_layers + 1 if frozen.features == "weighted_sum" else 1
+    layers = len(layers_of(frozen.features, encoder.num_layers))
     bytes_per_s = 2 * layers * encoder.width * SAMPLE_RATE / hop_samples(encoder)
     key = encoder_key(encoder, frozen.features, pad_audio)
     return CachedEncoder(key, frozen.label, frozen.encoder_index, layers, encoder.width, bytes_per_s)

@@ -26,6 +26,7 @@ def test_every_preset_loads_by_name_and_by_path(path: Path) -> None:
 def test_the_shipped_studies_are_these() -> None:
     assert [path.name for path in SWEEPS] == [
         "aux_loss_weight.yaml",
+        "base_features.yaml",
         "joint.yaml",
         "pool_composition.yaml",
         "pool_size.yaml",

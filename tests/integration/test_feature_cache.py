@@ -13,7 +13,7 @@ from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.data.micro_batch import load_micro_batch
 from mowe_ray.distributed.ray_data.feature_extraction import fill_cache
 from mowe_ray.distributed.ray_train.driver import train
-from mowe_ray.model.pool import chosen_layers
+from mowe_ray.model.hidden_states import chosen_layers
 from mowe_ray.training.collate import padded
 from mowe_ray.training.datasets import index_sources
 from mowe_ray.training.frozen_features import frozen_encoders, load_frozen

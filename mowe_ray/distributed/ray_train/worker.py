@@ -158,7 +158,7 @@ def _check_cache(cache: FeatureCache, engine: DeepSpeedEngine) -> None:
     config, changed = engine.model.config, []
     if engine.rank == 0:
         encoders = engine.model.audio_tower.encoders()
-        features = ["last", *(spec.features for spec in config.weak_encoders or [])]
+        features = [spec.features for spec in (config.base_encoder, *(config.weak_encoders or []))]
         changed = [
             kept.label
             for kept in cache.encoders

@@ -8,7 +8,8 @@ from torch import nn
 
 from mowe_ray.model import MoweForConditionalGeneration
 from mowe_ray.model.building import WeakEncoder
-from mowe_ray.model.pool import Clips, PoolMember, chosen_layers
+from mowe_ray.model.hidden_states import chosen_layers
+from mowe_ray.model.pool import Clips, PoolMember
 from tests.tiny_models import tiny_hubert_config, tiny_wav2vec2_config, tiny_whisper_config
 
 FEATURES = ("last", "layer:1", "weighted_sum")

@@ -14,7 +14,7 @@ from mowe_ray.data.feature_cache import CachedAudio
 from mowe_ray.data.micro_batch import Features
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
 from mowe_ray.model.export import export
-from mowe_ray.model.pool import chosen_layers
+from mowe_ray.model.hidden_states import chosen_layers
 from mowe_ray.training.build import assemble
 from mowe_ray.training.collate import padded
 from mowe_ray.training.frozen_features import (
