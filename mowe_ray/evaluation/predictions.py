@@ -20,7 +20,7 @@ from mowe_ray.data.sample import BadSample
 from mowe_ray.output.run_folder import RunFolder
 
 T = TypeVar("T")
-# Object stores cannot append: every write there is the whole file again.
+# Every write to an object store is an object of its own.
 _REMOTE_FLUSH_S = 30.0
 
 
@@ -78,8 +78,8 @@ class Predictions:
 
     def begin(self) -> None:
         """Truncate the files to what is finished; must be called before the first `add`."""
-        self._folder.write_text(self._file, "".join(self._answers))
-        self._folder.write_text(self._steps, "".join(json.dumps(r) + "\n" for r in [self._wanted, *self._records]))
+        self._folder.write_lines(self._file, self._answers)
+        self._folder.write_lines(self._steps, (json.dumps(r) + "\n" for r in [self._wanted, *self._records]))
 
     def add(self, answers: Sequence[Answer], bad: Sequence[BadSample], *, audio_s: float, seconds: float) -> None:
         """Add the answers to the next micro-batch of the plan.

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 _NAMED = 8  # damaged lines that a warning names
+
+
+_PARTS = ".parts"  # after the name of a file: the folder of what was added to it on an object store
+
+
+def _content_id(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def sync(path: Path) -> None:
@@ -38,6 +46,8 @@ class RunFolder:
             storage = str(Path(storage).expanduser().absolute())
         self.storage = storage.rstrip("/")
         self.url = f"{self.storage}/{name}"
+        # Where the next part of a file of lines goes, by the file; of this process, for one at a time appends to it.
+        self._next_parts: dict[str, tuple[str, int]] = {}
         try:
             self._filesystem, self._root = fsspec.core.url_to_fs(self.url)
         except ImportError as error:  # "Install s3fs to access S3"
@@ -89,7 +99,10 @@ class RunFolder:
         """
         if not self.exists(file):
             return []
-        whole, feed, _ = self.read_bytes(file).rpartition(b"\n")
+        content = self.read_bytes(file)
+        if self.local_path(file) is None:
+            content += self._read_parts(file, content)
+        whole, feed, _ = content.rpartition(b"\n")
         return [f"{line}\n" for line in whole.decode(errors="replace").split("\n")] if feed else []
 
     def read_json(self, file: str) -> Any:
@@ -196,7 +209,10 @@ class RunFolder:
         return True
 
     def append_text(self, file: str, text: str) -> None:
-        """Add `text` to the end of `file`, all of it or nothing, and durably as `write_bytes`."""
+        """Add `text` to the end of `file`, all of it or nothing, and durably as `write_bytes`.
+
+        `read_lines` and `read_records` read it back; on object stores `file` itself keeps what `write_lines` wrote.
+        """
         if local := self.local_path(file):
             local.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered, so that a full disk is known here, and not when the file is closed.
@@ -209,9 +225,37 @@ class RunFolder:
                 except OSError:
                     f.truncate(size)  # no half lines on a full disk
                     raise
-        else:  # object stores cannot append: all of it again
-            before = self.read_text(file) if self.exists(file) else ""
-            self.write_text(file, before + text)
+        elif text:
+            self._append_part(file, text.encode())
+
+    # Object stores cannot append. What is added to a file there becomes numbered parts beside it, that belong to the
+    # content the file had then: written anew, it has none. So each change is that of one object, whole or not at all.
+
+    def _append_part(self, file: str, content: bytes) -> None:
+        if file not in self._next_parts:
+            if not self.exists(file):
+                self.write_bytes(file, b"")
+            content_id = _content_id(self.read_bytes(file))
+            self._next_parts[file] = content_id, len(self._parts(file, content_id))
+        content_id, number = self._next_parts[file]
+        self._filesystem.pipe_file(f"{self._root}/{file}{_PARTS}/{content_id}-{number:08d}", content)
+        self._next_parts[file] = content_id, number + 1
+
+    def _parts(self, file: str, content_id: str) -> list[str]:
+        return [f"{file}{_PARTS}/{name}" for name in self.names(file + _PARTS) if name.startswith(f"{content_id}-")]
+
+    def _read_parts(self, file: str, content: bytes) -> bytes:
+        paths = [f"{self._root}/{part}" for part in self._parts(file, _content_id(content))]
+        return b"".join(self._filesystem.cat_ranges(paths, None, None, on_error="raise"))
+
+    def write_lines(self, file: str, lines: Iterable[str]) -> None:
+        """Write `file` anew, in place of it and of what was added to it."""
+        self.write_text(file, "".join(lines))
+        if self.local_path(file) is None:
+            self._next_parts.pop(file, None)
+            # The last one first: parts of equal content belong to it until they are gone, and have to stay in order.
+            for part in reversed(self.names(file + _PARTS)):
+                self.remove(f"{file}{_PARTS}/{part}")
 
     def keep_lines_up_to(self, file: str, step: int, warn: Callable[[str], object] | None = None) -> None:
         """Drop the JSON lines of `file` whose `step` is later, and damaged ones; begin the file if it is new.
@@ -220,7 +264,7 @@ class RunFolder:
             warn: As for `read_records`.
         """
         lines = self._whole_lines(file, ["step"], warn)
-        self.write_text(file, "".join(line for line, record in lines if record["step"] <= step))
+        self.write_lines(file, (line for line, record in lines if record["step"] <= step))
 
     def write_json(self, file: str, value: Any) -> None:
         """Write `value` as indented JSON."""

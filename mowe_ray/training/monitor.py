@@ -137,6 +137,11 @@ class Monitor:
             self.folder.write_bytes("router_report.png", draw(drawn))
         self._tracker.close()
 
+    def flush(self) -> None:
+        """Write the metrics so far; not collective, from any thread."""
+        if self._tracker is not None:
+            self._tracker.flush()
+
     def close(self) -> None:
         """Finish the trackers of a run that stops before its end."""
         self._add_new_bad()

@@ -7,11 +7,14 @@ import json
 import math
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from mowe_ray.output.run_folder import RunFolder
+
+_EVERY_S = 10.0  # between two writes to an object store, each of which is an object
 
 
 class Tracker:
@@ -43,6 +46,12 @@ class Tracker:
         """
         self._folder = folder
         self._unwritten: list[str] = []
+        self._writing, self._closed = threading.Lock(), threading.Event()
+        # To an object store they go in a thread: a step does not wait for it.
+        self._thread = None
+        if folder.local_path("") is None:
+            self._thread = threading.Thread(target=self._write_now_and_then, daemon=True, name="metrics")
+            self._thread.start()
         self._latest_step = resume_step
         folder.keep_lines_up_to("metrics.jsonl", resume_step, warn)
         validations = (record for record in self.records() if record["kind"] == "validation")
@@ -79,8 +88,8 @@ class Tracker:
         """
         record = {key: _finite(value) for key, value in record.items()}
         self._unwritten.append(json.dumps(record, allow_nan=False) + "\n")
-        with contextlib.suppress(OSError):  # the checkpoints on the same storage report it
-            self._write()
+        if self._thread is None:
+            self.flush()
         if self._tensorboard is not None:
             self._add_scalars(record)
         if self._wandb is not None:
@@ -98,12 +107,28 @@ class Tracker:
         self._write()
         return self._folder.read_records("metrics.jsonl", "kind", "step")
 
+    def flush(self) -> None:
+        """Write what is not written yet, from any thread; before a checkpoint, so that no restored run misses it."""
+        with contextlib.suppress(OSError):  # the checkpoints on the same storage report it
+            self._write()
+
     def _write(self) -> None:
-        self._folder.append_text("metrics.jsonl", "".join(self._unwritten))
-        self._unwritten = []
+        with self._writing:
+            if lines := self._unwritten[:]:  # a copy: the training thread may append meanwhile
+                self._folder.append_text("metrics.jsonl", "".join(lines))
+                del self._unwritten[: len(lines)]
+
+    def _write_now_and_then(self) -> None:
+        while not self._closed.wait(_EVERY_S):
+            self.flush()
 
     def close(self) -> None:
         """Finish the trackers and move their files into the run folder."""
+        if self._thread is not None:
+            self._closed.set()
+            self._thread.join()
+            self._write()
+            self._folder.write_lines("metrics.jsonl", self._folder.read_lines("metrics.jsonl"))  # one file again
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._folder.upload(self._scratch / "tensorboard", "tensorboard")

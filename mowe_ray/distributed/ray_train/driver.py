@@ -102,9 +102,7 @@ def _train(
         return {**result, **({"signal": signals[0]} if signals else {})}
     if config.training.log_samples:
         weights = [source.weight for source in config.data.train]
-        check = audit_samples(
-            sources.train, weights, folder.read_text(SAMPLES_FILE).splitlines(), epochs=result["epochs"]
-        )
+        check = audit_samples(sources.train, weights, folder.read_lines(SAMPLES_FILE), epochs=result["epochs"])
         log(str(check))
         result["samples"] = {"lost": check.lost, "repeated": check.repeated}
     if not folder.exists("config.json"):  # somebody has removed the folder meanwhile

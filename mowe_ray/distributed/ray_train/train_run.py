@@ -275,9 +275,13 @@ class TrainRun:
 
     def _save(self) -> None:
         """Start to write a checkpoint of the last finished step. Not collective."""
-        # A run that continues from the checkpoint finds the logged samples of all its steps.
-        before = None if self.sample_log is None else self.sample_log.flush
-        self.writer.save(self.sampler.step, self.engine.snapshot(), self.sampler.state(), before)
+        self.writer.save(self.sampler.step, self.engine.snapshot(), self.sampler.state(), self._flush)
+
+    def _flush(self) -> None:
+        """Write the records so far: a run that continues from the checkpoint finds those of all its steps."""
+        if self.sample_log is not None:
+            self.sample_log.flush()
+        self.monitor.flush()
 
     def _save_now(self) -> bool:
         self._save()

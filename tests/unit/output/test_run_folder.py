@@ -19,8 +19,8 @@ def test_files_are_written_read_and_appended(folder):
     folder.append_text("new.txt", "one\n")
     folder.write_json("c.json", {"x": 1})
     assert folder.exists()
-    assert folder.read_text("a/b.txt") == "één\ntwo\n"
-    assert folder.read_text("new.txt") == "one\n"
+    assert folder.read_lines("a/b.txt") == ["één\n", "two\n"]
+    assert folder.read_lines("new.txt") == ["one\n"]
     assert folder.read_text("c.json") == '{\n  "x": 1\n}\n'
     folder.write_bytes("c.json", b"again")
     assert folder.read_text("c.json") == "again"
@@ -34,6 +34,35 @@ def test_lines_of_later_steps_and_half_lines_are_dropped(folder):
     folder.append_text("x.jsonl", "".join(lines) + '{"step": 1')
     folder.keep_lines_up_to("x.jsonl", 2)
     assert folder.read_text("x.jsonl") == "".join(lines[:3])
+    assert folder.read_lines("x.jsonl") == lines[:3]
+
+
+def test_what_is_appended_is_found_by_others_and_after_the_file_was_written_anew(folder):
+    other = RunFolder(folder.storage, "run")
+    for number in range(12):  # more than one digit
+        folder.append_text("x", f"{number}\n")
+    assert other.read_lines("x") == [f"{number}\n" for number in range(12)]
+    other.append_text("x", "12\n")
+    assert folder.read_lines("x")[-2:] == ["11\n", "12\n"]
+    for kept in ([], ["0\n", "1\n"], []):  # also content that the file has had before
+        folder.write_lines("x", kept)
+        assert other.read_lines("x") == kept
+        folder.append_text("x", "2\n")
+        folder.append_text("x", "3\n")
+        assert other.read_lines("x") == [*kept, "2\n", "3\n"]
+    folder.write_lines("x", folder.read_lines("x"))
+    assert folder.read_text("x") == "2\n3\n"
+    assert folder.names("x.parts") == []
+
+
+def test_an_append_to_an_object_store_sends_what_is_appended_and_no_more():
+    """The file was read and written whole for every record: of 10,000, 35 GB each way."""
+    folder, line = RunFolder(f"memory://{uuid4()}", "run"), "x" * 99 + "\n"
+    for _ in range(50):
+        folder.append_text("x", line)
+    names = folder.names("x.parts")
+    assert [len(folder.read_bytes(f"x.parts/{name}")) for name in names] == [100] * 50
+    assert folder.read_bytes("x") == b""
 
 
 def test_an_upload_replaces_the_folder(folder, tmp_path):
