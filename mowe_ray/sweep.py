@@ -10,7 +10,6 @@ interruption. The last line on stdout is the result as JSON.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
 import sys
@@ -35,7 +34,7 @@ from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.dry_run import dry_run
 from mowe_ray.sweeping.load import load_sweep, render_sweep_help
 from mowe_ray.sweeping.progress import StudyProgress
-from mowe_ray.sweeping.report.results import table, write_results
+from mowe_ray.sweeping.report.results import ResultsWriter, table
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search_space import SearchSpace
 from mowe_ray.sweeping.study import Study
@@ -108,16 +107,11 @@ def _run_study(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
 
     began, progress = time.monotonic(), StudyProgress(log)
     study = Study(sweep, _cost, log)
-    written = 0
+    results = ResultsWriter(study)
 
     def show(study: Study) -> None:
-        nonlocal written
         progress.show(study)
-        ended = sum(trial.over for trial in study.trials.values())
-        if ended > written:  # the report is there, and grows, before the study ends
-            written = ended
-            with contextlib.suppress(OSError):  # the disk is full: at the next trial's end
-                write_results(study)
+        results.update()  # the report is there, and grows, before the study ends
 
     try:
         interrupted = run_study(study, log, show)
@@ -125,7 +119,7 @@ def _run_study(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
         progress.close()
     try:
         study.save(insist=True)
-        result = write_results(study, elapsed_s=time.monotonic() - began)
+        result = results.write(elapsed_s=time.monotonic() - began)
     except OSError as error:
         raise ValueError(f"storage: {study.folder.url} cannot be written: {error}; repeat the command") from error
     trials = list(study.trials.values())

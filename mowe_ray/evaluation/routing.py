@@ -132,6 +132,9 @@ def _shares(members: list[str], sums: torch.Tensor, clips: float) -> dict[str, f
     return {member: float(value) / clips for member, value in zip(members, sums.tolist(), strict=True)}
 
 
+_MOST_RECORDS = 400  # of the course in a report: a long run has 100,000, more than a page or a picture shows
+
+
 def router_report(
     members: Sequence[str],
     datasets: Mapping[str, Mapping[str, RoutingSums]],
@@ -143,7 +146,7 @@ def router_report(
     Args:
         members: Names of the M pool members, in pool order.
         datasets: Routing sums by dataset and task.
-        history: Records with `step` and `routing` (a `RoutingSums.summary`), oldest first.
+        history: Records with `step` and `routing` (a `RoutingSums.summary`), oldest first; of many, every n-th.
         ablation: Effect of excluding each member, if that was measured.
     """
     names = list(members)
@@ -152,11 +155,12 @@ def router_report(
         for dataset, tasks in datasets.items()
         if tasks
     }
+    every = math.ceil(len(history) / _MOST_RECORDS) or 1
     report = {
         "members": names,
         "entropy_of_uniform_nats": math.log(len(names)),
         "datasets": tasks_by_dataset,
-        "training": [{"step": record["step"], **record["routing"]} for record in history],
+        "training": [{"step": record["step"], **record["routing"]} for record in history[::-1][::every][::-1]],
         "alarms": alarms(names, tasks_by_dataset),
     }
     return report | ({"ablation": [asdict(effect) for effect in ablation]} if ablation else {})

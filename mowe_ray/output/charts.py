@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-_MOST_POINTS = 200
+MOST_POINTS = 200
 
 
 def escape(text: object) -> str:
@@ -141,9 +141,9 @@ def path(points: Sequence[tuple[float, float]], x: Axis, y: Axis, height: float,
     return tag("path", d="M" + "L".join(places), **attributes)
 
 
-def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def thinned(points: list[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
     """Return means of as many neighbours as leave few enough points for a curve; the last one stays where it is."""
-    size = math.ceil(len(points) / _MOST_POINTS)
+    size = math.ceil(len(points) / most)
     if size < 2:
         return points
     # Means rather than every n-th point, which would keep or lose a spike by chance.

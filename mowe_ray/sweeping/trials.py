@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from mowe_ray.output.charts import thinned
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.schema import POOL_KEY
 
 TrialStatus = Literal["waiting", "running", "finished", "stopped", "failed"]
 TRIAL_FILE = "trial.json"
+_MOST_VALIDATIONS = 200  # of a trial whose course is thinned
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,14 @@ class History:
     """
 
     validations: list[Validation] = field(default_factory=list)
-    train_loss: list[tuple[int, float]] = field(default_factory=list)
+    train_loss: list[tuple[float, float]] = field(default_factory=list)
     routing: dict[str, Any] | None = None
+
+    def thinned(self) -> History:
+        """Return the course with as many points as a curve shows, and the routing without its own course."""
+        routing = None if self.routing is None else {k: v for k, v in self.routing.items() if k != "training"}
+        every = -(-len(self.validations) // _MOST_VALIDATIONS) or 1
+        return History(self.validations[::-1][::every][::-1], thinned(self.train_loss), routing)
 
 
 def trial_name(number: int) -> str:

@@ -15,7 +15,7 @@ from mowe_ray.config import load_config
 from mowe_ray.data.synthetic_corpus import builtin_samples
 from mowe_ray.distributed.ray_tune.tuner import scheduler_of
 from mowe_ray.sweeping.load import load_sweep
-from mowe_ray.sweeping.report.results import write_results
+from mowe_ray.sweeping.report.results import ResultsWriter
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Validation, run_folder
 from tests.end_to_end import ROOT
@@ -158,7 +158,7 @@ def test_shipped_studies_run(name: str, ray_cluster: None, tiny_corpus: Corpus, 
         *tiny_arguments(tiny_corpus, tmp_path, name),
         *("training.max_steps=4", "training.eval_every=2", "seeds=[0]", "budget.points=2"),
     )
-    result = write_results(study)
+    result = ResultsWriter(study).write()
     assert {trial.status for trial in study.trials.values()} <= {"finished", "stopped"}
     assert len(study.trials) == 2
     assert result["best"] is not None

@@ -11,6 +11,7 @@ from typing import Any
 
 from mowe_ray.output.charts import (
     MOST_COLOURS,
+    MOST_POINTS,
     PLAIN,
     Axis,
     IntervalRow,
@@ -49,6 +50,7 @@ _HEIGHT = 300
 _CURVE_HEIGHT = 230
 _ASSUMED_WIDTH = 700  # pixels, only to keep labels from each other
 _MOST_LABELS = 14
+_MOST_POINTS_OF_CURVES = 20_000  # of all together: the report of a thousand trials opens in a browser
 _MOST_POINTS = 24  # with more, only the winner and the front have labels
 _PLACES = (("start", 8, -7), ("end", -8, -7), ("start", 8, 16), ("end", -8, 16), ("start", 12, 4), ("end", -12, 4))
 
@@ -149,18 +151,21 @@ def learning_curves(
     """Draw the objective on validation and the training loss over steps: (title, chart), those that have data."""
     metric = config.objective.metric
 
-    def validated(course: History) -> list[tuple[int, float | None]]:
+    def validated(course: History) -> list[tuple[float, float | None]]:
         return [(v.step, objective(metric, v.loss, v.tasks)) for v in course.validations]
 
-    def trained(course: History) -> list[tuple[int, float | None]]:
+    def trained(course: History) -> list[tuple[float, float | None]]:
         return [(step, loss) for step, loss in course.train_loss]
 
     named = [(f"{metric_label(metric)} on validation", validated), ("loss in training", trained)]
     charts = []
     for title, of in named:
         courses = [(trial, of(histories[trial.number])) for trial in trials if trial.number in histories]
+        most = min(_MOST_POINTS_OF_CURVES // max(1, len(courses)), MOST_POINTS)
         curves = [
-            Curve(trial, thinned([(float(step), value) for step, v in course if (value := finite(v)) is not None]))
+            Curve(
+                trial, thinned([(step, value) for step, v in course if (value := finite(v)) is not None], max(24, most))
+            )
             for trial, course in courses
         ]
         curves = [curve for curve in curves if curve.points]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import math
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,31 +29,72 @@ from mowe_ray.sweeping.analysis.points import (
 from mowe_ray.sweeping.report.page import report
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.study import Study
-from mowe_ray.sweeping.trials import Trial, entry_label, entry_name, history, run_folder
+from mowe_ray.sweeping.trials import History, Trial, entry_label, entry_name, history, run_folder
+
+# Seconds between two versions of the results while a study goes on.
+_EVERY_S = 60.0
 
 
-def write_results(study: Study, elapsed_s: float | None = None) -> dict[str, Any]:
-    """Write results.csv, report.html and, once there is a winner, best.yaml.
+class ResultsWriter:
+    """Writes results.csv, report.html and, once there is a winner, best.yaml; while the study goes on, in a thread.
 
-    Args:
-        study: The study, under way or ended.
-        elapsed_s: How long it took, if it has ended.
-
-    Returns:
-        The result of the command.
+    What an ended trial has left is read once.
     """
-    folder, trials = study.folder, list(study.trials.values())
-    result = summary(study.sweep, trials)
-    best_yaml = None
-    if result["best"] is not None:
-        winner = next(trial for trial in trials if trial.name == result["best"]["trials"][0])
-        best_yaml = study.best_config(winner).to_yaml()
-        folder.write_text("best.yaml", best_yaml)
-    histories = {trial.number: history(run_folder(folder, trial)) for trial in trials}
-    folder.write_text("results.csv", results_csv(study.sweep, trials))
-    folder.write_text("report.html", report(study.sweep, trials, histories, best_yaml, elapsed_s))
-    files = {"report": folder.path("report.html"), "best_config": folder.path("best.yaml") if best_yaml else None}
-    return {"sweep": folder.url, **files, **result}
+
+    def __init__(self, study: Study):
+        """Write nothing yet; there may be results of an earlier start."""
+        self._study = study
+        self._histories: dict[int, History] = {}
+        self._ended, self._written = 0, -math.inf
+        self._thread = threading.Thread()
+
+    def update(self) -> None:
+        """Begin to write, if a trial has ended and the last version is old enough."""
+        ended = sum(trial.over for trial in self._study.trials.values())
+        if ended == self._ended or self._thread.is_alive() or time.monotonic() - self._written < _EVERY_S:
+            return
+        self._ended, self._written = ended, time.monotonic()
+        self._thread = threading.Thread(target=self._try, args=(self._trials(),), daemon=True, name="results")
+        self._thread.start()
+
+    def write(self, elapsed_s: float | None = None) -> dict[str, Any]:
+        """Write the results as they are now; returns the result of the command.
+
+        Args:
+            elapsed_s: How long the study took, if it has ended.
+        """
+        if self._thread.is_alive():
+            self._thread.join()
+        return self._write(self._trials(), elapsed_s)
+
+    def _trials(self) -> list[Trial]:
+        return list(self._study.trials.values())
+
+    def _try(self, trials: Sequence[Trial]) -> None:
+        with contextlib.suppress(OSError):  # the disk is full: at the next trial's end
+            self._write(trials, None)
+
+    def _write(self, trials: Sequence[Trial], elapsed_s: float | None) -> dict[str, Any]:
+        study, folder = self._study, self._study.folder
+        result = summary(study.sweep, trials)
+        best_yaml = None
+        if result["best"] is not None:
+            winner = next(trial for trial in trials if trial.name == result["best"]["trials"][0])
+            best_yaml = study.best_config(winner).to_yaml()
+            folder.write_text("best.yaml", best_yaml)
+        histories = {trial.number: self._history(trial) for trial in trials if trial.status != "waiting"}
+        folder.write_text("results.csv", results_csv(study.sweep, trials))
+        folder.write_text("report.html", report(study.sweep, trials, histories, best_yaml, elapsed_s))
+        files = {"report": folder.path("report.html"), "best_config": folder.path("best.yaml") if best_yaml else None}
+        return {"sweep": folder.url, **files, **result}
+
+    def _history(self, trial: Trial) -> History:
+        if trial.number in self._histories:
+            return self._histories[trial.number]
+        found = history(run_folder(self._study.folder, trial)).thinned()
+        if trial.over:
+            self._histories[trial.number] = found
+        return found
 
 
 def summary(config: SweepConfig, trials: Sequence[Trial]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from mowe_ray.output.charts import BarSegment, chips, colour, escape, stacked_ba
 from mowe_ray.sweeping.schema import POOL_KEY
 from mowe_ray.sweeping.trials import Trial, point_label
 
-_MOST_ROWS = 20
+_MOST_ROWS = 20  # that are seen at once
+_MOST_DRAWN = 200
 RouterReport = Mapping[str, Any]
 
 
@@ -22,7 +23,7 @@ def families(trials: Sequence[Trial], routings: Mapping[int, RouterReport]) -> d
 
 
 def load_bars(ordered: Sequence[Trial], routings: Mapping[int, RouterReport], winners: set[int]) -> str:
-    """Draw for each trial, in the given order, which share of the choices each member got, by both routers."""
+    """Draw for the first trials of the given order which share of the choices each member got, by both routers."""
     rows = [trial for trial in ordered if trial.number in routings]
     if not rows:
         return ""
@@ -30,11 +31,13 @@ def load_bars(ordered: Sequence[Trial], routings: Mapping[int, RouterReport], wi
     colours = {name: colour(i) for i, name in enumerate(dict.fromkeys(family.values()))}
     legend = chips((c, name) for name, c in colours.items()) if len(colours) > 1 else ""
     head = "".join(tag("span", title, class_="head") for title in ("trial", "per clip", "for all clips"))
-    written = [_load_row(t, routings[t.number], family, colours, t.number in winners) for t in rows]
+    written = [_load_row(t, routings[t.number], family, colours, t.number in winners) for t in rows[:_MOST_DRAWN]]
     grid = tag("div", head, *written[:_MOST_ROWS], class_="loads")
     if len(written) > _MOST_ROWS:
         rest = tag("div", *written[_MOST_ROWS:], class_="loads")
         grid += tag("details", tag("summary", f"{len(written) - _MOST_ROWS} more trials"), rest)
+    if len(rows) > len(written):
+        grid += tag("p", f"{len(rows) - len(written)} more have theirs in router_report.json", class_="note")
     return legend + grid
 
 

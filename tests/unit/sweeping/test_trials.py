@@ -11,10 +11,10 @@ import pytest
 
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.progress import best_trial, summary, table
-from mowe_ray.sweeping.report.results import write_results
+from mowe_ray.sweeping.report.results import ResultsWriter
 from mowe_ray.sweeping.schema import ObjectiveSection, SweepConfig
 from mowe_ray.sweeping.study import Study
-from mowe_ray.sweeping.trials import ModelCost, Trial, history, joined, load_all, objective, save
+from mowe_ray.sweeping.trials import ModelCost, Trial, history, joined, load_all, objective, run_folder, save
 
 TASKS = {"asr": {"score": 0.2, "majority": 0.1, "samples": 5}, "er": {"score": 0.6, "majority": 0.3, "samples": 5}}
 
@@ -120,11 +120,29 @@ def test_progress_tells_states_the_best_and_the_time_left(tmp_path: Path) -> Non
     assert table(books, left_s).row_count == 3
 
 
+def test_results_are_written_at_most_once_a_minute_and_read_an_ended_trial_once(tmp_path: Path) -> None:
+    books = study(tmp_path, [scored(0, 0.25), scored(1, 0.5), Trial(2, 2, 0, {"model.router.top_k": 3})])
+    metrics = run_folder(books.folder, books.trials[0])
+    metrics.append_text("metrics.jsonl", '{"kind": "train", "step": 1, "lm_loss": 3.0}\n')
+    results, report = ResultsWriter(books), tmp_path / "s" / "report.html"
+    results.update()
+    results.write()
+    written = report.read_text()
+    assert "loss in training" in written.lower()
+    books.over(2, "failed", error="lost")
+    metrics.remove("metrics.jsonl")
+    report.unlink()
+    results.update()
+    assert not report.exists(), "the last version is not a minute old"
+    results.write()
+    assert "loss in training" in report.read_text().lower(), "what an ended trial has left is kept"
+
+
 def test_the_results_of_a_study_under_way_are_files(tmp_path: Path) -> None:
-    result = write_results(study(tmp_path, [scored(0, 0.25), scored(1, 0.5)]))
+    result = ResultsWriter(study(tmp_path, [scored(0, 0.25), scored(1, 0.5)])).write()
     assert result["best"]["values"] == {"model.router.top_k": 2}
     assert json.loads(json.dumps(result)) == result
     for name in ("results.csv", "report.html", "best.yaml"):
         assert (tmp_path / "s" / name).stat().st_size > 0, name
-    assert write_results(study(tmp_path / "empty", []))["best"] is None
+    assert ResultsWriter(study(tmp_path / "empty", [])).write()["best"] is None
     assert not (tmp_path / "empty/s/best.yaml").exists()
