@@ -24,7 +24,7 @@ from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards import allowing, list_shards, scan_shard
 from mowe_ray.data.shards.completion import WrittenShard, check_scan, check_size, hash_ids, written_shards
 from mowe_ray.data.shards.record import ROW_SCHEMA, repeated_id
-from mowe_ray.data.shards.storage import fingerprint, first_contact
+from mowe_ray.data.shards.storage import fingerprints, first_contact
 from mowe_ray.output.run_folder import sync
 
 _VERSION = 4  # raise it when a scan would give other rows, so that old caches are not used
@@ -195,7 +195,7 @@ def _fingerprints(source: SourceSpec) -> tuple[list[str], list[str], dict[str, W
     try:
         shards = list_shards(source.path)
         with first_contact(source.path):
-            prints = [fingerprint(shard) for shard in shards]
+            prints = fingerprints(shards)
             written = written_shards(shards)
         for shard, found in zip(shards, prints, strict=True):
             if shard in written:

@@ -11,7 +11,8 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -214,7 +215,21 @@ def fingerprint(path: str) -> str:
         status = Path(path).stat()
         return f"{status.st_size}-{status.st_mtime_ns}"
     fs, inner = file_system(path)
-    info = fs.info(inner)
+    return _fingerprint_of(fs.info(inner))
+
+
+def fingerprints(paths: Sequence[str]) -> list[str]:
+    """Return the fingerprint of each file; those of a remote folder come from one listing, as far as that has them."""
+    listed: dict[str, Any] = {}
+    for folder, number in Counter(posixpath.dirname(path) for path in paths if is_remote(path)).items():
+        if number > 1:
+            fs, inner = file_system(folder)
+            entries = fs.ls(inner, detail=True)
+            listed |= {fs.unstrip_protocol(entry["name"]): entry for entry in entries if entry.get("size") is not None}
+    return [_fingerprint_of(listed[path]) if path in listed else fingerprint(path) for path in paths]
+
+
+def _fingerprint_of(info: Mapping[str, Any]) -> str:
     # File systems name it differently; without any, the size alone has to do.
     changed = next(
         (info[key] for key in ("ETag", "etag", "mtime", "LastModified", "updated") if key in info),
@@ -293,6 +308,7 @@ def expand(path: str) -> tuple[list[str], bool]:
     path = local_path(path)
     with first_contact(path):
         fs, inner = file_system(path)
+        fs.invalidate_cache()  # of what was there when this process looked before
         if fs.isdir(inner):
             names = [entry["name"] for entry in fs.ls(inner, detail=True) if entry["type"] == "file"]
         elif _exists(fs, inner):
