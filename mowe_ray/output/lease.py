@@ -114,6 +114,7 @@ def held(
     patience_s: float = 0.0,
     heartbeat_s: float = HEARTBEAT_S,
     stale_s: float = STALE_S,
+    leaves_file: bool = True,
 ) -> Iterator[None]:
     """Hold the lease of `folder` inside; it is taken over from an owner that has ended or is silent.
 
@@ -126,11 +127,12 @@ def held(
         patience_s: How long to wait for a live owner to end.
         heartbeat_s: Seconds between two signs of life.
         stale_s: Seconds without one after which the owner counts as lost.
+        leaves_file: Whether the folder keeps the file afterwards, marked as released.
 
     Raises:
         ValueError: Another process holds it, or the folder cannot be written.
     """
-    lease = _Lease(folder, log, heartbeat_s, stale_s)
+    lease = _Lease(folder, log, heartbeat_s, stale_s, leaves_file)
     try:
         lease.acquire(patience_s)
     except ValueError:
@@ -148,8 +150,11 @@ def held(
 
 
 class _Lease:
-    def __init__(self, folder: RunFolder, log: Callable[[str], None], heartbeat_s: float, stale_s: float):
+    def __init__(
+        self, folder: RunFolder, log: Callable[[str], None], heartbeat_s: float, stale_s: float, leaves_file: bool
+    ):
         self._folder, self._log, self._heartbeat_s, self._stale_s = folder, log, heartbeat_s, stale_s
+        self._leaves_file = leaves_file
         self._me = Owner.this_process()
         self.ended = threading.Event()
 
@@ -193,9 +198,10 @@ class _Lease:
         try:
             if self._other(self._content()) is not None:
                 return
-            if self._folder.names("") == [OWNER_FILE]:  # a command that was refused leaves nothing
+            alone = self._folder.names("") == [OWNER_FILE]
+            if alone or not self._leaves_file:
                 self._folder.remove(OWNER_FILE)
-                if local := self._folder.local_path(""):
+                if alone and (local := self._folder.local_path("")):  # a command that was refused leaves nothing
                     local.rmdir()
             else:
                 self._me = replace(self._me, released=True)

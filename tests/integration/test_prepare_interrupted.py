@@ -110,6 +110,25 @@ def test_wherever_it_stops_the_second_run_ends_as_an_undisturbed_one(tmp_path: P
         prepare(tmp_path / "out")
 
 
+def test_two_that_prepare_one_folder_at_once(tmp_path: Path) -> None:
+    """The second removed, or mixed with its own, what the first had written so far."""
+    out, begun = tmp_path / "out", []
+
+    def read() -> Iterator[Sample | BadSample]:
+        begun.append(True)
+        if len(begun) == 2:  # the first look at the source is before anything is written
+            with pytest.raises(ValueError, match=r"out is in use by process"):
+                prepare(out)
+        yield from samples_with_bad_ones()
+
+    packing = Packing("webdataset", 40_000, 0.0, 0, 0.0, 30.0, threads=1)
+    keys = {"total": None, "overwrite": False, "request": {"source": "tones"}, "log": lambda _: None}
+    pack(read, str(out), packing, source="tones", **keys)
+    prepare(tmp_path / "whole")
+    assert len(begun) == 2
+    assert contents(out) == contents(tmp_path / "whole")
+
+
 def test_a_source_that_has_changed_is_not_continued(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         prepare(tmp_path / "out", 40)

@@ -21,6 +21,8 @@ from mowe_ray.data.shards.record import as_text
 from mowe_ray.data.shards.storage import file_system, first_contact, whole_file
 from mowe_ray.data.shards.write import Written, write_parquet, write_webdataset
 from mowe_ray.data.synthetic_corpus.sounds import encode_flac
+from mowe_ray.output.lease import OWNER_FILE, held
+from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.output.terminal import track
 
 Format = Literal["webdataset", "parquet"]
@@ -85,9 +87,27 @@ def pack(
         `samples`, `shards`, `hours`, `bad`, `out`, and the first three again by side in `splits`.
 
     Raises:
-        ValueError: `out` is not empty, or the reader says that its source cannot be read as asked.
+        ValueError: `out` is not empty, another process prepares it, or the reader says that its source cannot be read
+            as asked.
     """
     next(iter(read()), None)  # a source that cannot be read should fail before anything is replaced
+    file_system(out)  # raises if there is no such kind of URL
+    storage, _, name = out.rstrip("/").rpartition("/")
+    with held(RunFolder(storage, name), log, leaves_file=False):
+        return _pack(read, out, packing, source=source, total=total, overwrite=overwrite, request=request, log=log)
+
+
+def _pack(
+    read: Callable[[], Iterable[Sample | BadSample]],
+    out: str,
+    packing: Packing,
+    *,
+    source: str,
+    total: int | None,
+    overwrite: bool,
+    request: dict[str, Any],
+    log: Callable[[str], None],
+) -> dict[str, Any]:
     base = out.rstrip("/")
     # A pass for each side: reading twice needs no queue between two writers.
     sides = {"": None} if packing.validation_fraction == 0 else {"validation": True, "train": False}
@@ -124,7 +144,7 @@ def _begin(out: str, folders: list[str], request: dict[str, Any], *, overwrite: 
     """
     fs, inner = file_system(out)
     fs.invalidate_cache()
-    files = fs.find(inner)
+    files = [name for name in fs.find(inner) if not name.endswith(f"/{OWNER_FILE}")]
     notes = {folder: read_note(folder) for folder in folders} if files and not overwrite else {}
     unfinished = [note for note in notes.values() if note is not None and not note.complete]
     changed = [name for note in unfinished for name, value in request.items() if note.request.get(name) != value]
