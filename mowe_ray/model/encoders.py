@@ -131,20 +131,40 @@ def read_config(source: str | Mapping[str, Any]) -> PretrainedConfig:
 def stored_weights(folder: str) -> set[str]:
     """Return the names of the weights in a folder, from the headers of its files; none of a hub id.
 
+    Only files that transformers reads are looked at: a folder may hold others, of any size.
+
     Raises:
         ValueError: A file is cut or damaged; names it, as the libraries that load it do not.
     """
     names: set[str] = set()
-    for file in sorted(Path(folder).glob("*")):
+    for file in sorted(Path(folder) / name for name in (*_READ_JSON, *_weight_files(Path(folder)))):
         try:
-            if file.suffix == ".json":
+            if file.suffix == ".json" and file.is_file():
                 json.loads(file.read_bytes())
-            elif file.suffix == ".safetensors":
+            elif file.suffix == ".safetensors" and file.is_file():
                 with safe_open(file, "pt") as weights:
                     names.update(weights.keys())
         except (SafetensorError, ValueError) as error:
             raise ValueError(f"{file} is cut or damaged ({error}): copy it again, or export the model again") from error
     return names
+
+
+_READ_JSON = (
+    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("chat_template.json", SAFE_WEIGHTS_INDEX_NAME),
+)
+
+
+def _weight_files(folder: Path) -> set[str]:
+    """Return the names of the files with a folder's weights: the one, or those of the index, if that can be read."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if (folder / SAFE_WEIGHTS_NAME).is_file() or not index.is_file():
+        return {SAFE_WEIGHTS_NAME}
+    try:
+        return {str(file) for file in json.loads(index.read_bytes())["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return set()  # a damaged index is told as such
 
 
 def same_weights(first: AudioEncoder, second: AudioEncoder) -> bool:

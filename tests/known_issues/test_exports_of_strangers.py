@@ -12,6 +12,7 @@ import pytest
 
 from mowe_ray.model import MoweProcessor
 from mowe_ray.model.building import load_model
+from mowe_ray.model.encoders import stored_weights
 from mowe_ray.model.export import export, open_exported
 from tests.ranks import make_model
 from tests.tiny_models import tiny_tokenizer
@@ -78,3 +79,12 @@ def test_a_truncated_file_is_named(whole: Path, tmp_path: Path, name: str, left:
         with pytest.raises(ValueError, match="is cut or damaged") as error:
             read(str(damaged))
         assert f"{damaged / name} is" in str(error.value)
+
+
+def test_files_that_nobody_reads_may_be_anything(whole: Path, tmp_path: Path) -> None:
+    """An unrelated JSON that was damaged had the folder refused, and a large one was parsed at each opening."""
+    shutil.copytree(whole, tmp_path / "export")
+    (tmp_path / "export" / "trainer_state.json").write_text('{"log_history": [')
+    (tmp_path / "export" / "optimizer.safetensors").write_bytes(b"no tensors")
+    assert stored_weights(str(tmp_path / "export")) == stored_weights(str(whole)) != set()
+    assert load_model(str(tmp_path / "export"))
