@@ -107,6 +107,12 @@ class Predictions:
             self._folder.append_text(self._steps, "".join(record for _, record in self._unwritten))
         self._unwritten, self._flushed = [], time.monotonic()
 
+    def close(self) -> None:
+        """Write what is not written yet; on an object store, as one file again."""
+        self.flush()
+        if self._folder.local_path("") is None:
+            self.begin()
+
     def answers(self) -> list[Answer]:
         """Return all answers so far."""
         return [Answer.from_line(line) for line in self._answers]

@@ -236,6 +236,7 @@ class RunFolder:
             if not self.exists(file):
                 self.write_bytes(file, b"")
             content_id = _content_id(self.read_bytes(file))
+            self._filesystem.makedirs(f"{self._root}/{file}{_PARTS}", exist_ok=True)
             self._next_parts[file] = content_id, len(self._parts(file, content_id))
         content_id, number = self._next_parts[file]
         self._filesystem.pipe_file(f"{self._root}/{file}{_PARTS}/{content_id}-{number:08d}", content)
@@ -253,9 +254,8 @@ class RunFolder:
         self.write_text(file, "".join(lines))
         if self.local_path(file) is None:
             self._next_parts.pop(file, None)
-            # The last one first: parts of equal content belong to it until they are gone, and have to stay in order.
-            for part in reversed(self.names(file + _PARTS)):
-                self.remove(f"{file}{_PARTS}/{part}")
+            if parts := self.names(file + _PARTS):
+                self._filesystem.rm([f"{self._root}/{file}{_PARTS}/{part}" for part in parts])
 
     def keep_lines_up_to(self, file: str, step: int, warn: Callable[[str], object] | None = None) -> None:
         """Drop the JSON lines of `file` whose `step` is later, and damaged ones; begin the file if it is new.

@@ -20,11 +20,19 @@ TINY = {
     "sweep": "--trials 1 --clips 8 --epochs 1 --width 32 --layers 1",
     "step": "--clips 2 --seconds 0.5 --steps 2 --width 32 --layers 1",
 }
+# Of `benchmarks/scale`: what does not depend on the machine's speed, at sizes of a cluster.
+TINY_SCALE = {
+    "scale/checkpoint_files": "--ranks 6 --tensors 2",
+    "scale/fingerprints": "--shards 3 9",
+    "scale/lost_clips": "--clips 4 --rate 0.05",
+    "scale/record_bytes": "--records 10 20",
+    "scale/sweep_results": "--trials 4 --records 20",
+}
 
 
 def test_every_benchmark_is_run_here():
-    scripts = {path.stem for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text()}
-    assert scripts == set(TINY)
+    paths = [path for path in BENCHMARKS.rglob("*.py") if "__main__" in path.read_text()]
+    assert {path.relative_to(BENCHMARKS).with_suffix("").as_posix() for path in paths} == {*TINY, *TINY_SCALE}
 
 
 def test_every_benchmark_finds_what_it_imports():
@@ -37,9 +45,9 @@ def test_every_benchmark_finds_what_it_imports():
 
 @pytest.mark.slow
 @pytest.mark.soak  # of no use but as a smoke test: at these sizes the ratios say nothing
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*TINY, *TINY_SCALE])
 def test_prints_its_ratios_as_json_and_returns_whether_they_pass(name, tmp_path):
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *TINY[name].split()]
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *(TINY | TINY_SCALE)[name].split()]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)
     assert done.stdout, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

@@ -114,7 +114,7 @@ def answer_all(export: str, jobs: Sequence[AnswerJob], config: EvaluationConfig,
         raise ValueError(f"{export}: {cause_of(error)}") from error
     finally:
         for job in jobs:
-            job.predictions.flush()
+            job.predictions.close()
 
 
 def _next(results: ray.ObjectRefGenerator, timeout_s: float) -> dict[str, Any]:
