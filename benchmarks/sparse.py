@@ -14,7 +14,8 @@ import torch
 from measuring import Check, conclude, cpu_seconds, interleave, ratio
 
 from mowe_ray.model.encoders import load_encoder
-from mowe_ray.model.pool import Clips, PoolMember, WeakEncoderPool
+from mowe_ray.model.fusion import Mixture
+from mowe_ray.model.pool import BaseFrames, Clips, PoolMember, WeakEncoderPool
 from mowe_ray.model.routing import route
 
 SAMPLE_RATE = 16_000
@@ -73,7 +74,9 @@ def forward_backward(pool: WeakEncoderPool, wave: torch.Tensor) -> None:
     logits = torch.nn.functional.one_hot(torch.arange(len(wave)) % size, size).float().requires_grad_()
     routing = route(logits, k=1, temperature=1.0, noise=None)
     frames = wave.shape[1] // BASE_HOP
-    (mixture,) = pool(clips, routing.weights[None], routing.chosen[None], BASE_HOP, frames, enter_idle=False)
+    base = BaseFrames(wave.new_zeros(len(wave), frames, BASE_WIDTH), torch.full((len(wave),), frames), BASE_HOP)
+    mixtures = [Mixture(routing.weights[:, None], routing.chosen)]
+    (mixture,) = pool(clips, mixtures, base, frames, enter_idle=False)
     mixture.square().mean().backward()
     pool.zero_grad(set_to_none=True)
 

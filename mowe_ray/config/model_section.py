@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mowe_ray.config.fields import (
     CheckpointSource,
@@ -22,6 +22,7 @@ from mowe_ray.config.fields import (
 from mowe_ray.config.plugins import NameIn
 
 CheckpointedPart = Literal["base_encoder", "weak_encoders", "language_model"]
+DENSE_FUSIONS = ("concat", "average")  # which run all members, without routers
 
 
 def _known_features(features: str) -> str:
@@ -49,6 +50,15 @@ class WeakEncoderSection(Section):
 class RouterSection(Section):
     """Routers, which select weak encoders for each clip."""
 
+    kind: Literal["mlp"] = "mlp"
+    """Network of the data-dependent router."""
+    input: Literal["audio", "prompt", "audio+prompt"] = "audio"
+    """What the data-dependent router reads: mean base feature, mean embedding of the instruction's tokens, or both."""
+    hidden: NonNegativeInt = 0
+    """Units of a hidden layer of the data-dependent router; 0 is linear."""
+    granularity: Literal["clip", "frame"] = "clip"
+    """Whether the data-dependent router decides once a clip or for each frame, which runs what any frame needs."""
+
     top_k: PositiveInt = 1
     """Number of weak encoders that each router selects per clip."""
     data_independent: bool = True
@@ -66,8 +76,8 @@ class RouterSection(Section):
 class AdapterSection(Section):
     """The network between audio features and language model."""
 
-    kind: Annotated[str, NameIn("model.adapter.kind", ("seqcnn", "stack_mlp", "qformer"))] = "seqcnn"
-    """Strided convolutions, stacked frames through an MLP, or queries attending to windows."""
+    kind: Annotated[str, NameIn("model.adapter.kind", ("seqcnn", "stack_mlp", "qformer", "moe_mlp"))] = "seqcnn"
+    """Strided convolutions, stacked frames through an MLP or four merged ones, or queries attending to windows."""
     downsample: PositiveInt = 8
     """Audio frames (50 per second for Whisper) that become one token of the language model."""
 
@@ -108,8 +118,10 @@ class ModelSection(Section):
     weak_encoders: list[WeakEncoderSection] = []
     """Pool of weak encoders; empty trains the baseline without a pool."""
     router: RouterSection = RouterSection()
-    fusion: Literal["routed", "concat", "average"] = "routed"
-    """Combine the pool by the routers, or (dense baselines) concatenate or average all members."""
+    fusion: Literal["routed", "sum", "cross_attention", "latents", "concat", "average"] = "routed"
+    """How the pool joins the base: beside it, added, attended to, as tokens; without routers: concat, average."""
+    latents: PositiveInt = 4
+    """Audio tokens of each chosen weak encoder, for fusion: latents."""
     adapter: AdapterSection = AdapterSection()
     language_model: CheckpointSource
     """Causal language model: a hub id, a folder, or {config: {...}} for random weights."""
@@ -130,7 +142,7 @@ class ModelSection(Section):
     def _fits_together(self) -> ModelSection:
         members, router = self.weak_encoders, self.router
         repeated = repeated_names([member.name for member in members])
-        routed = self.fusion == "routed" and bool(members)
+        routed = self.fusion not in DENSE_FUSIONS and bool(members)
         needs_lora = [f"model.weak_encoders.{i}.train" for i, m in enumerate(members) if m.train == "lora"]
         if self.train_base == "lora":
             needs_lora.append("model.train_base")
@@ -139,8 +151,12 @@ class ModelSection(Section):
             f"model.router.top_k: {router.top_k} is more than the {len(members)} weak encoders"
             if routed and router.top_k > len(members)
             else None,
-            "model.router.data_dependent: routed fusion needs at least one of data_independent and data_dependent"
+            f"model.router.data_dependent: {self.fusion} fusion needs data_independent, data_dependent or both"
             if routed and not (router.data_independent or router.data_dependent)
+            else None,
+            "model.router.granularity: by the prompt alone all frames of a clip are routed alike; "
+            "set model.router.input=audio+prompt, or granularity=clip"
+            if routed and router.data_dependent and router.granularity == "frame" and router.input == "prompt"
             else None,
             *(f"{key}: lora takes its rank from model.lora, which is null" for key in needs_lora if self.lora is None),
         )

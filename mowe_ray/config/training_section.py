@@ -16,6 +16,12 @@ class MoweLossSection(Section):
     """Formula of the routing loss, computed over the global batch."""
     weight: NonNegativeFloat = 0.1
     """Factor of the routing loss in the total loss."""
+    confidence: NonNegativeFloat = 1.0
+    """Factor of entropy_diversity's mean entropy per clip: be sure for each clip."""
+    diversity: NonNegativeFloat = 1.0
+    """Factor of its negative entropy of the mean over clips: use the whole pool."""
+    commitment: NonNegativeFloat = 1.0
+    """Factor of its entropy of the data-independent router: commit to one choice for all clips."""
     z_weight: NonNegativeFloat = 0.0
     """Factor of the router z-loss, which keeps router logits small."""
 
@@ -58,6 +64,8 @@ class TrainingSection(Section):
     max_skipped_steps: PositiveInt = 10
     """Steps in a row with a loss or gradient that is not finite, all skipped, after which the run stops."""
     mowe_loss: MoweLossSection = MoweLossSection()
+    pool_dropout: bool = False
+    """Train each clip with a random subset of the pool, from none to all of it: the model then serves any pool size."""
     eval_every: NonNegativeInt = 500
     """Optimizer steps between validations; 0 validates only at the end."""
     async_validation: bool = False

@@ -70,7 +70,7 @@ def answer_micro_batch(
             audio=[[] if chunk.wave is None else [chunk.wave] for chunk in group],
         )
         moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-        audio = model.encode_audio(moved.pop("input_values", None), moved.pop("input_lengths", None))
+        audio = model.encode_audio(moved.pop("input_values", None), moved.pop("input_lengths", None), **moved)
         generated = generate_texts(model, processor, moved, audio, max_new_tokens=max_new_tokens, num_beams=num_beams)
         clips = iter(choices(audio))
         for chunk, text in zip(group, generated, strict=True):
@@ -126,24 +126,22 @@ def choices(audio: AudioTokens | None) -> list[tuple[RouterChoice | None, Router
     """Return the choices of the data-independent and the data-dependent router for each of the C clips."""
     if audio is None:
         return []
-    record, clips = audio.record, sum(count > 0 for count in audio.valid)
-    independent = None if record.independent is None else _choice(record.independent)
-    dependent = (
-        [None] * clips
-        if record.dependent is None
-        else [
-            _choice(Routing(record.dependent.logits[i], record.dependent.probabilities[i], record.dependent.chosen[i]))
-            for i in range(clips)
-        ]
-    )
-    return [(independent, choice) for choice in dependent]
+    clips = sum(count > 0 for count in audio.valid)
+    return list(zip(_choices(audio.record.independent, clips), _choices(audio.record.dependent, clips), strict=True))
 
 
-def _choice(routing: Routing) -> RouterChoice:
-    return RouterChoice(
-        load=[float(chosen) for chosen in routing.chosen.tolist()],
-        probabilities=[round(p, 5) for p in routing.probabilities.float().tolist()],
+def _choices(routing: Routing | None, clips: int) -> list[RouterChoice] | list[None]:
+    """Return a router's choice for each clip; over frames, if it decides for each, the mean."""
+    if routing is None:
+        return [None] * clips
+    loads, probabilities = (
+        routing.per_clip(values.float()).expand(clips, -1).tolist()
+        for values in (routing.chosen, routing.probabilities)
     )
+    return [
+        RouterChoice([round(load, 5) for load in loads_of_clip], [round(p, 5) for p in probabilities_of_clip])
+        for loads_of_clip, probabilities_of_clip in zip(loads, probabilities, strict=True)
+    ]
 
 
 def _mean(chunks: Sequence[RouterChoice | None]) -> RouterChoice | None:

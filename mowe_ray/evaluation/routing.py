@@ -31,7 +31,8 @@ class RoutingSums:
     """Decisions over some clips, with M pool members; a router that is off has all zeros.
 
     Attributes:
-        dependent_chosen: (M,) clips for which the data-dependent router chose each member.
+        dependent_chosen: (M,) clips for which the data-dependent router chose each member. Where it decides for each
+            frame, a clip counts by the share of its frames, here and below.
         dependent_probability: (M,) sum of its probabilities over clips.
         dependent_entropy: sum over clips of the entropy of its distribution, in nats.
         independent_chosen: (M,) clips that got each member from the data-independent router.
@@ -52,21 +53,20 @@ class RoutingSums:
     @torch.no_grad()
     def of(cls, record: RoutingRecord | None, before: RoutingSums | None = None) -> RoutingSums | None:
         """Sum `record`, on top of `before`; None when there are no routers."""
-        routers = [] if record is None else [r for r in (record.independent, record.dependent) if r is not None]
-        if record is None or not routers:
+        if record is None or not record.routings:
             return before
-        nothing = torch.zeros(routers[0].probabilities.shape[-1], device=routers[0].probabilities.device)
+        example = record.routings[0].probabilities
+        nothing = torch.zeros(example.shape[-1], device=example.device)
         fields: dict[str, torch.Tensor] = {"clips": nothing.new_tensor([record.clips])}
         for name, router in (("independent", record.independent), ("dependent", record.dependent)):
             if router is None:
                 chosen, probability, uncertainty = nothing, nothing, nothing.new_zeros(1)
             else:
-                # Its one decision holds for every clip; sums over clips have to be comparable with those of the other
-                # router.
-                times = record.clips if name == "independent" else 1
-                chosen = router.chosen.float().reshape(-1, len(nothing)).sum(0) * times
-                probability = router.probabilities.reshape(-1, len(nothing)).sum(0) * times
-                uncertainty = entropy(router.probabilities).sum().reshape(1) * times
+                # One decision holds for every clip; sums over clips have to be comparable with the other router's.
+                times = record.clips if router.chosen.dim() == 1 else 1
+                chosen = router.per_clip(router.chosen.float()).reshape(-1, len(nothing)).sum(0) * times
+                probability = router.per_clip(router.probabilities).reshape(-1, len(nothing)).sum(0) * times
+                uncertainty = router.per_clip(entropy(router.probabilities)).sum().reshape(1) * times
             fields |= {
                 f"{name}_chosen": chosen,
                 f"{name}_probability": probability,
@@ -88,7 +88,11 @@ class RoutingSums:
         return RoutingSums(**dict(zip(fields, parts, strict=True)))
 
     def summary(self, members: list[str]) -> dict[str, Any]:
-        """Return shares of clips and mean probabilities by member name, and mean entropies in nats."""
+        """Return shares of clips and mean probabilities by member name, and mean entropies in nats.
+
+        `mutual_information` is that of clip and encoder: the entropy of the data-dependent router's mean probabilities
+        less the mean of its entropies. 0 if it chooses alike for all clips, at most the logarithm of M.
+        """
         clips = max(1.0, float(self.clips))
         result: dict[str, Any] = {}
         for name in ("dependent", "independent"):
@@ -97,6 +101,9 @@ class RoutingSums:
                 "probability": _shares(members, getattr(self, f"{name}_probability"), clips),
                 "entropy": float(getattr(self, f"{name}_entropy")) / clips,
             }
+        of_mean = float(entropy(self.dependent_probability.double() / clips))
+        # Rounding may leave less than nothing.
+        result["dependent"]["mutual_information"] = max(0.0, of_mean - result["dependent"]["entropy"])
         return result
 
 

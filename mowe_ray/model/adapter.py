@@ -118,10 +118,10 @@ class QFormer(nn.Module):
         return projected.view(clips, count, -1)
 
 
-class CrossAttentionBlock(nn.Module):
-    """Pre-norm cross-attention and perceptron, of plain linears: ZeRO-3 gathers what is called."""
+class CrossAttention(nn.Module):
+    """Cross-attention of normalised queries, of plain linears: ZeRO-3 gathers what is called."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int = 4):
         super().__init__()
         # Tiny models have widths that do not divide.
         self.heads = heads if width % heads == 0 else 1
@@ -131,22 +131,65 @@ class CrossAttentionBlock(nn.Module):
         self.k = nn.Linear(width, width, bias=False)
         self.v = nn.Linear(width, width)
         self.o = nn.Linear(width, width)
+
+    def attend(self, tokens: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """Return what tokens (R, Q, H) find in the frames of memory (R, T, H) that `mask` (R, T) shows: (R, Q, H)."""
+        query = self._heads(self.q(self.query_norm(tokens)))
+        key, value = self._heads(self.k(memory)), self._heads(self.v(memory))
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None])
+        found: Tensor = self.o(seen.transpose(1, 2).flatten(2))
+        return found
+
+    def _heads(self, states: Tensor) -> Tensor:
+        clips, frames, width = states.shape
+        return states.view(clips, frames, self.heads, width // self.heads).transpose(1, 2)
+
+
+class CrossAttentionBlock(CrossAttention):
+    """Pre-norm cross-attention and perceptron."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__(width, heads)
         self.mlp_norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, tokens: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
         """Update tokens (R, Q, H) from the frames of memory (R, T, H) that `mask` (R, T) shows."""
-        query = self._heads(self.q(self.query_norm(tokens)))
-        key, value = self._heads(self.k(memory)), self._heads(self.v(memory))
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None])
-        tokens = tokens + self.o(seen.transpose(1, 2).flatten(2))
+        tokens = tokens + self.attend(tokens, memory, mask)
         update: Tensor = self.down(F.gelu(self.up(self.mlp_norm(tokens))))
         return tokens + update
 
-    def _heads(self, states: Tensor) -> Tensor:
-        clips, frames, width = states.shape
-        return states.view(clips, frames, self.heads, width // self.heads).transpose(1, 2)
+
+@ADAPTERS.register("moe_mlp")
+class MoeMlp(nn.Module):
+    """`StackMlp` with several experts, softly merged for each token: routing in the adapter, in place of the encoders.
+
+    Each layer is the sum of all experts' layers, weighted by a router that reads the token's frames: what SMEAR
+    (arXiv 2306.03745) merges for a whole sequence, frame-wise as in MOSA (arXiv 2508.18998).
+    """
+
+    num_experts = 4
+
+    def __init__(self, width: int, hidden: int, out: int, downsample: int):
+        super().__init__()
+        self.downsample = downsample
+        self.router = nn.Linear(width * downsample, self.num_experts)
+        self.inner = nn.Linear(width * downsample, self.num_experts * hidden)
+        self.proj = nn.Linear(hidden, self.num_experts * out)
+
+    def forward(self, features: Tensor, valid: Tensor) -> Tensor:
+        """Map features (C, T, D) to tokens (C, ceil(T / downsample), W)."""
+        windows, _ = split_windows(features, valid, self.downsample)
+        stacked = windows.flatten(2)
+        weights = self.router(stacked).float().softmax(-1).to(stacked.dtype)
+        hidden = F.gelu(self._merged(self.inner(stacked), weights))
+        return self._merged(self.proj(hidden), weights)
+
+    def _merged(self, outputs: Tensor, weights: Tensor) -> Tensor:
+        """Sum the experts' outputs (C, N, experts * H), weighted by (C, N, experts): (C, N, H)."""
+        merged: Tensor = weights[..., None, :] @ outputs.unflatten(-1, (self.num_experts, -1))
+        return merged.squeeze(-2)
 
 
 def split_windows(features: Tensor, valid: Tensor, window: int) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ Source = str | Mapping[str, Any]
 
 _FREE_OPTIONS = (
     *("router_top_k", "router_temperature", "router_noise", "router_execution"),
-    *("pad_audio", "spec_augment", "mowe_loss", "mowe_loss_weight", "mowe_z_weight"),
+    *("pad_audio", "spec_augment", "mowe_loss", "mowe_loss_weight", "mowe_z_weight", "mowe_loss_parts"),
 )
 
 PARTS = ("base_encoder", "weak_encoders", "routers", "adapter", "language_model")
@@ -109,8 +109,8 @@ def build_model(
         dtype: Type of all weights; computed buffers keep theirs.
         seed: Seed of everything drawn here; torch's own generator is left as it was.
         loading: Entered while the language model's checkpoint loads, so that its weights may become shards.
-        **options: Other fields of `MoweConfig`: fusion, router_*, adapter, downsample, pad_audio,
-            spec_augment, mowe_loss, mowe_loss_weight, mowe_z_weight.
+        **options: Other fields of `MoweConfig`: fusion, latents, router_*, adapter, downsample, pad_audio,
+            spec_augment, mowe_loss, mowe_loss_*, mowe_z_weight.
 
     Raises:
         ValueError: if a checkpoint cannot be used or options contradict each other.
@@ -168,8 +168,7 @@ def load_model(
         seed: Seed of the adapters.
         loading: As in `build_model`; a folder with unmerged adapters loads as a whole.
         **options: Fields of `MoweConfig` that shape no weights: router_top_k, router_temperature,
-            router_noise, router_execution, pad_audio, spec_augment, mowe_loss, mowe_loss_weight,
-            mowe_z_weight.
+            router_noise, router_execution, pad_audio, spec_augment, mowe_loss, mowe_loss_*, mowe_z_weight.
 
     Raises:
         ValueError: if `train_weak` names a member the export does not have, or a file of the export is damaged.
@@ -218,6 +217,7 @@ def build_processor(model: MoweForConditionalGeneration, tokenizer: PreTrainedTo
         tokenizer,
         model.audio_tower.base_encoder.frame_layers,
         model.config.downsample,
+        extra_tokens=0 if model.audio_tower.fusion is None else model.audio_tower.fusion.tokens,
         max_positions=getattr(config, "max_position_embeddings", None),
     )
 

@@ -20,10 +20,11 @@ from transformers.utils import ModelOutput
 
 from .configuration_mowe import EncoderSpec, MoweConfig
 from .encoders import AudioEncoder
+from .instructions import check_audio_tokens, clip_instructions
 from .lora import inject_lora
 from .pool import on_host
 from .routing import RoutingRecord
-from .routing_loss import RoutingTotals, routing_loss
+from .routing_loss import RoutingLoss, RoutingTotals, routing_loss
 from .tower import AudioTokens, AudioTower, PreparedAudio
 
 
@@ -36,6 +37,7 @@ class MoweOutput(ModelOutput):
         logits: (B, N, V); in training with labels only the answers', (answer tokens, V).
         lm_loss: Next-token loss: the sum over this batch's answer tokens / `num_items_in_batch`.
         routing_loss: L_MoWE, unweighted: this batch's share of the global one.
+        routing_losses: The same of each part of L_MoWE by name, without the weights of the parts.
         routing: The routers' decisions; None without audio outside training.
         past_key_values: The language model's cache.
     """
@@ -44,6 +46,7 @@ class MoweOutput(ModelOutput):
     logits: Tensor | None = None
     lm_loss: Tensor | None = None
     routing_loss: Tensor | None = None
+    routing_losses: dict[str, Tensor] | None = None
     routing: RoutingRecord | None = None
     past_key_values: Any = None
 
@@ -145,6 +148,8 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_values: Tensor | None,
         input_lengths: Tensor | None,
         encoder_states: Mapping[int, Tensor] | None = None,
+        present: Tensor | None = None,
+        **texts: Tensor | None,
     ) -> PreparedAudio:
         """Run base encoder and routers without a graph, to learn `totals` before the loss.
 
@@ -156,8 +161,11 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_values: (C, S) waveforms; None without audio.
             input_lengths: (C,) valid samples.
             encoder_states: As in `forward`.
+            present: As in `forward`.
+            **texts: `input_ids`, `attention_mask` and `labels` as in `forward`, for routers that read instructions.
         """
-        return self.audio_tower.prepare(input_values, input_lengths, encoder_states)
+        prompts = self._prompts(input_lengths, **texts)
+        return self.audio_tower.prepare(input_values, input_lengths, encoder_states, prompts, present)
 
     def encode_audio(
         self,
@@ -165,6 +173,8 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_lengths: Tensor | None = None,
         encoder_states: Mapping[int, Tensor] | None = None,
         prepared_audio: PreparedAudio | None = None,
+        present: Tensor | None = None,
+        **texts: Tensor | None,
     ) -> AudioTokens | None:
         """Run encoders, routers and adapter: the part that forward and generate share.
 
@@ -173,6 +183,8 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_lengths: (C,) valid samples.
             encoder_states: As in `forward`.
             prepared_audio: As in `forward`.
+            present: As in `forward`.
+            **texts: As in `prepare_audio`.
 
         Returns:
             None for text alone, unless idle encoders are entered: then tokens that do not count.
@@ -180,13 +192,38 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         silent = not len(input_lengths) if input_lengths is not None else True
         if prepared_audio is not None:
             silent = prepared_audio.is_dummy
-        if not silent:
-            encoded: AudioTokens = self.audio_tower(input_values, input_lengths, prepared_audio, encoder_states)
-            return encoded
-        if not (self.training or self.enter_idle_encoders):
+        if silent and not (self.training or self.enter_idle_encoders):
             return None
-        entered: AudioTokens = self.audio_tower(None, None, prepared_audio, encoder_states)
-        return entered
+        prompts = None if prepared_audio is not None else self._prompts(input_lengths, **texts)
+        if silent:
+            input_values = input_lengths = encoder_states = None
+        encoded: AudioTokens = self.audio_tower(
+            input_values, input_lengths, prepared_audio, encoder_states, prompts, present
+        )
+        return encoded
+
+    def _prompts(
+        self,
+        input_lengths: Tensor | None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor | None:
+        """Return the mean token embedding (C, W) of the instruction that each clip comes with, if routers read it."""
+        if not self.config.reads_prompt:
+            return None
+        if input_ids is None:
+            raise ValueError(
+                f"model.router.input={self.config.router_input}: the audio's input_ids are needed to route it"
+            )
+        return clip_instructions(
+            self.get_input_embeddings(),
+            input_ids,
+            input_ids == self.config.audio_token_id,
+            [] if input_lengths is None else self.audio_tower.token_counts(input_lengths.tolist()),
+            attention_mask=attention_mask,
+            labels=labels,
+        )
 
     def forward(
         self,
@@ -201,6 +238,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         prepare_only: bool = False,
         encoder_states: Mapping[int, Tensor] | None = None,
         audio: AudioTokens | None = None,
+        present: Tensor | None = None,
         **kwargs: Any,
     ) -> MoweOutput | PreparedAudio:
         """Predict the answers' tokens.
@@ -223,16 +261,18 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 `audio_tower.encoders()`, padded with zeros: these encoders do not run. L is 1, or
                 all layers of a member whose features are `weighted_sum`. C may be 0.
             audio: What `encode_audio` returned for this batch, in place of the other audio arguments.
+            present: (C, M) bool, the pool members that each clip may use, for `training.pool_dropout`; None for all.
             **kwargs: For the language model.
 
         Raises:
             ValueError: if audio tokens and clips do not match.
         """
+        texts = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         if prepare_only:
-            return self.prepare_audio(input_values, input_lengths, encoder_states)
+            return self.prepare_audio(input_values, input_lengths, encoder_states, present, **texts)
         assert input_ids is not None
         if audio is None:
-            audio = self.encode_audio(input_values, input_lengths, encoder_states, prepared_audio)
+            audio = self.encode_audio(input_values, input_lengths, encoder_states, prepared_audio, present, **texts)
         record = None if audio is None else audio.record
         is_audio, is_answer = self._positions(input_ids, labels)
         embeds = self._embed(input_ids, is_audio, audio)
@@ -243,14 +283,24 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         count = max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch
         # The sum of no terms keeps its graph: a batch without answers still takes part in the backward pass.
         lm_loss = F.cross_entropy(answers.float(), targets, reduction="sum") / count
-        loss, mowe = lm_loss, None
-        if record is not None:
-            mowe = self._routing_loss(record, routing_totals).to(lm_loss.device)
-            loss = lm_loss + self.config.mowe_loss_weight * mowe
-        return MoweOutput(loss=loss, logits=logits, lm_loss=lm_loss, routing_loss=mowe, routing=record)
+        if record is None:
+            return MoweOutput(loss=lm_loss, logits=logits, lm_loss=lm_loss)
+        mowe, parts = self._routing_loss(record, routing_totals)
+        mowe = mowe.to(lm_loss.device)
+        loss = lm_loss + self.config.mowe_loss_weight * mowe
+        return MoweOutput(
+            loss=loss, logits=logits, lm_loss=lm_loss, routing_loss=mowe, routing_losses=parts, routing=record
+        )
 
-    def _routing_loss(self, record: RoutingRecord, totals: RoutingTotals | None) -> Tensor:
-        return routing_loss(record, kind=self.config.mowe_loss, z_weight=self.config.mowe_z_weight, totals=totals)
+    def _routing_loss(self, record: RoutingRecord, totals: RoutingTotals | None) -> RoutingLoss:
+        config = self.config
+        return routing_loss(
+            record,
+            kind=config.mowe_loss,
+            z_weight=config.mowe_z_weight,
+            weights=config.mowe_loss_parts,
+            totals=totals,
+        )
 
     def _positions(self, input_ids: Tensor, labels: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
         """Return where audio tokens are and from where answers are predicted, (B, N) bool each, in one read."""
@@ -266,7 +316,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeds: Tensor = self.get_input_embeddings()(words)
         places = np.flatnonzero(is_audio)
         counts = [] if audio is None else audio.valid
-        self._check_counts(len(places), sum(counts))
+        check_audio_tokens(len(places), sum(counts))
         if audio is None:
             return embeds
         if not sum(counts):
@@ -276,13 +326,6 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         counted = np.concatenate([np.arange(count) + clip * longest for clip, count in enumerate(counts)])
         tokens = audio.tokens.flatten(0, 1)[_on_device_of(counted, embeds)].to(embeds.dtype)
         return embeds.flatten(0, 1).index_copy(0, _on_device_of(places, embeds), tokens).view_as(embeds)
-
-    def _check_counts(self, placeholders: int, tokens: int) -> None:
-        if placeholders != tokens:
-            raise ValueError(
-                f"input_ids holds {placeholders} audio tokens, but the clips make {tokens}: "
-                "build the inputs with the MoweProcessor saved beside this model"
-            )
 
     def _answer_logits(
         self,
@@ -336,7 +379,9 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             Prompts and new tokens, (B, N + new tokens), as elsewhere in transformers.
         """
         if audio is None:
-            audio = self.encode_audio(input_values, input_lengths, encoder_states)
+            audio = self.encode_audio(
+                input_values, input_lengths, encoder_states, input_ids=input_ids, attention_mask=attention_mask
+            )
         is_audio, _ = self._positions(input_ids, None)
         embeds = self._embed(input_ids, is_audio, audio)
         self.language_model.generation_config = kwargs.pop("generation_config", None) or self.generation_config

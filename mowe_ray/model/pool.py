@@ -1,8 +1,8 @@
 """The pool of weak encoders: run chosen members on the clips that chose them, and mix their frames.
 
-Legend: C clips, S samples, T base frames, M members, K mixtures (fusion blocks), R clips of one
-member, D common width (the base encoder's), L layers that a choice of features needs, N frames and
-E width of one encoder.
+Legend: C clips, S samples, T base frames, M members, K mixtures of a fusion, X their places (T frames,
+or latents), R clips of one member, D common width (the base encoder's), L layers that a choice of
+features needs, N frames and E width of one encoder.
 
 The clips that a member runs on determine shapes, which the host needs. Each read of a tensor makes the host wait for
 the device; here there is one in a forward, of all choices together, and everything that follows from them and from the
@@ -12,7 +12,7 @@ clips' lengths is worked out on the host.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -21,9 +21,36 @@ from torch import Tensor, nn
 
 from .encoder_base import AudioEncoder, PadAudio
 from .frontends import FrontEnd
+from .fusion import Mixture
 from .hidden_states import chosen_layers, is_sum, layers_of, learned_sum
 
 FeatureKey = tuple[FrontEnd, int]
+
+
+@dataclass(frozen=True)
+class BaseFrames:
+    """What the base encoder made of a batch.
+
+    Attributes:
+        features: (C, T, D).
+        valid: (C,) frames of each clip.
+        hop: Samples per frame.
+        first_centre: Sample in the middle of the first frame.
+    """
+
+    features: Tensor
+    valid: Tensor
+    hop: int
+    first_centre: float = 0.0
+
+    def of(self, clips: Clips, rows: list[int]) -> BaseFrames:
+        """Return those of some of the clips."""
+        return replace(self, features=clips.pick(self.features, rows), valid=clips.pick(self.valid, rows))
+
+    def silent(self) -> BaseFrames:
+        """Return those of a clip of one frame that is zero."""
+        one = self.features.new_zeros(1, 1, self.features.shape[2])
+        return replace(self, features=one, valid=self.valid.new_ones(1))
 
 
 @dataclass
@@ -128,18 +155,20 @@ class PoolMember(nn.Module):
         encoder: The encoder with its weights; frozen ones build no graph.
         width: D.
         features: `last`, `layer:N`, `layers:[N, M]` or `weighted_sum`.
+        fuse: What the fusion does with each member's frames (`Fusion.new_member`); None for nothing.
 
     Raises:
         ValueError: if `features` is none of these, or N is beyond the encoder's layers.
     """
 
-    def __init__(self, encoder: AudioEncoder, width: int, features: str):
+    def __init__(self, encoder: AudioEncoder, width: int, features: str, fuse: nn.Module | None = None):
         super().__init__()
         self.encoder = encoder
         self.choice = features
         needed = len(layers_of(features, encoder.num_layers))
         self.layer_weights = nn.Parameter(torch.zeros(needed)) if is_sum(features) else None
         self.projection = nn.Sequential(nn.Linear(encoder.width, width), nn.LayerNorm(width))
+        self.fuse = fuse
 
     def reset_parameters(self) -> None:
         """Weight all layers alike; the other tensors belong to submodules."""
@@ -150,10 +179,8 @@ class PoolMember(nn.Module):
         self,
         features: Tensor | None,
         lengths: Tensor,
-        hop: int,
-        frames: int,
+        base: BaseFrames,
         states: Tensor | None = None,
-        first_centre: float = 0.0,
         padded: bool = True,
     ) -> Tensor:
         """Encode clips.
@@ -161,14 +188,12 @@ class PoolMember(nn.Module):
         Args:
             features: (R, ...) from the encoder's front-end.
             lengths: (R,) valid samples.
-            hop: Samples per frame of the result.
-            frames: T, frames of the result.
+            base: The base encoder's frames, with which the result is aligned; of the same clips if there is `fuse`.
             states: (R, L, N, E), what the encoder would make of the clips: it then does not run.
-            first_centre: Sample in the middle of the result's first frame.
             padded: Whether any clip is shorter than its features; if none is, the encoder needs no mask.
 
         Returns:
-            (R, T, D).
+            (R, X, D).
         """
         if states is None:
             assert features is not None
@@ -179,8 +204,10 @@ class PoolMember(nn.Module):
         valid = self.encoder.num_frames(lengths)
         own_hop = hop_samples(self.encoder)
         # By their centres; but frames of one rate are paired by number: between them, interpolation would only blur.
-        offset = 0.0 if hop == own_hop else (first_centre - self.encoder.first_centre) / own_hop
-        return align_frames(self.projection(mixed), valid, hop / own_hop, frames, offset)
+        offset = 0.0 if base.hop == own_hop else (base.first_centre - self.encoder.first_centre) / own_hop
+        frames = base.features.shape[1]
+        aligned = align_frames(self.projection(mixed), valid, base.hop / own_hop, frames, offset)
+        return aligned if self.fuse is None else self.fuse(aligned, base.features, base.valid)
 
 
 class WeakEncoderPool(nn.Module):
@@ -207,80 +234,75 @@ class WeakEncoderPool(nn.Module):
     def forward(
         self,
         clips: Clips,
-        weights: Tensor,
-        chosen: Tensor,
-        hop: int,
-        frames: int,
+        mixtures: Sequence[Mixture],
+        base: BaseFrames,
+        places: int,
         *,
-        first_centre: float = 0.0,
         enter_idle: bool,
     ) -> list[Tensor]:
         """Mix the members' frames.
 
         Args:
             clips: The batch; gains the features computed here.
-            weights: (K, C, M) mixing weights, zero where not chosen.
-            chosen: (K, C, M) bool, which members each mixture needs for each clip.
-            hop: Samples per base frame.
-            frames: T.
-            first_centre: Sample in the middle of the first base frame.
+            mixtures: K weighted sums to make.
+            base: The base encoder's frames of the batch.
+            places: X.
             enter_idle: Run idle members on a silent clip, outside training too.
 
         Returns:
-            K mixtures (C, T, D).
+            K mixtures (C, X, D).
         """
-        used = on_host(chosen)
+        used = on_host(torch.stack([mixture.used for mixture in mixtures]))
         # A member that several mixtures chose for a clip runs once on it.
         needed = np.logical_or.reduce(used, axis=0) | (self.execution == "dense")
         rows = [np.flatnonzero(needed[:, member]).tolist() for member in range(len(self.members))]
         keys = {i: clips.key(member.encoder) for i, member in enumerate(self) if i + 1 not in clips.states}
         # Before any member runs: members with equal front-ends share one computation over the union of their rows.
         clips.compute((key, rows[index]) for index, key in keys.items())
-        mixtures: list[Tensor | None] = [None] * len(weights)
+        mixed: list[Tensor | None] = [None] * len(mixtures)
         idle: list[Tensor] = []
         for index, member in enumerate(self):
             if not len(rows[index]):
                 if enter_idle or self.training:
-                    idle.append(self._enter(member, clips, hop, clips.states.get(index + 1)).sum() * 0)
+                    idle.append(self._enter(member, clips, base, clips.states.get(index + 1)).sum() * 0)
                 continue
             known = clips.states.get(index + 1)
             states = member(
                 clips.take(keys[index], rows[index]) if known is None else None,
                 clips.pick(clips.lengths, rows[index]),
-                hop,
-                frames,
+                base if member.fuse is None else base.of(clips, rows[index]),
                 None if known is None else clips.pick(known, rows[index]),
-                first_centre,
                 padded=known is not None or clips.is_padded(keys[index], rows[index]),
             )
             where = None if len(rows[index]) == len(clips.sizes) else clips.index(rows[index])
-            for mixture, weight in enumerate(weights):
+            for number, mixture in enumerate(mixtures):
                 # Dense multiplies by weights of zero instead of skipping, so that it is a reference for the sparse
                 # execution.
-                if self.execution == "dense" or used[mixture, :, index].any():
-                    scaled = states * clips.pick(weight[:, index, None, None], rows[index]).to(states.dtype)
-                    mixtures[mixture] = _scatter(mixtures[mixture], scaled, where, len(clips.sizes))
-        mixed = [self._nothing(len(clips.sizes), frames) if mixture is None else mixture for mixture in mixtures]
+                if self.execution == "dense" or used[number, :, index].any():
+                    scaled = states * clips.pick(mixture.weights[:, :, index, None], rows[index]).to(states.dtype)
+                    mixed[number] = _scatter(mixed[number], scaled, where, len(clips.sizes))
+        made = [self._nothing(len(clips.sizes), places) if mixture is None else mixture for mixture in mixed]
         for silent in idle:
-            mixed[0] = mixed[0] + silent
-        return mixed
+            made[0] = made[0] + silent
+        return made
 
-    def _nothing(self, clips: int, frames: int) -> Tensor:
+    def _nothing(self, clips: int, places: int) -> Tensor:
         """Return a mixture all of whose members are excluded."""
         # In the type and on the device that a member would have given.
         projection = next(iter(self)).projection[0]
         assert isinstance(projection, nn.Linear)
-        return projection.weight.new_zeros(clips, frames, projection.out_features)
+        return projection.weight.new_zeros(clips, places, projection.out_features)
 
-    def _enter(self, member: PoolMember, clips: Clips, hop: int, known: Tensor | None) -> Tensor:
+    def _enter(self, member: PoolMember, clips: Clips, base: BaseFrames, known: Tensor | None) -> Tensor:
         encoder = member.encoder
         # The shortest clip the encoder takes, not a bucket of it: its result is thrown away.
         lengths = clips.lengths.new_full((1,), encoder.min_samples)
         if known is not None:
-            silent: Tensor = member(None, lengths, hop, 1, known.new_zeros(1, known.shape[1], 1, known.shape[3]))
+            nothing = known.new_zeros(1, known.shape[1], 1, known.shape[3])
+            silent: Tensor = member(None, lengths, base.silent(), nothing)
             return silent
         features = encoder.front_end(clips.wave.new_zeros(1, encoder.min_samples), lengths, encoder.min_samples)
-        states: Tensor = member(features, lengths, hop, 1, padded=False)
+        states: Tensor = member(features, lengths, base.silent(), padded=False)
         return states
 
 
@@ -290,7 +312,7 @@ def on_host(mask: Tensor) -> np.ndarray:
 
 
 def _scatter(total: Tensor | None, states: Tensor, rows: Tensor | None, clips: int) -> Tensor:
-    """Add states (R, T, D) into their `rows` (R,) of `total` (C, T, D), by default all of them; no total is zero."""
+    """Add states (R, X, D) into their `rows` (R,) of `total` (C, X, D), by default all of them; no total is zero."""
     if rows is None:
         return states if total is None else total + states
     if total is None:

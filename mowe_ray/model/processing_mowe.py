@@ -48,6 +48,7 @@ class MoweProcessor(ProcessorMixin):
         downsample: Frames per audio token.
         audio_token: Placeholder of a clip in a text.
         max_positions: Longest row the language model takes, in tokens; None for any.
+        extra_tokens: Audio tokens of a clip besides those of its frames.
         chat_template: The tokenizer's own is used; here for transformers' sake.
 
     The names of control tokens (`<|end|>`, `<|audio|>`) in an instruction, answer or message are text like any other.
@@ -62,11 +63,13 @@ class MoweProcessor(ProcessorMixin):
         audio_token: str = AUDIO_TOKEN,
         chat_template: str | None = None,
         max_positions: int | None = None,
+        extra_tokens: int = 0,
     ):
         super().__init__(tokenizer, chat_template=chat_template)
         self.tokenizer: PreTrainedTokenizerBase = tokenizer
         self.frame_layers = [list(layer) for layer in frame_layers]
         self.downsample = downsample
+        self.extra_tokens = extra_tokens
         self.audio_token = audio_token
         # Tokenizers of exports have it; those of language models do not.
         if audio_token not in tokenizer.get_vocab():
@@ -87,11 +90,11 @@ class MoweProcessor(ProcessorMixin):
         return loaded
 
     def num_audio_tokens(self, samples: int) -> int:
-        """Return how many audio tokens `samples` become: ceil(base frames / downsample)."""
+        """Return how many audio tokens `samples` become: ceil(base frames / downsample) + `extra_tokens`."""
         frames = samples
         for kernel, stride, padding in self.frame_layers:
             frames = (frames + 2 * padding - kernel) // stride + 1
-        return -(-max(frames, 1) // self.downsample)
+        return -(-max(frames, 1) // self.downsample) + self.extra_tokens
 
     def __call__(
         self,

@@ -1,7 +1,7 @@
 """The audio side of the model: from waveforms to audio tokens as wide as the language model.
 
-Legend: C clips, S samples, T base frames, D base width, M pool members, K fusion blocks, W width
-of the language model; L layers, N frames and E width of an encoder that does not have to run.
+Legend: C clips, S samples, T base frames, D base width, M pool members, A audio tokens of the longest
+clip, W width of the language model; L layers, N frames and E width of an encoder that does not have to run.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from .adapter import build_adapter, shrunk
+from .adapter import build_adapter, shrunk, valid_mask
 from .configuration_mowe import EncoderSpec, MoweConfig
 from .encoders import AudioEncoder, PadAudio, encoder_class
 from .frontends import LogMel, spec_augment
+from .fusion import FUSIONS, Fusion, FusionSizes
 from .hidden_states import LayerSum, chosen_layers
-from .pool import Clips, PoolMember, WeakEncoderPool, hop_samples
-from .routing import DataDependentRouter, DataIndependentRouter, Routing, RoutingRecord, route
+from .pool import BaseFrames, Clips, PoolMember, WeakEncoderPool, hop_samples
+from .routing import ROUTERS, DataIndependentRouter, RoutingRecord, route, router_inputs
 from .routing_loss import RoutingTotals
 
 SAMPLE_RATE = 16_000
@@ -62,6 +63,8 @@ class PreparedAudio:
         features: (C, T, D) base features; None if the base is trained, and so has to run again.
         rng: Random state in which the base ran.
         noise: Routing noise, (M,) and (C, M).
+        prompts: (C, W) mean token embedding of the instruction of each clip, if routers read it.
+        present: (C, M) bool, the members that each clip may use; None for all.
         record: Decisions of the routers, without graph.
         totals: This micro-batch's sums; added up over the global batch they are the
             `routing_totals` of forward.
@@ -72,12 +75,14 @@ class PreparedAudio:
     features: Tensor | None
     rng: RngState
     noise: tuple[Tensor | None, Tensor | None]
+    prompts: Tensor | None
+    present: Tensor | None
     record: RoutingRecord
     totals: RoutingTotals
 
 
 class AudioTokens(NamedTuple):
-    """Audio tokens (C, N, W), how many of each clip's count, C numbers, and the routers' decisions."""
+    """Audio tokens (C, A, W), how many of each clip's count, C numbers, and the routers' decisions."""
 
     tokens: Tensor
     valid: list[int]
@@ -111,24 +116,37 @@ class AudioTower(nn.Module):
         self.base_encoder = base or new_encoder(cast(EncoderSpec, config.base_encoder))
         self.base_layers = LayerSum(cast(EncoderSpec, config.base_encoder).features, self.base_encoder.num_layers)
         width, members = self.base_encoder.width, len(specs)
+        hidden = cast(int, config.get_text_config().hidden_size)
         self.independent_router: DataIndependentRouter | None = None
-        self.dependent_router: DataDependentRouter | None = None
+        self.dependent_router: nn.Module | None = None
         if config.routed and config.router_data_independent:
             self.independent_router = DataIndependentRouter(members)
         if config.routed and config.router_data_dependent:
-            self.dependent_router = DataDependentRouter(width, members)
+            read = ("audio" in config.router_input) * width + ("prompt" in config.router_input) * hidden
+            self.dependent_router = ROUTERS.find(config.router_kind)(read, members, config.router_hidden)
         self.pool: WeakEncoderPool | None = None
+        self.fusion: Fusion | None = None
         if members:
+            sizes = FusionSizes(width, members, config.num_routers, config.router_top_k, config.latents, hidden)
+            fusion = self.fusion = FUSIONS.find(config.fusion)(sizes)
             encoders = weak or [new_encoder(spec) for spec in specs]
             self.pool = WeakEncoderPool(
-                [PoolMember(encoder, width, spec.features) for encoder, spec in zip(encoders, specs, strict=True)],
+                [
+                    PoolMember(encoder, width, spec.features, fusion.new_member())
+                    for encoder, spec in zip(encoders, specs, strict=True)
+                ],
                 config.router_execution,
             )
-        hidden = cast(int, config.get_text_config().hidden_size)
-        self.adapter = build_adapter(config.adapter, width * config.num_blocks, width, hidden, config.downsample)
+        fused = width if self.fusion is None else self.fusion.out_width
+        self.adapter = build_adapter(config.adapter, fused, width, hidden, config.downsample)
 
     def prepare(
-        self, wave: Tensor | None, lengths: Tensor | None, states: Mapping[int, Tensor] | None = None
+        self,
+        wave: Tensor | None,
+        lengths: Tensor | None,
+        states: Mapping[int, Tensor] | None = None,
+        prompts: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> PreparedAudio:
         """Run base encoder and routers without a graph; None or no clips: a batch without audio."""
         with torch.no_grad():
@@ -137,13 +155,15 @@ class AudioTower(nn.Module):
             rng = RngState.capture(clips.wave.device)
             features, valid = self.encode_base(clips)
             noise = self._draw_noise(clips)
-            record = self._route(features, valid, noise, None)
+            prompts, present = (None, None) if is_dummy else (prompts, present)
+            present = None if present is None else present.to(clips.wave.device, non_blocking=True)
+            record = self._route(features, valid, noise, prompts, self._absent(present))
             if is_dummy:
                 record = _without_clips(record)
             totals = self._totals(record, clips)
         # A trained base encoder has to run again, for its gradient.
         kept = features if self.base_encoder.frozen else None
-        return PreparedAudio(clips, is_dummy, kept, rng, noise, record, totals)
+        return PreparedAudio(clips, is_dummy, kept, rng, noise, prompts, present, record, totals)
 
     def forward(
         self,
@@ -151,18 +171,25 @@ class AudioTower(nn.Module):
         lengths: Tensor | None,
         prepared: PreparedAudio | None = None,
         states: Mapping[int, Tensor] | None = None,
+        prompts: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> AudioTokens:
         """Turn waves (C, S) of `lengths` (C,) samples, or what `prepare` made of them, into tokens.
 
         A batch without audio runs on one silent clip: its tokens do not count, its record has no
         clips. Encoders whose `states` (C, L, N, E) are given, by index in `encoders`, do not run.
+        `prompts` (C, W) and `present` (C, M) are as in `PreparedAudio`.
         """
+        decided: RoutingRecord | None = None
         if prepared is None:
             clips, is_dummy = self._clips(wave, lengths, states or {})
             features, valid = self.encode_base(clips)
-            record = self._route(features, valid, self._draw_noise(clips), None)
+            noise = self._draw_noise(clips)
+            prompts, present = (None, None) if is_dummy else (prompts, present)
+            present = None if present is None else present.to(clips.wave.device, non_blocking=True)
         else:
-            clips, is_dummy = prepared.clips, prepared.is_dummy
+            clips, is_dummy, noise = prepared.clips, prepared.is_dummy, prepared.noise
+            prompts, present = prepared.prompts, prepared.present
             if prepared.features is None:
                 with prepared.rng.replay():
                     features, valid = self.encode_base(clips)
@@ -171,13 +198,24 @@ class AudioTower(nn.Module):
                 valid = self.base_encoder.num_frames(clips.lengths)
             # With the choices of the first pass, which the totals of the loss have counted: in the second, a rounding
             # error of nondeterministic kernels might change one.
-            record = self._route(features, valid, prepared.noise, None if is_dummy else prepared.record)
-        fused = torch.cat([features, *self._mix(clips, record, features)], dim=-1)
+            decided = None if is_dummy else prepared.record
+        absent = self._absent(present)
+        record = self._route(features, valid, noise, prompts, absent, decided)
+        fused, latents = self._fuse(clips, record, features, valid, absent)
         tokens = self.adapter(fused, valid)
+        if latents is not None:
+            tokens = _behind(tokens, [self._frame_tokens(size) for size in clips.sizes], latents)
         if is_dummy:
             return AudioTokens(tokens, [0], _without_clips(record))
-        counts = [int(shrunk(self.base_encoder.num_frames(size), self.config.downsample)) for size in clips.sizes]
-        return AudioTokens(tokens, counts, record)
+        return AudioTokens(tokens, self.token_counts(clips.sizes), record)
+
+    def token_counts(self, sizes: Sequence[int]) -> list[int]:
+        """Return the audio tokens of clips of so many samples."""
+        extra = 0 if self.fusion is None else self.fusion.tokens
+        return [self._frame_tokens(size) + extra for size in sizes]
+
+    def _frame_tokens(self, samples: int) -> int:
+        return int(shrunk(self.base_encoder.num_frames(samples), self.config.downsample))
 
     def encode_base(self, clips: Clips) -> tuple[Tensor, Tensor]:
         """Return base features (C, T, D), cropped to the longest clip, and their counts (C,)."""
@@ -239,71 +277,73 @@ class AudioTower(nn.Module):
         draw = torch.randn(len(clips.lengths) + 1, len(self.pool.members), device=clips.wave.device)
         return draw[0] * self.config.router_noise, draw[1:] * self.config.router_noise
 
+    def _absent(self, present: Tensor | None) -> Tensor | None:
+        """Return the members to do without, (M,) or (C, M) bool; None for none."""
+        absent = None if present is None else ~present
+        if self.excluded_members and self.pool is not None:
+            excluded = torch.zeros(len(self.pool.members), dtype=torch.bool, device=next(self.parameters()).device)
+            excluded[list(self.excluded_members)] = True
+            absent = excluded if absent is None else absent | excluded
+        return absent
+
     def _route(
         self,
         features: Tensor,
         valid: Tensor,
         noise: tuple[Tensor | None, Tensor | None],
-        decided: RoutingRecord | None,
+        prompts: Tensor | None,
+        absent: Tensor | None,
+        decided: RoutingRecord | None = None,
     ) -> RoutingRecord:
         """Run the routers; `decided` fixes which members are chosen."""
-        k, temperature = self.config.router_top_k, self.config.router_temperature
+        config = self.config
+        k, temperature = config.router_top_k, config.router_temperature
         independent = dependent = None
         if self.independent_router is not None:
             chosen = decided.independent.chosen if decided and decided.independent else None
             independent = route(
-                self.independent_router(),
-                k=k,
-                temperature=temperature,
-                noise=noise[0],
-                chosen=chosen,
-                excluded_members=self.excluded_members,
+                self.independent_router(), k=k, temperature=temperature, noise=noise[0], chosen=chosen, absent=absent
             )
         if self.dependent_router is not None:
             chosen = decided.dependent.chosen if decided and decided.dependent else None
-            logits = self.dependent_router(features, valid)
+            per_frame, counted, scattered = config.routes_frames, None, noise[1]
+            if config.reads_prompt and prompts is None:  # of the silent clip
+                prompts = features.new_zeros(1, config.get_text_config().hidden_size)
+            inputs = router_inputs(config.router_input, features, valid, prompts, per_frame=per_frame)
+            if per_frame:
+                counted = valid_mask(valid, features.shape[1])
+                # All frames of a clip explore alike, and do without the same members.
+                scattered = None if scattered is None else scattered[:, None]
+                absent = absent[:, None] if absent is not None and absent.dim() == 2 else absent
             dependent = route(
-                logits,
+                self.dependent_router(inputs),
                 k=k,
                 temperature=temperature,
-                noise=noise[1],
+                noise=scattered,
                 chosen=chosen,
-                excluded_members=self.excluded_members,
+                absent=absent,
+                valid=counted,
             )
         return RoutingRecord(independent, dependent, len(valid))
 
-    def _mix(self, clips: Clips, record: RoutingRecord, features: Tensor) -> list[Tensor]:
-        """Return the fusion's blocks beside the base features, (C, T, D) each."""
-        if self.pool is None:
-            return []
-        weights, chosen = self._mixing(record, len(clips.lengths), features.device)
-        return cast(
-            "list[Tensor]",
-            self.pool(
-                clips,
-                weights,
-                chosen,
-                hop_samples(self.base_encoder),
-                features.shape[1],
-                first_centre=self.base_encoder.first_centre,
-                enter_idle=self.enter_idle_encoders,
-            ),
+    def _fuse(
+        self, clips: Clips, record: RoutingRecord, features: Tensor, valid: Tensor, absent: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Join base features and pool: what the adapter gets, and audio tokens besides."""
+        if self.pool is None or self.fusion is None:
+            return features, None
+        present = torch.ones(len(valid), len(self.pool.members), dtype=torch.bool, device=features.device)
+        if absent is not None:
+            present = present & ~absent
+        mixed = self.pool(
+            clips,
+            self.fusion.mixtures(record.routings, present),
+            BaseFrames(features, valid, hop_samples(self.base_encoder), self.base_encoder.first_centre),
+            self.fusion.places(features.shape[1]),
+            enter_idle=self.enter_idle_encoders,
         )
-
-    def _mixing(self, record: RoutingRecord, clips: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return mixing weights and choices (K, C, M) of the configured fusion."""
-        assert self.pool is not None
-        members = len(self.pool.members)
-        if self.config.fusion == "routed":
-            routings = [routing for routing in (record.independent, record.dependent) if routing is not None]
-            weights = torch.stack([routing.weights.expand(clips, -1) for routing in routings])
-            return weights, torch.stack([routing.chosen.expand(clips, -1) for routing in routings])
-        if self.config.fusion == "concat":
-            weights = torch.eye(members, device=device)[:, None].repeat(1, clips, 1)
-        else:
-            weights = torch.full((1, clips, members), 1 / max(members - len(self.excluded_members), 1), device=device)
-        weights[..., list(self.excluded_members)] = 0
-        return weights, weights > 0
+        fused: tuple[Tensor, Tensor | None] = self.fusion(features, mixed)
+        return fused
 
     def _totals(self, record: RoutingRecord, clips: Clips) -> RoutingTotals:
         if record.dependent is not None:
@@ -320,9 +360,14 @@ def new_encoder(spec: EncoderSpec) -> AudioEncoder:
     return encoder_class(own.config)(own.config, own.front_end)
 
 
+def _behind(tokens: Tensor, counts: list[int], latents: Tensor) -> Tensor:
+    """Put latents (C, X, W) right behind the first `counts` of tokens (C, A, W): (C, A + X, W)."""
+    frames, extra = tokens.shape[1], latents.shape[1]
+    order = [[*range(n), *range(frames, frames + extra), *range(n, frames)] for n in counts]
+    index = torch.tensor(order).to(tokens.device, non_blocking=True)
+    return torch.cat([tokens, latents], 1).gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
+
+
 def _without_clips(record: RoutingRecord) -> RoutingRecord:
     """Drop the silent clip's decision, so that it has no part in losses and reports."""
-    dependent = record.dependent
-    if dependent is not None:
-        dependent = Routing(dependent.logits[:0], dependent.probabilities[:0], dependent.chosen[:0])
-    return replace(record, dependent=dependent, clips=0)
+    return replace(record, dependent=record.dependent and record.dependent.select(slice(0)), clips=0)

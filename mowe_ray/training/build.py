@@ -85,11 +85,7 @@ def assemble(
             dtype=dtype,
             seed=seed,
             loading=loading,
-            fusion=model.fusion,
-            router_data_independent=model.router.data_independent,
-            router_data_dependent=model.router.data_dependent,
-            adapter=model.adapter.kind,
-            downsample=model.adapter.downsample,
+            **architecture_options(model),
             **free,
         )
     _recompute_activations(built, model.gradient_checkpointing)
@@ -142,6 +138,22 @@ def tokenizer_of(model: ModelSection, own: str | None) -> PreTrainedTokenizerBas
     return loaded
 
 
+def architecture_options(model: ModelSection) -> dict[str, Any]:
+    """Return the options that shape weights."""
+    return {
+        "fusion": model.fusion,
+        "latents": model.latents,
+        "router_data_independent": model.router.data_independent,
+        "router_data_dependent": model.router.data_dependent,
+        "router_kind": model.router.kind,
+        "router_input": model.router.input,
+        "router_hidden": model.router.hidden,
+        "router_granularity": model.router.granularity,
+        "adapter": model.adapter.kind,
+        "downsample": model.adapter.downsample,
+    }
+
+
 def _free_options(model: ModelSection, mowe_loss: MoweLossSection) -> dict[str, Any]:
     """Return the options that shape no weights."""
     return {
@@ -153,6 +165,7 @@ def _free_options(model: ModelSection, mowe_loss: MoweLossSection) -> dict[str, 
         "spec_augment": None if model.spec_augment is None else model.spec_augment.model_dump(),
         "mowe_loss": mowe_loss.kind,
         "mowe_loss_weight": mowe_loss.weight,
+        "mowe_loss_parts": mowe_loss.model_dump(include={"confidence", "diversity", "commitment"}),
         "mowe_z_weight": mowe_loss.z_weight,
     }
 

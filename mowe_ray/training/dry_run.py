@@ -118,7 +118,9 @@ def _model_notes(costs: Estimate) -> list[str]:
     if any(part.name == "lora" for part in costs.parts):
         notes.append("lora: its GFLOPs count with the modules it is in")
     if costs.audio_tokens is not None:
-        notes.append(f"language_model: {costs.audio_tokens} audio tokens, text comes on top")
+        fusion = costs.model.audio_tower.fusion
+        latents = f" ({fusion.tokens} latents of the pool)" if fusion is not None and fusion.tokens else ""
+        notes.append(f"language_model: {costs.audio_tokens} audio tokens{latents}, text comes on top")
     if costs.unknown:
         notes.append(f"the totals leave out {', '.join(costs.unknown)}, and what only they decide")
     return notes + costs.notes

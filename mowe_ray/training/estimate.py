@@ -23,14 +23,13 @@ from mowe_ray.model.configuration_mowe import EncoderSpec, MoweConfig
 from mowe_ray.model.cost import encoder_on_meta, language_model_on_meta
 from mowe_ray.model.encoders import AudioEncoder
 from mowe_ray.model.export import open_exported
-from mowe_ray.training.build import DEFAULT_VOCABULARY, lora_of
+from mowe_ray.training.build import DEFAULT_VOCABULARY, architecture_options, lora_of
 from mowe_ray.training.flops import (
     CLIP_S,
     Amount,
     audio_tokens,
     expected_share,
     part_gflops,
-    routers_of,
     runs_all_members,
 )
 
@@ -111,7 +110,8 @@ def estimate(section: ModelSection) -> Estimate:
         running = (members, members)
     else:
         k = min(model.config.router_top_k, members)
-        running = k, min(members, k * routers_of(model.config))
+        most = members if model.config.routes_frames else k * model.config.num_routers
+        running = k, min(members, most)
     tokens = audio_tokens(model, CLIP_S)
     parts = _parts(model, missing, tokens)
     return Estimate(
@@ -125,7 +125,7 @@ class ExportCost:
 
     Attributes:
         members: Names of the M pool members.
-        routed: Whether routers choose among them; else all run for every clip.
+        routed: Whether routers choose among them for each clip; else all run, or may run for some frame.
         weights: All its weights.
         gflops: Of one forward pass over a clip of `CLIP_S`.
     """
@@ -148,7 +148,8 @@ def estimate_export(folder: str) -> ExportCost:
     assert total.weights is not None
     assert total.gflops is not None
     members = [spec.name for spec in model.config.weak_encoders or []]
-    return ExportCost(members, model.config.routed, total.weights, total.gflops)
+    routed = model.config.routed and not model.config.routes_frames
+    return ExportCost(members, routed, total.weights, total.gflops)
 
 
 def _assembled(section: ModelSection) -> tuple[MoweForConditionalGeneration, dict[str, str], list[str]]:
@@ -184,11 +185,7 @@ def _assembled(section: ModelSection) -> tuple[MoweForConditionalGeneration, dic
             for weak, encoder in zip(section.weak_encoders, pool, strict=True)
         ],
         text_config=copy.deepcopy(language_model.config),
-        fusion=section.fusion,
-        router_data_independent=section.router.data_independent,
-        router_data_dependent=section.router.data_dependent,
-        adapter=section.adapter.kind,
-        downsample=section.adapter.downsample,
+        **architecture_options(section),
         **_run_options(section),
     )
     return MoweForConditionalGeneration(config, base, pool, language_model), missing, [note] if note else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,6 +13,7 @@ from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.model import MoweForConditionalGeneration
 from mowe_ray.model.configuration_mowe import MoweConfig
 from mowe_ray.model.cost import encoder_cost, language_model_cost
+from mowe_ray.model.routing import router_inputs
 
 CLIP_S = 30.0
 
@@ -51,27 +53,22 @@ class Amount:
 
 def runs_all_members(config: MoweConfig) -> bool:
     """Whether every clip runs every pool member."""
-    return config.fusion != "routed" or config.router_execution == "dense"
-
-
-def routers_of(config: MoweConfig) -> int:
-    """Return the number of routers."""
-    return int(config.router_data_independent) + int(config.router_data_dependent)
+    return not config.routed or config.router_execution == "dense"
 
 
 def expected_share(config: MoweConfig) -> float:
     """Return the share of the clips that a pool member runs for while the routers are undecided."""
     members = len(config.weak_encoders or [])
-    if not members or runs_all_members(config):
+    # Among the hundreds of frames of a clip, some needs each member.
+    if not members or runs_all_members(config) or config.routes_frames:
         return float(members > 0)
     # Each router chooses a member with probability k / M, independently; it runs if any of them does.
-    return float(1.0 - (1.0 - min(config.router_top_k, members) / members) ** routers_of(config))
+    return float(1.0 - (1.0 - min(config.router_top_k, members) / members) ** config.num_routers)
 
 
 def audio_tokens(model: MoweForConditionalGeneration, seconds: float) -> int:
     """Return the tokens of the language model that a clip becomes."""
-    frames = model.audio_tower.base_encoder.num_frames(round(seconds * SAMPLE_RATE))
-    return int(-(-frames // model.config.downsample))
+    return model.audio_tower.token_counts([round(seconds * SAMPLE_RATE)])[0]
 
 
 def part_gflops(model: MoweForConditionalGeneration, seconds: float, tokens: int) -> dict[str, Amount]:
@@ -97,17 +94,25 @@ def part_gflops(model: MoweForConditionalGeneration, seconds: float, tokens: int
         work[f"weak_encoders.{spec.name}"] = Amount(0.0, tuple(own))
         states = torch.empty(1, member.encoder.num_frames(samples), member.encoder.width, device="meta")
         projections[i] = _gflops(member.projection, states)
+        if member.fuse is not None:
+            projections[i] += _gflops(member.fuse, features, features, frames)
     work["projections"] = Amount(0.0, tuple(projections))
     if tower.dependent_router is not None:
-        work["routers"] = Amount(_gflops(tower.dependent_router, features, frames), tuple(none))
-    # Every block has the base features' width, and the count depends on shapes alone.
-    fused = torch.cat([features] * config.num_blocks, dim=-1)
-    work["adapter"] = Amount(_gflops(tower.adapter, fused, frames), tuple(none))
+        prompts = torch.empty(1, config.get_text_config().hidden_size, device="meta")
+        inputs = router_inputs(config.router_input, features, frames, prompts, per_frame=config.routes_frames)
+        work["routers"] = Amount(_gflops(tower.dependent_router, inputs), tuple(none))
+    # The count depends on shapes alone.
+    fused, joining = features, 0.0
+    if tower.fusion is not None:
+        mixed = [features[:, : tower.fusion.places(features.shape[1])]] * tower.fusion.num_mixtures
+        joining = _gflops(tower.fusion, features, mixed)
+        fused, _ = tower.fusion(features, mixed)
+    work["adapter"] = Amount(joining + _gflops(tower.adapter, fused, frames), tuple(none))
     work["language_model"] = Amount(language_model_cost(model.language_model, tokens).gflops, tuple(none))
     return work
 
 
-def _gflops(module: torch.nn.Module, *inputs: torch.Tensor) -> float:
+def _gflops(module: torch.nn.Module, *inputs: Any) -> float:
     # With gradients: the counter cannot follow a trainable tensor's view that has no graph (Q-Former's queries).
     with FlopCounterMode(display=False) as counter:
         module(*inputs)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from mowe_ray.evaluation.routing import RoutingSums
@@ -35,6 +36,7 @@ class StepResult:
         data_wait_s, step_s: Seconds this rank waited for data and spent in the whole step.
         routing: Routing sums of the step, over all ranks.
         batches: This rank's own micro-batches.
+        routing_losses: The parts of L_MoWE by name, without their weights.
     """
 
     step: int
@@ -52,10 +54,11 @@ class StepResult:
     step_s: float
     routing: RoutingSums | None
     batches: list[Batch]
+    routing_losses: dict[str, float] = field(default_factory=dict)
 
 
 def training_steps(
-    engine: Engine, steps: Iterable[tuple[int, float, list[Batch]]], *, seed: int
+    engine: Engine, steps: Iterable[tuple[int, float, list[Batch]]], *, seed: int, dropped_pool: int = 0
 ) -> Iterator[StepResult]:
     """Train on `steps`, yielding each one's result; every rank passes the same steps with its own micro-batches.
 
@@ -63,20 +66,23 @@ def training_steps(
         steps: The optimizer steps finished once the step is trained, the factor on its learning rates, and this
             rank's micro-batches, equally many on every rank.
         seed: With step and slot it decides dropout and router noise, so a resumed run repeats them.
+        dropped_pool: Members of the pool, to train each clip with a random subset of them; 0 always has all.
     """
     began = time.monotonic()
     for step, factor, batches in steps:
         waited = time.monotonic() - began
-        sizes = _global_sizes(engine, batches)
         slots = [engine.rank + i * engine.world_size for i in range(len(batches))]
-        losses, routing = _accumulate(engine, batches, step, slots, seed, sizes.answer_tokens)
-        loss, lm_loss, routing_loss = engine.all_reduce(losses).tolist()
+        sizes = _global_sizes(engine, batches, slots)
+        presences = _presences(seed, step, dropped_pool, sizes.clips_of_slots, slots)
+        losses, parts, routing = _accumulate(engine, batches, step, slots, seed, sizes.answer_tokens, presences)
+        loss, lm_loss, routing_loss, *routing_losses = engine.all_reduce(losses).tolist()
         norm = engine.step(factor)
         yield StepResult(
             step=step,
             loss=loss,
             lm_loss=lm_loss,
             routing_loss=routing_loss,
+            routing_losses=dict(zip(parts, routing_losses, strict=True)),
             grad_norm=norm,
             skipped=not math.isfinite(norm),
             learning_rate_factor=factor,
@@ -93,18 +99,28 @@ def training_steps(
 
 
 def _accumulate(
-    engine: Engine, batches: list[Batch], step: int, slots: list[int], seed: int, answer_tokens: int
-) -> tuple[torch.Tensor, RoutingSums | None]:
-    """Run forward and backward of every micro-batch; returns this rank's part of the three losses, and its routing.
+    engine: Engine,
+    batches: list[Batch],
+    step: int,
+    slots: list[int],
+    seed: int,
+    answer_tokens: int,
+    presences: list[dict[str, torch.Tensor]],
+) -> tuple[torch.Tensor, list[str], RoutingSums | None]:
+    """Run forward and backward of every micro-batch.
+
+    Returns:
+        This rank's part of the three losses and of the parts of the routing loss, the names of these, and its routing.
 
     Raises:
         MicroBatchOutOfMemory: Names the micro-batch that does not fit.
     """
     seeds = [micro_batch_seed(seed, step - 1, slot) for slot in slots]
     batches = [batch.on(engine.device) for batch in batches]
-    prepared, totals = _share_routing(engine, batches, step, slots, seeds)
+    prepared, totals = _share_routing(engine, batches, step, slots, seeds, presences)
     # float64: sums of many small shares; on the device, so that the host need not wait for each.
-    losses = torch.zeros(3, dtype=torch.float64, device=engine.device)
+    losses = zero = torch.zeros((), dtype=torch.float64, device=engine.device)
+    parts: list[str] = []
     routing = None
     for i, batch in enumerate(batches):
         # The seed of `_share_routing`'s pass: dropout of the base encoder and router noise are the same in both.
@@ -112,16 +128,18 @@ def _accumulate(
         with annotate_out_of_memory(step, slots[i], batch):
             output = engine.forward(
                 # Audio that is prepared is on the device already.
-                **(batch.model_inputs if prepared[i] is None else batch.text_inputs),
+                **(batch.model_inputs | presences[i] if prepared[i] is None else batch.text_inputs),
                 num_items_in_batch=answer_tokens,
                 routing_totals=totals,
                 prepared_audio=prepared[i],
             )
             engine.backward(_poisoned_unless_finite(output.loss), last=i == len(batches) - 1)
-        parts = (output.loss, output.lm_loss, output.routing_loss)
-        losses += torch.stack([torch.zeros_like(losses[0]) if part is None else part.detach() for part in parts])
+        shares = {"loss": output.loss, "lm_loss": output.lm_loss, "routing_loss": output.routing_loss}
+        shares |= output.routing_losses or {}
+        losses = losses + torch.stack([zero if share is None else share.detach().to(zero) for share in shares.values()])
+        parts = list(shares)[3:]
         routing = RoutingSums.of(output.routing, routing)
-    return losses, routing
+    return losses, parts, routing
 
 
 def _poisoned_unless_finite(loss: torch.Tensor) -> torch.Tensor:
@@ -138,17 +156,27 @@ class _Sizes:
     clips: int
     audio_s: float
     padded_s: float
+    clips_of_slots: list[int]
 
 
-def _global_sizes(engine: Engine, batches: list[Batch]) -> _Sizes:
-    rows = [[b.answer_tokens, b.clips, b.audio_s, b.padded_s] for b in batches]
-    tokens, clips, audio_s, padded_s = engine.all_reduce(torch.tensor(rows, dtype=torch.float64).sum(0)).tolist()
+def _global_sizes(engine: Engine, batches: list[Batch], slots: list[int]) -> _Sizes:
+    rows = [[b.answer_tokens, b.audio_s, b.padded_s] for b in batches]
+    # Each slot's clips have a place of their own, so that one sum tells all ranks of all slots.
+    clips = torch.zeros(engine.world_size * len(batches), dtype=torch.float64)
+    clips[slots] = torch.tensor([float(batch.clips) for batch in batches], dtype=torch.float64)
+    summed = engine.all_reduce(torch.cat([torch.tensor(rows, dtype=torch.float64).sum(0), clips])).tolist()
+    tokens, audio_s, padded_s, *counts = summed
     # A step whose samples were all bad has no answer; its loss is then 0 / 1.
-    return _Sizes(max(1, int(tokens)), int(clips), audio_s, padded_s)
+    return _Sizes(max(1, int(tokens)), int(sum(counts)), audio_s, padded_s, [int(count) for count in counts])
 
 
 def _share_routing(
-    engine: Engine, batches: list[Batch], step: int, slots: list[int], seeds: list[int]
+    engine: Engine,
+    batches: list[Batch],
+    step: int,
+    slots: list[int],
+    seeds: list[int],
+    presences: list[dict[str, torch.Tensor]],
 ) -> tuple[list[PreparedAudio | None], RoutingTotals | None]:
     """Route every micro-batch before the first backward, because L_MoWE is not a sum over clips.
 
@@ -158,13 +186,38 @@ def _share_routing(
         return [None], None
     prepared: list[PreparedAudio | None] = []
     vectors = []
-    for batch, slot, seed in zip(batches, slots, seeds, strict=True):
+    for batch, slot, seed, presence in zip(batches, slots, seeds, presences, strict=True):
         torch.manual_seed(seed)
         with annotate_out_of_memory(step, slot, batch):
-            audio_state = engine.forward(**batch.audio_inputs, prepare_only=True)
+            audio_state = engine.forward(**batch.model_inputs, **presence, prepare_only=True)
         prepared.append(audio_state)
         vectors.append(audio_state.totals.to_vector())
     return prepared, RoutingTotals.from_vector(engine.all_reduce(torch.stack(vectors).sum(0)))
+
+
+def _presences(
+    seed: int, step: int, members: int, clips_of_slots: list[int], slots: list[int]
+) -> list[dict[str, torch.Tensor]]:
+    """Return the model's argument `present` for the micro-batches of `slots`; none without members to drop."""
+    if not members:
+        return [{} for _ in slots]
+    subsets = pool_subsets(np.random.default_rng((seed, step, members)), sum(clips_of_slots), members)
+    ends = np.cumsum(clips_of_slots)
+    return [{"present": torch.from_numpy(subsets[ends[slot] - clips_of_slots[slot] : ends[slot]])} for slot in slots]
+
+
+def pool_subsets(random: np.random.Generator, clips: int, members: int) -> npt.NDArray[np.bool_]:
+    """Draw which of M members each of C clips of a step may use: (C, M).
+
+    All sizes from 0 to M are equally likely, and all subsets of a size. Of two clips or more, one has the whole pool
+    and one has none of it: both ends are trained in every step, as in the sandwich rule of slimmable networks
+    (arXiv 1903.05134).
+    """
+    sizes = random.integers(0, members + 1, clips)
+    if clips > 1:
+        sizes[random.permutation(clips)[:2]] = members, 0
+    order = random.random((clips, members)).argsort(1).argsort(1)
+    return np.asarray(order < sizes[:, None])
 
 
 def micro_batch_seed(seed: int, step: int, slot: int) -> int:

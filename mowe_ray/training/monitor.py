@@ -246,7 +246,8 @@ class RunningAverages:
         """Return the averages since the last call, and forget them; `progress` of the run is done now.
 
         Returns:
-            `loss`, `lm_loss`, `routing_loss`, `grad_norm` over the steps that were not skipped, NaN if all were;
+            `loss`, `lm_loss`, `routing_loss`, `grad_norm` over the steps that were not skipped, NaN if all were, and
+            `routing_loss_NAME` for each part of the routing loss;
             `audio_s_per_s`, audio seconds of all ranks a second;
             `data_wait_share`, fraction of the time this rank waited for data; `padding_share` of the audio;
             `left_s`, seconds until the end of the run at the pace since the start; infinite while progress is not
@@ -260,6 +261,8 @@ class RunningAverages:
         padded = sum(s.padded_s for s in steps)
         taken = [s for s in steps if not s.skipped]
         mean = {key: sum(getattr(s, key) for s in taken) / len(taken) if taken else math.nan for key in _AVERAGED}
+        parts = {name for step in taken for name in step.routing_losses}
+        mean |= {f"routing_loss_{n}": sum(s.routing_losses[n] for s in taken) / len(taken) for n in sorted(parts)}
         return mean | {
             "audio_s_per_s": sum(s.audio_s for s in steps) / seconds,
             "data_wait_share": sum(s.data_wait_s for s in steps) / seconds,

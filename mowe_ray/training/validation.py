@@ -65,7 +65,7 @@ def validate(
     for micro_batch in micro_batches:
         batch = collate(micro_batch, processor, max_text_tokens=max_text_tokens).on(engine.device)
         kept = _kept(micro_batch, batch)
-        audio = model.encode_audio(**batch.audio_inputs)  # once, for the loss and for the answers
+        audio = model.encode_audio(**batch.model_inputs)  # once, for the loss and for the answers
         # Divided by 1: sums over micro-batches and ranks, divided by all tokens in the end, weight every token alike.
         output = engine.forward(**batch.text_inputs, audio=audio, num_items_in_batch=1)
         assert output.lm_loss is not None  # there were labels

@@ -211,7 +211,8 @@ class TrainRun:
         # to.
         fed, planned_steps = tee(self.activity.waiting_for_data(self._batches()))
         watchdog.begin(self.sampler.step + 1)
-        steps = training_steps(self.engine, map(self._with_factor, fed), seed=self.config.seed)
+        dropped = len(self.config.model.weak_encoders) if every.pool_dropout else 0
+        steps = training_steps(self.engine, map(self._with_factor, fed), seed=self.config.seed, dropped_pool=dropped)
         # Steps first: a result belongs to the planned step that was fed for it.
         for result, (planned, _) in zip(steps, planned_steps, strict=False):
             self.sampler.advance(planned)

@@ -44,27 +44,17 @@ def test_saving_twice_gives_the_same_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "blocks"),
-    [
-        ({}, 3),
-        ({"router_data_independent": False}, 2),
-        ({"router_data_dependent": False}, 2),
-        ({"fusion": "concat"}, 3),
-        ({"fusion": "average"}, 2),
-        ({"weak_encoders": []}, 1),
-    ],
-)
-def test_fusion_decides_how_many_blocks_are_concatenated(changes: dict[str, Any], blocks: int) -> None:
-    assert make_config(**changes).num_blocks == blocks
-
-
-@pytest.mark.parametrize(
     ("changes", "key"),
     [
         ({"router_top_k": 3}, "model.router.top_k"),
         ({"router_top_k": 0}, "model.router.top_k"),
         ({"router_temperature": 0.0}, "model.router.temperature"),
-        ({"fusion": "sum"}, "model.fusion"),
+        ({"fusion": "subtract"}, "model.fusion"),
+        ({"router_kind": "tree"}, "model.router.kind"),
+        ({"router_input": "video"}, "model.router.input"),
+        ({"router_granularity": "word"}, "model.router.granularity"),
+        ({"router_granularity": "frame", "router_input": "prompt"}, "model.router.granularity"),
+        ({"latents": 0}, "model.latents"),
         ({"router_data_independent": False, "router_data_dependent": False}, "model.router"),
     ],
 )

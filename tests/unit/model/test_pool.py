@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mowe_ray.model.encoders import AudioEncoder, load_encoder
-from mowe_ray.model.pool import Clips, PoolMember, WeakEncoderPool, align_frames, hop_samples
+from mowe_ray.model.fusion import Mixture
+from mowe_ray.model.pool import BaseFrames, Clips, PoolMember, WeakEncoderPool, align_frames, hop_samples
 from mowe_ray.model.tower import AudioTower
 from tests.tiny_models import tiny_ast_config, tiny_hubert_config, tiny_whisper_config
 from tests.unit.model.conftest import MakeModel, waves
@@ -41,13 +42,22 @@ def choices(clips: int, *, chosen: list[list[list[int]]]) -> tuple[Tensor, Tenso
     return (weights * mask).requires_grad_(), mask
 
 
+def base_frames(clips: int, frames: int) -> BaseFrames:
+    """Frames of a base encoder: members are only aligned with them."""
+    return BaseFrames(torch.zeros(clips, frames, WIDTH), torch.full((clips,), frames), HOP)
+
+
+def mixtures(weights: Tensor, mask: Tensor) -> list[Mixture]:
+    return [Mixture(w[:, None], used) for w, used in zip(weights, mask, strict=True)]
+
+
 CHOSEN = [[[1], [1], [1]], [[0], [1], [0]]]  # member 2 (the AST) is idle
 
 
 def run(pool: nn.Module, chosen: list[list[list[int]]], **options: Any) -> tuple[list[Tensor], Tensor]:
     weights, mask = choices(3, chosen=chosen)
     clips = make_clips(0.7, 0.5, 0.6)
-    mixed = pool(clips, weights, mask, HOP, 35, **{"enter_idle": False} | options)
+    mixed = pool(clips, mixtures(weights, mask), base_frames(3, 35), 35, **{"enter_idle": False} | options)
     return mixed, weights
 
 
@@ -74,7 +84,7 @@ def test_frames_of_another_rate_are_aligned_by_their_centres() -> None:
     member = make_pool().members[2]
     member.projection = nn.Identity()
     middles = (399 / 2 + 160 * 15 / 2 + 1600 * torch.arange(6)).double()  # samples
-    frames = member(None, torch.tensor([400 + 160 * 65]), HOP, 35, middles[None, None, :, None].float())
+    frames = member(None, torch.tensor([400 + 160 * 65]), base_frames(1, 35), middles[None, None, :, None].float())
     wanted = torch.arange(35).double() * HOP  # the base's frame t has its middle at sample 320 t
     assert (frames[0, :, 0] - wanted.clamp(middles[0], middles[-1])).abs().max() < 0.01
 
@@ -120,7 +130,7 @@ def test_mixture_is_the_weighted_sum_of_members_run_alone() -> None:
                 _, padded = clips.key(member.encoder)
                 length = clips.lengths[row : row + 1]
                 features = member.encoder.front_end(clips.wave[row : row + 1], length, padded)
-                wanted += weights[mixture, row, index] * member(features, length, HOP, 35)[0]
+                wanted += weights[mixture, row, index] * member(features, length, base_frames(1, 35))[0]
             torch.testing.assert_close(mixed[mixture][row], wanted, atol=1e-10, rtol=1e-8)
 
 
@@ -167,7 +177,7 @@ def test_equal_front_ends_are_computed_once_for_the_clips_that_need_them() -> No
     pool = WeakEncoderPool([PoolMember(e, WIDTH, "last") for e in encoders], "sparse").double().eval()
     clips = make_clips(0.7, 0.5, 0.6)
     weights, mask = choices(3, chosen=[[[0], [], [1]]])
-    pool(clips, weights, mask, HOP, 35, enter_idle=False)
+    pool(clips, mixtures(weights, mask), base_frames(3, 35), 35, enter_idle=False)
     ((rows, features),) = clips.features.values()
     assert rows == [0, 2]
     assert len(features) == 2
@@ -187,7 +197,7 @@ def test_feature_choices_are_hidden_states(features: str) -> None:
         wanted = sum(float(w) * s for w, s in zip(p, states, strict=True))
     else:
         wanted = states[-1 if features == "last" else int(features[-1])]
-    got = member(values, lengths, HOP, 24)
+    got = member(values, lengths, base_frames(1, 24))
     torch.testing.assert_close(got, member.projection(wanted), atol=1e-5, rtol=1e-5)
 
 
@@ -208,7 +218,7 @@ def test_frozen_member_keeps_eval_and_builds_no_graph() -> None:
     states = encoder(values)
     assert isinstance(states, Tensor)
     assert not states.requires_grad
-    frames = member(values, torch.tensor([8000]), HOP, 24)
+    frames = member(values, torch.tensor([8000]), base_frames(1, 24))
     frames.square().sum().backward()
     assert member.layer_weights is not None
     assert member.layer_weights.grad is not None

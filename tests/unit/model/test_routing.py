@@ -6,6 +6,7 @@ from mowe_ray.model.routing import (
     DataIndependentRouter,
     masked_mean,
     route,
+    router_inputs,
     top_k_mask,
     top_k_weights,
 )
@@ -57,7 +58,8 @@ def test_only_valid_frames_count() -> None:
 
 def test_routers_decide_in_float32() -> None:
     dependent = DataDependentRouter(3, 4).to(torch.bfloat16)
-    logits = dependent(torch.randn(2, 6, 3, dtype=torch.bfloat16), torch.tensor([6, 2]))
+    features = torch.randn(2, 6, 3, dtype=torch.bfloat16)
+    logits = dependent(router_inputs("audio", features, torch.tensor([6, 2]), None, per_frame=False))
     assert logits.dtype == torch.float32
     assert logits.shape == (2, 4)
     assert DataIndependentRouter(4).to(torch.bfloat16)().dtype == torch.float32

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mowe_ray.model.routing import Routing, RoutingRecord, route
-from mowe_ray.model.routing_loss import LOSS_KINDS, RoutingTotals, routing_loss
+from mowe_ray.model.routing_loss import ROUTING_LOSSES, RoutingTotals, routing_loss
 
 K, TEMPERATURE = 2, 1.7
 
@@ -67,10 +67,10 @@ def record_of(v: torch.Tensor | None, w: torch.Tensor | None, clips: int) -> Rou
 
 
 @pytest.mark.parametrize("z_weight", [0.0, 0.3])
-@pytest.mark.parametrize("kind", LOSS_KINDS)
+@pytest.mark.parametrize("kind", ROUTING_LOSSES)
 def test_value_and_gradient_are_the_formulas(kind: str, z_weight: float) -> None:
     v, w = logits()
-    loss = routing_loss(record_of(v, w, len(w)), kind=kind, z_weight=z_weight)
+    loss = routing_loss(record_of(v, w, len(w)), kind=kind, z_weight=z_weight).total
     loss.backward()
     v_, w_ = v.detach().numpy().copy(), w.detach().numpy().copy()
     assert loss.item() == pytest.approx(reference(kind, v_, w_, z_weight), abs=1e-12)
@@ -86,25 +86,27 @@ def test_value_and_gradient_are_the_formulas(kind: str, z_weight: float) -> None
             assert float(grad[index]) == pytest.approx((above - below) / (2 * step), abs=1e-8)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in LOSS_KINDS if kind != "none"])
+@pytest.mark.parametrize("kind", [kind for kind in ROUTING_LOSSES if kind != "none"])
 def test_gradient_is_not_zero(kind: str) -> None:
     v, w = logits()
-    routing_loss(record_of(v, w, len(w)), kind=kind).backward()
+    routing_loss(record_of(v, w, len(w)), kind=kind).total.backward()
     assert w.grad is not None
     assert w.grad.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("split", [[7], [3, 4], [1, 0, 5, 1], [0, 7]])
-@pytest.mark.parametrize("kind", LOSS_KINDS)
+@pytest.mark.parametrize("kind", ROUTING_LOSSES)
 def test_micro_batches_add_up_to_the_whole_batch(kind: str, split: list[int]) -> None:
     v, w = logits()
-    whole = routing_loss(record_of(v, w, len(w)), kind=kind, z_weight=0.2)
+    whole = routing_loss(record_of(v, w, len(w)), kind=kind, z_weight=0.2).total
     wanted = torch.autograd.grad(whole, [v, w])
     parts = list(w.split(split))
     totals = RoutingTotals.of(decide(parts[0]))
     for part in parts[1:]:
         totals = totals + RoutingTotals.of(decide(part))
-    shares = [routing_loss(record_of(v, part, len(part)), kind=kind, z_weight=0.2, totals=totals) for part in parts]
+    shares = [
+        routing_loss(record_of(v, part, len(part)), kind=kind, z_weight=0.2, totals=totals).total for part in parts
+    ]
     # Each on its own, as ranks do it: none sees another's graph.
     grads = [torch.autograd.grad(share, [v, w], retain_graph=True) for share in shares]
     assert sum(shares).item() == pytest.approx(whole.item(), abs=1e-12)
@@ -115,11 +117,11 @@ def test_micro_batches_add_up_to_the_whole_batch(kind: str, split: list[int]) ->
 
 def test_data_independent_router_alone_counts_once() -> None:
     v, _ = logits()
-    whole = routing_loss(record_of(v, None, 7), kind="entropy_diversity", z_weight=0.2)
+    whole = routing_loss(record_of(v, None, 7), kind="entropy_diversity", z_weight=0.2).total
     nothing = torch.zeros(4, dtype=torch.float64)
     totals = RoutingTotals(nothing, nothing, torch.tensor(7.0, dtype=torch.float64))
     shares = [
-        routing_loss(record_of(v, None, clips), kind="entropy_diversity", z_weight=0.2, totals=totals)
+        routing_loss(record_of(v, None, clips), kind="entropy_diversity", z_weight=0.2, totals=totals).total
         for clips in (2, 0, 5)
     ]
     assert sum(shares).item() == pytest.approx(whole.item(), abs=1e-12)
@@ -127,7 +129,7 @@ def test_data_independent_router_alone_counts_once() -> None:
 
 def test_batch_without_clips_has_zero_loss_and_zero_gradient() -> None:
     v, w = logits(clips=0)
-    loss = routing_loss(record_of(v, w, 0), kind="entropy_diversity", z_weight=1.0)
+    loss = routing_loss(record_of(v, w, 0), kind="entropy_diversity", z_weight=1.0).total
     loss.backward()
     assert float(loss) == 0
     assert v.grad is not None
@@ -136,13 +138,13 @@ def test_batch_without_clips_has_zero_loss_and_zero_gradient() -> None:
 
 def test_saturated_router_has_a_finite_gradient() -> None:
     w = torch.tensor([[200.0, 0.0, -200.0]], requires_grad=True)
-    routing_loss(record_of(None, w, 1), kind="entropy_diversity").backward()
+    routing_loss(record_of(None, w, 1), kind="entropy_diversity").total.backward()
     assert w.grad is not None
     assert torch.isfinite(w.grad).all()
 
 
 def test_no_routers_no_loss() -> None:
-    assert float(routing_loss(RoutingRecord(None, None, 3), kind="load_balance")) == 0
+    assert float(routing_loss(RoutingRecord(None, None, 3), kind="load_balance").total) == 0
 
 
 @pytest.mark.parametrize("kind", ["load_balance", "importance_cv2"])
