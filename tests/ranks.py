@@ -216,7 +216,12 @@ def dealt(lanes: Sequence[Any], rank: int, world_size: int, empty: Any) -> list[
 
 
 def train(
-    engine: Any, processor: MoweProcessor, plan: Sequence[Sequence[MicroBatch]], *, start_step: int = 0
+    engine: Any,
+    processor: MoweProcessor,
+    plan: Sequence[Sequence[MicroBatch]],
+    *,
+    start_step: int = 0,
+    dropped_pool: int = 0,
 ) -> list[StepResult]:
     """Run the loop over `plan`, steps of micro-batches of which each rank takes those `dealt` to it."""
 
@@ -226,7 +231,7 @@ def train(
             batches = [collate(batch, processor) for batch in mine]
             yield number + 1, learning_rate_factor(number, WARMUP_STEPS, 0.0, "constant"), batches
 
-    return list(training_steps(engine, steps(), seed=5))
+    return list(training_steps(engine, steps(), seed=5, dropped_pool=dropped_pool))
 
 
 def curve(results: Sequence[StepResult]) -> dict[str, list[float]]:

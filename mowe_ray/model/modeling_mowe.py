@@ -158,10 +158,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         running twice.
 
         Args:
-            input_values: (C, S) waveforms; None without audio.
-            input_lengths: (C,) valid samples.
-            encoder_states: As in `forward`.
-            present: As in `forward`.
+            input_values, input_lengths, encoder_states, present: As in `forward`.
             **texts: `input_ids`, `attention_mask` and `labels` as in `forward`, for routers that read instructions.
         """
         prompts = self._prompts(input_lengths, **texts)
@@ -179,11 +176,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Run encoders, routers and adapter: the part that forward and generate share.
 
         Args:
-            input_values: (C, S) waveforms; None or empty for text alone.
-            input_lengths: (C,) valid samples.
-            encoder_states: As in `forward`.
-            prepared_audio: As in `forward`.
-            present: As in `forward`.
+            input_values, input_lengths, encoder_states, prepared_audio, present: As in `forward`.
             **texts: As in `prepare_audio`.
 
         Returns:
@@ -196,7 +189,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return None
         prompts = None if prepared_audio is not None else self._prompts(input_lengths, **texts)
         if silent:
-            input_values = input_lengths = encoder_states = None
+            input_values = input_lengths = None
         encoded: AudioTokens = self.audio_tower(
             input_values, input_lengths, prepared_audio, encoder_states, prompts, present
         )

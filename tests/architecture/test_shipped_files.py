@@ -27,9 +27,11 @@ def test_the_shipped_studies_are_these() -> None:
     assert [path.name for path in SWEEPS] == [
         "aux_loss_weight.yaml",
         "base_features.yaml",
+        "fusion.yaml",
         "joint.yaml",
         "pool_composition.yaml",
         "pool_size.yaml",
+        "router_input.yaml",
         "routers.yaml",
         "top_k.yaml",
     ]

@@ -12,6 +12,7 @@ from matplotlib import image
 from mowe_ray.evaluation.predictions import Answer, RouterChoice
 from mowe_ray.evaluation.routing import RoutingSums, draw, router_report, routing_of
 from mowe_ray.model import Routing, RoutingRecord
+from mowe_ray.model.routing import route
 from tests.made_evaluation import BUILTIN, MANY, SHARES, TASKS, ablations, answers, choice, routed
 from tests.made_evaluation import MEMBERS as POOL
 
@@ -41,6 +42,24 @@ def test_sums_tell_loads_probabilities_and_entropies(record):
     assert summary["independent"]["load"] == {"a": 0.0, "b": 0.0, "c": 1.0}
     assert summary["independent"]["probability"] == pytest.approx({"a": 0.2, "b": 0.3, "c": 0.5})
     assert summary["independent"]["entropy"] == pytest.approx(nats(0.2, 0.3, 0.5))
+
+
+def test_mutual_information_of_clip_and_encoder(record):
+    told = RoutingSums.of(record).summary(MEMBERS)["dependent"]
+    assert told["mutual_information"] == pytest.approx(nats(0.35, 0.55, 0.1) - told["entropy"])
+    alike = RoutingRecord(None, routing([0.6, 0.3, 0.1], [0.6, 0.3, 0.1]), 2)
+    assert RoutingSums.of(alike).summary(MEMBERS)["dependent"]["mutual_information"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_clip_whose_frames_choose_counts_by_their_share():
+    frames = torch.tensor([[[0.7, 0.3], [0.2, 0.8], [0.9, 0.1]], [[0.4, 0.6], [0.0, 1.0], [0.0, 1.0]]])
+    valid = torch.tensor([[True, True, True], [True, False, False]])
+    per_frame = route(frames.log(), k=1, temperature=1.0, noise=None, valid=valid)
+    summary = RoutingSums.of(RoutingRecord(None, per_frame, 2)).summary(["a", "b"])["dependent"]
+    assert summary["load"] == pytest.approx({"a": 2 / 6, "b": 1 / 6 + 1 / 2})
+    assert summary["probability"] == pytest.approx({"a": (0.6 + 0.4) / 2, "b": (0.4 + 0.6) / 2})
+    entropies = [(nats(0.7, 0.3) + nats(0.2, 0.8) + nats(0.9, 0.1)) / 3, nats(0.4, 0.6)]
+    assert summary["entropy"] == pytest.approx(sum(entropies) / 2)
 
 
 def test_sums_add_and_reduce_over_ranks(record):

@@ -61,3 +61,18 @@ def test_seqcnn_needs_a_power_of_two() -> None:
 def test_unknown_adapter_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.adapter\.kind.*seqcnn"):
         build_adapter("cnn", WIDTH, HIDDEN, OUT, 8)
+
+
+def test_merged_experts_are_one_network_of_their_weighted_sums() -> None:
+    """SMEAR: the parameters are merged first, with the weights that the token's own router gives, then used."""
+    torch.manual_seed(0)
+    adapter = build_adapter("moe_mlp", WIDTH, HIDDEN, OUT, 4).double()
+    features = torch.randn(1, 8, WIDTH, dtype=torch.float64)
+    tokens = adapter(features, torch.tensor([8]))
+    for number, window in enumerate(features[0].reshape(2, 4 * WIDTH)):
+        weights = (adapter.router.weight @ window + adapter.router.bias).softmax(0)
+        layers = adapter.inner, adapter.proj
+        merged = [torch.einsum("e,eoi->oi", weights, layer.weight.unflatten(0, (len(weights), -1))) for layer in layers]
+        biases = [weights @ layer.bias.unflatten(0, (len(weights), -1)) for layer in layers]
+        hidden = torch.nn.functional.gelu(merged[0] @ window + biases[0])
+        torch.testing.assert_close(tokens[0, number], merged[1] @ hidden + biases[1], rtol=1e-6, atol=1e-7)

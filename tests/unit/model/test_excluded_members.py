@@ -31,10 +31,20 @@ def without(model, small, member):
     return small
 
 
-@pytest.mark.parametrize("options", [{"router_top_k": 1}, {"router_top_k": 2}, {"fusion": "average"}])
+FRAMES = {"router_granularity": "frame"}
+OPTIONS = [
+    *({"router_top_k": 1}, {"router_top_k": 2}, {"fusion": "average"}, {"fusion": "sum"} | FRAMES),
+    *({"fusion": "cross_attention", "router_input": "prompt"}, {"fusion": "latents"}, {"fusion": "latents"} | FRAMES),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("member", [0, 1, 2])
 def test_leaving_a_member_out_is_a_pool_without_it(make_model, make_batch, options, member) -> None:
     model = make_model(weak_encoders=POOL, **options).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(".gate"):
+            parameter.data.fill_(0.8)
     small = make_model(weak_encoders=[w for i, w in enumerate(POOL) if i != member], **options)
     small = without(model, small.eval(), member)
     batch = make_batch(model, ROWS)

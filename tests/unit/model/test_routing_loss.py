@@ -165,3 +165,43 @@ def test_totals_survive_the_trip_through_one_vector() -> None:
     assert torch.equal(back.probability_sum, totals.probability_sum)
     assert torch.equal(back.dispatch_sum, totals.dispatch_sum)
     assert float(back.clips) == 7
+
+
+def test_parts_have_their_own_weights() -> None:
+    v, w = logits()
+    record = record_of(v, w, len(w))
+    p, q = (w / TEMPERATURE).softmax(-1), (v / TEMPERATURE).softmax(-1)
+    wanted = {
+        "confidence": -(p * p.log()).sum(-1).mean(),
+        "diversity": (p.mean(0) * p.mean(0).log()).sum(),
+        "commitment": -(q * q.log()).sum(),
+    }
+    total, parts = routing_loss(record, kind="entropy_diversity", weights={"diversity": 0.5, "commitment": 0.0})
+    assert parts.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert float(parts[name]) == pytest.approx(float(value), abs=1e-12)
+    assert total.item() == pytest.approx(float(wanted["confidence"] + 0.5 * wanted["diversity"]), abs=1e-12)
+
+
+def test_decisions_for_each_frame_count_as_so_many_clips() -> None:
+    generator = torch.Generator().manual_seed(3)
+    frames = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
+    valid = torch.arange(5) < torch.tensor([5, 2])[:, None]
+    for kind in ROUTING_LOSSES:
+        per_frame = route(frames, k=K, temperature=TEMPERATURE, noise=None, valid=valid)
+        flat = decide(frames[valid])
+        found = routing_loss(RoutingRecord(None, per_frame, 2), kind=kind, z_weight=0.3).total
+        assert float(found) == pytest.approx(
+            float(routing_loss(RoutingRecord(None, flat, 7), kind=kind, z_weight=0.3).total)
+        )
+
+
+def test_members_that_are_absent_do_not_change_what_routers_are_regulated_to() -> None:
+    v, w = logits()
+    absent = torch.rand(len(w), 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    partial = RoutingRecord(
+        *(route(x, k=K, temperature=TEMPERATURE, noise=None, absent=absent) for x in (v, w)), clips=len(w)
+    )
+    for kind in ("entropy_diversity", "importance_cv2"):
+        found, wanted = (routing_loss(r, kind=kind).total for r in (partial, record_of(v, w, len(w))))
+        assert float(found) == float(wanted)

@@ -9,12 +9,13 @@ import math
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from mowe_ray.model.building import WeakEncoder, parameter_parts
 from mowe_ray.training.collate import collate
-from mowe_ray.training.loop import micro_batch_seed, training_steps
+from mowe_ray.training.loop import micro_batch_seed, pool_subsets, training_steps
 from mowe_ray.training.optimizer import parameter_groups
 from tests.golden_curve import GOLDEN, golden_curve
 from tests.plain_engine import PlainEngine
@@ -113,7 +114,7 @@ class Overflowing(torch.nn.Module):
 
     def forward(self, **inputs):
         loss = self.weight.sum() + torch.tensor(3e38) * 10
-        return SimpleNamespace(loss=loss, lm_loss=loss, routing_loss=None, routing=None)
+        return SimpleNamespace(loss=loss, lm_loss=loss, routing_loss=None, routing_losses=None, routing=None)
 
 
 def test_a_loss_that_is_not_finite_makes_every_gradient_of_its_rank_so(make_micro_batch, processor):
@@ -145,3 +146,38 @@ def test_the_golden_curve(tmp_path):
     assert golden_curve() == curve
     assert curve == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-5)
     assert curve[-1] < curve[0]
+
+
+def test_subsets_of_the_pool_have_every_size_equally_often_and_both_ends_in_every_step():
+    random = np.random.default_rng(0)
+    steps = [pool_subsets(random, 6, 3) for _ in range(3000)]
+    assert all({0, 3} <= set(step.sum(1).tolist()) for step in steps)
+    drawn = np.concatenate([pool_subsets(random, 1, 3) for _ in range(8000)])
+    sizes = np.bincount(drawn.sum(1), minlength=4) / len(drawn)
+    assert sizes == pytest.approx([0.25] * 4, abs=0.02)
+    assert drawn[drawn.sum(1) == 1].mean(0) == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_pool_dropout_trains_each_clip_with_its_own_subset_however_the_clips_are_batched(
+    make_model, make_micro_batch, processor
+):
+    def trained(*sizes: int) -> tuple[float, dict[str, torch.Tensor]]:
+        model = make_model(mowe_loss_weight=0.5, router_top_k=2)
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        batches = [
+            collate(make_micro_batch([0.5] * size, first=start), processor)
+            for size, start in zip(sizes, starts, strict=True)
+        ]
+        engine = PlainEngine(model, groups(model), torch.optim.SGD)
+        (result,) = training_steps(engine, at_peak([batches]), seed=3, dropped_pool=2)
+        load = result.routing.summary(["a", "b"])["dependent"]["load"]
+        assert 0 < min(load.values()) < 1
+        assert result.routing_losses.keys() == {"confidence", "diversity", "commitment"}
+        return result.loss, engine.gradients
+
+    loss, gradients = trained(4)
+    for split in ((2, 2), (1, 3)):
+        other, others = trained(*split)
+        assert other == pytest.approx(loss, rel=1e-6)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-6, msg=name)

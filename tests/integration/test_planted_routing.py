@@ -1,0 +1,108 @@
+"""Tasks whose right routing is known: what each encoder hears is planted, and only a fitting router finds it.
+
+The states of all encoders are given, so that none runs: each member says one fact, in the part of the clip where it has
+something to say, and noise elsewhere; the base encoder tells nothing but which part of a clip is which.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
+from mowe_ray.model.building import WeakEncoder, build_model, build_processor
+from tests.tiny_models import tiny_language_model_config, tiny_tokenizer, tiny_whisper_config
+
+pytestmark = pytest.mark.slow
+
+CLIPS, FRAMES, WIDTH = 32, 32, 16
+SAMPLES = FRAMES * 320
+WORDS = ("low", "high")
+
+
+def make_model(**router: Any) -> tuple[MoweForConditionalGeneration, MoweProcessor]:
+    tokenizer = tiny_tokenizer(chat_template=False)
+    model = build_model(
+        base_encoder=tiny_whisper_config(d_model=WIDTH),
+        weak_encoders=[WeakEncoder(name, tiny_whisper_config(d_model=WIDTH)) for name in ("first", "second")],
+        language_model=tiny_language_model_config("llama"),
+        tokenizer=tokenizer,
+        router_data_independent=False,
+        router_noise=1.0,  # so that both members are tried
+        **{f"router_{name}": value for name, value in router.items()},
+    )
+    return model, build_processor(model, tokenizer)
+
+
+def planted_batch(processor: MoweProcessor, random: np.random.Generator, *, in_parts: bool) -> dict[str, Any]:
+    """Make clips with a fact for each member, and questions about them.
+
+    Args:
+        processor: Makes the texts.
+        random: Draws the facts.
+        in_parts: Each member hears its fact in one half of a clip, and the question is for both; otherwise in all of
+            it, and the question is for one of the two.
+    """
+    facts = random.integers(0, 2, (2, CLIPS))
+    first_half_first = random.integers(0, 2, CLIPS).astype(bool)
+    first = (np.arange(FRAMES) < FRAMES // 2) == first_half_first[
+        :, None
+    ]  # where the first member has something to say
+    asked = random.integers(0, 2, CLIPS)
+    states = random.normal(size=(3, CLIPS, FRAMES, WIDTH)).astype(np.float32)
+    if in_parts:
+        states[0, :, :, 0] = np.where(first, 3.0, -3.0)
+    for member in range(2):
+        said = (2.0 * facts[member] - 1.0)[:, None] * np.ones(FRAMES)
+        audible = (first if member == 0 else ~first) if in_parts else np.ones_like(first)
+        states[1 + member, :, :, member] = np.where(audible, 4 * said, states[1 + member, :, :, member])
+    words = [[WORDS[fact] for fact in clip] for clip in facts.T]
+    features = processor(
+        instructions=["Is it high?" if in_parts else ("What emotion?", "Which sound?")[which] for which in asked],
+        audio=[[np.zeros(SAMPLES, np.float32)]] * CLIPS,
+        answers=[" ".join(pair) if in_parts else pair[which] for pair, which in zip(words, asked, strict=True)],
+    )
+    known = {index: torch.from_numpy(values[:, None]) for index, values in enumerate(states)}
+    return {"inputs": dict(features) | {"encoder_states": known}, "asked": torch.from_numpy(asked), "first": first}
+
+
+def trained(*, in_parts: bool, steps: int, **router: Any) -> tuple[float, torch.Tensor, dict[str, Any]]:
+    """Train; return the share of new clips that are answered right, their loads (C, 2), or (C, T, 2), and the batch."""
+    torch.manual_seed(0)
+    model, processor = make_model(**router)
+    random = np.random.default_rng(1)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    model.train()
+    for _ in range(steps):
+        model(**planted_batch(processor, random, in_parts=in_parts)["inputs"]).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    batch = planted_batch(processor, random, in_parts=in_parts)
+    with torch.no_grad():
+        output = model.eval()(**batch["inputs"])
+    labels = batch["inputs"]["labels"][:, 1:]
+    right = (output.logits[:, :-1].argmax(-1) == labels) | (labels == -100)
+    assert output.routing is not None
+    assert output.routing.dependent is not None
+    return float(right.all(1).float().mean()), output.routing.dependent.chosen, batch
+
+
+def test_what_only_the_question_tells_is_routed_by_the_prompt_and_not_by_the_audio() -> None:
+    score, chosen, batch = trained(in_parts=False, steps=250, input="prompt")
+    assert score > 0.95
+    # A question about the first fact goes to the first member, always.
+    assert torch.equal(chosen[:, 1].long(), batch["asked"])
+    # By the audio, the clip gets the same member whatever is asked: one of the two questions is left to guessing.
+    deaf, _, _ = trained(in_parts=False, steps=250, input="audio")
+    assert deaf < 0.9
+
+
+def test_a_member_that_matters_in_a_part_of_a_clip_is_found_by_frames() -> None:
+    score, chosen, batch = trained(in_parts=True, steps=300, granularity="frame")
+    assert score > 0.95
+    assert (chosen[..., 0].numpy() == batch["first"]).mean() > 0.95
+    # One member for the whole clip hears one of the two facts.
+    half, _, _ = trained(in_parts=True, steps=300, granularity="clip")
+    assert half < 0.75
