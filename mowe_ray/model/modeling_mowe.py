@@ -24,7 +24,7 @@ from .instructions import check_audio_tokens, clip_instructions
 from .lora import inject_lora
 from .pool import on_host
 from .routing import RoutingRecord
-from .routing_loss import RoutingLoss, RoutingTotals, routing_loss
+from .routing_loss import RoutingTotals, routing_loss
 from .tower import AudioTokens, AudioTower, PreparedAudio
 
 
@@ -272,28 +272,20 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is None:
             output = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
             return MoweOutput(logits=output.logits, routing=record, past_key_values=output.past_key_values)
-        logits, answers, targets = self._answer_logits(embeds, attention_mask, labels, is_answer, kwargs)
-        count = max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch
-        # The sum of no terms keeps its graph: a batch without answers still takes part in the backward pass.
-        lm_loss = F.cross_entropy(answers.float(), targets, reduction="sum") / count
-        if record is None:
-            return MoweOutput(loss=lm_loss, logits=logits, lm_loss=lm_loss)
-        mowe, parts = self._routing_loss(record, routing_totals)
-        mowe = mowe.to(lm_loss.device)
-        loss = lm_loss + self.config.mowe_loss_weight * mowe
-        return MoweOutput(
-            loss=loss, logits=logits, lm_loss=lm_loss, routing_loss=mowe, routing_losses=parts, routing=record
-        )
+        logits, lm_loss = self._answer_loss(embeds, attention_mask, labels, is_answer, num_items_in_batch, kwargs)
+        loss, mowe, parts = lm_loss, None, None
+        if record is not None:
+            mowe, parts = self._routing_loss(record, routing_totals, lm_loss.device)
+            loss = lm_loss + self.config.mowe_loss_weight * mowe
+        return MoweOutput(loss, logits, lm_loss, mowe, parts, record)
 
-    def _routing_loss(self, record: RoutingRecord, totals: RoutingTotals | None) -> RoutingLoss:
+    def _routing_loss(
+        self, record: RoutingRecord, totals: RoutingTotals | None, device: torch.device
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
-        return routing_loss(
-            record,
-            kind=config.mowe_loss,
-            z_weight=config.mowe_z_weight,
-            weights=config.mowe_loss_parts,
-            totals=totals,
-        )
+        weights, z_weight = config.mowe_loss_parts, config.mowe_z_weight
+        total, parts = routing_loss(record, kind=config.mowe_loss, z_weight=z_weight, weights=weights, totals=totals)
+        return total.to(device), parts
 
     def _positions(self, input_ids: Tensor, labels: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
         """Return where audio tokens are and from where answers are predicted, (B, N) bool each, in one read."""
@@ -320,15 +312,16 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tokens = audio.tokens.flatten(0, 1)[_on_device_of(counted, embeds)].to(embeds.dtype)
         return embeds.flatten(0, 1).index_copy(0, _on_device_of(places, embeds), tokens).view_as(embeds)
 
-    def _answer_logits(
+    def _answer_loss(
         self,
         embeds: Tensor,
         attention_mask: Tensor | None,
         labels: Tensor,
         is_answer: np.ndarray,
+        num_items: Tensor | int | None,
         kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the logits to report, those of the answers (A, V), and their targets (A,)."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits to report, and the next-token loss of the A answer tokens."""
         targets = _next_labels(labels)
         kwargs = {"use_cache": False, **kwargs}
         # Logits of prompts and audio are not used in training, and with a large vocabulary take gigabytes.
@@ -342,8 +335,11 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             kwargs["logits_to_keep"] = kept
         logits = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs).logits
         places = _on_device_of(np.flatnonzero(is_answer), embeds)
-        answers = logits.flatten(0, 1)[places]
-        return answers if self.training else logits, answers, targets.flatten()[places]
+        answers, targets = logits.flatten(0, 1)[places], targets.flatten()[places]  # (A, V), (A,)
+        count = max(len(targets), 1) if num_items is None else num_items
+        # The sum of no terms keeps its graph: a batch without answers still takes part in the backward pass.
+        loss = F.cross_entropy(answers.float(), targets, reduction="sum") / count
+        return answers if self.training else logits, loss
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
