@@ -19,10 +19,11 @@ from mowe_ray.config.fields import (
     refuse,
     repeated_names,
 )
-from mowe_ray.config.plugins import NameIn
+from mowe_ray.config.plugins import NameIn, registered
 
 CheckpointedPart = Literal["base_encoder", "weak_encoders", "language_model"]
 DENSE_FUSIONS = ("concat", "average")  # which run all members, without routers
+FUSIONS = ("routed", "sum", "cross_attention", "latents", *DENSE_FUSIONS)
 
 
 def _known_features(features: str) -> str:
@@ -50,7 +51,7 @@ class WeakEncoderSection(Section):
 class RouterSection(Section):
     """Routers, which select weak encoders for each clip."""
 
-    kind: Literal["mlp"] = "mlp"
+    kind: Annotated[str, NameIn("model.router.kind", ("mlp",))] = "mlp"
     """Network of the data-dependent router."""
     input: Literal["audio", "prompt", "audio+prompt"] = "audio"
     """What the data-dependent router reads: mean base feature, mean embedding of the instruction's tokens, or both."""
@@ -118,7 +119,7 @@ class ModelSection(Section):
     weak_encoders: list[WeakEncoderSection] = []
     """Pool of weak encoders; empty trains the baseline without a pool."""
     router: RouterSection = RouterSection()
-    fusion: Literal["routed", "sum", "cross_attention", "latents", "concat", "average"] = "routed"
+    fusion: Annotated[str, NameIn("model.fusion", FUSIONS)] = "routed"
     """How the pool joins the base: beside it, added, attended to, as tokens; without routers: concat, average."""
     latents: PositiveInt = 4
     """Audio tokens of each chosen weak encoder, for fusion: latents."""
@@ -142,7 +143,7 @@ class ModelSection(Section):
     def _fits_together(self) -> ModelSection:
         members, router = self.weak_encoders, self.router
         repeated = repeated_names([member.name for member in members])
-        routed = self.fusion not in DENSE_FUSIONS and bool(members)
+        routed = self._takes_routers and bool(members)
         needs_lora = [f"model.weak_encoders.{i}.train" for i, m in enumerate(members) if m.train == "lora"]
         if self.train_base == "lora":
             needs_lora.append("model.train_base")
@@ -161,6 +162,12 @@ class ModelSection(Section):
             *(f"{key}: lora takes its rank from model.lora, which is null" for key in needs_lora if self.lora is None),
         )
         return self
+
+    @property
+    def _takes_routers(self) -> bool:
+        """Whether routers choose the members that the fusion joins."""
+        by_plugin = registered("model.fusion").get(self.fusion)
+        return self.fusion not in DENSE_FUSIONS if by_plugin is None else bool(by_plugin.routed)
 
     @property
     def merges_lora(self) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mowe_ray.config.fields import Section, refuse
+from mowe_ray.config.plugins import NameIn
+
+LOSSES = ("entropy_diversity", "load_balance", "importance_cv2", "none")
 
 
 class MoweLossSection(Section):
     """Routing loss (L_MoWE)."""
 
-    kind: Literal["entropy_diversity", "load_balance", "importance_cv2", "none"] = "entropy_diversity"
+    kind: Annotated[str, NameIn("training.mowe_loss.kind", LOSSES)] = "entropy_diversity"
     """Formula of the routing loss, computed over the global batch."""
     weight: NonNegativeFloat = 0.1
     """Factor of the routing loss in the total loss."""
