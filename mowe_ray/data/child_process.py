@@ -25,6 +25,10 @@ class ChildDied(Exception):  # noqa: N818 - what happened, to a process that was
     """The child ended in the middle of a call; the message says by what."""
 
 
+class ChildTimeout(ChildDied):
+    """The child took too long, and was ended."""
+
+
 class ChildProcess:
     """A child process that calls functions, one at a time; another one starts after one that has died.
 
@@ -42,19 +46,23 @@ class ChildProcess:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+    def call(self, function: Callable[..., Result], *arguments: Any, timeout_s: float | None = None) -> Result:
         """Return what `function(*arguments)` returns in the child, or raise what it raises there.
 
         Args:
             function: Of a module, by whose name the child finds it.
+            timeout_s: A child that takes longer is ended, in seconds; None waits.
 
         Raises:
-            ChildDied: The child ended before it had the result, twice: once may be the fault of something else.
+            ChildDied: The child ended before it had the result, twice: once may be the fault of something else. Or
+                it took too long, once.
         """
         try:
-            return self._call(function, arguments)
+            return self._call(function, arguments, timeout_s)
+        except ChildTimeout:
+            raise
         except ChildDied:
-            return self._call(function, arguments)
+            return self._call(function, arguments, timeout_s)
 
     def close(self) -> None:
         """End the child."""
@@ -64,12 +72,15 @@ class ChildProcess:
             self._process.wait()
             self._process = None
 
-    def _call(self, function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+    def _call(self, function: Callable[..., Result], arguments: tuple[Any, ...], timeout_s: float | None) -> Result:
         if self._process is None:
             self._start()
         assert self._process is not None
         try:
             self._connection.send((function, arguments))
+            if timeout_s is not None and not self._connection.poll(timeout_s):
+                self.close()
+                raise ChildTimeout(f"it took more than {timeout_s:g} s")
             raised, result = self._connection.recv()
         except (EOFError, OSError):
             raise ChildDied(f"{exit_reason(self._wait())} ended the process") from None

@@ -162,11 +162,11 @@ def _chunks(micro_batch: MicroBatch, max_audio_s: float, chunked_tasks: Collecti
     return [
         _Chunk(row, wave)
         for row, (clip, task) in enumerate(zip(micro_batch.waveforms(), micro_batch.tasks, strict=True))
-        for wave in _cut(clip, most, task in chunked_tasks)
+        for wave in cut(clip, most, task in chunked_tasks)
     ]
 
 
-def _cut(clip: Wave | None, samples: int, chunked: bool) -> list[Wave | None]:
+def cut(clip: Wave | None, samples: int, chunked: bool) -> list[Wave | None]:
     """Return a clip in chunks of at most `samples`, or only the first of them."""
     if clip is None or len(clip) <= samples:
         return [clip]

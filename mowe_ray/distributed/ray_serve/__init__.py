@@ -1,0 +1,1 @@
+"""Serving of exports on a cluster, by Ray Serve."""
