@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from .configuration_mowe import MoweConfig
 from .modeling_mowe import MoweForConditionalGeneration, MoweOutput
 from .processing_mowe import MoweProcessor
+from .prompt_embeddings import MoweFront, MoweFrontConfig
 from .routing import Routing, RoutingRecord
 from .routing_loss import RoutingTotals
 from .tower import AudioTokens, PreparedAudio
@@ -13,6 +14,7 @@ __all__ = [
     "AudioTokens",
     "MoweConfig",
     "MoweForConditionalGeneration",
+    "MoweFront",
     "MoweOutput",
     "MoweProcessor",
     "PreparedAudio",
@@ -26,3 +28,6 @@ AutoModel.register(MoweConfig, MoweForConditionalGeneration)
 AutoModelForCausalLM.register(MoweConfig, MoweForConditionalGeneration)
 AutoModelForMultimodalLM.register(MoweConfig, MoweForConditionalGeneration)
 AutoProcessor.register(MoweConfig, MoweProcessor)
+AutoConfig.register("mowe_front", MoweFrontConfig)
+AutoModel.register(MoweFrontConfig, MoweFront)
+AutoProcessor.register(MoweFrontConfig, MoweProcessor)

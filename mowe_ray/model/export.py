@@ -18,7 +18,14 @@ from .generation_settings import greedy
 from .lora import merge_lora
 from .modeling_mowe import MoweForConditionalGeneration
 from .processing_mowe import MoweProcessor
+from .prompt_embeddings import MoweFront, MoweFrontConfig
 from .tower import AudioTower
+
+_FRONT_CLASSES = {
+    "AutoConfig": "prompt_embeddings.MoweFrontConfig",
+    "AutoModel": "prompt_embeddings.MoweFront",
+    "AutoProcessor": "processing_mowe.MoweProcessor",
+}
 
 
 def export(
@@ -59,8 +66,34 @@ def export(
         written.config.lora = {}
     written.generation_config = greedy(model.generation_config, processor.chat.end_tokens())
     written.save_pretrained(folder)
+    _save_processor(processor, folder, AUTO_CLASSES, config)
+
+
+def export_split(model: MoweForConditionalGeneration, processor: MoweProcessor, folder: str | Path) -> None:
+    """Write `folder/llm`, a plain language model with its tokenizer, and `folder/front`, which makes what it continues.
+
+    Args:
+        model: What to write; LoRA adapters are added to its weights.
+        processor: Makes its inputs.
+        folder: Where to write.
+    """
+    if model.config.lora:
+        merge_lora(model)
+    llm, front = Path(folder) / "llm", Path(folder) / "front"
+    language_model = model.language_model
+    language_model.generation_config = greedy(model.generation_config, processor.chat.end_tokens())
+    language_model.save_pretrained(llm)
+    processor.tokenizer.save_pretrained(llm)
+    config = MoweFrontConfig.from_dict({**model.config.to_dict(), "model_type": "mowe_front", "lora": {}})
+    config.auto_map = dict(_FRONT_CLASSES)
+    MoweFront(config, model.audio_tower, model.get_input_embeddings()).save_pretrained(front)
+    _save_processor(processor, front, _FRONT_CLASSES, config)
+
+
+def _save_processor(processor: MoweProcessor, folder: Path, classes: Mapping[str, str], config: MoweConfig) -> None:
+    """Write the processor, and the code of all classes."""
     processor = copy.copy(processor)
-    setattr(processor, "auto_map", dict(AUTO_CLASSES))  # noqa: B010
+    setattr(processor, "auto_map", dict(classes))  # noqa: B010
     processor.save_pretrained(folder)
     copy_code(folder, config)
 

@@ -20,9 +20,10 @@ from transformers.utils import ModelOutput
 
 from .configuration_mowe import EncoderSpec, MoweConfig
 from .encoders import AudioEncoder
-from .instructions import check_audio_tokens, clip_instructions
+from .instructions import clip_instructions
 from .lora import inject_lora
 from .pool import on_host
+from .prompt_embeddings import on_device_of, place_audio
 from .routing import RoutingRecord
 from .routing_loss import RoutingTotals, routing_loss
 from .tower import AudioTokens, AudioTower, PreparedAudio
@@ -299,18 +300,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # After the embedding module, which in some models scales; the audio's own scale is learned.
         words = input_ids.masked_fill(input_ids == self.config.audio_token_id, 0)
         embeds: Tensor = self.get_input_embeddings()(words)
-        places = np.flatnonzero(is_audio)
-        counts = [] if audio is None else audio.valid
-        check_audio_tokens(len(places), sum(counts))
-        if audio is None:
-            return embeds
-        if not sum(counts):
-            # Keeps the audio side in the graph: every rank has to reduce the same gradients, also one without clips.
-            return embeds + (audio.tokens.sum() * 0).to(embeds.dtype)
-        longest = audio.tokens.shape[1]
-        counted = np.concatenate([np.arange(count) + clip * longest for clip, count in enumerate(counts)])
-        tokens = audio.tokens.flatten(0, 1)[_on_device_of(counted, embeds)].to(embeds.dtype)
-        return embeds.flatten(0, 1).index_copy(0, _on_device_of(places, embeds), tokens).view_as(embeds)
+        return place_audio(embeds, is_audio, audio)
 
     def _answer_loss(
         self,
@@ -330,11 +320,11 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             # the graph.
             columns = np.logical_or.reduce(is_answer, axis=0)
             columns[0] |= not columns.any()
-            kept = _on_device_of(np.flatnonzero(columns), embeds)
+            kept = on_device_of(np.flatnonzero(columns), embeds)
             targets, is_answer = targets[:, kept], is_answer[:, columns]
             kwargs["logits_to_keep"] = kept
         logits = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs).logits
-        places = _on_device_of(np.flatnonzero(is_answer), embeds)
+        places = on_device_of(np.flatnonzero(is_answer), embeds)
         answers, targets = logits.flatten(0, 1)[places], targets.flatten()[places]  # (A, V), (A,)
         count = max(len(targets), 1) if num_items is None else num_items
         # The sum of no terms keeps its graph: a batch without answers still takes part in the backward pass.
@@ -387,8 +377,3 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
 def _next_labels(labels: Tensor) -> Tensor:
     """Return labels (B, N) where they are predicted: one position to the left."""
     return F.pad(labels[:, 1:], (0, 1), value=-100)
-
-
-def _on_device_of(numbers: np.ndarray, tensor: Tensor) -> Tensor:
-    """Return integers of the host on a tensor's device."""
-    return torch.from_numpy(numbers).to(tensor.device, non_blocking=True)

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp
 
+from mowe_ray.output.html_page import STYLE
 from mowe_ray.serving.batching import Backend
 from mowe_ray.serving.decoding import Decoders
 from mowe_ray.serving.examples import Example
@@ -135,7 +136,7 @@ class Interface:
         answer = self._backend.answer(asked.model, question)
         try:
             # What is refused is refused before the answer begins, with a status of its own.
-            first = await _while_connected(request, self._in_time(anext(answer)))  # type: ignore[arg-type]
+            first = await _while_connected(request, self._in_time(anext(answer)))
         except BaseException:
             await answer.aclose()  # type: ignore[attr-defined]
             raise
@@ -233,7 +234,9 @@ class Interface:
 
     async def _page(self, request: Request) -> Response:
         name, media_type = _PAGE_FILES[request.url.path]
-        return Response((_PAGE / name).read_bytes(), media_type=f"{media_type}; charset=utf-8")
+        text = (_PAGE / name).read_text(encoding="utf-8")
+        # In the colours and type of the reports.
+        return Response(STYLE + text if name == "page.css" else text, media_type=f"{media_type}; charset=utf-8")
 
     async def _list_examples(self, request: Request) -> Response:
         return JSONResponse([example.card() for example in self._examples])

@@ -116,7 +116,7 @@ class ServedModel:
         self.model.audio_tower.excluded_members = tuple(self.members.index(name) for name in first.without)
         inputs = self._inputs([listener.question for listener in listeners])
         moved = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        audio = self.model.encode_audio(moved.pop("input_values", None), moved.pop("input_lengths", None))
+        audio = self.model.encode_audio(moved.pop("input_values", None), moved.pop("input_lengths", None), **moved)
         encoded = time.monotonic()
         heard = iter(choices(audio))
         prompt_tokens = moved["attention_mask"].sum(1).tolist()
