@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
 
 def _plan(arguments: argparse.Namespace) -> ServerPlan:
     try:
-        from mowe_ray.distributed.ray_serve.deployment import (
+        from mowe_ray.distributed.ray_serve.deployment import Door, Replicas, ServerPlan  # imports torch and ray
+        from mowe_ray.serving.app import Limits
             Door,
             Limits,
             Replicas,

@@ -84,8 +84,9 @@ class MoweFront(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         # Some embeddings are scaled by a number that is not stored.
-        if hasattr(module, "scalar_embed_scale"):
-            module.embed_scale.fill_(module.scalar_embed_scale)
+        scale = getattr(module, "scalar_embed_scale", None)
+        if scale is not None:
+            module.get_buffer("embed_scale").fill_(scale)
 
     @torch.no_grad()
     def forward(

@@ -44,7 +44,7 @@ class Decoders:
         Raises:
             Refused: It is no audio, damaged, or too short or long.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, data, max_s, param)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.decode_now, data, max_s, param)
 
     def close(self) -> None:
         """End the child processes."""
@@ -52,7 +52,8 @@ class Decoders:
         for child in self._idle:
             child.close()
 
-    def _decode(self, data: bytes, max_s: float, param: str) -> Wave:
+    def decode_now(self, data: bytes, max_s: float, param: str) -> Wave:
+        """As `decode`, for who has nothing else to do."""
         child = self._idle.pop()
         try:
             return child.call(decode_audio, data, None, self._min_s, max_s, timeout_s=self._timeout_s)

@@ -100,7 +100,7 @@
       for (let y = 0; y < HEIGHT; y++) {
         // Low frequencies are spread, as the ear spreads them.
         const bin = Math.min(WINDOW / 2 - 1, Math.floor(WINDOW / 2 * (Math.exp(2.6 * (1 - y / HEIGHT)) - 1) / (Math.exp(2.6) - 1)));
-        const share = Math.max(0, Math.min(1, (levels[x][bin] - top + 65) / 65)) * (stops.length - 1);
+        const share = Math.max(0, Math.min(1, (levels[x][bin] - top + 55) / 55)) * (stops.length - 1);
         const from = Math.min(stops.length - 2, Math.floor(share)), part = share - from;
         for (let c = 0; c < 3; c++) {
           image.data[4 * (y * width + x) + c] = stops[from][c] * (1 - part) + stops[from + 1][c] * part;
@@ -260,13 +260,15 @@
   // ---- what the encoders did ----
 
   const bar = (share, ran, kind, who) => {
-    if (share === undefined) return element("span", "bar");
-    const made = element("span", ran ? "bar" : "bar idle"), fill = element("i");
-    made.setAttribute("role", "img");
-    made.setAttribute("aria-label", `${who}: ${Math.round(100 * share)} %`);
+    const made = element("span", "share");
+    if (share === undefined) return made;
+    const track = element("div", ran ? "bar" : "bar idle"), fill = element("i"), percent = `${Math.round(100 * share)} %`;
+    track.setAttribute("role", "img");
+    track.setAttribute("aria-label", `${who}: ${percent}`);
+    track.style.setProperty("--k", kind);
     fill.style.width = `${100 * share}%`;
-    made.style.setProperty("--k", kind);
-    made.append(fill, element("span", "", `${Math.round(100 * share)} %`));
+    track.append(fill);
+    made.append(track, element("span", "", percent));
     return made;
   };
 
