@@ -52,11 +52,6 @@ def _plan(arguments: argparse.Namespace) -> ServerPlan:
     try:
         from mowe_ray.distributed.ray_serve.deployment import Door, Replicas, ServerPlan  # imports torch and ray
         from mowe_ray.serving.app import Limits
-            Door,
-            Limits,
-            Replicas,
-            ServerPlan,
-        )  # imports torch and ray
     except ImportError as error:
         raise ValueError(f"{error.name} is missing: pip install 'mowe-ray[serve]'") from error
 

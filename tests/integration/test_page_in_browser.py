@@ -52,7 +52,8 @@ def test_a_clip_is_asked_and_the_encoders_are_seen(server: Served, tab: Tab, wid
     assert tab.run("document.getElementById('text').value") == EXAMPLES[1].question
     tab.run("document.getElementById('other').value = 'two'; document.getElementById('send').click()")
     tab.wait("document.querySelectorAll('.encoders').length === 2")
-    ran = "[...document.querySelectorAll('.pair:first-child article:first-child .ran')].map(who => who.textContent).join()"
+    newest = "document.querySelectorAll('.pair:first-child article:first-child .ran')"
+    ran = f"[...{newest}].map(who => who.textContent).join()"
     assert tab.run(ran) == "hubert_one,wav2vec2"
     # A switch for an encoder, beside its bar: answer again without it.
     tab.run("document.querySelector('[aria-label=\"answer again without hubert_one\"]').click()")
