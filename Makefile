@@ -21,7 +21,7 @@ $(stamp):
 	@test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/.mowe_ray-*
 	@echo "installing into $(VENV) (torch is large: minutes the first time)"
-	@$(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,serve]'
 	@touch $@
 
 train: install ## train the quickstart model (CPU, offline); ARGS='training.max_steps=10' overrides

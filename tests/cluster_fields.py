@@ -32,13 +32,21 @@ KUBERAY = {
     "entrypointResources:str entrypointNumCpus:float entrypointNumGpus:float ttlSecondsAfterFinished:int "
     "preRunningDeadlineSeconds:int shutdownAfterJobFinishes:bool suspend:bool",
     "SubmitterConfig": "backoffLimit:int",
+    "RayService": "apiVersion:str kind:str metadata:ObjectMeta spec:RayServiceSpec",
+    "RayServiceSpec": "rayClusterDeletionDelaySeconds:int serviceUnhealthySecondThreshold:int serveService:Service "
+    "deploymentUnhealthySecondThreshold:int upgradeStrategy:RayServiceUpgradeStrategy serveConfigV2:str "
+    "rayClusterConfig:RayClusterSpec excludeHeadPodFromServeSvc:bool managedBy:str suspend:bool",
     # Kubernetes
     "ObjectMeta": "annotations:map labels:map name:str namespace:str",
     "PodTemplateSpec": "metadata:ObjectMeta spec:PodSpec",
     "PodSpec": "automountServiceAccountToken:bool containers:[Container] nodeSelector:map priorityClassName:str "
-    "restartPolicy:str serviceAccountName:str terminationGracePeriodSeconds:int tolerations:[Toleration]",
+    "restartPolicy:str serviceAccountName:str terminationGracePeriodSeconds:int tolerations:[Toleration] "
+    "volumes:[Volume]",
     "Container": "args:[str] command:[str] env:[EnvVar] image:str imagePullPolicy:str name:str "
-    "resources:ResourceRequirements securityContext:SecurityContext workingDir:str",
+    "resources:ResourceRequirements securityContext:SecurityContext volumeMounts:[VolumeMount] workingDir:str",
+    "VolumeMount": "mountPath:str name:str readOnly:bool",
+    "Volume": "name:str secret:SecretVolumeSource",
+    "SecretVolumeSource": "secretName:str",
     "EnvVar": "name:str value:str",
     "ResourceRequirements": "limits:map requests:map",
     "SecurityContext": "allowPrivilegeEscalation:bool capabilities:Capabilities privileged:bool "

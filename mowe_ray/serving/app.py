@@ -32,8 +32,6 @@ _PAGE = Path(__file__).with_name("page")
 _PAGE_FILES = {"/": ("page.html", "text/html"), "/page.js": ("page.js", "text/javascript")}
 _PAGE_FILES |= {"/page.css": ("page.css", "text/css")}
 _CHAT, _TRANSCRIPTIONS = "/v1/chat/completions", "/v1/audio/transcriptions"
-# Other paths are one in the metrics: strangers make them up.
-_COUNTED = frozenset((_CHAT, _TRANSCRIPTIONS, "/v1/models", "/"))
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Interface:
             token=token,
             max_bytes=self._limits.max_upload_bytes,
             hosts=hosts,
-            refused=lambda path, status: self.metrics.request(_counted(path), status),
+            metrics=self.metrics,
         )
 
     @asynccontextmanager
@@ -265,7 +263,7 @@ class Interface:
         """Hold one of the places for requests, and count what became of it."""
         began, status = time.monotonic(), 499
         if self._in_flight >= self._limits.max_in_flight:
-            self.metrics.request(_counted(request.url.path), 503)
+            self.metrics.request(request.url.path, 503)
             raise Refused(
                 f"{self._in_flight} requests are being answered: try again",
                 status=503,
@@ -281,7 +279,7 @@ class Interface:
             raise
         finally:
             self._in_flight -= 1
-            self.metrics.request(_counted(request.url.path), status, time.monotonic() - began)
+            self.metrics.request(request.url.path, status, time.monotonic() - began)
 
     async def _in_time(self, result: Awaitable[Result]) -> Result:
         try:
@@ -296,17 +294,13 @@ class Interface:
     async def _on_http(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_value")
-        self.metrics.request(_counted(request.url.path), error.status_code)
+        self.metrics.request(request.url.path, error.status_code)
         message = f"{request.method} {request.url.path}: {error.detail}"
         return refusal(Refused(message, status=error.status_code, code=code))
 
 
 def _too_slow(seconds: float) -> Refused:
     return Refused(f"no answer within {seconds:g} s", status=504, code="timeout")
-
-
-def _counted(path: str) -> str:
-    return path if path in _COUNTED else "other"
 
 
 async def _while_connected(request: Request, result: Awaitable[Result]) -> Result:

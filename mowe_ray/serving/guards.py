@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mowe_ray.serving.metrics import Metrics
 from mowe_ray.serving.question import Refused
 from mowe_ray.serving.schema import error_body
 
@@ -30,7 +30,7 @@ class Guards:
         max_bytes: Longer bodies are refused.
         hosts: Names under which the server may be asked, so that no page elsewhere reaches it by a name of its own;
             None takes any.
-        refused: Told of each refusal: path and status.
+        metrics: Count what is refused.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class Guards:
         token: str | None,
         max_bytes: int,
         hosts: frozenset[str] | None,
-        refused: Callable[[str, int], None],
+        metrics: Metrics,
     ):
-        self._app, self._token, self._max_bytes, self._hosts, self._refused = app, token, max_bytes, hosts, refused
+        self._app, self._token, self._max_bytes, self._hosts, self._metrics = app, token, max_bytes, hosts, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,7 +75,7 @@ class Guards:
         except Refused as error:
             if started:
                 raise
-            self._refused(scope["path"], error.status)
+            self._metrics.request(scope["path"], error.status)
             await refusal(error)(scope, receive, send)
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:

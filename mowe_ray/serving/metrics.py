@@ -6,6 +6,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from mowe_ray.serving.question import Reply
 
+# Other paths count as one: strangers make them up.
+_PATHS = frozenset(("/", "/v1/chat/completions", "/v1/audio/transcriptions", "/v1/models", "/health"))
+
 
 class Metrics:
     """Counts requests and answers of one process."""
@@ -24,6 +27,7 @@ class Metrics:
 
     def request(self, path: str, status: int, seconds: float | None = None) -> None:
         """Count a request that is over."""
+        path = path if path in _PATHS else "other"
         self._requests.labels(path, str(status)).inc()
         if seconds is not None:
             self._seconds.labels(path).observe(seconds)

@@ -69,6 +69,7 @@ def test_presets_and_type_marker_are_package_data() -> None:
     assert project["tool"]["setuptools"]["package-data"]["mowe_ray"] == [
         "py.typed",
         "config/presets/*.yaml",
+        "serving/page/*",
     ]
     assert (ROOT / "mowe_ray" / "py.typed").is_file()
 
@@ -83,6 +84,6 @@ def test_every_dependency_is_pinned() -> None:
         if line and not line.startswith("#"):
             name, version = line.split("==")
             pins[canonicalize_name(name)] = version
-    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    for text in [*project["dependencies"], *(t for extra in project["optional-dependencies"].values() for t in extra)]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text

@@ -1,5 +1,6 @@
 """The Kubernetes files have no field that KubeRay lacks, and Ray's autoscaler reads them as meant."""
 
+import importlib
 import shlex
 from pathlib import Path
 
@@ -7,12 +8,14 @@ import pytest
 import yaml
 from ray import _raylet
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.serve.schema import ServeDeploySchema
 
 from mowe_ray.config import load_config
+from mowe_ray.distributed.ray_serve.deployment import ServiceArguments
 from tests.cluster_fields import KUBERAY, wrong_fields
 
 ROOT = Path(__file__).parents[3]
-FILES = ["kuberay-namespace.yaml", "kuberay-cluster.yaml", "kuberay-job.yaml"]
+FILES = ["kuberay-namespace.yaml", "kuberay-cluster.yaml", "kuberay-job.yaml", "kuberay-service.yaml"]
 
 
 def read(name):
@@ -117,3 +120,23 @@ def test_no_file_holds_a_credential_or_opens_a_port_to_the_outside(name):
     assert "LoadBalancer" not in text
     assert "NodePort" not in text
     assert "hostNetwork" not in text
+
+
+def test_the_service_is_an_application_of_ours_that_asks_for_a_token():
+    (service,) = read("kuberay-service.yaml")
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    (application,) = config.applications
+    module, _, name = application.import_path.partition(":")
+    builder = getattr(importlib.import_module(module), name)
+    arguments = ServiceArguments.model_validate(application.args)
+    assert builder.__annotations__["arguments"] in (ServiceArguments, "ServiceArguments")
+    spec = service["spec"]["rayClusterConfig"]
+    assert spec["rayVersion"] == cluster()["spec"]["rayVersion"]
+    assert spec["authOptions"] == {"mode": "token"}
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        (mount,) = pod["containers"][0]["volumeMounts"]
+        assert arguments.token_file == f"{mount['mountPath']}/token"
+        assert pod["volumes"][0]["name"] == mount["name"]
+    cpus = int(spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    assert cpus > arguments.cpus  # a replica, and the gateway
