@@ -109,8 +109,6 @@ class MoweFront(PreTrainedModel):
         if input_lengths is not None:
             if self.config.reads_prompt:
                 counts = self.audio_tower.token_counts(input_lengths.tolist())
-                prompts = clip_instructions(
-                    self.embeddings, input_ids, is_audio, counts, attention_mask=attention_mask
-                )
+                prompts = clip_instructions(self.embeddings, input_ids, is_audio, counts, attention_mask=attention_mask)
             audio = self.audio_tower(input_values, input_lengths, None, None, prompts)
         return place_audio(self.embeddings(input_ids.masked_fill(is_audio, 0)), on_host(is_audio), audio)

@@ -116,10 +116,12 @@ class ServedModel:
         self.model.audio_tower.excluded_members = tuple(self.members.index(name) for name in first.without)
         inputs = self._inputs([listener.question for listener in listeners])
         moved = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        audio = self.model.encode_audio(moved.pop("input_values", None), moved.pop("input_lengths", None), **moved)
+        prompts, mask = moved["input_ids"], moved["attention_mask"]
+        sound = moved.get("input_values"), moved.get("input_lengths")
+        audio = self.model.encode_audio(*sound, input_ids=prompts, attention_mask=mask)
         encoded = time.monotonic()
         heard = iter(choices(audio))
-        prompt_tokens = moved["attention_mask"].sum(1).tolist()
+        prompt_tokens = mask.sum(1).tolist()
         rows = []
         for listener, tokens in zip(listeners, prompt_tokens, strict=True):
             clips = [self._report(len(clip), *next(heard)) for clip in listener.question.clips]
@@ -128,8 +130,8 @@ class ServedModel:
             rows.append(_Row(listener, self.processor, clips, tokens, times, encoded, len(listeners)))
         ends = _ends(self.model.generation_config)
         self.model.generate(
-            moved["input_ids"],
-            moved["attention_mask"],
+            prompts,
+            mask,
             audio=audio,
             generation_config=_settings(self.model.generation_config, first.sampling),
             max_new_tokens=max(listener.question.max_new_tokens for listener in listeners),
