@@ -70,6 +70,47 @@ def tiny_ast_config(**changes: Any) -> Config:
     return {"model_type": "audio-spectrogram-transformer", **sizes, **changes}
 
 
+def tiny_unispeech_config(**changes: Any) -> Config:
+    """A UniSpeech, otherwise as `tiny_wav2vec2_config`."""
+    return tiny_wav2vec2_config(**{"model_type": "unispeech", **changes})
+
+
+def tiny_unispeech_sat_config(**changes: Any) -> Config:
+    """A UniSpeech-SAT, otherwise as `tiny_wav2vec2_config`."""
+    return tiny_wav2vec2_config(**{"model_type": "unispeech-sat", **changes})
+
+
+def tiny_qwen2_audio_config(**changes: Any) -> Config:
+    """The audio tower of a Qwen2-Audio with the real number of positions (30 s)."""
+    sizes = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
+    return {"model_type": "qwen2_audio_encoder", **sizes, "num_mel_bins": 20, **changes}
+
+
+def tiny_audioflamingo3_config(**changes: Any) -> Config:
+    """The audio tower of an Audio Flamingo 3, otherwise as `tiny_qwen2_audio_config`."""
+    return tiny_qwen2_audio_config(**{"model_type": "audioflamingo3_encoder", **changes})
+
+
+def tiny_wav2vec2_bert_config(**changes: Any) -> Config:
+    """A Wav2Vec2-BERT over 80 bands, as the real feature extractor makes them."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    return {"model_type": "wav2vec2-bert", **sizes, "vocab_size": 32, **changes}
+
+
+def tiny_parakeet_config(**changes: Any) -> Config:
+    """The FastConformer of a Parakeet over 80 bands."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    return {"model_type": "parakeet_encoder", **sizes, "subsampling_conv_channels": 8, **changes}
+
+
+def tiny_moonshine_config(**changes: Any) -> Config:
+    """A Moonshine, whose decoder has one layer."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 64}
+    layers = {"encoder_num_hidden_layers": 2, "decoder_num_hidden_layers": 1}
+    heads = {"encoder_num_attention_heads": 2, "decoder_num_attention_heads": 2}
+    return {"model_type": "moonshine", **sizes, **layers, **heads, **changes}
+
+
 ENCODER_CONFIGS = {
     "whisper": tiny_whisper_config,
     "hubert": tiny_hubert_config,
@@ -77,6 +118,13 @@ ENCODER_CONFIGS = {
     "wavlm": tiny_wavlm_config,
     "data2vec-audio": tiny_data2vec_audio_config,
     "audio-spectrogram-transformer": tiny_ast_config,
+    "unispeech": tiny_unispeech_config,
+    "unispeech-sat": tiny_unispeech_sat_config,
+    "qwen2_audio_encoder": tiny_qwen2_audio_config,
+    "audioflamingo3_encoder": tiny_audioflamingo3_config,
+    "wav2vec2-bert": tiny_wav2vec2_bert_config,
+    "parakeet_encoder": tiny_parakeet_config,
+    "moonshine": tiny_moonshine_config,
 }
 """Maker of a tiny configuration by model_type."""
 
@@ -87,6 +135,13 @@ FULL_MODELS = {
     "wavlm": "WavLMForCTC",
     "data2vec-audio": "Data2VecAudioForCTC",
     "audio-spectrogram-transformer": "ASTForAudioClassification",
+    "unispeech": "UniSpeechForCTC",
+    "unispeech-sat": "UniSpeechSatForCTC",
+    "qwen2_audio_encoder": "Qwen2AudioEncoder",
+    "audioflamingo3_encoder": "AudioFlamingo3Encoder",
+    "wav2vec2-bert": "Wav2Vec2BertForCTC",
+    "parakeet_encoder": "ParakeetEncoder",
+    "moonshine": "MoonshineForConditionalGeneration",
 }
 """A model that contains the encoder under a prefix, as the public checkpoints do."""
 
@@ -124,11 +179,15 @@ def save_encoder_checkpoint(
 
 def feature_extractor(config: Mapping[str, Any]) -> Any:
     """The transformers feature extractor that belongs to an encoder configuration."""
-    if config["model_type"] == "whisper":
+    if config["model_type"] in ("whisper", "qwen2_audio_encoder", "audioflamingo3_encoder"):
         return transformers.WhisperFeatureExtractor(feature_size=config["num_mel_bins"])
     if config["model_type"] == "audio-spectrogram-transformer":
         return transformers.ASTFeatureExtractor(num_mel_bins=config["num_mel_bins"], max_length=config["max_length"])
-    return transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+    if config["model_type"] == "wav2vec2-bert":
+        return transformers.SeamlessM4TFeatureExtractor()
+    if config["model_type"] == "parakeet_encoder":
+        return transformers.ParakeetFeatureExtractor()
+    return transformers.Wav2Vec2FeatureExtractor(do_normalize=config["model_type"] != "moonshine")
 
 
 # ---- language models --------------------------------------------------------------------------

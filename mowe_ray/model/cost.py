@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from .encoders import AudioEncoder, encoder_class, read_config
+from .encoders import AudioEncoder, encoder_class, encoder_config, read_config
 from .frontends import SAMPLE_RATE
 
 
@@ -34,6 +34,7 @@ def encoder_on_meta(source: str | Mapping[str, Any]) -> AudioEncoder | None:
     config = _configuration(source)
     if config is None:
         return None
+    config = encoder_config(config)
     family = encoder_class(config)
     with torch.device("meta"):
         return family(config, family.make_front_end(config, {}))

@@ -1,6 +1,7 @@
-"""Encoders of the wave itself: Wav2Vec2, HuBERT, WavLM and Data2VecAudio."""
+"""Encoders of the wave itself: Wav2Vec2 and its relatives, and Moonshine."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -10,16 +11,19 @@ from transformers import (
     HubertModel,
     PretrainedConfig,
     PreTrainedModel,
+    UniSpeechModel,
+    UniSpeechSatModel,
     Wav2Vec2Model,
     WavLMModel,
 )
+from transformers.models.moonshine.modeling_moonshine import MoonshineEncoder
 
 from .encoder_base import ENCODERS, AudioEncoder
 from .frontends import FrontEnd, NormalisedWave
 
 
 class MaskedGroupNorm(nn.GroupNorm):
-    """Group normalisation of single channels over the frames that belong to a clip.
+    """Group normalisation, of single channels or of all together, over the frames that belong to a clip.
 
     `nn.GroupNorm` takes the statistics over padding as well: a clip then has other features in every batch
     (huggingface/transformers#21534, pytorch/audio#2242).
@@ -34,7 +38,7 @@ class MaskedGroupNorm(nn.GroupNorm):
     @classmethod
     def replacing(cls, norm: nn.GroupNorm) -> "MaskedGroupNorm":
         """Return a masked norm with the parameters of `norm`."""
-        assert norm.num_groups == norm.num_channels
+        assert norm.num_groups in (1, norm.num_channels)
         masked = cls(norm.num_groups, norm.num_channels, norm.eps)
         masked.weight, masked.bias = norm.weight, norm.bias
         return masked
@@ -44,13 +48,14 @@ class MaskedGroupNorm(nn.GroupNorm):
         if self.frames is None:
             return super().forward(input)
         mask = (torch.arange(input.shape[-1], device=input.device) < self.frames[:, None])[:, None]
-        count = self.frames[:, None, None]
+        axes = (-1,) if self.num_groups == self.num_channels else (-2, -1)
+        count = self.frames[:, None, None] * (input.shape[1] if len(axes) == 2 else 1)
         # Sums in float32 or better, as torch's own norm takes them; the frames themselves keep their type, which halves
         # what autograd holds.
         exact = torch.promote_types(input.dtype, torch.float32)
-        mean = input.masked_fill(~mask, 0).sum(-1, keepdim=True, dtype=exact) / count
+        mean = input.masked_fill(~mask, 0).sum(axes, keepdim=True, dtype=exact) / count
         centred = (input - mean.to(input.dtype)).masked_fill(~mask, 0)
-        variance = torch.linalg.vector_norm(centred, dim=-1, keepdim=True, dtype=exact).square() / count
+        variance = torch.linalg.vector_norm(centred, dim=axes, keepdim=True, dtype=exact).square() / count
         scale = (variance + self.eps).rsqrt() * self.weight.to(exact)[:, None]
         return torch.addcmul(self.bias[:, None], centred, scale.to(input.dtype))
 
@@ -120,6 +125,26 @@ class HubertAudioEncoder(Wav2Vec2AudioEncoder):
     model_class = HubertModel
 
 
+@ENCODERS.register("unispeech")
+class UniSpeechAudioEncoder(Wav2Vec2AudioEncoder):
+    """UniSpeech: Wav2Vec2, trained with phonemes as well."""
+
+    model_class = UniSpeechModel
+
+
+@ENCODERS.register("unispeech-sat")
+class UniSpeechSatAudioEncoder(Wav2Vec2AudioEncoder):
+    """UniSpeech-SAT: HuBERT, trained to tell speakers apart as well."""
+
+    model_class = UniSpeechSatModel
+
+    def __init__(self, config: PretrainedConfig, front_end: FrontEnd, model: PreTrainedModel | None = None) -> None:
+        super().__init__(config, front_end, model)
+        # Read by transformers' own masking alone, but there without it as well: no gradient would ever come.
+        del self.model.masked_spec_embed
+        self.model.register_parameter("masked_spec_embed", None)
+
+
 @ENCODERS.register("data2vec-audio")
 class Data2VecAudioEncoder(Wav2Vec2AudioEncoder):
     """Data2Vec for audio: positions come from a stack of convolutions, each of which would spread padding further."""
@@ -158,3 +183,47 @@ class WavLMAudioEncoder(Wav2Vec2AudioEncoder):
     # WavLM hands the raw attention weights to torch, past any LoRA layer around them; only the
     # feed-forward layers are called as modules.
     lora_targets = ("intermediate_dense", "output_dense")
+
+
+@ENCODERS.register("moonshine")
+class MoonshineAudioEncoder(AudioEncoder):
+    """The encoder half of a Moonshine checkpoint; 41.7 frames per second.
+
+    Padding does not change a clip's frames: they are those of the clip alone. [ours] transformers normalises the first
+    convolution over the padding as well, and lets a clip attend to a frame or two of it.
+    """
+
+    model_class = MoonshineEncoder
+    key_mapping = MappingProxyType({r"^model\.encoder\.": ""})
+    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj")
+    frame_layers = [(127, 64, 0), (7, 3, 0), (3, 2, 0)]  # noqa: RUF012 - the architecture's, in every checkpoint
+
+    def __init__(self, config: PretrainedConfig, front_end: FrontEnd, model: PreTrainedModel | None = None) -> None:
+        super().__init__(config, front_end, model)
+        self.model.groupnorm = MaskedGroupNorm.replacing(cast(nn.GroupNorm, self.model.groupnorm))
+
+    @classmethod
+    def make_front_end(cls, config: PretrainedConfig, preprocessor: Mapping[str, Any]) -> FrontEnd:
+        """The wave, as a rule not normalised."""
+        return NormalisedWave(preprocessor.get("do_normalize", False))
+
+    @property
+    def num_layers(self) -> int:
+        """L, layers of the encoder; the configuration's own number is the decoder's."""
+        return int(self.config.encoder_num_hidden_layers)
+
+    def encode(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
+        """Run the transformers model, with a mask where `lengths` are given."""
+        mask, norm = None, self.model.groupnorm
+        assert isinstance(norm, MaskedGroupNorm)
+        norm.frames = None
+        if lengths is not None:
+            lengths = lengths.clamp(min=self.min_samples)
+            kernel, stride, _ = self.frame_layers[0]
+            norm.frames = (lengths - kernel) // stride + 1
+            # transformers takes every 384th sample of a mask: the one with which a frame begins.
+            last_begin = (self.num_frames(lengths) - 1) * 384
+            mask = (torch.arange(features.shape[1], device=features.device) <= last_begin[:, None]).long()
+        output = self.model(features, attention_mask=mask, output_hidden_states=all_layers)
+        last: Tensor = output.last_hidden_state
+        return (*output.hidden_states[:-1], last) if all_layers else last

@@ -6,12 +6,13 @@ here runs the same modules on the first positions only, and equals transformers 
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PretrainedConfig
+from transformers import AudioFlamingo3Encoder, PretrainedConfig, PreTrainedModel, Qwen2AudioEncoder
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from .encoder_base import ENCODERS, AudioEncoder, PadAudio
@@ -29,7 +30,7 @@ class WhisperAudioEncoder(AudioEncoder):
     """The encoder half of any Whisper checkpoint; 50 frames per second."""
 
     sees_padding = True
-    model_class = WhisperEncoder
+    model_class: ClassVar[type[PreTrainedModel]] = WhisperEncoder
     key_mapping = MappingProxyType({r"^(model\.)?encoder\.": ""})
     front_end: LogMel
     model: WhisperEncoder
@@ -81,16 +82,68 @@ class WhisperAudioEncoder(AudioEncoder):
 
     def encode(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
         """Whisper was trained without a mask, on silence: `lengths` plays no part."""
+        states = self.run_layers(self.embed(features), None, all_layers)
+        last: Tensor = self.model.layer_norm(states[-1])
+        return (*states[:-1], last) if all_layers else last
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Return the input of the first layer (C, T, D)."""
         model = self.model
         hidden = F.gelu(model.conv1(features))
         hidden = F.gelu(model.conv2(hidden)).transpose(1, 2)
         # Looked up through the module, not sliced from its weight, so that ZeRO-3 gathers it.
         hidden = hidden + model.embed_positions(torch.arange(hidden.shape[1], device=hidden.device))
-        hidden = F.dropout(hidden, p=model.dropout, training=model.training)
-        states = [hidden] if all_layers else []
-        for layer in model.layers:
-            hidden = layer(hidden, None)
-            if all_layers:
-                states.append(hidden)
-        last: Tensor = model.layer_norm(hidden)
+        return F.dropout(hidden, p=model.dropout, training=model.training)
+
+    def run_layers(self, hidden: Tensor, mask: Tensor | None, all_layers: bool) -> list[Tensor]:
+        """Return the L + 1 states before the final normalisation, or the last of them alone."""
+        states = [hidden]
+        for layer in self.model.layers:
+            hidden = layer(hidden, mask)
+            states = [*states, hidden] if all_layers else [hidden]
+        return states
+
+
+@ENCODERS.register("qwen2_audio_encoder")
+class Qwen2AudioTower(WhisperAudioEncoder):
+    """The audio tower of Qwen2-Audio: Whisper's encoder, trained with a mask; means of two frames, 25 per second.
+
+    Hidden states are means of two as well, so that all have one rate. [ours]
+    """
+
+    sees_padding = False
+    model_class: ClassVar[type[PreTrainedModel]] = Qwen2AudioEncoder
+    key_mapping = MappingProxyType({r"^(model\.)?audio_tower\.": ""})
+
+    @property
+    def frame_layers(self) -> list[tuple[int, int, int]]:
+        """Spectrogram hop, of which a part counts as a frame, the two convolutions, and the means."""
+        return [(1, self.front_end.hop_length, 0), (3, 1, 1), (3, 2, 1), (2, 2, 0)]
+
+    @property
+    def min_samples(self) -> int:
+        """Shortest clip: whole frames of the spectrogram."""
+        hop = self.front_end.hop_length
+        return -(-super().min_samples // hop) * hop
+
+    def encode(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
+        """Attend to each clip's own frames."""
+        hidden, mask = self.embed(features), None
+        if lengths is not None:
+            own = (-(-lengths // self.front_end.hop_length) - 1) // 2 + 1
+            valid = torch.arange(hidden.shape[1], device=hidden.device) < own[:, None]
+            made = create_bidirectional_mask(config=self.model.config, inputs_embeds=hidden, attention_mask=valid)
+            mask = cast("Tensor | None", made)
+        states = [
+            F.avg_pool1d(state.transpose(1, 2), 2).transpose(1, 2)
+            for state in self.run_layers(hidden, mask, all_layers)
+        ]
+        last: Tensor = self.model.layer_norm(states[-1])
         return (*states[:-1], last) if all_layers else last
+
+
+@ENCODERS.register("audioflamingo3_encoder")
+class AudioFlamingo3Tower(Qwen2AudioTower):
+    """AF-Whisper, the audio tower of Audio Flamingo 3 and Music Flamingo: Qwen2-Audio's, trained further."""
+
+    model_class = AudioFlamingo3Encoder

@@ -27,6 +27,7 @@ from transformers.utils import (
 
 from .encoder_ast import ASTAudioEncoder  # noqa: F401 - here and below: the module enters its families
 from .encoder_base import ENCODERS, AudioEncoder, PadAudio
+from .encoder_conformer import Wav2Vec2BertAudioEncoder  # noqa: F401
 from .encoder_module import EncoderConfig, ModuleEncoder
 from .encoder_wav2vec2 import Wav2Vec2AudioEncoder  # noqa: F401
 from .encoder_whisper import WhisperAudioEncoder  # noqa: F401
@@ -40,6 +41,7 @@ __all__ = [
     "ModuleEncoder",
     "PadAudio",
     "encoder_class",
+    "encoder_config",
     "load_encoder",
     "quiet_transformers",
     "read_config",
@@ -88,7 +90,7 @@ def load_encoder(source: str | Mapping[str, Any], seed: int = 0) -> tuple[AudioE
         ValueError: the source cannot be read, its family is unknown, weights of the encoder are
             missing, or it expects another sample rate than 16 kHz.
     """
-    config = read_config(source)
+    config = encoder_config(read_config(source))
     family = encoder_class(config)
     if isinstance(source, str):
         if issubclass(family, ModuleEncoder):
@@ -105,6 +107,19 @@ def load_encoder(source: str | Mapping[str, Any], seed: int = 0) -> tuple[AudioE
         encoder = family(config, family.make_front_end(config, {}))
         encoder.load_weights()
         return encoder, EncoderExtras()
+
+
+def encoder_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of the audio encoder in a checkpoint's: itself, or a part, as in audio language models."""
+    return _known_part(config) or config
+
+
+def _known_part(config: PretrainedConfig) -> PretrainedConfig | None:
+    if config.model_type in ENCODERS:
+        return config
+    parts = [getattr(config, name, None) for name in config.sub_configs]
+    known = [_known_part(part) for part in parts if isinstance(part, PretrainedConfig)]
+    return next((part for part in known if part is not None), None)
 
 
 def read_config(source: str | Mapping[str, Any]) -> PretrainedConfig:

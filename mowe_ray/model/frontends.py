@@ -8,7 +8,7 @@ Shapes: C clips, S samples, F feature frames, B mel bins.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -26,6 +26,8 @@ SAMPLE_RATE = 16_000
 """Hz. Every wave inside the model has this rate."""
 
 _ZERO_CROSSINGS = 6
+# Samples of a frame, between frames, and of its Fourier transform, in Kaldi's and NeMo's front-ends.
+_WINDOW, _HOP, _KALDI_FFT = 400, 160, 512
 
 
 FRONT_ENDS: Registry[type["FrontEnd"]] = Registry("front_end.kind")
@@ -139,7 +141,6 @@ class KaldiFbank(FrontEnd):
 
     window: ClassVar[int] = 400
     hop: ClassVar[int] = 160
-    n_fft: ClassVar[int] = 512
 
     @property
     def padding(self) -> float:
@@ -148,19 +149,56 @@ class KaldiFbank(FrontEnd):
 
     def features(self, wave: Tensor, lengths: Tensor) -> Tensor:
         """Per frame: remove DC, pre-emphasise by 0.97, Hann window, power spectrum, log mel."""
-        frames = wave.unfold(1, self.window, self.hop)
-        frames = frames - frames.mean(-1, keepdim=True)
-        previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
-        window = torch.hann_window(self.window, periodic=False, device=wave.device)
-        spectrum = torch.fft.rfft((frames - 0.97 * previous) * window, n=self.n_fft)
-        energies = spectrum.abs() ** 2 @ _kaldi_filters(self.n_mels, self.n_fft, wave.device)
-        log_mel: Tensor = energies.clamp(torch.finfo(torch.float32).eps).log()
+        log_mel = _kaldi_log_mel(wave, torch.hann_window(_WINDOW, periodic=False, device=wave.device), self.n_mels)
         own_frames = (lengths - self.window).div(self.hop, rounding_mode="floor") + 1
         valid = torch.arange(log_mel.shape[1], device=wave.device) < own_frames[:, None]
         if self.do_normalize:
             # Twice the deviation, as AST was trained (arXiv 2104.01778): a standard deviation of 0.5.
             log_mel = (log_mel - self.mean) / (2 * self.std)
         return log_mel.masked_fill(~valid[..., None], self.padding)
+
+
+@FRONT_ENDS.register("stacked_fbank")
+@dataclass(frozen=True)
+class StackedFbank(FrontEnd):
+    """Pairs of Kaldi log filter banks (C, F / 2, 2 B) as `SeamlessM4TFeatureExtractor` makes them, one per 20 ms.
+
+    Each band of a clip has zero mean and unit variance over the clip's own frames; the others hold 0.
+    """
+
+    kind: ClassVar[str] = "stacked_fbank"
+    n_mels: int = 80
+
+    def features(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        """Kaldi's features of 16-bit samples, with its own (Povey's) window."""
+        # In float64 up to the logarithm, as the extractor: what is rounded before is divided by small deviations.
+        window = torch.hann_window(_WINDOW, periodic=False, dtype=torch.float64, device=wave.device) ** 0.85
+        log_mel = _kaldi_log_mel(wave.double() * 2**15, window, self.n_mels).float()
+        own_frames = (lengths - _WINDOW).div(_HOP, rounding_mode="floor") + 1
+        normalised = _normalise_bands(log_mel, own_frames, lambda variance: (variance + 1e-7).sqrt())
+        pairs: Tensor = normalised[:, : normalised.shape[1] // 2 * 2].unflatten(1, (-1, 2)).flatten(2)
+        return pairs
+
+
+@FRONT_ENDS.register("nemo_log_mel")
+@dataclass(frozen=True)
+class NemoLogMel(FrontEnd):
+    """NeMo's log-mel spectrogram (C, F, B) as `ParakeetFeatureExtractor` makes it, one frame per 10 ms.
+
+    Each band of a clip has zero mean and unit variance over the clip's own frames; the others hold 0.
+    """
+
+    kind: ClassVar[str] = "nemo_log_mel"
+    n_mels: int = 80
+
+    def features(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        """Pre-emphasis by 0.97, power spectrum, log mel."""
+        valid = torch.arange(wave.shape[1], device=wave.device) < lengths[:, None]
+        wave = torch.cat((wave[:, :1], wave[:, 1:] - 0.97 * wave[:, :-1]), dim=1).masked_fill(~valid, 0.0)
+        window = torch.hann_window(_WINDOW, periodic=False, device=wave.device)
+        spectrum = torch.stft(wave, _KALDI_FFT, _HOP, _WINDOW, window=window, pad_mode="constant", return_complex=True)
+        mel = _slaney_filters(self.n_mels, _KALDI_FFT, wave.device) @ (spectrum[..., :-1].abs() ** 2)
+        return _normalise_bands((mel + 2**-24).log().transpose(1, 2), lengths // _HOP, lambda var: var.sqrt() + 1e-5)
 
 
 def front_end_from_dict(values: Mapping[str, Any]) -> FrontEnd:
@@ -252,6 +290,26 @@ def _without_tf32() -> Iterator[None]:
             torch.set_float32_matmul_precision(older)
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
+
+
+def _kaldi_log_mel(wave: Tensor, window: Tensor, n_mels: int) -> Tensor:
+    """Return log filter banks (C, F, B): remove DC, pre-emphasise by 0.97, window, power spectrum, log mel."""
+    frames = wave.unfold(1, _WINDOW, _HOP)
+    frames = frames - frames.mean(-1, keepdim=True)
+    previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
+    spectrum = torch.fft.rfft((frames - 0.97 * previous) * window, n=_KALDI_FFT)
+    energies = spectrum.abs() ** 2 @ _kaldi_filters(n_mels, _KALDI_FFT, wave.device).to(wave.dtype)
+    log_mel: Tensor = energies.clamp(torch.finfo(torch.float32).eps).log()
+    return log_mel
+
+
+def _normalise_bands(features: Tensor, own: Tensor, scale: Callable[[Tensor], Tensor]) -> Tensor:
+    """Centre (C, F, B) over each clip's first `own` (C,) frames, divide by `scale` of the variance; the rest is 0."""
+    mask = (torch.arange(features.shape[1], device=features.device) < own[:, None])[..., None]
+    count = own.clamp(min=1)[:, None, None].to(features.dtype)
+    centred = (features - (features * mask).sum(1, keepdim=True) / count) * mask
+    variance = centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)
+    return centred / scale(variance)
 
 
 @lru_cache(maxsize=16)
