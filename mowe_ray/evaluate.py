@@ -80,7 +80,8 @@ def _answer_and_compare(targets: Sequence[Target], config: EvaluationConfig) -> 
     from mowe_ray.evaluation.compare import compare, write_results
     from mowe_ray.evaluation.report.summary import table
 
-    metrics = {source.name: _metrics(source, targets, config) for source in config.data.validation}
+    named = zip(config.data.validation_names, config.data.validation, strict=True)
+    metrics = {name: _metrics(name, source, targets, config) for name, source in named}
     answered = answer_datasets(targets, config, log)
     log("scoring")
     evaluation = compare(
@@ -92,11 +93,13 @@ def _answer_and_compare(targets: Sequence[Target], config: EvaluationConfig) -> 
     return result
 
 
-def _metrics(source: ValidationSource, targets: Sequence[Target], config: EvaluationConfig) -> DatasetMetrics:
+def _metrics(
+    name: str, source: ValidationSource, targets: Sequence[Target], config: EvaluationConfig
+) -> DatasetMetrics:
     if config.judge.base_url is None:
         return DatasetMetrics(source.metrics, source.labels, language=source.language)
     endpoint = ChatEndpoint(**config.judge.model_dump())
-    judge = Judge(endpoint, report_folder(targets, config.out), source.name, log)
+    judge = Judge(endpoint, report_folder(targets, config.out), name, log)
     judged = {name: judged_metric(name, judge) for name in JUDGED_SCALES}
     return DatasetMetrics(source.metrics, source.labels, judged, source.language)
 

@@ -21,6 +21,7 @@ from mowe_ray.data.corpora.manifest_and_folders import check_labels
 from mowe_ray.data.corpora.prepare import REPORT, Packing, pack
 from mowe_ray.data.corpora.registry import KINDS, check_source, count_samples, detect_kind, read_source
 from mowe_ray.data.sample import BadSample, Sample
+from mowe_ray.data.shards.fields import FIELDS, Reading
 from mowe_ray.data.synthetic_corpus import DEFAULT_CLIPS, builtin_samples
 from mowe_ray.output.terminal import outlive_terminal
 
@@ -32,6 +33,7 @@ examples:
   python -m mowe_ray.prepare LibriSpeech --split train-clean-100 --out shards/clean-100
   python -m mowe_ray.prepare cv-corpus-15.0-2023-09-08/en --split test --out shards/common-voice
   python -m mowe_ray.prepare calls.jsonl --task asr --validation-fraction 0.05 --out shards/calls
+  python -m mowe_ray.prepare calls.csv --columns audio=file answer=words --task asr --out shards/calls
   python -m mowe_ray.prepare emotions/ --task er --format parquet --out shards/emotions
   python -m mowe_ray.prepare words/ --task asr --label-from stem --out shards/words
 
@@ -80,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", metavar="NAME", help="part of it, such as train or dev-clean; default: all, if it has no test set")
     add("--task", metavar="NAME", help="where the source does not say: asr, er, ac, aqa, sqa, or yours")
     add("--instruction", metavar="TEXT", help="asked about rows without an instruction")
+    names = "names of fields in the rows, where they are unusual: audio=file answer=words"
+    add("--columns", nargs="+", default=[], metavar="FIELD=NAME", help=names)
     add("--label-from", metavar="WHAT", help="kinds folders and meld: what is the answer")
     add("--clips", type=int, metavar="N", help="the first N only; builtin: how many to make")
     add("--min-duration", type=float, default=0, metavar="S", help="leave out shorter clips")
@@ -113,7 +117,11 @@ def _check(options: argparse.Namespace) -> None:
             check_labels(Path(options.source))
     builtin = options.kind == "builtin"
     asked = any(value is not None for value in (options.task, options.instruction, options.label_from))
+    columns = [name.partition("=")[::2] for name in options.columns]
     wrong = {
+        f"--columns takes FIELD=NAME, of the fields {', '.join(FIELDS)}": not all(
+            field in FIELDS and name for field, name in columns
+        ),
         "--validation-fraction is a number from 0 to 1": not 0 <= options.validation_fraction < 1,
         "--clips must be at least 1": options.clips is not None and options.clips < 1,
         "--seed must not be negative": options.seed < 0,
@@ -144,7 +152,8 @@ def _published(
     """How to start reading the source, and how many samples it has if that is known."""
     path, kind = Path(options.source), KINDS[options.kind]
     task, allow = options.task or kind.task, tuple(options.allow_path)
-    defaults = Defaults(_source_name(options), task, options.instruction, allow)
+    reading = Reading(tuple(name.partition("=")[::2] for name in options.columns))
+    defaults = Defaults(_source_name(options), task, options.instruction, allow, reading)
 
     def read() -> Iterable[Sample | BadSample]:
         return islice(read_source(path, options.kind, defaults, options.split, options.label_from), options.clips)

@@ -143,7 +143,7 @@ def _peak_bytes() -> int:
 
 
 def _scan_and_decode(manifest: str, scan_shard, load_micro_batch) -> tuple[str, str]:  # type: ignore[no-untyped-def]
-    rows = scan_shard(manifest, "asr")
+    rows = scan_shard(manifest)
     if rows["cause"][0].as_py():
         return rows["cause"][0].as_py(), rows["detail"][0].as_py()
     one = pa.array([manifest])

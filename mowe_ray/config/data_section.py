@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
-from mowe_ray.config.fields import Location, Name, Probability, Section, refuse, repeated_names
+from mowe_ray.config.fields import Location, Name, Probability, Section, Texts, refuse, repeated_names, text_or_list
 
 BUILTIN_SOURCES = ("builtin:train", "builtin:validation")
 
@@ -19,7 +28,34 @@ def _known_path(path: str) -> str:
     return path
 
 
-SourcePath = Annotated[Location, AfterValidator(_known_path)]
+def _all_known(paths: list[str]) -> list[str]:
+    if not paths:
+        raise ValueError("must not be an empty list")
+    return [_known_path(path) for path in paths]
+
+
+# Tags are in angle brackets so that error messages can leave them out of the dotted key.
+SourcePath = Annotated[
+    Annotated[Location, AfterValidator(_known_path), Tag("<text>")]
+    | Annotated[list[Location], AfterValidator(_all_known), Tag("<list>")],
+    Discriminator(text_or_list),
+]
+
+
+def _whole_or_share(limit: float) -> float:
+    if limit >= 1 and not float(limit).is_integer():
+        raise ValueError(f"must be a whole number of samples, or a share below 1, got {limit:g}")
+    return limit
+
+
+Limit = Annotated[float, Field(gt=0), AfterValidator(_whole_or_share)]
+Columns = dict[
+    Literal[
+        "id", "audio", "instruction", "answer", "references", "task", "duration", "offset", "messages", "system",
+        "history",
+    ],
+    str,
+]  # fmt: skip
 
 
 def _place(place: str) -> str:
@@ -31,36 +67,76 @@ def _place(place: str) -> str:
 Place = Annotated[Location, AfterValidator(_place)]
 
 
-class TrainingSource(Section):
-    """One source of training samples."""
+class SourceSection(Section):
+    """One source of samples."""
 
     path: SourcePath
-    """Folder of shards, single shard, manifest or URL; builtin:train is the built-in corpus."""
-    weight: PositiveFloat = 1.0
-    """Passes over the source per epoch; 0.5 takes half of it, 2 takes it twice."""
+    """Folder, file, URL, pattern ({000..127}.tar, *.parquet), or list of these; builtin:NAME is the built-in corpus."""
     task: str | None = None
     """Task of samples that name none (asr, er, ac, aqa, sqa or your own)."""
+    instruction: Texts | None = None
+    """Asked about samples that ask nothing; of a list, one is drawn for each sample, by the seed."""
+    columns: Columns = {}
+    """Names of the fields in the rows, where they are unusual: {audio: file, answer: words}; a.b is b within a."""
+    labels: list[str] | None = None
+    """Closed list of answers; answers that are whole numbers are positions in it."""
+    limit: Limit | None = None
+    """The first so many samples or, below 1, a share of all that is drawn by the seed."""
+    max_duration_s: PositiveFloat | None = None
+    """Longer clips are skipped and counted, in seconds; null takes the limit of all sources."""
     text_only: bool = False
     """Accept a source in which no sample has audio."""
 
+    @property
+    def paths(self) -> list[str]:
+        """All paths, in order."""
+        return [self.path] if isinstance(self.path, str) else self.path
 
-class ValidationSource(Section):
+    @property
+    def place(self) -> str:
+        """The path, or the first of several, for messages."""
+        first, *more = self.paths
+        return f"{first} and {len(more)} more" if more else first
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """All instructions that may be drawn."""
+        given = self.instruction
+        return () if given is None else (given,) if isinstance(given, str) else tuple(given)
+
+
+class TrainingSource(SourceSection):
+    """One source of training samples."""
+
+    weight: PositiveFloat = 1.0
+    """Passes over the source per epoch; 0.5 takes half of it, 2 takes it twice."""
+    train_on: Literal["all", "last"] = "all"
+    """Turns of the assistant that are learned."""
+
+
+class ValidationSource(SourceSection):
     """One source of validation samples."""
 
-    path: SourcePath
-    """Folder of shards, single shard, manifest or URL; builtin:validation is built in."""
-    name: Name = "validation"
-    """Name in metrics, unique among validation sources."""
-    task: str | None = None
-    """Task of samples that name none."""
-    text_only: bool = False
-    """Accept a source in which no sample has audio."""
+    name: Name | None = None
+    """Name in metrics, unique among validation sources; null makes it of the path."""
     metrics: list[str] | None = None
     """Names of its metrics, the main one first; null takes those of each sample's task."""
-    labels: list[str] | None = None
-    """Closed list of answers, for metrics that need one; null takes the answers of its samples."""
     language: str | None = None
     """Language of transcripts (en, de, hi, ...), for WER and CER; null takes it from their letters."""
+
+
+# Names of folders and files that do not tell a corpus from another.
+_PLAIN = re.compile(
+    r"(?:validation|valid|val|dev|test|eval|train|data|shards|metadata|manifest|cuts|shards?[-_].*|\d+|\W+|\*.*|\{.*)"
+)
+
+
+def _name_of(path: str) -> str:
+    """Return a name for a source: the last part of its path that says something, such as `calls` of `calls/val`."""
+    parts = [part.partition(".")[0] for part in path.replace(":", "/").split("/") if part]
+    telling = [part for part in parts if not _PLAIN.fullmatch(part)]
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", (telling or parts or ["validation"])[-1]).strip("-_")
+    return name or "validation"
 
 
 class EvaluatedData(Section):
@@ -87,9 +163,19 @@ class EvaluatedData(Section):
     storage_timeout_s: NonNegativeFloat = 300.0
     """How long a read from object storage that fails is tried again before it fails the run, in seconds."""
 
+    @property
+    def validation_names(self) -> list[str]:
+        """Name of each validation source in metrics: its own, or one made of its path."""
+        names: list[str] = []
+        for source in self.validation:
+            name = source.name or _name_of(source.paths[0])
+            same = sum(re.sub(r"-\d+$", "", other) == name for other in names) if source.name is None else 0
+            names.append(f"{name}-{same + 1}" if same else name)
+        return names
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        repeated = repeated_names([source.name for source in self.validation])
+        repeated = repeated_names(self.validation_names)
         refuse(
             f"data.validation: names must be unique, repeated: {', '.join(repeated)}" if repeated else None,
             f"data.min_duration_s: {self.min_duration_s:g} must be below data.max_duration_s ({self.max_duration_s:g})"

@@ -74,7 +74,8 @@ def _text_or_mapping(value: object) -> str:
     return "<inline>" if isinstance(value, dict | InlineConfig) else "<text>"
 
 
-def _text_or_list(value: object) -> str:
+def text_or_list(value: object) -> str:
+    """Return the tag of a text or a list of texts."""
     return "<list>" if isinstance(value, list | tuple) else "<text>"
 
 
@@ -87,9 +88,9 @@ CheckpointSource = Annotated[
     Annotated[Location, Tag("<text>")] | Annotated[InlineConfig, Tag("<inline>")],
     Discriminator(_text_or_mapping),
 ]
-ModuleNames = Annotated[
+Texts = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<list>")],
-    Discriminator(_text_or_list),
+    Discriminator(text_or_list),
 ]
 WorkerCount = Annotated[
     Annotated[PositiveInt, Tag("<number>")] | Annotated[tuple[PositiveInt, PositiveInt], Tag("<list>")],

@@ -87,6 +87,8 @@ def is_known(dotted: str, root: type[Section] = RunConfig) -> bool:
     element_of = find_key(dotted.rpartition(".")[0], root)
     if find_key(dotted, root) or (element_of and element_of.is_list and dotted[-1].isdigit()):
         return True
+    if element_of and any(get_origin(member) is dict for member in members(element_of.field.annotation)):
+        return True  # which names it takes, its own type says
     opener, _, rest = dotted.partition(".config")
     key = find_key(opener, root)
     return key is not None and InlineConfig in members(key.field.annotation) and (not rest or rest.startswith("."))
@@ -209,6 +211,8 @@ def _type_text(key: Key) -> str:
             names += [str(choice) for choice in get_args(member)]
         elif get_origin(member) is list:
             names.append("[text, ...]")
+        elif get_origin(member) is dict:
+            names.append("{name: text, ...}")
         elif get_origin(member) is tuple:
             names.append(f"[{', '.join(_TYPE_NAMES[get_args(part)[0]] for part in get_args(member))}]")
         else:

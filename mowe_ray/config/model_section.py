@@ -11,10 +11,10 @@ from mowe_ray.config.fields import (
     CheckpointSource,
     InlineConfig,
     Location,
-    ModuleNames,
     Name,
     Probability,
     Section,
+    Texts,
     TrainMode,
     refuse,
     repeated_names,
@@ -92,7 +92,7 @@ class LoraSection(Section):
     """The update is scaled by alpha / r."""
     dropout: Probability = 0.0
     """Dropout on the input of the update."""
-    target_modules: ModuleNames = "all-linear"
+    target_modules: Texts = "all-linear"
     """Layers of the language model: all-linear, a regular expression, or a list of names."""
     merge: bool = True
     """Add the update to the weights of the export; false keeps it apart, exact in bfloat16, and readers need peft."""

@@ -25,6 +25,17 @@ class DataReport:
         self._seen: set[tuple[str, str]] = set()
         self._listed: list[BadSample] = []
         self._out_of_memory: dict[str, list[str]] = {}
+        self._profiles: dict[str, Mapping[str, Any]] = {}
+        self.warnings: list[str] = []
+
+    def set_profile(self, source: str, facts: Mapping[str, Any]) -> None:
+        """Keep what is known of the samples of a source, as JSON values."""
+        self._profiles[source] = facts
+
+    @property
+    def profiles(self) -> dict[str, Mapping[str, Any]]:
+        """What is known of the samples of each source."""
+        return self._profiles
 
     def add_unindexed(self, bad: Iterable[BadSample]) -> None:
         """Count samples that the index already left out (`Index.bad`)."""
@@ -80,6 +91,7 @@ class DataReport:
                 "bad": causes.total(),
                 "causes": dict(causes.most_common()),
             } | ({"text_only": self._text_only[source]} if self._text_only[source] else {})
+            sources[source] |= {"profile": dict(self._profiles[source])} if source in self._profiles else {}
         report: dict[str, Any] = {
             "samples": self._total.total(),
             "good": self.good_count,
@@ -90,6 +102,8 @@ class DataReport:
                 for sample in self._listed
             ],
         }
+        if self.warnings:
+            report["warnings"] = self.warnings
         if self._text_only.total():
             report["text_only"] = self._text_only.total()
         return report | ({"out_of_memory": self._out_of_memory} if self._out_of_memory else {})

@@ -13,7 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from mowe_ray.data.audio_decoders import SLACK_S, Wave, check_length, decode_samples, duration_s, start_s
+from mowe_ray.data.audio_decoders import (
+    SLACK_S,
+    Wave,
+    check_length,
+    decode_samples,
+    decode_segment,
+    duration_s,
+    start_s,
+)
 from mowe_ray.data.audio_headers import read_header
 from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.sample import BadAudio
@@ -56,9 +64,7 @@ def decode_audio(
     if whole:
         audio, rate = decode_samples(data, header, max_s)
     else:
-        audio, rate = decode_samples(data, header, float("inf"))
-        start = round((offset_s or 0.0) * rate)
-        audio = audio[start : start + round(declared_s * rate) if declared_s else None]
+        audio, rate = decode_segment(data, header, offset_s or 0.0, declared_s or None)
     if not len(audio):
         raise BadAudio("zero_length", "no samples")
     # Granule positions of a part of a longer stream count from that stream's beginning.

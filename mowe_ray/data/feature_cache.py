@@ -172,8 +172,8 @@ def shard_rows(index: Index, min_s: float, max_s: float) -> dict[str, tuple[str,
         for place in places:
             digest.update(np.ascontiguousarray(place.to_numpy(zero_copy_only=False)).astype(np.int64).tobytes())
         blank = pa.array([""] * len(rows))
-        columns = {"id": rows["id"], "source": blank, "task": blank, "shard": [shard] * len(rows)}
-        columns |= {"duration_s": rows["duration_s"], **dict(zip(_PLACE, places, strict=True))}
+        columns = {"id": rows["id"], "source": rows["source"], "task": blank, "shard": [shard] * len(rows)}
+        columns |= {"duration_s": rows["duration_s"], "parts": rows["parts"], **dict(zip(_PLACE, places, strict=True))}
         keyed[shard] = digest.hexdigest(), pa.table(columns, metadata=table.schema.metadata)
     return keyed
 

@@ -9,7 +9,7 @@ import json
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
@@ -21,16 +21,18 @@ import pyarrow.compute as pc
 
 from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.sample import BadSample
-from mowe_ray.data.shards import allowing, list_shards, scan_shard
+from mowe_ray.data.shards import list_shards, scan_shard, shard_versions, with_options
 from mowe_ray.data.shards.completion import WrittenShard, check_scan, check_size, hash_ids, written_shards
-from mowe_ray.data.shards.record import ROW_SCHEMA, repeated_id
-from mowe_ray.data.shards.storage import fingerprints, first_contact
+from mowe_ray.data.shards.fields import Reading
+from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS, ROW_SCHEMA, repeated_id
+from mowe_ray.data.shards.storage import first_contact
 from mowe_ray.output.run_folder import sync
 
-_VERSION = 4  # raise it when a scan would give other rows, so that old caches are not used
+_VERSION = 5  # raise it when a scan would give other rows, so that old caches are not used
 _CHUNK_ROWS = 1 << 16
 _SHARD_FIELD = pa.field("shard_number", pa.int32())
 _TABLE_COLUMNS = ["id", "duration_s", "task", "audio_at", "audio_size", "meta_at", "meta_size"]
+_TABLE_COLUMNS += ["clips", "turns", "asks", "parts"]
 
 
 class ParallelMap(Protocol):
@@ -54,12 +56,31 @@ def map_in_child(function: Callable[..., pa.Table], items: Iterable[str]) -> Ite
 
 @dataclass(frozen=True, slots=True)
 class SourceSpec:
-    """A corpus: its name in reports, its path, the task of samples that do not name one, the key that errors name."""
+    """A corpus.
+
+    Attributes:
+        name: In reports.
+        path: Where its shards are; `paths` where they are in several places.
+        task: Of samples that name none.
+        key: What errors name.
+        reading: How its rows are read.
+        limit: How many samples to take: the first ones, or below 1 a share of all that the seed draws.
+        max_s: Longer clips are bad; None takes the limit of all sources.
+    """
 
     name: str
     path: str
     task: str | None = None
     key: str | None = None
+    reading: Reading = Reading()  # noqa: RUF009 - frozen
+    limit: float | None = None
+    max_s: float | None = None
+    paths: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> Reading:
+        """How its rows are read, with their task."""
+        return replace(self.reading, task=self.task)
 
 
 @dataclass(frozen=True)
@@ -124,6 +145,14 @@ class Index:
         return _codes(self.table["source"])
 
     @property
+    def asked_nothing(self) -> dict[str, int]:
+        """Usable samples without an instruction, of a task without a usual one, by source name."""
+        usual = pc.is_in(self.table["task"], pa.array(list(DEFAULT_INSTRUCTIONS)))
+        nothing = pc.and_(pc.invert(self.table["asks"]), pc.invert(usual))
+        counts = np.bincount(self.sources[nothing.to_numpy()], minlength=len(self.source_names))
+        return dict(zip(self.source_names, counts.tolist(), strict=True))
+
+    @property
     def text_only_per_source(self) -> dict[str, int]:
         """Usable samples without audio by source name."""
         counts = np.bincount(self.sources[self.durations == 0], minlength=len(self.source_names))
@@ -173,18 +202,20 @@ def build_index(
     for source_number, source in enumerate(sources):
         shards, prints, written = _fingerprints(source)
         rows = _cached_scan(source, shards, prints, written, Path(cache_dir), allow_paths, run_map)
-        usable, unusable = _split(rows, min_s, max_s)
+        usable, unusable = _split(rows, min_s, max_s if source.max_s is None else min(max_s, source.max_s))
+        usable = _limited(usable, source)
         bad += [BadSample(source=source.name, **fields) for fields in unusable.to_pylist()]
         shard = np.asarray(usable["shard_number"].to_numpy()) + len(shard_names)
         shard_names += shards
-        fingerprints += prints
+        fingerprints += [print_ + _mark(source) for print_ in prints]
         tables.append(
             usable.select(_TABLE_COLUMNS)
             .append_column("source_number", pa.array(np.full(len(usable), source_number, np.int32)))
             .append_column(_SHARD_FIELD, pa.array(shard.astype(np.int32)))
             .append_column("row", pa.array(_rows_within(shard)))
         )
-    table = allowing(pa.concat_tables(tables), allow_paths)
+    readings = {source.name: source.options for source in sources}
+    table = with_options(pa.concat_tables(tables), allow_paths, readings)
     for column, values in (("source", names), ("shard", shard_names)):
         table = table.append_column(column, _labelled(table[f"{column}_number"], values))
     return Index(table.drop_columns(["source_number", "shard_number"]), names, bad, fingerprints)
@@ -193,9 +224,9 @@ def build_index(
 def _fingerprints(source: SourceSpec) -> tuple[list[str], list[str], dict[str, WrittenShard]]:
     """List the shards of a source, their sizes and times, and what was written to those that `prepare` made."""
     try:
-        shards = list_shards(source.path)
+        shards = list_shards(source.paths or source.path)
         with first_contact(source.path):
-            prints = fingerprints(shards)
+            prints = shard_versions(shards)
             written = written_shards(shards)
         for shard, found in zip(shards, prints, strict=True):
             if shard in written:
@@ -203,6 +234,20 @@ def _fingerprints(source: SourceSpec) -> tuple[list[str], list[str], dict[str, W
         return shards, prints, written
     except ValueError as error:
         raise ValueError(f"{source.key}: {error}" if source.key else str(error)) from error
+
+
+def _mark(source: SourceSpec) -> str:
+    """Return what tells the samples of a source from those that other options make of the same shards."""
+    options = hashlib.blake2b(repr(source.reading).encode(), digest_size=8).hexdigest()
+    return "" if source.reading == Reading() else f"-{options}"
+
+
+def _limited(rows: pa.Table, source: SourceSpec) -> pa.Table:
+    """Return the first of the rows of a source, or a share of them that its seed draws, as its limit says."""
+    if source.limit is None or source.limit >= 1:
+        return rows if source.limit is None else rows.slice(0, int(source.limit))
+    drawn = np.random.default_rng(source.reading.seed).permutation(len(rows))[: round(source.limit * len(rows))]
+    return rows.take(pa.array(np.sort(drawn)))
 
 
 def _rows_within(shards: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
@@ -225,8 +270,11 @@ def _codes(column: pa.ChunkedArray) -> npt.NDArray[np.int32]:
 
 
 def _split(rows: pa.Table, min_s: float, max_s: float) -> tuple[pa.Table, pa.Table]:
-    """Usable rows, and (id, cause, detail) of the others; text (0 s) has no length limits."""
-    seconds = rows["duration_s"]
+    """Usable rows, and (id, cause, detail) of the others; text (0 s) has no length limits.
+
+    Of several clips the sum is known here, and each is measured when it is decoded.
+    """
+    seconds = pc.if_else(pc.greater(rows["clips"], 1), pa.scalar(0, pa.float32()), rows["duration_s"])
     cause = pc.if_else(
         pc.greater(seconds, pa.scalar(max_s, pa.float32())),
         "too_long",
@@ -255,12 +303,14 @@ def _cached_scan(
     run_map: ParallelMap,
 ) -> pa.Table:
     """Rows of all shards of a source, memory-mapped."""
-    state = json.dumps([_VERSION, source.task, [*allow_paths], list(map(list, zip(shards, prints, strict=True)))])
-    key = hashlib.sha256(json.dumps([source.path, source.task]).encode()).hexdigest()[:16]
+    # Of a scan, not of what is made of its rows later: seeds and instructions change nothing in it.
+    asked = [source.task, list(source.reading.columns)]
+    state = json.dumps([_VERSION, asked, [*allow_paths], list(map(list, zip(shards, prints, strict=True)))])
+    key = hashlib.sha256(json.dumps([source.path, source.paths, asked]).encode()).hexdigest()[:16]
     path = cache_dir / f"index-{key}.arrow"
     if (cached := _open(path)) is not None and (cached.schema.metadata or {}).get(b"state") == state.encode():
         return cached
-    scan = partial(scan_shard, default_task=source.task, allow_paths=allow_paths)
+    scan = partial(scan_shard, reading=Reading(source.reading.columns, source.task), allow_paths=allow_paths)
     scans = _checked(shards, written, run_map(scan, shards))
     schema = ROW_SCHEMA.append(_SHARD_FIELD).with_metadata({"state": state})
     table = pa.concat_tables(_merged(_numbered(scans, schema)))

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.decode import SAMPLE_RATE, decode_audio, to_int16
-from mowe_ray.data.sample import BadAudio, BadSample, bad_audio
+from mowe_ray.data.sample import BadAudio, BadSample, Turn, bad_audio
 from mowe_ray.data.shards import read_samples
 
 
@@ -40,23 +40,25 @@ class Features:
         return replace(self, frames=[self.frames[clip] for clip in clips], values=np.concatenate(values))
 
 
-_ROW_FIELDS = ("lengths", "scales", "ids", "instructions", "answers", "references", "tasks", "sources")
+_ROW_FIELDS = ("ids", "instructions", "answers", "references", "tasks", "sources")
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """Decoded samples that go through the model together.
 
-    R rows; S samples of audio of all rows together, at 16 kHz.
+    R rows; C clips; S samples of audio of all clips together, at 16 kHz.
 
     Attributes:
         audio: (S,) int16, the clips one after the other.
-        lengths: R numbers of samples, summing to S; 0 for a text-only row.
-        scales: R factors from int16 to float in -1..1.
+        lengths: numbers of samples of each clip, row after row, summing to S; a row of text alone has one 0.
+        scales: factors from int16 to float in -1..1, one for each length.
         ids: R strings, like `instructions`, `answers`, `tasks` and `sources`.
         references: R lists of the answers that count as right.
         bad: samples of the plan that could not be read or decoded; they are in no other field.
         features: of the encoders that need not run.
+        counts: how many lengths each row has; empty where it is one each.
+        histories: the turns before the instruction of each row; empty where no row has any.
     """
 
     audio: npt.NDArray[np.int16]
@@ -70,38 +72,63 @@ class MicroBatch:
     sources: list[str]
     bad: list[BadSample]
     features: list[Features] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    histories: list[list[Turn]] = field(default_factory=list)
 
-    def waveforms(self) -> list[npt.NDArray[np.float32] | None]:
-        """Return each row's clip in -1..1; None for a row of text alone."""
-        clips: list[npt.NDArray[np.float32] | None] = []
-        start = 0
+    @property
+    def row_lengths(self) -> list[list[int]]:
+        """Numbers of samples of each row's clips; none for a row of text alone."""
+        lengths = iter(self.lengths)
+        return [[n for n in (next(lengths) for _ in range(count)) if n] for count in self._counts]
+
+    @property
+    def turns_before(self) -> list[list[Turn]]:
+        """The turns before the instruction of each row."""
+        return self.histories or [[] for _ in self.ids]
+
+    @property
+    def _counts(self) -> list[int]:
+        return self.counts or [1] * len(self.ids)
+
+    def clips(self) -> list[list[npt.NDArray[np.float32]]]:
+        """Return each row's clips in -1..1; none for a row of text alone."""
+        waves, start = [], 0
         for length, scale in zip(self.lengths, self.scales, strict=True):
-            clip = self.audio[start : start + length].astype(np.float32) * np.float32(scale)
-            clips.append(clip if length else None)
+            waves.append(self.audio[start : start + length].astype(np.float32) * np.float32(scale))
             start += length
-        return clips
+        left = iter(waves)
+        return [[wave for wave in (next(left) for _ in range(count)) if len(wave)] for count in self._counts]
 
     def without(self, causes: Mapping[int, BadAudio]) -> "MicroBatch":
         """Return the micro-batch without these rows, which are in `bad` with their causes."""
         rows = [row for row in range(len(self.ids)) if row not in causes]
+        starts = np.cumsum([0, *self._counts])
+        kept = [place for row in rows for place in range(starts[row], starts[row + 1])]
         ends = np.cumsum([0, *self.lengths])
-        with_audio = [row for row, length in enumerate(self.lengths) if length]
+        with_audio = [place for place, length in enumerate(self.lengths) if length]
         bad = [BadSample(self.ids[row], self.sources[row], error.cause, error.detail) for row, error in causes.items()]
+        of_rows = [name for name in (*_ROW_FIELDS, "counts", "histories") if getattr(self, name)]
         return replace(
             self,
-            audio=np.concatenate([self.audio[:0], *(self.audio[ends[row] : ends[row + 1]] for row in rows)]),
+            audio=np.concatenate([self.audio[:0], *(self.audio[ends[place] : ends[place + 1]] for place in kept)]),
             bad=[*self.bad, *bad],
             features=[
-                features.of([clip for clip, row in enumerate(with_audio) if row not in causes])
+                features.of([clip for clip, place in enumerate(with_audio) if place in set(kept)])
                 for features in self.features
             ],
-            **{name: [getattr(self, name)[row] for row in rows] for name in _ROW_FIELDS},
+            **{name: [getattr(self, name)[place] for place in kept] for name in ("lengths", "scales")},
+            **{name: [getattr(self, name)[row] for row in rows] for name in of_rows},
         )
 
     @classmethod
     def joined(cls, parts: Sequence["MicroBatch"]) -> "MicroBatch":
         """Return the rows of several micro-batches, none of which has features, as one."""
-        lists = {name: [value for part in parts for value in getattr(part, name)] for name in (*_ROW_FIELDS, "bad")}
+        names = (*_ROW_FIELDS, "lengths", "scales", "bad")
+        lists = {name: [value for part in parts for value in getattr(part, name)] for name in names}
+        if any(part.counts for part in parts):
+            lists["counts"] = [count for part in parts for count in part._counts]
+        if any(part.histories for part in parts):
+            lists["histories"] = [history for part in parts for history in part.turns_before]
         return cls(audio=np.concatenate([np.zeros(0, np.int16), *(part.audio for part in parts)]), **lists)
 
     def usable_by(self, use: Callable[["MicroBatch"], object]) -> "MicroBatch":
@@ -136,6 +163,7 @@ class MicroBatch:
         """Rebuild the micro-batch of a row; its audio and features are read-only views of the table."""
         fields = json.loads(table["fields"][row].as_py())
         fields["bad"] = [BadSample(**bad) for bad in fields["bad"]]
+        fields["histories"] = [[Turn(*turn) for turn in history] for history in fields["histories"]]
         fields["features"] = [
             Features(**values, values=read_cell(table[_column(values["encoder_index"])], row).view(np.uint16))
             for values in fields["features"]
@@ -171,31 +199,39 @@ def load_micro_batch(rows: pa.Table, min_s: float, max_s: float) -> MicroBatch:
     """
     batch = MicroBatch(_room(rows), [], [], [], [], [], [], [], [], [])
     audio, end = batch.audio, 0
+    counts: list[int] = []
+    histories: list[list[Turn]] = []
     for sample in read_samples(rows):
         if isinstance(sample, BadSample):
             batch.bad.append(sample)
             continue
-        wave, scale = np.zeros(0, np.float32), 1.0
-        if sample.audio is not None:
-            try:
-                wave = decode_audio(sample.audio, sample.duration_s, min_s, max_s, sample.offset_s)
-            except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
-                cause = bad_audio(error)
-                batch.bad.append(BadSample(sample.id, sample.source, cause.cause, cause.detail))
-                continue
+        try:
+            waves = [decode_audio(clip, sample.duration_s, min_s, max_s, sample.offset_s) for clip in sample.clips]
+        except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
+            cause = bad_audio(error)
+            batch.bad.append(BadSample(sample.id, sample.source, cause.cause, cause.detail))
+            continue
+        for wave in waves or [np.zeros(0, np.float32)]:
             start, end = end, end + len(wave)
             if end > len(audio):  # longer than its header said
                 audio = np.concatenate([audio[:start], np.empty(end, np.int16)])
             _, scale = to_int16(wave, out=audio[start:end])
-        batch.lengths.append(len(wave))
-        batch.scales.append(scale)
+            batch.lengths.append(len(wave))
+            batch.scales.append(scale)
+        counts.append(max(1, len(waves)))
+        histories.append(list(sample.history))
         batch.ids.append(sample.id)
         batch.instructions.append(sample.instruction)
         batch.answers.append(sample.answer)
         batch.tasks.append(sample.task)
         batch.sources.append(sample.source)
         batch.references.append(list(sample.references) or [sample.answer])
-    return replace(batch, audio=audio[:end])
+    return replace(
+        batch,
+        audio=audio[:end],
+        counts=counts if any(count > 1 for count in counts) else [],
+        histories=histories if any(histories) else [],
+    )
 
 
 def load_in_child(rows: pa.Table, min_s: float, max_s: float) -> MicroBatch:

@@ -1,8 +1,8 @@
-"""The unit that readers yield and writers take: one instruction about one clip."""
+"""The unit that readers yield and writers take: a conversation about clips, mostly one question about one clip."""
 
 import errno
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 Cause = Literal[
     "unreadable",  # the bytes, the JSON or the file system said no
@@ -87,6 +87,18 @@ def valid_text(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+# Where a clip goes in a text; Unicode keeps this code point out of all text.
+CLIP = "\ufdd1"
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation: `role` is user, assistant or system; `learned` is for turns of the assistant."""
+
+    role: str
+    text: str
+    learned: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One training sample with its audio still encoded.
@@ -102,6 +114,9 @@ class Sample:
         duration_s: declared length; when set, the decoded length must agree with it.
         offset_s: start of the clip within `audio`; None means that `audio` is the clip.
         references: all answers that count as right, where there are several; the first is `answer`.
+        more_audio: the encoded files of the clips after the first; `duration_s` and `offset_s` are then None.
+        history: turns before the instruction; those of the user, and the instruction, have `CLIP` where a clip goes,
+            or none, and the clips go before the first question.
     """
 
     id: str
@@ -114,6 +129,13 @@ class Sample:
     duration_s: float | None = None
     offset_s: float | None = None
     references: tuple[str, ...] = ()
+    more_audio: tuple[bytes, ...] = ()
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def clips(self) -> tuple[bytes, ...]:
+        """The encoded files of all clips."""
+        return () if self.audio is None else (self.audio, *self.more_audio)
 
 
 @dataclass(frozen=True, slots=True)

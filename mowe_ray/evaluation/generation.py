@@ -27,10 +27,15 @@ _SHORTEST_S = 1.0
 
 @dataclass(frozen=True)
 class _Chunk:
-    """The clip of a row, or one chunk of it; None for a row of text alone."""
+    """The clips of a row, or one chunk of its only clip; none for a row of text alone."""
 
     row: int
-    wave: Wave | None
+    waves: list[Wave]
+
+    @property
+    def longest(self) -> int:
+        """Samples of the longest clip."""
+        return max(map(len, self.waves), default=0)
 
 
 def answer_micro_batch(
@@ -67,7 +72,8 @@ def answer_micro_batch(
     for group in _groups(chunks, batch_seconds, max_batch_size):
         inputs = processor(
             instructions=[instructions[chunk.row] for chunk in group],
-            audio=[[] if chunk.wave is None else [chunk.wave] for chunk in group],
+            audio=[chunk.waves for chunk in group],
+            histories=[micro_batch.turns_before[chunk.row] for chunk in group] if micro_batch.histories else None,
         )
         moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
         audio = model.encode_audio(moved.pop("input_values", None), moved.pop("input_lengths", None), **moved)
@@ -75,8 +81,7 @@ def answer_micro_batch(
         clips = iter(choices(audio))
         for chunk, text in zip(group, generated, strict=True):
             texts[chunk.row].append(text)
-            if chunk.wave is not None:
-                choices_of_row[chunk.row].append(next(clips))
+            choices_of_row[chunk.row] += [next(clips) for _ in chunk.waves]
     return [
         Answer(
             id=micro_batch.ids[row],
@@ -84,7 +89,7 @@ def answer_micro_batch(
             instruction=instructions[row],
             answer=" ".join(text for text in texts[row] if text),
             references=micro_batch.references[row],
-            duration_s=round(micro_batch.lengths[row] / SAMPLE_RATE, 3),
+            duration_s=round(sum(micro_batch.row_lengths[row]) / SAMPLE_RATE, 3),
             independent=_mean([independent for independent, _ in choices_of_row[row]]),
             dependent=_mean([dependent for _, dependent in choices_of_row[row]]),
         )
@@ -157,18 +162,20 @@ def _mean(chunks: Sequence[RouterChoice | None]) -> RouterChoice | None:
 
 
 def _chunks(micro_batch: MicroBatch, max_audio_s: float, chunked_tasks: Collection[str]) -> list[_Chunk]:
-    """Return the clips of all rows, long ones chunked or cut, in row order."""
+    """Return the clips of all rows, long ones chunked or cut, in row order; those of a row with several are cut."""
     most = round(max_audio_s * SAMPLE_RATE)
-    return [
-        _Chunk(row, wave)
-        for row, (clip, task) in enumerate(zip(micro_batch.waveforms(), micro_batch.tasks, strict=True))
-        for wave in cut(clip, most, task in chunked_tasks)
-    ]
+    chunks = []
+    for row, (clips, task) in enumerate(zip(micro_batch.clips(), micro_batch.tasks, strict=True)):
+        if len(clips) == 1:
+            chunks += [_Chunk(row, [wave]) for wave in cut(clips[0], most, task in chunked_tasks)]
+        else:
+            chunks.append(_Chunk(row, [clip[:most] for clip in clips]))
+    return chunks
 
 
-def cut(clip: Wave | None, samples: int, chunked: bool) -> list[Wave | None]:
+def cut(clip: Wave, samples: int, chunked: bool) -> list[Wave]:
     """Return a clip in chunks of at most `samples`, or only the first of them."""
-    if clip is None or len(clip) <= samples:
+    if len(clip) <= samples:
         return [clip]
     if not chunked:
         return [clip[:samples]]
@@ -182,12 +189,13 @@ def _groups(chunks: Sequence[_Chunk], batch_seconds: float, max_batch_size: int)
     group: list[_Chunk] = []
     longest = 0
     for chunk in chunks:
-        longest_with = max(longest, 0 if chunk.wave is None else len(chunk.wave))
-        padded_s = (len(group) + 1) * longest_with / SAMPLE_RATE
+        longest_with = max(longest, chunk.longest)
+        clips = sum(len(other.waves) or 1 for other in [*group, chunk])
+        padded_s = clips * longest_with / SAMPLE_RATE
         if group and (len(group) == max_batch_size or padded_s > batch_seconds):
             yield group
             # The chunk that did not fit begins the next batch.
-            group, longest_with = [], 0 if chunk.wave is None else len(chunk.wave)
+            group, longest_with = [], chunk.longest
         group.append(chunk)
         longest = longest_with
     if group:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mowe_ray.data.micro_batch import MicroBatch
-from mowe_ray.data.sample import BadAudio, bad_audio
+from mowe_ray.data.sample import BadAudio, Turn, bad_audio
 from mowe_ray.model import MoweProcessor
 
 
@@ -29,11 +29,12 @@ def drop_too_long(
     """
     bad = {}
     asked = micro_batch.instructions if instructions is None else instructions
-    for row, (instruction, length) in enumerate(zip(asked, micro_batch.lengths, strict=True)):
-        lengths = [min(length, max_samples or length)] if length else []
+    rows = zip(asked, micro_batch.row_lengths, micro_batch.turns_before, strict=True)
+    for row, (instruction, lengths, history) in enumerate(rows):
+        cut = [min(length, max_samples or length) for length in lengths]
         answer = micro_batch.answers[row] if new_tokens is None else None
         try:
-            _check_length(processor, instruction, lengths, answer, new_tokens or 0, max_text_tokens)
+            _check_length(processor, instruction, cut, answer, new_tokens or 0, max_text_tokens, history)
         except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
             bad[row] = bad_audio(error)
     return micro_batch.without(bad) if bad else micro_batch
@@ -46,12 +47,15 @@ def _check_length(
     answer: str | None,
     new_tokens: int,
     max_text_tokens: int | None,
+    history: Sequence[Turn],
 ) -> None:
     # Text first: a text without end is never tokenized together with its audio.
-    if max_text_tokens is not None and not processor.fits(instruction, [], answer, limit=max_text_tokens):
-        tokens = processor.num_tokens(instruction, [], answer)
+    if max_text_tokens is not None and not processor.fits(
+        instruction, [], answer, limit=max_text_tokens, history=history
+    ):
+        tokens = processor.num_tokens(instruction, [], answer, history)
         raise BadAudio("too_many_tokens", f"{tokens} tokens of text, at most {max_text_tokens} (data.max_text_tokens)")
-    if not processor.fits(instruction, lengths, answer, new_tokens):
-        tokens = processor.num_tokens(instruction, lengths, answer) + new_tokens
+    if not processor.fits(instruction, lengths, answer, new_tokens, history=history):
+        tokens = processor.num_tokens(instruction, lengths, answer, history) + new_tokens
         detail = f"{tokens} tokens with its audio, but the language model takes {processor.max_positions}"
         raise BadAudio("too_many_tokens", detail)

@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .chat import ChatTokens
 from .configuration_mowe import EncoderSpec, MoweConfig
 from .encoders import AudioEncoder, EncoderExtras, load_encoder, same_weights, stored_weights
 from .export import load_exported
@@ -379,9 +380,9 @@ def _generation_config(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, audio_token_id: int
 ) -> GenerationConfig:
     """Return the language model's special tokens, which also stops where the processor ends answers."""
-    config = greedy(llm.generation_config)
+    config = greedy(llm.generation_config, ChatTokens(tokenizer, AUDIO_TOKEN).end_tokens())
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    config.eos_token_id = sorted({end for end in [*ends, tokenizer.eos_token_id] if end is not None})
+    config.eos_token_id = sorted({end for end in ends if end is not None})
     config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     config.suppress_tokens = [*(config.suppress_tokens or []), audio_token_id]
     return config

@@ -37,6 +37,7 @@ class ChatTokens:
         self._audio_token_id: int = tokenizer.get_vocab()[audio_token]
         self._controls = _control_tokens(tokenizer) | {self._audio_token_id: audio_token}
         self._frames: dict[Any, list[list[int] | int]] = {}
+        self._end: list[int] | None = None
 
     def write(self, turns: Sequence[Turn], *, add_generation_prompt: bool = True, **options: Any) -> str:
         """Return a conversation as the language model reads it.
@@ -72,6 +73,85 @@ class ChatTokens:
                 written += [self._audio_token_id] * (position > 0) + self.text_tokens(text)
             written += [] if isinstance(part, int) else part
         return written
+
+    def prompt(self, turns: Sequence[Turn], learned: Sequence[bool]) -> tuple[list[int], list[bool]]:
+        """Return the tokens up to the next answer, and which of them are learned.
+
+        These are the contents of the assistant's turns, each as the answer of a row of its own would be, and their ends
+        as the template writes them.
+
+        Args:
+            turns: The last one is the user's.
+            learned: Whether a turn of the assistant is.
+
+        Raises:
+            ValueError: if the template refuses the conversation.
+        """
+        turns, learned = self._without_refused_system(turns, learned)
+        parts = self._parts([turn.role for turn in turns], True, {})
+        tokens: list[int] = []
+        marks: list[bool] = []
+        chunk: list[str | int] = []
+        ends = False  # whether the chunk begins with the end of a turn that is learned
+        for part in [*parts, None]:
+            if part is not None and not (isinstance(part, int) and turns[part].role == "assistant"):
+                chunk.append(part)
+                continue
+            between = self._joined(chunk, turns, first=not tokens)
+            tokens += between
+            end = self.answer_end()
+            marks += [ends and between[: len(end)] == end and place < len(end) for place in range(len(between))]
+            if part is not None:
+                assert isinstance(part, int), "texts of the template were appended"
+                answer = self.text_tokens("".join(turns[part].texts))
+                tokens, marks, ends, chunk = tokens + answer, marks + [learned[part]] * len(answer), learned[part], []
+        return tokens, marks
+
+    def _joined(self, chunk: Sequence[str | int], turns: Sequence[Turn], *, first: bool) -> list[int]:
+        """Return the tokens of texts of the template and of turns between two answers."""
+        contents = [self._audio_token.join(turns[part].texts) if isinstance(part, int) else part for part in chunk]
+        text = "".join(contents)
+        tokens = self.whole(text) if first else self._literal_tokens(text)
+        pieces: list[int] = [token for token in self.whole("\n") if first and token in self._controls]
+        pieces = [] if self._tokenizer.chat_template else pieces
+        for part in chunk:
+            for position, piece in enumerate(turns[part].texts) if isinstance(part, int) else ():
+                pieces += [self._audio_token_id] * (position > 0) + self.text_tokens(piece)
+            pieces += [] if isinstance(part, int) else self._literal_tokens(part)
+        unknown = self._tokenizer.unk_token
+        names_unknown = unknown is not None and any(
+            unknown in piece for part in chunk if isinstance(part, int) for piece in turns[part].texts
+        )
+        controls = [sum(token in self._controls for token in found) for found in (tokens, pieces)]
+        # More of them than were placed: a text names control tokens.
+        return pieces if names_unknown or controls[0] != controls[1] else tokens
+
+    def answer_end(self) -> list[int]:
+        """Return the tokens to learn behind an answer: up to the end of turn of the template, or the end of text."""
+        if self._end is None:
+            try:
+                *_, behind = self._frame(["user", "assistant"], False, {})
+            except ValueError:
+                behind = []
+            tokens = behind if isinstance(behind, list) else []
+            place = next((place for place, token in enumerate(tokens) if token in self._controls), None)
+            self._end = [self._tokenizer.eos_token_id] if place is None else tokens[: place + 1]
+        return self._end
+
+    def _without_refused_system(
+        self, turns: Sequence[Turn], learned: Sequence[bool]
+    ) -> tuple[Sequence[Turn], Sequence[bool]]:
+        """Return turns whose system text is in the first question, if the template refuses or drops its turn."""
+        if turns[0].role != "system":
+            return turns, learned
+        try:
+            if 0 in self._parts([turn.role for turn in turns], True, {}):
+                return turns, learned
+        except ValueError:
+            pass  # the template says so only by an error of its own
+        system, asked, *others = turns
+        first, *texts = asked.texts
+        return [Turn(asked.role, [f"{''.join(system.texts)}\n\n{first}", *texts]), *others], learned[1:]
 
     def whole(self, text: str) -> list[int]:
         """Return the tokens of a prompt in which every name of a control token is one."""
@@ -115,11 +195,8 @@ class ChatTokens:
         """Return what surrounds the turns of these roles: tokens, and the numbers of turns in their places."""
         key = (*roles, prompt) if not options else None
         if key not in self._frames:
-            marked = self._in_template(roles, [f"{_MARK}{n}{_MARK}" for n in range(len(roles))], prompt, options)
-            parts = re.split(f"{_MARK}(\\d+){_MARK}", marked)
-            frame: list[list[int] | int] = []
-            for position, part in enumerate(parts):
-                frame.append(int(part) if position % 2 else self._literal_tokens(part))
+            parts = self._parts(roles, prompt, options)
+            frame = [part if isinstance(part, int) else self._literal_tokens(part) for part in parts]
             if not self._tokenizer.chat_template:
                 # What the tokenizer itself puts before every text.
                 frame.insert(0, [token for token in self.whole("\n") if token in self._controls])
@@ -127,6 +204,12 @@ class ChatTokens:
                 return frame
             self._frames[key] = frame
         return self._frames[key]
+
+    def _parts(self, roles: list[str], prompt: bool, options: dict[str, Any]) -> list[str | int]:
+        """Return what surrounds the turns of these roles as text, and the numbers of turns in their places."""
+        marked = self._in_template(roles, [f"{_MARK}{n}{_MARK}" for n in range(len(roles))], prompt, options)
+        parts = re.split(f"{_MARK}(\\d+){_MARK}", marked)
+        return [int(part) if position % 2 else part for position, part in enumerate(parts)]
 
     def _literal_tokens(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []

@@ -23,7 +23,12 @@ SAMPLE_RATE = 16_000
 # More tokens than a tokenizer adds to a text on its own account.
 _SPARE_TOKENS = 16
 
+# Where a clip goes in a text of a conversation; Unicode keeps this code point out of all text.
+CLIP = "\ufdd1"
+
 Clips = Sequence[np.ndarray]
+# Tokens, and which of them are learned.
+_Prompt = tuple[list[int], list[bool]]
 
 
 class MoweInputs(BatchFeature):
@@ -102,6 +107,7 @@ class MoweProcessor(ProcessorMixin):
         audio: Sequence[Clips] | Clips | np.ndarray | None = None,
         answers: Sequence[str] | None = None,
         *,
+        histories: Sequence[Sequence[tuple[str, str, bool]]] | None = None,
         text: str | Sequence[str] | None = None,
         sampling_rate: int | None = SAMPLE_RATE,
         **_: Any,
@@ -114,13 +120,15 @@ class MoweProcessor(ProcessorMixin):
             audio: Each row's clips, float32 mono; none for a text-only row. With `text` also one clip, or one flat list
                 in the order of the audio tokens.
             answers: Given: training rows, padded on the right. None: prompts, padded on the left.
+            histories: Turns before each instruction: role, text, and whether a turn of the assistant is learned. Here
+                and in instructions, the code point `CLIP` is where a clip goes, and nothing else is.
             text: Whole prompts, as `apply_chat_template` writes them, in place of `instructions`.
             sampling_rate: Of `audio`; what is not at 16 kHz is resampled.
             **_: What transformers passes to every processor (`return_tensors`, `padding`).
 
         Returns:
             `input_ids` (B, N), `attention_mask` (B, N); with answers `labels` (B, N), -100 except
-            on the answer and its end; with audio `input_values` (C, S) and `input_lengths` (C,).
+            on answers and their ends; with audio `input_values` (C, S) and `input_lengths` (C,).
 
         Raises:
             ValueError: if counts of rows disagree, a row with several clips has another number of audio tokens, a
@@ -131,7 +139,7 @@ class MoweProcessor(ProcessorMixin):
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
             rows = self._dealt(texts, _resampled(_flat(audio), sampling_rate))
-            return self._inputs([self.chat.whole(prompt) for prompt in texts], rows)
+            return self._inputs([_unlearned(self.chat.whole(prompt)) for prompt in texts], rows)
         assert instructions is not None
         given = [list(clips) for clips in audio] if audio is not None else [[] for _ in instructions]
         if len(given) != len(instructions) or (answers is not None and len(answers) != len(instructions)):
@@ -140,7 +148,8 @@ class MoweProcessor(ProcessorMixin):
                 f"{'no' if answers is None else len(answers)} answers: the numbers must be the same"
             )
         rows = [_resampled(cast("list[np.ndarray]", clips), sampling_rate) for clips in given]
-        prompts = [self._prompt(text, len(clips)) for text, clips in zip(instructions, rows, strict=True)]
+        before = histories or [()] * len(instructions)
+        prompts = [self._prompt(*row) for row in zip(instructions, map(len, rows), before, strict=True)]
         return self._inputs(prompts, rows, None if answers is None else [self._ending(answer) for answer in answers])
 
     def apply_chat_template(  # type: ignore[override]
@@ -181,17 +190,17 @@ class MoweProcessor(ProcessorMixin):
         if not tokenize:
             written = [self.chat.write(turns, **settings) for turns, _ in conversations]
             return written if is_batch else written[0]
-        prompts = [self.chat.tokens(turns, **settings) for turns, _ in conversations]
+        prompts = [_unlearned(self.chat.tokens(turns, **settings)) for turns, _ in conversations]
         clips = [[_heard(clip, rate) for clip in found] for _, found in conversations]
         inputs = self._inputs(prompts, clips)
         return inputs if return_dict else inputs["input_ids"]
 
     def _inputs(
-        self, prompts: Sequence[list[int]], clips_of: Sequence[Clips], endings: Sequence[list[int]] | None = None
+        self, prompts: Sequence[_Prompt], clips_of: Sequence[Clips], endings: Sequence[list[int]] | None = None
     ) -> MoweInputs:
         """Return the inputs of rows of tokens, with one audio token for each of their clips, and of 16 kHz clips."""
         lengths_of = [[len(_check_wave(clip)) for clip in clips] for clips in clips_of]
-        rows = [self._expanded(tokens, lengths) for tokens, lengths in zip(prompts, lengths_of, strict=True)]
+        rows = [self._expanded(prompt, lengths) for prompt, lengths in zip(prompts, lengths_of, strict=True)]
         ends = [[] for _ in rows] if endings is None else list(endings)
         self._check_positions(rows, ends)
         inputs = self._pad(rows, ends, left=endings is None)
@@ -202,16 +211,23 @@ class MoweProcessor(ProcessorMixin):
             inputs |= _pad_waves(clips)
         return MoweInputs(inputs)
 
-    def num_tokens(self, instruction: str, lengths: Sequence[int], answer: str | None = None) -> int:
+    def num_tokens(
+        self,
+        instruction: str,
+        lengths: Sequence[int],
+        answer: str | None = None,
+        history: Sequence[tuple[str, str, bool]] = (),
+    ) -> int:
         """Return the length of a row, in tokens.
 
         Args:
             instruction: What to do with the audio.
-            lengths: Samples of each of its clips.
+            lengths: Samples of each of its clips; none counts the text alone.
             answer: None for the prompt alone.
+            history: Turns before.
         """
-        prompt = self._expanded(self._prompt(instruction, len(lengths)), lengths)
-        return len(prompt) + (0 if answer is None else len(self._ending(answer)))
+        tokens, _ = self._expanded(self._prompt(instruction, len(lengths), history), lengths)
+        return len(tokens) + (0 if answer is None else len(self._ending(answer)))
 
     def fits(
         self,
@@ -220,6 +236,7 @@ class MoweProcessor(ProcessorMixin):
         answer: str | None = None,
         new_tokens: int = 0,
         limit: int | None = None,
+        history: Sequence[tuple[str, str, bool]] = (),
     ) -> bool:
         """Return whether a row, as for `num_tokens`, and `new_tokens` more are no longer than `limit`.
 
@@ -232,21 +249,29 @@ class MoweProcessor(ProcessorMixin):
         # No text has more tokens than bytes, so that most rows need not be tokenized to know.
         size = len(instruction.encode(errors="replace")) + len((answer or "").encode(errors="replace")) + new_tokens
         size += sum(map(self.num_audio_tokens, lengths)) + 2 * len(lengths)
-        if size + self.chat.frame_size() + _SPARE_TOKENS <= limit:
+        if not history and size + self.chat.frame_size() + _SPARE_TOKENS <= limit:
             return True
-        return self.num_tokens(instruction, lengths, answer) + new_tokens <= limit
+        return self.num_tokens(instruction, lengths, answer, history) + new_tokens <= limit
 
-    def _prompt(self, instruction: str, clips: int) -> list[int]:
-        """Return the tokens before the answer, with one audio token a clip."""
-        return self.chat.tokens([Turn("user", self._texts_around_clips(instruction, clips))])
+    def _prompt(self, instruction: str, clips: int, history: Sequence[tuple[str, str, bool]] = ()) -> _Prompt:
+        """Return the tokens before the answer, with one audio token a clip, and which of them are learned."""
+        given = [*history, ("user", instruction, False)]
+        places = sum(text.count(CLIP) for _, text, _ in given)
+        if not history and not places:
+            return _unlearned(self.chat.tokens([Turn("user", self._texts_around_clips(instruction, clips))]))
+        if clips and places != clips:
+            raise ValueError(f"the turns have {places} places of clips but the row has {clips} clips: {instruction!r}")
+        turns = [Turn(role, text.split(CLIP) if clips else [text.replace(CLIP, "")]) for role, text, _ in given]
+        return self.chat.prompt(turns, [learned for _, _, learned in given])
 
-    def _expanded(self, tokens: Sequence[int], lengths: Sequence[int]) -> list[int]:
-        """Return tokens with as many audio tokens in the place of each as a clip of that length becomes."""
+    def _expanded(self, prompt: _Prompt, lengths: Sequence[int]) -> _Prompt:
+        """Return a prompt with as many audio tokens in the place of each as a clip of that length becomes."""
         counts = iter([self.num_audio_tokens(length) for length in lengths])
-        expanded: list[int] = []
-        for token in tokens:
-            expanded += [token] * (next(counts) if token == self.audio_token_id else 1)
-        return expanded
+        tokens, learned = prompt
+        places: list[int] = []
+        for place, token in enumerate(tokens):
+            places += [place] * (next(counts) if token == self.audio_token_id else 1)
+        return [tokens[place] for place in places], [learned[place] for place in places]
 
     def _texts_around_clips(self, instruction: str, clips: int) -> list[str]:
         """Return the `clips` + 1 texts before, between and behind the clips."""
@@ -273,27 +298,28 @@ class MoweProcessor(ProcessorMixin):
 
     def _ending(self, answer: str) -> list[int]:
         """Return the tokens to learn: the answer and its end."""
-        return [*self.chat.text_tokens(answer), self.tokenizer.eos_token_id]
+        return [*self.chat.text_tokens(answer), *self.chat.answer_end()]
 
-    def _check_positions(self, prompts: list[list[int]], endings: list[list[int]]) -> None:
-        longest = max((len(p) + len(e) for p, e in zip(prompts, endings, strict=True)), default=0)
+    def _check_positions(self, prompts: list[_Prompt], endings: list[list[int]]) -> None:
+        longest = max((len(p[0]) + len(e) for p, e in zip(prompts, endings, strict=True)), default=0)
         if self.max_positions is not None and longest > self.max_positions:
             raise ValueError(f"a row has {longest} tokens, but the language model takes {self.max_positions}")
 
-    def _pad(self, prompts: list[list[int]], endings: list[list[int]], *, left: bool) -> dict[str, torch.Tensor]:
-        width = max(len(prompt) + len(ending) for prompt, ending in zip(prompts, endings, strict=True))
+    def _pad(self, prompts: list[_Prompt], endings: list[list[int]], *, left: bool) -> dict[str, torch.Tensor]:
+        width = max(len(prompt[0]) + len(ending) for prompt, ending in zip(prompts, endings, strict=True))
         filler = self.tokenizer.pad_token_id
         # Some language models have no padding token; the attention mask hides it anyway.
         filler = self.tokenizer.eos_token_id if filler is None else filler
         inputs: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
-        for prompt, ending in zip(prompts, endings, strict=True):
+        for (prompt, learned), ending in zip(prompts, endings, strict=True):
             length = len(prompt) + len(ending)
             padding = width - length
             before, after = (padding, 0) if left else (0, padding)
             inputs["input_ids"].append([filler] * before + prompt + ending + [filler] * after)
             inputs["attention_mask"].append([0] * before + [1] * length + [0] * after)
-            # Only the answer and its end are learned, never the instruction.
-            inputs["labels"].append([IGNORED] * (before + len(prompt)) + ending + [IGNORED] * after)
+            # Only answers and their ends are learned, never an instruction.
+            known = [token if mark else IGNORED for token, mark in zip(prompt, learned, strict=True)]
+            inputs["labels"].append([IGNORED] * before + known + ending + [IGNORED] * after)
         return {name: torch.tensor(rows) for name, rows in inputs.items()}
 
     @property
@@ -306,6 +332,10 @@ class MoweProcessor(ProcessorMixin):
 _OF_TRANSFORMERS = frozenset(
     ("return_tensors", "return_assistant_tokens_mask", "load_audio_from_video", "sanitize_control_tokens", "padding")
 )
+
+
+def _unlearned(tokens: list[int]) -> _Prompt:
+    return tokens, [False] * len(tokens)
 
 
 def _turns(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Turn], list[Any]]:

@@ -47,9 +47,9 @@ def examples_of(index: Index, count: int, min_s: float, max_s: float) -> list[Ex
         return []
     batch = load_in_child(index.table.take(np.array(turns)), min_s, max_s)
     return [
-        Example(batch.ids[row], batch.tasks[row], batch.instructions[row], batch.answers[row], _flac(wave))
-        for row, wave in enumerate(batch.waveforms())
-        if wave is not None
+        Example(batch.ids[row], batch.tasks[row], batch.instructions[row], batch.answers[row], _flac(clips[0]))
+        for row, (clips, history) in enumerate(zip(batch.clips(), batch.turns_before, strict=True))
+        if len(clips) == 1 and not history
     ]
 
 

@@ -132,7 +132,7 @@ async def transcribe(
         async with places:
             return await answer(ask_about([piece], asked.prompt, max_new_tokens=max_new_tokens))
 
-    pieces = [piece for piece in cut(wave, samples, chunked=True) if piece is not None]
+    pieces = cut(wave, samples, chunked=True)
     asked_for = [asyncio.ensure_future(ask(piece)) for piece in pieces]
     try:
         replies = await asyncio.gather(*asked_for)

@@ -15,6 +15,7 @@ from mowe_ray.config.fields import InlineConfig
 from mowe_ray.config.model_section import CheckpointedPart, ModelSection
 from mowe_ray.config.training_section import MoweLossSection, TrainingSection
 from mowe_ray.data.index import Index
+from mowe_ray.data.profile import sample_rows
 from mowe_ray.data.sample import Sample
 from mowe_ray.data.shards import read_samples
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
@@ -31,7 +32,6 @@ from mowe_ray.model.encoders import stored_weights
 from mowe_ray.model.export import export
 from mowe_ray.model.tokenizing import tokenizer_from_json, train_tokenizer
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.training.datasets import sample_rows
 from mowe_ray.training.optimizer import parameter_groups
 
 # Texts a tokenizer is trained on: enough for the word list of any corpus of instructions.
@@ -120,6 +120,7 @@ def own_tokenizer(model: ModelSection, train: Index, folder: RunFolder) -> str |
         rows = train.table.take(sample_rows(len(train), _TOKENIZER_SAMPLES))
         samples = [sample for sample in read_samples(rows) if isinstance(sample, Sample)]
         texts = [text for sample in samples for text in (sample.instruction, sample.answer)]
+        texts += [turn.text for sample in samples for turn in sample.history]
         vocabulary = int(model.language_model.config.get("vocab_size", DEFAULT_VOCABULARY))
         trained = train_tokenizer(texts, vocabulary)
         folder.write_text("tokenizer.json", trained.backend_tokenizer.to_str())

@@ -25,7 +25,7 @@ class Batch:
             `attention_mask` (R, N); and, when there is audio, `input_values` (C, S) and `input_lengths` (C,).
         answer_tokens: Labelled tokens.
         audio_s: Seconds of real audio; `padded_s` counts the padding up to the longest clip too.
-        ids, sources, tasks, answers: One string a row; has_audio is True for rows with a clip.
+        ids, sources, tasks, answers: One string a row; row_clips: how many clips each row has.
         bad: Samples of this micro-batch that could not be used.
         clip_s: Length in seconds of each clip; row_tokens: tokens of each row, without padding.
         encoder_states: The argument of that name, of the encoders that need not run.
@@ -40,7 +40,7 @@ class Batch:
     sources: list[str]
     tasks: list[str]
     answers: list[str]
-    has_audio: list[bool]
+    row_clips: list[int]
     bad: list[BadSample]
     encoder_states: dict[int, torch.Tensor] = field(default_factory=dict)
     clip_s: list[float] = field(default_factory=list)
@@ -135,12 +135,13 @@ def collatable(micro_batch: MicroBatch, processor: MoweProcessor, *, generate: b
 
 def _collated(micro_batch: MicroBatch, processor: MoweProcessor, generate: bool) -> Batch:
     instructions, answers = micro_batch.instructions, micro_batch.answers
-    audio = [[] if clip is None else [clip] for clip in micro_batch.waveforms()]
+    audio = micro_batch.clips()
     empty = not instructions
     features: Mapping[str, Any] = processor(
         instructions=["-"] if empty else instructions,
         audio=[[]] if empty else audio,
         answers=None if generate else (["-"] if empty else answers),
+        histories=micro_batch.histories or None,
     )
     inputs = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
     row_tokens = [] if empty else features["attention_mask"].sum(1).tolist()
@@ -168,7 +169,7 @@ def _collated(micro_batch: MicroBatch, processor: MoweProcessor, generate: bool)
         sources=micro_batch.sources,
         tasks=micro_batch.tasks,
         answers=answers,
-        has_audio=[length > 0 for length in micro_batch.lengths],
+        row_clips=[len(lengths) for lengths in micro_batch.row_lengths],
         bad=micro_batch.bad,
         encoder_states={index: views[index] for index in states},
         clip_s=[length / SAMPLE_RATE for length in lengths],

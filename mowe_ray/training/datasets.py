@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from mowe_ray.config.data_section import DataSection, EvaluatedData, TrainingSource, ValidationSource
+from mowe_ray.config.data_section import DataSection, EvaluatedData, SourceSection, TrainingSource
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.epoch_plan import count_samples, plan_epoch
 from mowe_ray.data.index import Index, ParallelMap, SourceSpec, build_index
-from mowe_ray.data.shards import field_names, list_shards
+from mowe_ray.data.profile import common_samples, profiles, warnings_on
+from mowe_ray.data.sample import BadSample
+from mowe_ray.data.shards import first_entry, list_shards
 from mowe_ray.data.shards.audio_field import AUDIO_KEYS
+from mowe_ray.data.shards.compressed import cache_folder
+from mowe_ray.data.shards.fields import ANSWER_KEYS, INSTRUCTION_KEYS, Reading
+from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS
 from mowe_ray.data.shards.storage import with_storage_timeout
 from mowe_ray.data.synthetic_corpus import builtin_corpus
 
@@ -34,78 +40,147 @@ class Sources:
     report: DataReport
 
 
-def cache_folder() -> Path:
-    """Where scans and the built-in corpus are kept: $XDG_CACHE_HOME/mowe_ray, or ~/.cache/mowe_ray."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mowe_ray"
-
-
-def index_sources(data: DataSection, run_map: ParallelMap = map) -> Sources:
+def index_sources(data: DataSection, run_map: ParallelMap = map, *, seed: int = 0) -> Sources:
     """Index all sources of a run, and reject data with too many unusable samples.
 
     Args:
         run_map: As for `scan_sources`.
+        seed: As for `scan_sources`.
 
     Raises:
-        ValueError: A path holds no shards, too much in it is unusable, or nothing in it has audio.
+        ValueError: A path holds no shards, too much in it is unusable, or nothing in it has audio or is asked.
     """
-    sources = scan_sources(data, run_map)
-    sources.report.check(data.max_bad_fraction)
-    check_audio(data, sources)
+    sources = scan_sources(data, run_map, seed=seed)
+    check_sources(data, sources)
+    talks = pc.any(pc.or_(pc.greater(sources.train.table["clips"], 1), pc.greater(sources.train.table["turns"], 1)))
+    if data.feature_cache is not None and talks.as_py():
+        raise ValueError(
+            "data.feature_cache: conversations of several clips or turns are not cached yet: set it to null"
+        )
     if not count_samples(sources.train.sources, [source.weight for source in data.train]):
-        paths = ", ".join(source.path for source in data.train)
+        paths = ", ".join(source.place for source in data.train)
         raise ValueError(f"data.train: no usable sample in {paths}, or too few for the weight")
     return sources
 
 
-def scan_sources(data: DataSection, run_map: ParallelMap = map) -> Sources:
+def scan_sources(data: DataSection, run_map: ParallelMap = map, *, seed: int = 0) -> Sources:
     """Find all samples of a run, good and bad; scans are cached, so only new shards cost time.
 
     Args:
         run_map: Applies the scan to shards, in order; the cluster passes a parallel one.
+        seed: Of what sources draw.
 
     Raises:
-        ValueError: A path holds no shards.
+        ValueError: A path holds no shards, or not the columns that are given.
     """
-    train = _build(
-        data,
-        [_spec(source, f"train{i}:{source.path}", f"data.train.{i}") for i, source in enumerate(data.train)],
-        run_map,
-    )
-    validation = scan_validation(data, run_map)
+    train = _build(data, [spec for key, spec in source_specs(data, seed).items() if ".train." in key], run_map)
+    validation = scan_validation(data, run_map, seed=seed)
     return Sources(train, validation, data_report([train, *validation.values()]))
 
 
-def check_audio(data: DataSection, sources: Sources) -> None:
-    """Raise ValueError where no sample of a source has audio, and the configuration does not say so."""
-    check_validation_audio(data, sources.validation)
-    for number, (source, name) in enumerate(zip(data.train, sources.train.source_names, strict=True)):
-        _check_audio(source, f"data.train.{number}", sources.train, name)
+def check_sources(data: DataSection, sources: Sources) -> None:
+    """Raise ValueError where a source cannot have been meant as it is, and look at a few samples of each.
+
+    The report has what was found.
+    """
+    train = {f"data.train.{number}": name for number, name in enumerate(sources.train.source_names)}
+    for key, source in zip(train, data.train, strict=True):
+        _check_source(key, source, sources.train, train[key])
+    check_validation(data, sources.validation)
+    sources.report.check(data.max_bad_fraction)
+    facts = profiles([sources.train, *sources.validation.values()])
+    keys = {name: key for key, name in train.items()}
+    keys |= {name: f"data.validation.{number}" for number, name in enumerate(sources.validation)}
+    for name, (known, bad) in facts.items():
+        sources.report.set_profile(name, known)
+        sources.report.add(bad)
+        _check_tried(keys[name], known, bad)
+    sources.report.check(data.max_bad_fraction)
+    common = common_samples(sources.train, sources.validation)
+    own = [source.place for source in data.train if not source.place.startswith(_BUILTIN)]
+    builtin = [source.place for source in data.validation if source.place.startswith(_BUILTIN)]
+    lines = [*warnings_on({name: known for name, (known, _) in facts.items()}, common)]
+    if own and builtin:
+        lines.append(
+            f"data.validation is {builtin[0]}, which says nothing on {own[0]}: give data.validation.0.path, or "
+            "data.validation=[]"
+        )
+    sources.report.warnings += lines
 
 
-def check_validation_audio(data: EvaluatedData, validation: Mapping[str, Index]) -> None:
-    """As `check_audio`, for validation sources."""
-    for number, source in enumerate(data.validation):
-        _check_audio(source, f"data.validation.{number}", validation[source.name], source.name)
+def check_validation(data: EvaluatedData, validation: Mapping[str, Index]) -> None:
+    """As `check_sources`, for validation sources by name; opens none of their files."""
+    for number, (source, (name, index)) in enumerate(zip(data.validation, validation.items(), strict=True)):
+        _check_source(f"data.validation.{number}", source, index, name)
 
 
-def _check_audio(source: TrainingSource | ValidationSource, key: str, index: Index, name: str) -> None:
+def _check_source(key: str, source: SourceSection, index: Index, name: str) -> None:
     samples = index.samples_per_source[name]
-    if source.text_only or not samples or index.text_only_per_source[name] < samples:
-        return
-    shard = next(shard for shard in list_shards(shards_of(source.path)))
-    fields = ", ".join(field_names(shard)) or "none that can be read"
-    raise ValueError(
-        f"{key}.path: none of the {samples} samples of {source.path} has audio; the fields of {shard} are {fields}. "
-        f"Audio is read under {', '.join(AUDIO_KEYS[:3])}. If this is meant to be text alone, set {key}.text_only=true"
+    bad = [sample for sample in index.bad if sample.source == name]
+    if not samples and not bad:
+        raise ValueError(f"{key}.path: {source.place} holds no samples")
+    # Lengths are of all sources, and named by the report of all; what is wrong with rows is of this source.
+    of_rows = [sample for sample in bad if sample.cause not in ("too_long", "too_short", "broken_shard")]
+    if not samples and of_rows:
+        causes = ", ".join(f"{count} {cause}" for cause, count in Counter(s.cause for s in bad).most_common())
+        raise ValueError(
+            f"{key}.path: no sample of {source.place} can be used: {causes}, such as {of_rows[0].id}: "
+            f"{of_rows[0].detail}. {_fields_of(key, source)}"
+        )
+    if samples and not source.text_only and index.text_only_per_source[name] == samples:
+        raise ValueError(
+            f"{key}.path: none of the {samples} samples of {source.place} has audio. {_fields_of(key, source)}. "
+            f"If this is meant to be text alone, set {key}.text_only=true"
+        )
+    if not source.instructions and (count := index.asked_nothing[name]):
+        usual = ", ".join(DEFAULT_INSTRUCTIONS)
+        raise ValueError(
+            f"{key}: nothing is asked about {count} of the {samples} samples of {source.place}: they have no "
+            f"instruction, and no task with a usual one ({usual}). Set {key}.instruction='...' or {key}.task=asr. "
+            f"{_fields_of(key, source)}"
+        )
+
+
+def _check_columns(spec: SourceSpec) -> None:
+    """Raise ValueError where the first sample of a source lacks a column that the configuration names."""
+    try:
+        first = list_shards(spec.paths)[0]
+    except ValueError:
+        return  # a path without shards, which the index says with its key
+    entry = first_entry(first)
+    lacking = [name for _, name in spec.reading.columns if not {name, name.partition(".")[0]} & entry.keys()]
+    if entry and lacking:
+        key, fields = str(spec.key).removesuffix(".path"), ", ".join(map(str, entry))
+        raise ValueError(f"{key}.columns: {first} has no {', '.join(lacking)}; its fields are {fields}")
+
+
+def _check_tried(key: str, known: Mapping[str, Any], bad: Sequence[BadSample]) -> None:
+    """Raise ValueError where most of the samples that were tried cannot be read."""
+    if 2 * len(bad) > known.get("tried", 0):
+        raise ValueError(
+            f"{key}.path: {len(bad)} of {known['tried']} samples that were tried cannot be read, such as {bad[0].id}: "
+            f"{bad[0].cause}: {bad[0].detail}"
+        )
+
+
+def _fields_of(key: str, source: SourceSection) -> str:
+    """Return what the first sample of a source has, and what is read, for messages."""
+    shard = next(iter(list_shards(shards_of(source))))
+    entry = first_entry(shard)
+    fields = ", ".join(map(str, entry)) or "none that can be read"
+    example = ", ".join(f"{name}: {str(value)[:40]}" for name, value in entry.items())
+    return (
+        f"The fields of {shard} are {fields}" + (f" (first: {example})" if example else "") + "; read are "
+        f"{', '.join(AUDIO_KEYS[:3])}... as audio, {', '.join(ANSWER_KEYS[:3])}... as the answer, "
+        f"{', '.join(INSTRUCTION_KEYS[:2])}... as the instruction, and messages or conversations; for others give "
+        f"{key}.columns, as {{audio: NAME, answer: NAME}}"
     )
 
 
-def scan_validation(data: EvaluatedData, run_map: ParallelMap = map) -> dict[str, Index]:
+def scan_validation(data: EvaluatedData, run_map: ParallelMap = map, *, seed: int = 0) -> dict[str, Index]:
     """Find the samples of each validation source, by its name; as `scan_sources`."""
-    return {
-        source.name: _build(data, [_spec(source, source.name, f"data.validation.{i}")], run_map)
-        for i, source in enumerate(data.validation)
-    }
+    specs = [spec for key, spec in source_specs(data, seed).items() if ".validation." in key]
+    return {spec.name: _build(data, [spec], run_map) for spec in specs}
 
 
 def data_report(indexes: Iterable[Index]) -> DataReport:
@@ -122,6 +197,10 @@ def data_report(indexes: Iterable[Index]) -> DataReport:
 
 def _build(data: EvaluatedData, specs: list[SourceSpec], run_map: ParallelMap) -> Index:
     limits = {"min_s": data.min_duration_s, "max_s": data.max_duration_s}
+
+    for spec in specs:
+        if spec.reading.columns:
+            _check_columns(spec)
 
     def patient_map(scan: Callable[..., pa.Table], shards: Iterable[str]) -> Iterable[pa.Table]:
         return run_map(partial(with_storage_timeout, data.storage_timeout_s, scan), shards)
@@ -147,12 +226,45 @@ def validation_plan(
     )
 
 
-def _spec(source: TrainingSource | ValidationSource, name: str, key: str) -> SourceSpec:
-    return SourceSpec(name, shards_of(source.path), source.task, f"{key}.path")
+def source_specs(data: EvaluatedData, seed: int = 0) -> dict[str, SourceSpec]:
+    """Return all sources of a run or an evaluation by their keys."""
+    train = data.train if isinstance(data, DataSection) else []
+    names = [f"train{number}:{source.place}" for number, source in enumerate(train)] + data.validation_names
+    keys = [f"data.train.{number}" for number in range(len(train))]
+    keys += [f"data.validation.{number}" for number in range(len(data.validation))]
+    return {
+        f"{key}.path": _spec(source, name, key, seed)
+        for key, name, source in zip(keys, names, [*train, *data.validation], strict=True)
+    }
 
 
-def shards_of(path: str) -> str:
-    """Return where the shards of a configured path are; those of a built-in corpus are written on first use."""
+def _spec(source: SourceSection, name: str, key: str, seed: int) -> SourceSpec:
+    draws = len(source.instructions) > 1 or (source.limit is not None and source.limit < 1)
+    reading = Reading(
+        columns=tuple(source.columns.items()),
+        instructions=source.instructions,
+        labels=tuple(source.labels or ()),
+        last_turn_only=isinstance(source, TrainingSource) and source.train_on == "last",
+        seed=seed if draws else 0,
+    )
+    return SourceSpec(
+        name,
+        source.place,
+        source.task,
+        f"{key}.path",
+        reading=reading,
+        limit=source.limit,
+        max_s=source.max_duration_s,
+        paths=tuple(shards_of(source)),
+    )
+
+
+def shards_of(source: SourceSection) -> list[str]:
+    """Return where the shards of a source are; those of a built-in corpus are written on first use."""
+    return [_written(path) for path in source.paths]
+
+
+def _written(path: str) -> str:
     if not path.startswith(_BUILTIN):
         return path
     folder = cache_folder()
@@ -162,8 +274,3 @@ def shards_of(path: str) -> str:
         raise ValueError(
             f"{path} cannot be written to {folder}: {error}; XDG_CACHE_HOME names another folder for caches"
         ) from error
-
-
-def sample_rows(size: int, at_most: int) -> np.ndarray:
-    """Return row numbers spread evenly over `size` rows."""
-    return np.unique(np.linspace(0, size - 1, min(size, at_most)).astype(np.int64))

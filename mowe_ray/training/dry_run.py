@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TextIO
 
@@ -15,7 +15,7 @@ from mowe_ray.model.cost import zero_memory_bytes
 from mowe_ray.output.terminal import byte_size, format_table
 from mowe_ray.training.build import model_dtype
 from mowe_ray.training.clip_length import check_clip_length
-from mowe_ray.training.datasets import Sources, check_audio, scan_sources
+from mowe_ray.training.datasets import Sources, check_sources, scan_sources
 from mowe_ray.training.estimate import Estimate, PartCost, estimate
 from mowe_ray.training.flops import CLIP_S
 from mowe_ray.training.sampler import EpochSampler
@@ -41,7 +41,7 @@ def dry_run(config: RunConfig, out: TextIO) -> dict[str, Any]:
     _write_lines(
         out, ["activations come on top", *(["optimizer: on the CPU"] if config.compute.offload == "cpu" else [])]
     )
-    sources = scan_sources(config.data, map_in_child) if config.data.train else None
+    sources = scan_sources(config.data, map_in_child, seed=config.seed) if config.data.train else None
     data = {} if sources is None else _data_facts(sources)
     _write(out, "data", _data_table(data) if sources else [["data.train: none given"]])
     _write_lines(out, ["dropped: by headers, decoding may find more"] if sources else [])
@@ -51,8 +51,10 @@ def dry_run(config: RunConfig, out: TextIO) -> dict[str, Any]:
     work = _work_facts(config, costs, sources.train) if steps["steps_per_epoch"] and sources else None
     _write(out, "work: share of the floating-point operations that an epoch executes", _work_table(work, costs))
     if sources is not None:
-        sources.report.check(config.data.max_bad_fraction)
-        check_audio(config.data, sources)
+        check_sources(config.data, sources)
+        data |= {"profiles": sources.report.profiles}
+        _write(out, "samples, of those that were tried", _profile_table(sources.report.profiles))
+        _write_lines(out, [f"warning: {line}" for line in sources.report.warnings])
     return {"run": config.name, "model": model, "memory": memory, "data": data, "steps": steps, "work": work}
 
 
@@ -180,6 +182,22 @@ def _data_table(data: dict[str, Any]) -> list[list[str]]:
         samples, text_only = (f"{facts[field]:,}" for field in ("samples", "text_only"))
         rows.append([name, facts["use"], samples, text_only, f"{facts['hours']:.2f}", tasks, dropped or "nothing"])
     return rows
+
+
+def _profile_table(profiles: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    rows = [["source", "tried", "rates (Hz)", "channels", "answer words", "lengths", "shortest (s)", "longest (s)"]]
+    for name, facts in profiles.items():
+        counts = [_counted(facts.get(field, {})) for field in ("sample_rates", "channels")]
+        words = " to ".join(map(str, facts.get("answer_words", [])[::2]))
+        extremes = [", ".join(f"{row} {s:g}" for row, s in facts[field]) for field in ("shortest", "longest")]
+        rows.append(
+            [name, str(facts.get("tried", 0)), *counts, words, _counted(facts["duration_histogram"]), *extremes]
+        )
+    return rows
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} x {value}" for value, count in counts.items())
 
 
 def _step_facts(config: RunConfig, train: Index | None) -> dict[str, Any]:

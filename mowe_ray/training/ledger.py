@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 
 from mowe_ray.data.index import Index, source_key
 from mowe_ray.data.shards.audio_field import has_audio_suffix
-from mowe_ray.data.shards.record import ID_KEYS, PLACE_ID, REPEATED_ID, is_made_of_place
+from mowe_ray.data.shards.fields import ID_KEYS
+from mowe_ray.data.shards.record import PLACE_ID, REPEATED_ID, is_made_of_place
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.output.terminal import counted
 from mowe_ray.training.checkpoint.layout import CHECKPOINTS, store

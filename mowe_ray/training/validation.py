@@ -112,7 +112,7 @@ def _answer(
 def _add_routing(routing: dict[str, RoutingSums], output: MoweOutput, batch: Batch) -> None:
     if output.routing is None or not batch.clips:
         return
-    clip_tasks = [task for task, has_audio in zip(batch.tasks, batch.has_audio, strict=True) if has_audio]
+    clip_tasks = [task for task, clips in zip(batch.tasks, batch.row_clips, strict=True) for _ in range(clips)]
     for task in sorted(set(clip_tasks)):
         rows = [i for i, t in enumerate(clip_tasks) if t == task]
         sums = RoutingSums.of(output.routing.select(rows), routing.get(task))

@@ -11,8 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from mowe_ray.data.index import SourceSpec, build_index
+from mowe_ray.data.micro_batch import load_micro_batch
 from mowe_ray.data.shards import list_shards, scan_shard
 from mowe_ray.prepare import main
+from tests.layouts import ANSWERS, CLIPS, LAYOUTS, QUESTION
 
 
 def _audio(pitch=440, seconds=0.4, scale=0.5, container="FLAC"):
@@ -34,7 +37,7 @@ def _run(capsys, *arguments):
 
 
 def _rows(folder):
-    return [r for shard in list_shards(str(folder)) for r in scan_shard(shard, None).to_pylist()]
+    return [r for shard in list_shards(str(folder)) for r in scan_shard(shard).to_pylist()]
 
 
 def _manifest(root):
@@ -193,3 +196,33 @@ def test_the_module_runs_as_a_command(tmp_path):
     done = subprocess.run([*command, tmp_path / "out"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["samples"] == 5
     assert "preparing" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["csv", "ms_swift", "nemo_tarred", "lhotse_shar", "wav_and_txt", "webdataset_cls"])
+def test_what_training_reads_as_it_is_prepare_reads_too(tmp_path, capsys, name):
+    (tmp_path / "source").mkdir()
+    source = LAYOUTS[name](tmp_path / "source")
+    instruction = ["--instruction", QUESTION] if "instruction" in source else []
+    out = tmp_path / "out"
+    code, result, _ = _run(capsys, source["path"], "--task", "aqa", *instruction, "--out", out)
+    assert (code, result["samples"], result["bad"]) == (0, CLIPS, 0)
+    batch = load_micro_batch(build_index([SourceSpec("s", str(out))], tmp_path, min_s=0.1, max_s=30).table, 0.1, 30)
+    assert batch.instructions == [QUESTION] * CLIPS
+    wanted = [str(int(answer == "high")) if name == "webdataset_cls" else answer for answer in ANSWERS]
+    assert batch.answers == wanted
+
+
+def test_columns_of_another_name_and_conversations(tmp_path, capsys):
+    (tmp_path / "0.flac").write_bytes(_audio())
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a tone"}]
+    turns += [{"role": "user", "content": "Is it <audio> or <audio>?"}, {"role": "assistant", "content": "the first"}]
+    rows = [{"dialog": turns, "sounds": ["0.flac", "0.flac"], "kind": "chat"}]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    columns = ["messages=dialog", "audio=sounds", "task=kind"]
+    code, result, _ = _run(capsys, tmp_path / "m.jsonl", "--columns", *columns, "--out", tmp_path / "out")
+    assert (code, result["samples"]) == (0, 1)
+    (found,) = _rows(tmp_path / "out")
+    assert (found["clips"], found["turns"], found["task"]) == (2, 2, "chat")
+    code, _, errors = _run(capsys, tmp_path / "m.jsonl", "--columns", "sound=sounds", "--out", tmp_path / "other")
+    assert code == 2
+    assert "--columns takes FIELD=NAME, of the fields id, audio" in errors

@@ -39,7 +39,7 @@ def test_a_corpus_becomes_shards_without_being_told_what_it_is(tmp_path, capsys,
     samples, bad, references = EXPECTED[name]
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["samples"], result["bad"]) == (samples, bad)
-    rows = [row for shard in list_shards(str(out)) for row in scan_shard(shard, None).to_pylist()]
+    rows = [row for shard in list_shards(str(out)) for row in scan_shard(shard).to_pylist()]
     assert len({row["id"] for row in rows}) == samples
     assert {row["task"] for row in rows} == {KINDS[name].task}
     assert all(row["cause"] is None and row["duration_s"] > 0.3 for row in rows)

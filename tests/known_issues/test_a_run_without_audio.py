@@ -13,7 +13,7 @@ import pytest
 
 from mowe_ray.config import load_config
 from mowe_ray.config.data_section import DataSection
-from mowe_ray.training.datasets import check_validation_audio, index_sources, scan_validation
+from mowe_ray.training.datasets import check_validation, index_sources, scan_validation
 from mowe_ray.training.dry_run import dry_run
 from tests.read_source import CLIP, QUESTION, note, write_lines, write_tar
 
@@ -54,9 +54,9 @@ def test_a_validation_source_without_audio_stops(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.validation\.0\.path: none of the 3"):
         index_sources(data)
     with pytest.raises(ValueError, match=r"data\.validation\.0\.text_only=true"):
-        check_validation_audio(data, scan_validation(data))
+        check_validation(data, scan_validation(data))
     said = DataSection.model_validate({"validation": [source | {"text_only": True}]})
-    check_validation_audio(said, scan_validation(said))
+    check_validation(said, scan_validation(said))
 
 
 def test_text_samples_are_counted_in_report_and_dry_run(tmp_path: Path) -> None:
@@ -81,5 +81,5 @@ def test_the_dry_run_stops_after_its_tables(tmp_path: Path) -> None:
 def test_a_source_that_is_all_unknown_audio_names_the_field(tmp_path: Path) -> None:
     rows = [QUESTION | {"my_recording_audio": f"{n}.xyz"} for n in range(3)]
     source = str(write_lines(tmp_path / "m.jsonl", rows))
-    with pytest.raises(ValueError, match=r"3 unknown_audio in .*'my_recording_audio' looks like audio"):
+    with pytest.raises(ValueError, match=r"3 unknown_audio, such as .*'my_recording_audio' looks like audio"):
         index_sources(DataSection.model_validate({"train": [{"path": source}]}))

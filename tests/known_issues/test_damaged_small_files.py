@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from mowe_ray.config import load_config
+from mowe_ray.config.data_section import DataSection
 from mowe_ray.data.index import SourceSpec, build_index
 from mowe_ray.distributed.ray_train.driver import _claim
 from mowe_ray.evaluation.judge.judge import _Judgements
@@ -22,7 +23,7 @@ from mowe_ray.evaluation.predictions import Answer, Predictions
 from mowe_ray.evaluation.targets import find_models
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.trials import history, load_all
-from mowe_ray.training.datasets import shards_of
+from mowe_ray.training.datasets import scan_sources
 from mowe_ray.training.tracker import Tracker
 from tests.read_source import CLIP, note, write_tar
 
@@ -159,7 +160,7 @@ def test_a_folder_of_caches_that_cannot_be_written(tmp_path: Path, monkeypatch: 
         assert len(build_index(source, tmp_path / "mowe_ray", min_s=0.1, max_s=30.0)) == 1
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ValueError, match=r"builtin:train cannot be written to .*XDG_CACHE_HOME"):
-        shards_of("builtin:train")
+        scan_sources(DataSection.model_validate({"train": [{"path": "builtin:train"}]}))
 
 
 def test_what_must_last_reaches_the_disk_before_its_name(tmp_path: Path) -> None:

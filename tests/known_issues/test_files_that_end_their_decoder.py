@@ -21,7 +21,7 @@ from mowe_ray.data.feature_cache import open_audio, write_audio
 from mowe_ray.data.index import SourceSpec, build_index, map_in_child
 from mowe_ray.data.micro_batch import load_in_child, load_micro_batch, without_known
 from mowe_ray.data.sample import BadSample, Sample
-from mowe_ray.data.shards import field_names, scan_shard
+from mowe_ray.data.shards import first_entry, scan_shard
 from tests import deadly_decoder
 from tests.audio_files import by_sndfile
 from tests.deadly_decoder.sitecustomize import ENDS
@@ -76,11 +76,11 @@ WRITERS = {"tar": write_tar, "jsonl": write_manifest, "parquet": write_table, "a
 def test_a_scan_counts_the_header_that_ended_it(tmp_path, suffix):
     clips = {"one": GOOD, "two": DEADLY_TO_SCAN, "three": GOOD}
     shard = WRITERS[suffix](tmp_path / f"x.{suffix}", clips)
-    rows = scan_shard(shard, None, in_child=True)
+    rows = scan_shard(shard, in_child=True)
     assert rows["id"].to_pylist() == list(clips)
     assert rows["cause"].to_pylist() == [None, "crashed", None]
     assert rows["detail"][1].as_py() == f"{shard}: its header: signal SIGSEGV ended the process"
-    whole = scan_shard(WRITERS[suffix](tmp_path / f"y.{suffix}", {"one": GOOD, "three": GOOD}), None)
+    whole = scan_shard(WRITERS[suffix](tmp_path / f"y.{suffix}", {"one": GOOD, "three": GOOD}))
     columns = ["id", "duration_s", "task", "detail"]
     assert rows.filter(pc.is_null(rows["cause"])).select(columns).equals(whole.select(columns))
 
@@ -94,10 +94,10 @@ def test_a_process_that_scans_for_itself_survives(tmp_path):
 def test_an_arrow_file_is_read_in_a_child_process_before_it_is_used(tmp_path):
     shard = Path(write_table(tmp_path / "x.arrow", {"one": GOOD, "two": GOOD}))
     shard.write_bytes(shard.read_bytes() + ENDS)
-    (row,) = scan_shard(str(shard), None).to_pylist()
+    (row,) = scan_shard(str(shard)).to_pylist()
     assert (row["id"], row["cause"]) == ("x.arrow", "broken_shard")
     assert row["detail"] == "damaged, as signal SIGSEGV ended the process that read it"
-    assert field_names(str(shard)) == []
+    assert first_entry(str(shard)) == {}
 
 
 def test_a_damaged_length_is_no_want_of_memory(tmp_path):
@@ -110,7 +110,7 @@ def test_a_damaged_length_is_no_want_of_memory(tmp_path):
     before, length, after = content.rpartition(len("hello" * 1000).to_bytes(8, "little"))
     assert length
     (tmp_path / "x.arrow").write_bytes(before + (1 << 60).to_bytes(8, "little") + after)
-    (row,) = scan_shard(str(tmp_path / "x.arrow"), None).to_pylist()
+    (row,) = scan_shard(str(tmp_path / "x.arrow")).to_pylist()
     assert row["cause"] == "broken_shard"
     assert "malloc" in row["detail"]
 

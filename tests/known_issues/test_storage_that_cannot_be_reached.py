@@ -21,6 +21,7 @@ from mowe_ray.data.index import SourceSpec, build_index
 from mowe_ray.data.micro_batch import load_micro_batch
 from mowe_ray.data.sample import Sample, StorageError
 from mowe_ray.data.shards import scan_shard
+from mowe_ray.data.shards.fields import Reading
 from mowe_ray.data.shards.storage import storage_timeout
 from mowe_ray.data.shards.write import write_parquet, write_webdataset
 from mowe_ray.output.run_folder import RunFolder
@@ -74,7 +75,7 @@ def test_a_pipe_named_as_shard_and_a_shard_that_goes_are_told_by_name(tmp_path, 
     os.mkfifo(tmp_path / f"a.{suffix}")
     with pytest.raises(ValueError, match=rf"a.{suffix}' is neither a file nor a folder"):
         build_index([SourceSpec("made", str(tmp_path / f"a.{suffix}"))], tmp_path / "cache", min_s=0.1, max_s=30.0)
-    assert scan_shard(str(tmp_path / f"gone.{suffix}"), "asr")["cause"].to_pylist() == ["broken_shard"]
+    assert scan_shard(str(tmp_path / f"gone.{suffix}"), Reading(task="asr"))["cause"].to_pylist() == ["broken_shard"]
 
 
 class _Server(http.server.SimpleHTTPRequestHandler):
@@ -145,7 +146,7 @@ def test_a_server_that_fails_later_is_no_fault_of_the_samples(tmp_path, server, 
     _Server.down = True
     if kind != "parquet":  # whose footer and row group are in memory
         with storage_timeout(0.0), pytest.raises(StorageError, match=f"{url}.*503.*data.storage_timeout_s"):
-            scan_shard(url, "asr")
+            scan_shard(url, Reading(task="asr"))
         with storage_timeout(0.0), pytest.raises(StorageError, match="503"):
             load_micro_batch(index.table, 0.1, 30.0)
     _Server.down = False

@@ -3,13 +3,14 @@
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mowe_ray.data.sample import AUDIO_SUFFIXES, BadAudio, BadSample, Sample, bad_audio, valid_text
-from mowe_ray.data.shards.manifest import read_audio
-from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS, check_record, parse_record
+from mowe_ray.data.shards.fields import Reading
+from mowe_ray.data.shards.manifest import read_clips
+from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS, UNKNOWN_TASK, check_record, parse_record
 
 
 def find(folder: Path, name: str) -> Path | None:
@@ -65,14 +66,6 @@ def each_row(
             yield BadSample(f"{table.stem}-{number}", source, "unreadable", f"{type(error).__name__}: {error}")
 
 
-# Names that shards of our own never use, but published tables do; looked at last.
-_MORE_NAMES = {
-    "audio": ("path", "file", "file_name", "filename", "wav"),
-    "answer": ("label", "emotion"),
-    "id": ("utterance_id", "key"),
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Defaults:
     """Values for fields that rows lack.
@@ -82,18 +75,20 @@ class Defaults:
         task: task of rows without one; None = every row must name it.
         instruction: instruction of rows without one; None = the usual one of the task.
         allow_paths: what rows may name outside of the folder of their table: folders, URLs, hosts.
+        reading: names of the fields in the rows.
     """
 
     source: str
     task: str | None = None
     instruction: str | None = None
     allow_paths: tuple[str, ...] = ()
+    reading: Reading = Reading()  # noqa: RUF009 - frozen
 
     def sample(self, row: Mapping[str, Any], id: str, beside: Path) -> Sample | BadSample:
         """Make a sample of a row.
 
         Args:
-            row: fields by any name that `parse_record` understands, or that is listed above.
+            row: fields by any name that `parse_record` understands.
             id: used when the row has neither an id nor an audio path.
             beside: file that holds the row; relative audio paths start at its folder.
 
@@ -101,7 +96,7 @@ class Defaults:
             ValueError: the task is unknown, or the instruction of a task without a usual one.
         """
         try:
-            record = parse_record(_with_usual_names(row))
+            record = parse_record(row, self.reading)
             id = valid_text(record.id or (record.audio if isinstance(record.audio, str) else id))
             # An instruction alone is not enough: prepare turns recordings into shards.
             if record.audio is None:
@@ -109,9 +104,7 @@ class Defaults:
                 raise BadAudio("no_audio", f"row {id} names no audio")
             check_record(record, has_audio=True)
             suffix = suffix_of(record.audio) if isinstance(record.audio, str) else ""
-            audio = record.audio
-            if isinstance(audio, str):
-                audio = read_audio(str(beside), audio, self.allow_paths)
+            audio, *more = read_clips(str(beside), record, self.allow_paths)
         except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
             cause = bad_audio(error)
             return BadSample(id, self.source, cause.cause, cause.detail)
@@ -121,15 +114,28 @@ class Defaults:
         return Sample(
             id=id,
             audio=audio,
-            instruction=record.instruction or self._instruction_for(task),
+            instruction=record.instruction if record.asks else self._instruction_for(task),
             answer=record.answer,
             task=task,
             source=self.source,
             suffix=suffix,
-            duration_s=record.duration_s,
+            duration_s=None if more else record.duration_s,
             offset_s=record.offset_s,
             references=record.references,
+            more_audio=tuple(more),
+            history=record.history,
         )
+
+    def asked(self, sample: Sample) -> Sample:
+        """Return a sample that was read by the reader of shards, with its question.
+
+        Raises:
+            ValueError: its task is unknown, or its instruction.
+        """
+        if sample.task == UNKNOWN_TASK and self.task is None:
+            raise ValueError(f"{self.source}: nothing says the task of {sample.id}; give --task")
+        asks = sample.instruction or sample.history
+        return sample if asks else replace(sample, instruction=self._instruction_for(sample.task))
 
     def file(self, path: Path, id: str, answer: str) -> Sample | BadSample:
         """Make a sample of an audio file and the answer that belongs to it."""
@@ -165,13 +171,3 @@ def files_below(folder: Path, pattern: str) -> Iterator[Path]:
     for path in sorted(folder.rglob(pattern)):
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
-
-
-def _with_usual_names(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    record = parse_record(row)
-    found = {
-        usual: next((row[name] for name in names if row.get(name) not in (None, "")), None)
-        for usual, names in _MORE_NAMES.items()
-        if not getattr(record, usual)
-    }
-    return {**row, **{usual: value for usual, value in found.items() if value is not None}}

@@ -1,4 +1,4 @@
-"""Manifests, one row a clip, as JSON lines, a JSON list, or TSV with a header line; and folders of audio files.
+"""Manifests, one row a clip, as JSON, CSV or TSV; shards that training reads directly; and folders of audio files.
 
 Folders of audio files come with a table (the audiofolder layout of `datasets`), or are named after the sounds in them.
 """
@@ -6,15 +6,24 @@ Folders of audio files come with a table (the audiofolder layout of `datasets`),
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mowe_ray.data.corpora.layout import Defaults, audio_files, files_below, read_csv
 from mowe_ray.data.corpora.parquet import read_rows
 from mowe_ray.data.sample import BadAudio, BadSample, Sample
-from mowe_ray.data.shards.manifest import manifest_columns, manifest_entries, parse_entry
+from mowe_ray.data.shards import list_shards, read_samples, scan_shard, with_options
+from mowe_ray.data.shards.folder import files_below as files_below_of
+from mowe_ray.data.shards.folder import has_texts
+from mowe_ray.data.shards.listing import is_folder
+from mowe_ray.data.shards.manifest import manifest_entries, manifest_header, parse_entry
 
-SUFFIXES = (".jsonl", ".json", ".tsv")
+SUFFIXES = (".jsonl", ".json", ".tsv", ".csv")
+_SAMPLES_AT_A_TIME = 16  # of a shard, with their encoded audio
 
 
 def read_manifest(manifest: Path, defaults: Defaults) -> Iterator[Sample | BadSample]:
@@ -31,9 +40,39 @@ def read_manifest(manifest: Path, defaults: Defaults) -> Iterator[Sample | BadSa
             yield defaults.sample(row, id, manifest)
 
 
+def is_sharded(path: Path) -> bool:
+    """Whether training reads a path as it is: shards, or a folder of clips with a text beside each."""
+    try:
+        first = list_shards(str(path))[0]
+    except ValueError:
+        return False
+    return not is_folder(first) or has_texts(files_below_of(first))
+
+
+def read_sharded(path: Path, defaults: Defaults) -> Iterator[Sample | BadSample]:
+    """Read what training reads directly, by its own reader: tars, saved datasets, cuts, clips and texts.
+
+    Raises:
+        ValueError: nothing says the task of a sample, or what to ask about it.
+    """
+    given = () if defaults.instruction is None else (defaults.instruction,)
+    reading = replace(defaults.reading, task=defaults.task, instructions=given)
+    for shard in list_shards(str(path)):
+        rows = scan_shard(shard, reading, defaults.allow_paths)
+        for start in range(0, len(rows), _SAMPLES_AT_A_TIME):
+            part = rows.slice(start, _SAMPLES_AT_A_TIME)
+            bad = [row for row in part.to_pylist() if row["cause"]]
+            yield from (BadSample(row["id"], defaults.source, row["cause"], row["detail"]) for row in bad)
+            good = part.filter(pc.is_null(part["cause"]))
+            for column, value in (("shard", shard), ("source", defaults.source)):
+                good = good.append_column(column, pa.array([value] * len(good), pa.string()))
+            for sample in read_samples(with_options(good, defaults.allow_paths, {defaults.source: reading})):
+                yield sample if isinstance(sample, BadSample) else defaults.asked(sample)
+
+
 def _rows(manifest: Path) -> Iterator[dict[str, Any] | BadAudio]:
     """Yield the fields of each row, or what is wrong with it."""
-    columns = manifest_columns(str(manifest))
+    columns = manifest_header(str(manifest))
     try:
         for _, entry in manifest_entries(str(manifest)):
             try:

@@ -17,7 +17,7 @@ from mowe_ray.data.decode import SAMPLE_RATE, decode_audio
 from mowe_ray.data.sample import BadSample, Sample, bad_audio, valid_text
 from mowe_ray.data.shards import scan_shard
 from mowe_ray.data.shards.completion import NOTE, Note, WrittenShard, hash_ids, read_note, write_note
-from mowe_ray.data.shards.record import as_text
+from mowe_ray.data.shards.fields import as_text
 from mowe_ray.data.shards.storage import file_system, first_contact, whole_file
 from mowe_ray.data.shards.write import Written, write_parquet, write_webdataset
 from mowe_ray.data.synthetic_corpus.sounds import encode_flac
@@ -172,7 +172,7 @@ def _whole_shards(folder: str, suffix: str) -> tuple[Written, deque[str]]:
     contents: dict[str, WrittenShard] = {}
     seconds, ids = 0.0, deque[str]()
     while fs.exists(f"{inner}/{(name := f'{len(contents):05d}.{suffix}')}"):
-        rows = scan_shard(f"{folder}/{name}", None)
+        rows = scan_shard(f"{folder}/{name}")
         if rows["cause"].null_count < len(rows):
             break  # damaged since: it and those after it are written again
         found = rows["id"].to_pylist()
@@ -282,14 +282,16 @@ def check_sample(sample: Sample, min_s: float, max_s: float) -> Sample | BadSamp
     if sample.audio is None:
         return sample
     try:
-        wave = decode_audio(sample.audio, sample.duration_s, min_s, max_s, sample.offset_s)
+        waves = [decode_audio(clip, sample.duration_s, min_s, max_s, sample.offset_s) for clip in sample.clips]
     except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
         cause = bad_audio(error)
         return BadSample(sample.id, sample.source, cause.cause, cause.detail)
-    seconds = len(wave) / SAMPLE_RATE
+    seconds = sum(map(len, waves)) / SAMPLE_RATE
+    if sample.more_audio:
+        return sample
     if sample.offset_s is None:
         return replace(sample, duration_s=seconds)
-    audio = encode_flac(wave)
+    audio = encode_flac(waves[0])
     return replace(sample, audio=audio, suffix="flac", duration_s=seconds, offset_s=None)
 
 

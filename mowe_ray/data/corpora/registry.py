@@ -29,9 +29,11 @@ from mowe_ray.data.corpora.manifest_and_folders import (
     LABELS,
     SUFFIXES,
     is_audiofolder,
+    is_sharded,
     read_audiofolder,
     read_labelled_folders,
     read_manifest,
+    read_sharded,
 )
 from mowe_ray.data.corpora.parquet import is_audiobench, parquet_files, read_audiobench, read_parquet
 from mowe_ray.data.corpora.question_answering import (
@@ -89,7 +91,7 @@ def _parquet(is_it: Callable[[Path], bool]) -> Callable[[Path], bool]:
 # The first that fits is taken: the particular before the general, and a glance before a walk through all files.
 KINDS: dict[str, Kind] = {
     "manifest": Kind(
-        "JSON lines or TSV: audio_filepath|audio|path, text|answer, and where they differ from row to row\n"
+        "JSON (lines), CSV or TSV: audio_filepath|audio|path, text|answer, and where they differ from row to row\n"
         "instruction, task, id, duration, offset",
         lambda path: path.suffix in SUFFIXES and path.is_file(),
         read_manifest,
@@ -162,6 +164,12 @@ KINDS: dict[str, Kind] = {
         lambda path: next(files_below(path, "*.trans.txt"), None) is not None,
         read_librispeech,
         "asr",
+    ),
+    "shards": Kind(
+        "what training reads as it is: WebDataset tars (NeMo, Shar), saved datasets, clips with a .txt beside each",
+        is_sharded,
+        read_sharded,
+        splits=None,
     ),
     "folders": Kind(
         "LABEL/*.wav, or files named by the words spoken",

@@ -14,6 +14,7 @@ import soundfile
 
 from mowe_ray.data.audio_headers import suffix_of
 from mowe_ray.data.sample import AUDIO_SUFFIXES
+from mowe_ray.data.shards.fields import RATE_KEYS
 
 # The first present one wins. NeMo: audio_filepath; AudioBench: context; ms-swift: audios; audiofolder: file_name.
 AUDIO_KEYS = (
@@ -48,8 +49,8 @@ _FEWEST_SAMPLES = 400
 _DEEPEST = 6
 
 
-def find_audio(fields: Mapping[str, Any], texts: tuple[str, ...] = ()) -> tuple[str | bytes | None, str | None]:
-    """Return a row's audio, as a path or an encoded file, or what in the row looks like audio but is not read.
+def find_audio(fields: Mapping[str, Any], texts: tuple[str, ...] = ()) -> tuple[tuple[str | bytes, ...], str | None]:
+    """Return a row's clips, as paths or encoded files, or what in the row looks like audio but is not read.
 
     Args:
         fields: Values by name.
@@ -59,14 +60,24 @@ def find_audio(fields: Mapping[str, Any], texts: tuple[str, ...] = ()) -> tuple[
         value = fields.get(key)
         if _is_empty(value) or (key in _AMBIGUOUS_KEYS and isinstance(value, str) and not is_audio_name(value)):
             continue
-        audio = _encoded(value)
-        return audio, None if audio is not None else f"{key!r} holds {_description(value)}, which is not read"
+        clips = _clips(value, next((fields[name] for name in RATE_KEYS if fields.get(name)), None))
+        return clips, None if clips else f"{key!r} holds {_description(value)}, which is not read"
     for key, value in fields.items():
         mapping_only = key in texts
         if _looks_like_audio(str(key), value, mapping_only):
             usual = ", ".join(AUDIO_KEYS[:3])
-            return None, f"{key!r} looks like audio ({_description(value)}), which is read under {usual}"
-    return None, None
+            return (), f"{key!r} looks like audio ({_description(value)}), which is read under {usual}"
+    return (), None
+
+
+def _clips(value: Any, rate: Any) -> tuple[str | bytes, ...]:
+    """Return the clips that a value or a list of values holds; none where any of them is something else."""
+    if isinstance(value, list) and isinstance(_first_number(value), float):
+        wave = _wav(value, rate)
+        return () if wave is None else (wave,)
+    found = [_encoded(clip) for clip in (value if isinstance(value, list) else [value])]
+    clips = tuple(clip for clip in found if clip is not None)
+    return clips if len(clips) == len(found) else ()
 
 
 def is_audio_name(text: str) -> bool:
@@ -89,8 +100,6 @@ def _is_empty(value: Any) -> bool:
 
 def _encoded(value: Any) -> str | bytes | None:
     """Return a path or the bytes of an audio file; None where the value is neither."""
-    if isinstance(value, list) and len(value) == 1:  # one clip in a list of clips
-        return _encoded(value[0])
     if not isinstance(value, Mapping):
         return value if isinstance(value, bytes) or (isinstance(value, str) and not _INLINE.match(value)) else None
     content = value.get("bytes")
@@ -100,7 +109,7 @@ def _encoded(value: Any) -> str | bytes | None:
         return _wav(value["array"], value.get("sampling_rate"))
     if content is None and isinstance(value.get("path"), str):
         return str(value["path"])
-    return None if "path" in value else find_audio(value)[0]
+    return None if "path" in value else next(iter(find_audio(value)[0]), None)
 
 
 def _wav(array: Any, rate: Any) -> bytes | None:

@@ -1,19 +1,22 @@
-"""Manifests: JSON lines, a JSON list or TSV with a header line; the audio lies in files of its own.
+"""Manifests: JSON lines, a JSON list, or CSV and TSV with a header line; the audio lies in files of its own.
 
 The index keeps the byte range of each entry, so a manifest of any size is never held in memory for
 reading.
 """
 
 import codecs
+import csv
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 from mowe_ray.data.decode import header_duration_s
 from mowe_ray.data.sample import BadAudio, BadSample, Sample, bad_audio, is_about_storage
+from mowe_ray.data.shards.compressed import plain, plain_name
+from mowe_ray.data.shards.fields import Reading
 from mowe_ray.data.shards.record import (
-    UNKNOWN_TASK,
     Place,
     Record,
     Row,
@@ -23,26 +26,35 @@ from mowe_ray.data.shards.record import (
     check_record,
     make_sample,
     parse_record,
+    row_of,
 )
 from mowe_ray.data.shards.storage import file_of_row, open_file, read_ranges
 
 
-def field_names(manifest: str) -> list[str]:
-    """Return the names of the first entry's fields."""
-    columns = manifest_columns(manifest)
-    return next((list(parse_entry(entry, columns)) for _, entry in manifest_entries(manifest)), [])
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first line of a CSV or TSV: names of its columns, and what is between them."""
+
+    columns: list[str]
+    delimiter: str
 
 
-def scan(manifest: str, default_task: str | None, allow_paths: Sequence[str]) -> Iterator[Row]:
+def first_entry(manifest: str) -> dict[str, Any]:
+    """Return the fields of the first entry; none if there is no entry."""
+    header = manifest_header(manifest)
+    return next((parse_entry(entry, header) for _, entry in manifest_entries(manifest)), {})
+
+
+def scan(manifest: str, reading: Reading, allow_paths: Sequence[str]) -> Iterator[Row]:
     """Yield a row for each entry; a declared duration saves opening the audio file.
 
     Raises:
         ValueError: the manifest is in UTF-16.
     """
-    columns = manifest_columns(manifest)
+    header = manifest_header(manifest)
     try:
         for number, (at, entry) in enumerate(manifest_entries(manifest)):
-            yield _row(manifest, number, at, entry, columns, default_task, allow_paths)
+            yield _row(manifest, number, at, entry, header, reading, allow_paths)
     except BadAudio as error:  # of the list as a whole: what came before is good
         yield broken_shard(manifest, error.detail)
 
@@ -52,48 +64,50 @@ def _row(
     number: int,
     at: int,
     entry: bytes,
-    columns: list[str] | None,
-    default_task: str | None,
+    header: Header | None,
+    reading: Reading,
     allow_paths: Sequence[str],
 ) -> Row:
     name = f"{manifest.rsplit('/', 1)[-1]}:{number}"
     try:
-        record = parse_record(parse_entry(entry, columns))
-        name = record.id or (record.audio if isinstance(record.audio, str) else name)
+        record = parse_record(parse_entry(entry, header), reading)
+        name = record.id or next((clip for clip in record.clips if isinstance(clip, str)), name)
         check_record(record, record.audio is not None)
         duration = _duration_s(manifest, record, allow_paths)
     except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
         return bad_row(name, bad_audio(error))
-    task = record.task or default_task or UNKNOWN_TASK
-    return Row(name, duration, task, meta_at=at, meta_size=len(entry))
+    return row_of(record, name, duration, reading, meta_at=at, meta_size=len(entry))
 
 
 def read(places: list[Place]) -> Iterator[Sample | BadSample]:
     """Read manifest entries by byte range, then the audio files they name."""
-    columns: dict[str, list[str] | OSError | None] = {}
-    for shard in {place.shard for place in places}:
+    headers: dict[str, Header | OSError | None] = {}
+    files = {shard: plain(shard) for shard in {place.shard for place in places}}
+    for shard in files:
         try:
-            columns[shard] = manifest_columns(shard)
+            headers[shard] = manifest_header(shard)
         except OSError as error:
             if is_about_storage(error):
                 raise
-            columns[shard] = error
-    entries = read_ranges([(p.shard, p.meta_at, p.meta_size) for p in places])
+            headers[shard] = error
+    entries = read_ranges([(files[p.shard], p.meta_at, p.meta_size) for p in places])
     for place, entry in zip(places, entries, strict=True):
-        yield _sample(place, entry, columns[place.shard])
+        yield _sample(place, entry, headers[place.shard])
 
 
-def _sample(place: Place, entry: bytes | OSError, columns: list[str] | OSError | None) -> Sample | BadSample:
+def _sample(place: Place, entry: bytes | OSError, header: Header | OSError | None) -> Sample | BadSample:
     try:
-        if isinstance(entry, OSError) or isinstance(columns, OSError):
-            raise BadAudio("unreadable", str(entry if isinstance(entry, OSError) else columns))
-        record = parse_record(parse_entry(entry, columns))
-        audio = record.audio
-        if isinstance(audio, str):
-            audio = read_audio(place.shard, audio, place.allow_paths)
-        return make_sample(place, record, audio)
+        if isinstance(entry, OSError) or isinstance(header, OSError):
+            raise BadAudio("unreadable", str(entry if isinstance(entry, OSError) else header))
+        record = parse_record(parse_entry(entry, header), place.reading)
+        return make_sample(place, record, read_clips(place.shard, record, place.allow_paths))
     except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
         return bad_sample(place, bad_audio(error))
+
+
+def read_clips(beside: str, record: Record, allow_paths: Sequence[str]) -> list[bytes]:
+    """Return the encoded clips of a row of the manifest or table `beside`; it may name them or hold them."""
+    return [clip if isinstance(clip, bytes) else read_audio(beside, clip, allow_paths) for clip in record.clips]
 
 
 def read_audio(beside: str, name: str, allow_paths: Sequence[str]) -> bytes:
@@ -103,51 +117,76 @@ def read_audio(beside: str, name: str, allow_paths: Sequence[str]) -> bytes:
 
 
 def _duration_s(manifest: str, record: Record, allow_paths: Sequence[str]) -> float:
-    if record.audio is None:
-        return 0.0
-    path = file_of_row(manifest, record.audio, allow_paths) if isinstance(record.audio, str) else ""
-    if record.duration_s:
+    """Return the length of all clips of an entry, in seconds; what is not allowed is found though none is opened."""
+    files = [clip if isinstance(clip, bytes) else file_of_row(manifest, clip, allow_paths) for clip in record.clips]
+    if record.duration_s and files:
         return record.duration_s
-    if isinstance(record.audio, bytes):
-        return header_duration_s(record.audio)
-    with open_file(path) as file:
-        duration = header_duration_s(file) - (record.offset_s or 0.0)
-    if duration <= 0:
+    duration = sum(map(_length_s, files)) - (record.offset_s or 0.0)
+    if files and duration <= 0:
         raise BadAudio("zero_length", f"offset {record.offset_s} s is beyond the end")
     return duration
 
 
-def manifest_columns(manifest: str) -> list[str] | None:
-    """Return the column names of a TSV; None for JSON."""
-    if not manifest.lower().endswith(".tsv"):
+def _length_s(clip: bytes | str) -> float:
+    if isinstance(clip, bytes):
+        return header_duration_s(clip)
+    with open_file(clip) as file:
+        return header_duration_s(file)
+
+
+def manifest_header(manifest: str) -> Header | None:
+    """Return the columns of a CSV or TSV; None for JSON."""
+    name = plain_name(manifest).lower()
+    if not name.endswith((".tsv", ".csv")):
         return None
-    with open_file(manifest) as file:
+    with open_file(plain(manifest)) as file:
         # A name with a wrong byte matches no known column.
-        return file.readline().decode("utf-8-sig", errors="replace").rstrip("\r\n").split("\t")
+        line = next(_lines(file, quoted=name.endswith(".csv")), b"").decode("utf-8-sig", errors="replace")
+    if name.endswith(".tsv"):
+        return Header(line.rstrip("\r\n").split("\t"), "\t")
+    delimiter = max(",;\t|", key=line.count)
+    return Header([column.strip() for column in next(csv.reader([line], delimiter=delimiter), [])], delimiter)
 
 
 def manifest_entries(manifest: str) -> Iterator[tuple[int, bytes]]:
-    """Yield byte offset and bytes of each entry.
+    """Yield byte offset, in its `plain` content, and bytes of each entry.
 
     Raises:
         ValueError: the manifest is in UTF-16.
         BadAudio: a JSON list ends early; what came before has been yielded.
     """
-    with open_file(manifest) as file:
+    with open_file(plain(manifest)) as file:
         head = file.read(4096)
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or 4 * head.count(0) > len(head):
             raise ValueError(f"{manifest} is in UTF-16: convert it, as by `iconv -f UTF-16 -t UTF-8`")
         at = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
-        is_tsv = manifest.lower().endswith(".tsv")
+        name = plain_name(manifest).lower()
+        has_header = name.endswith((".tsv", ".csv"))
         file.seek(at)
-        if head[at:].lstrip().startswith(b"[") and not is_tsv:
+        if head[at:].lstrip().startswith(b"[") and not has_header:
             # One JSON list: split into entries, then read like lines. Wrong bytes cost the entry that has them.
             yield from _list_entries(file.read().decode(errors="surrogateescape"), at)
             return
-        for number, line in enumerate(file):
-            if line.strip() and not (number == 0 and is_tsv):
+        for number, line in enumerate(_lines(file, quoted=name.endswith(".csv"))):
+            if line.strip() and not (number == 0 and has_header):
                 yield at, line.rstrip(b"\r\n")
             at += len(line)
+
+
+_LONGEST_ENTRY = 1 << 20  # bytes; a quote that is never closed does not take all that follows
+
+
+def _lines(file: BinaryIO, *, quoted: bool) -> Iterator[bytes]:
+    """Yield lines; in CSV, a line break between quotes is no end."""
+    held = b""
+    for line in file:
+        held += line
+        if quoted and held.count(b'"') % 2 and len(held) < _LONGEST_ENTRY:
+            continue
+        yield held
+        held = b""
+    if held:
+        yield held
 
 
 _SEPARATOR = re.compile(r"[,\]]")
@@ -192,14 +231,21 @@ def _entry_end(text: str, start: int) -> int | None:
 _DECODER = json.JSONDecoder()
 
 
-def parse_entry(entry: bytes, columns: list[str] | None) -> dict[str, Any]:
+def parse_entry(entry: bytes, header: Header | None) -> dict[str, Any]:
     """Return the fields of an entry; BadAudio if it has none."""
     try:
-        if columns is not None:
-            return dict(zip(columns, entry.decode().split("\t"), strict=False))
+        if header is not None:
+            text = entry.decode()
+            cells = text.split("\t") if header.delimiter == "\t" else _cells(text, header.delimiter)
+            return dict(zip(header.columns, cells, strict=False))
         fields = json.loads(entry.decode())
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise BadAudio("unreadable", f"manifest entry: {error}") from error
     if not isinstance(fields, dict):
         raise BadAudio("unreadable", "manifest entry is not a JSON object")
     return fields
+
+
+def _cells(text: str, delimiter: str) -> list[str]:
+    rows = list(csv.reader([text], delimiter=delimiter, strict=True))
+    return rows[0] if rows else []

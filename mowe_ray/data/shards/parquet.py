@@ -20,11 +20,17 @@ from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.decode import header_duration_s
 from mowe_ray.data.sample import BadAudio, BadSample, Sample, bad_audio, is_about_storage
 from mowe_ray.data.shards.audio_field import AUDIO_KEYS
-from mowe_ray.data.shards.manifest import read_audio
-from mowe_ray.data.shards.record import (
+from mowe_ray.data.shards.fields import (
     ANSWER_KEYS,
+    CUT_KEYS,
+    RATE_KEYS,
+    REFERENCES_KEYS,
     TEXT_KEYS,
-    UNKNOWN_TASK,
+    TURNS_KEYS,
+    Reading,
+)
+from mowe_ray.data.shards.manifest import read_audio, read_clips
+from mowe_ray.data.shards.record import (
     Place,
     Record,
     Row,
@@ -34,6 +40,7 @@ from mowe_ray.data.shards.record import (
     check_record,
     make_sample,
     parse_record,
+    row_of,
 )
 from mowe_ray.data.shards.storage import fingerprint, is_remote, open_file
 
@@ -172,13 +179,17 @@ def _version(shard: str) -> str:
     return "" if is_remote(shard) else fingerprint(shard)
 
 
-def field_names(shard: str) -> list[str]:
-    """Return the names of the columns."""
+def first_entry(shard: str) -> dict[str, Any]:
+    """Return the first row; none if there is no row."""
     _validate(shard)
-    return _open(shard, _version(shard)).names
+    table = _open(shard, _version(shard))
+    for group in range(table.num_groups):
+        if rows := python_rows(table.read(group, table.names).slice(0, 1)):
+            return name_classes(rows[0], table.classes)
+    return {}
 
 
-def scan(shard: str, default_task: str | None, allow_paths: Sequence[str]) -> Iterator[Row]:
+def scan(shard: str, reading: Reading, allow_paths: Sequence[str]) -> Iterator[Row]:
     """Yield a row for each table row; without a duration column all audio is read, once.
 
     Raises:
@@ -187,30 +198,39 @@ def scan(shard: str, default_task: str | None, allow_paths: Sequence[str]) -> It
     try:
         _validate(shard)
         table = _open(shard, _version(shard))
-        if not set(ANSWER_KEYS) & set(table.names):
-            columns, answers = ", ".join(table.names), ", ".join(ANSWER_KEYS)
-            raise ValueError(f"{shard} has the columns {columns}, but none of {answers}")
+        answers = (*ANSWER_KEYS, *REFERENCES_KEYS, *TURNS_KEYS)
+        if not {*answers, "supervisions"} & {*table.names, *(field for field, _ in reading.columns)}:
+            raise ValueError(f"{shard} has the columns {', '.join(table.names)}, but none of {', '.join(answers)}")
         for group in range(table.num_groups):
-            yield from _group(shard, table, group, default_task, allow_paths)
+            yield from _group(shard, table, group, reading, allow_paths)
     except (pa.ArrowException, OSError, UnicodeDecodeError, BadAudio) as error:
         if is_about_storage(error):
             raise
         yield broken_shard(shard, error.detail if isinstance(error, BadAudio) else str(error))
 
 
+def _kinds(reading: Reading) -> tuple[set[str], set[str]]:
+    """Return the names of the columns of text, which every scan reads, and of those that may hold audio."""
+    audio = {column.partition(".")[0] for field, column in reading.columns if field == "audio"}
+    texts = {*TEXT_KEYS, *CUT_KEYS, *RATE_KEYS, *reading.wanted} - audio
+    return texts, {*AUDIO_KEYS, *audio} - texts
+
+
 def _group(
-    shard: str, table: "_Parquet | _Arrow", group: int, default_task: str | None, allow_paths: Sequence[str]
+    shard: str, table: "_Parquet | _Arrow", group: int, reading: Reading, allow_paths: Sequence[str]
 ) -> Iterator[Row]:
+    texts, audio = _kinds(reading)
     try:
-        rows = _rows(table, group, lambda name: name in TEXT_KEYS)
+        rows = _rows(table, group, texts.__contains__)
         # Audio is read for the scan only where a row does not declare its length.
-        look = any(record is None or record.duration_s is None for record in map(_record, rows))
+        records = [_record(row, reading) for row in rows]
+        look = any(record is None or record.duration_s is None or record.history for record in records)
         if look:
-            rows = _joined(rows, _rows(table, group, lambda name: name in AUDIO_KEYS))
-            if any(
-                record is not None and record.audio is None for record in map(_record, rows)
-            ):  # text only, if no other column is audio
-                others = _rows(table, group, lambda name: name not in TEXT_KEYS and name not in AUDIO_KEYS)
+            rows = _joined(rows, _rows(table, group, audio.__contains__))
+            records = [_record(row, reading) for row in rows]
+            if any(record is not None and record.audio is None for record in records):
+                # Text only, if no other column is audio.
+                others = _rows(table, group, lambda name: name not in texts | audio)
                 rows = _joined(rows, others)
     except Exception as error:  # Arrow raises all kinds of errors for damaged tables
         if is_about_storage(error):
@@ -218,13 +238,13 @@ def _group(
         yield broken_shard(f"{shard}:{group}", f"{type(error).__name__}: {error}")
         return
     for number, fields in enumerate(rows):
-        yield _row(shard, group, number, fields, look, default_task, allow_paths)
+        yield _row(shard, group, number, fields, look, reading, allow_paths)
 
 
-def _record(fields: dict[str, Any]) -> Record | None:
+def _record(fields: dict[str, Any], reading: Reading) -> Record | None:
     """Parse a row; None where that raises, which `_row` counts."""
     try:
-        return parse_record(fields)
+        return parse_record(fields, reading)
     except Exception as error:  # whatever one row raises costs this row only
         if is_about_storage(error):
             raise
@@ -301,23 +321,23 @@ def _row(
     number: int,
     fields: dict[str, Any],
     seen: bool,
-    default_task: str | None,
+    reading: Reading,
     allow_paths: Sequence[str],
 ) -> Row:
     stem = shard.rsplit("/", 1)[-1].rpartition(".")[0]
     sample_id = f"{stem}:{group}:{number}"
     try:
-        record = parse_record(fields)
+        record = parse_record(fields, reading, None if seen else 1)
         sample_id = record.id or sample_id
         # A declared duration is taken as the promise of audio; reading checks it.
         check_record(record, record.audio is not None or not seen)
         duration = record.duration_s or 0.0
         if record.audio is not None and not duration:
-            duration = header_duration_s(_bytes(shard, record.audio, allow_paths))
+            duration = sum(header_duration_s(_bytes(shard, clip, allow_paths)) for clip in record.clips)
     except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
         return bad_row(sample_id, bad_audio(error))
-    task = record.task or default_task or UNKNOWN_TASK
-    return Row(sample_id, duration, task, audio_at=group, meta_at=number)
+    clips = len(record.clips) if seen else 1
+    return row_of(record, sample_id, duration, reading, clips=clips, audio_at=group, meta_at=number)
 
 
 def _bytes(shard: str, audio: str | bytes, allow_paths: Sequence[str]) -> bytes:
@@ -329,17 +349,17 @@ class _GroupCache:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._groups: OrderedDict[tuple[str, str, int], pa.Table] = OrderedDict()
+        self._groups: OrderedDict[tuple[str, str, int, tuple[str, ...]], pa.Table] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def get(self, shard: str, group: int) -> pa.Table:
+    def get(self, shard: str, group: int, reading: Reading) -> pa.Table:
         version = _version(shard)
-        key = (shard, version, group)
+        key = (shard, version, group, reading.wanted)
         with self._lock:  # also keeps two threads from reading through one file object
             if key not in self._groups:
                 table = _open(shard, version)
-                known = [n for n in table.names if n in TEXT_KEYS or n in AUDIO_KEYS]
+                known = [name for name in table.names if name in set().union(*_kinds(reading))]
                 self._groups[key] = table.read(group, known)
                 self._bytes += self._groups[key].nbytes
             self._groups.move_to_end(key)
@@ -360,15 +380,14 @@ def read(places: list[Place]) -> Iterator[Sample | BadSample]:
 def _sample(place: Place) -> Sample | BadSample:
     try:
         try:
-            group = _CACHE.get(place.shard, place.audio_at)
+            group = _CACHE.get(place.shard, place.audio_at, place.reading)
             classes = _open(place.shard, _version(place.shard)).classes
         except (pa.ArrowException, OSError) as error:
             if is_about_storage(error):
                 raise
             raise BadAudio("unreadable", f"{place.shard}: {error}") from error
-        record = parse_record(name_classes(python_rows(group.slice(place.meta_at, 1))[0], classes))
-        audio = record.audio
-        content = None if audio is None else _bytes(place.shard, audio, place.allow_paths)
-        return make_sample(place, record, content)
+        row = name_classes(python_rows(group.slice(place.meta_at, 1))[0], classes)
+        record = parse_record(row, place.reading)
+        return make_sample(place, record, read_clips(place.shard, record, place.allow_paths))
     except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
         return bad_sample(place, bad_audio(error))

@@ -2,26 +2,31 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from mowe_ray.data.audio_headers import suffix_of
-from mowe_ray.data.sample import BadAudio, BadSample, Sample, StorageError, valid_text
+from mowe_ray.data.sample import BadAudio, BadSample, Sample, StorageError, Turn, valid_text
 from mowe_ray.data.shards.audio_field import find_audio
-
-# Names understood for each field, the first present one wins. NeMo: text, offset; Hugging Face speech corpora:
-# sentence, transcription. Names of the audio: `audio_field.AUDIO_KEYS`.
-ID_KEYS = ("id", "utt_id", "uid")
-INSTRUCTION_KEYS = ("instruction", "question", "prompt")
-ANSWER_KEYS = ("answer", "text", "sentence", "transcription", "transcript", "caption")
-REFERENCES_KEYS = ("references",)
-TASK_KEYS = ("task",)
-DURATION_KEYS = ("duration", "duration_s")
-OFFSET_KEYS = ("offset",)
-TEXT_KEYS = (*ID_KEYS, *INSTRUCTION_KEYS, *ANSWER_KEYS, *REFERENCES_KEYS, *TASK_KEYS, *DURATION_KEYS, *OFFSET_KEYS)
+from mowe_ray.data.shards.conversation import find_conversation, place_clips
+from mowe_ray.data.shards.cut import from_cut, is_cut
+from mowe_ray.data.shards.fields import (
+    ANSWER_KEYS,
+    DURATION_KEYS,
+    ID_KEYS,
+    INSTRUCTION_KEYS,
+    OFFSET_KEYS,
+    REFERENCES_KEYS,
+    SPOKEN_KEYS,
+    TASK_KEYS,
+    Reading,
+    as_text,
+    first_text,
+    text_under,
+)
 
 # Asked when a corpus has no instructions, as speech recognition manifests do not.
 DEFAULT_INSTRUCTIONS = {
@@ -34,12 +39,17 @@ _LONGEST_NAME = 4096  # characters, as of a path
 _LONGEST_TEXT = 100_000  # characters, an hour of speech; a tokeniser takes minutes for a file put here by mistake
 
 
+_ANY = Reading()
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """The understood fields of one JSON line or table row.
 
     Attributes:
-        audio: a path or an encoded file.
+        audio: a path or an encoded file; `more_audio` those of the clips after the first.
+        duration_s: declared length, of all clips together.
+        history: turns before the instruction.
         unread: what looks like audio but is not read, where `audio` is None.
         no_answer: why there is no answer, where it is empty.
     """
@@ -54,29 +64,61 @@ class Record:
     references: tuple[str, ...] = ()
     unread: str | None = None
     no_answer: str = ""
+    more_audio: tuple[str | bytes, ...] = ()
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def clips(self) -> tuple[str | bytes, ...]:
+        """Paths or encoded files of all clips."""
+        return () if self.audio is None else (self.audio, *self.more_audio)
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is an instruction, or a turn of the user before."""
+        return bool(self.instruction) or any(turn.role == "user" and turn.text for turn in self.history)
 
 
-def parse_record(fields: Mapping[str, Any]) -> Record:
-    """Pick the understood fields out of a JSON object or table row."""
+def parse_record(fields: Mapping[str, Any], reading: Reading = _ANY, clips: int | None = None) -> Record:
+    """Pick the understood fields out of a JSON object or table row.
+
+    Args:
+        fields: values by name.
+        reading: what its source says about its rows.
+        clips: how many clips there are where they lie beside the row; None takes those that it names.
+
+    Raises:
+        BadAudio: its turns or clips are not such that can be trained on.
+    """
+    if is_cut(fields):
+        fields = from_cut(fields)
+    fields = reading.renamed(fields)
     references = _references(fields)
-    audio, unread = find_audio(fields, _TEXTS)
+    talk = find_conversation(fields)
+    named = {"audio": list(talk.audio)} if talk is not None and talk.audio else fields
+    audio, unread = find_audio(named, SPOKEN_KEYS if named is fields else ())
     # The answer is what is learned; references are only for scoring, unless there is nothing else.
-    answer = _first_text(_answer_field(fields)) or (references[0] if references else "")
+    answer = (
+        (talk.answer if talk else None) or first_text(_answer_field(fields)) or (references[0] if references else "")
+    )
+    history, instruction = (talk.history, talk.instruction) if talk else ((), text_under(fields, INSTRUCTION_KEYS))
+    number = len(audio) if clips is None else clips
+    history, instruction = place_clips(history, instruction, number, placed=talk is not None and talk.placed)
+    if reading.last_turn_only:
+        history = tuple(turn._replace(learned=False) for turn in history)
     return Record(
-        id=_text(fields, ID_KEYS) or None,
-        audio=audio,
-        instruction=_text(fields, INSTRUCTION_KEYS),
-        answer=answer,
-        task=_text(fields, TASK_KEYS) or None,
+        id=text_under(fields, ID_KEYS) or None,
+        audio=audio[0] if audio else None,
+        instruction=instruction,
+        answer=reading.named(answer),
+        task=text_under(fields, TASK_KEYS) or None,
         duration_s=_seconds(fields, DURATION_KEYS) or None,
         offset_s=_offset(fields),
-        references=references,
+        references=tuple(map(reading.named, references)),
         unread=unread,
-        no_answer="" if answer else _no_answer(fields),
+        no_answer="" if answer else _no_answer(fields, talk is not None),
+        more_audio=audio[1:],
+        history=history,
     )
-
-
-_TEXTS = (*INSTRUCTION_KEYS, *ANSWER_KEYS, *REFERENCES_KEYS, *TASK_KEYS)
 
 
 def _references(fields: Mapping[str, Any]) -> tuple[str, ...]:
@@ -92,35 +134,17 @@ def _answer_field(fields: Mapping[str, Any]) -> Any:
     return next((fields[key] for key in ANSWER_KEYS if key in fields), None)
 
 
-def _no_answer(fields: Mapping[str, Any]) -> str:
+def _no_answer(fields: Mapping[str, Any], has_turns: bool) -> str:
+    if has_turns:
+        return "the last turn is not the assistant's, or is empty"
     key = next((key for key in ANSWER_KEYS if key in fields), None)
     if key is None or fields[key] in ("", None):
         return f"none of {', '.join(ANSWER_KEYS)} has text" if key is None else f"{key!r} is empty"
     return f"{key!r} is {str(fields[key])[:60]!r}, which is no text"
 
 
-def _text(fields: Mapping[str, Any], keys: tuple[str, ...]) -> str:
-    return next((text for text in (_first_text(fields.get(key)) for key in keys) if text), "")
-
-
-def _first_text(value: Any) -> str:
-    """Return a value as text; of several references the first is the one to learn."""
-    values = value if isinstance(value, list) else [value]
-    return next((text for text in map(as_text, values) if text), "")
-
-
-def as_text(value: Any) -> str:
-    """Return a string, or a number as it is written; "" for all else, NaN and infinity among it.
-
-    Whole numbers have no decimals: a column of integers with gaps is one of floats.
-    """
-    if isinstance(value, float):
-        return (str(int(value)) if value.is_integer() else str(value)) if math.isfinite(value) else ""
-    return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
-
-
 def _seconds(fields: Mapping[str, Any], keys: tuple[str, ...]) -> float | None:
-    text = _text(fields, keys)
+    text = text_under(fields, keys)
     try:
         seconds = float(text)
     except ValueError:
@@ -145,6 +169,9 @@ class Row:
         audio_size: bytes of audio in a tar, 0 elsewhere.
         meta_at: byte offset of the JSON or manifest line; row within the group in a table.
         meta_size: bytes of it, 0 in a table.
+        clips: how many clips there are; `turns` of the assistant, one but in conversations.
+        asks: whether the row itself has an instruction.
+        parts: where more of it lies, as JSON: [suffix, byte offset, bytes] or, in another file, its path behind them.
     """
 
     id: str
@@ -154,6 +181,10 @@ class Row:
     audio_size: int = 0
     meta_at: int = 0
     meta_size: int = 0
+    clips: int = 0
+    turns: int = 1
+    asks: bool = False
+    parts: str | None = None
     cause: str | None = None
     detail: str | None = None
 
@@ -184,6 +215,10 @@ ROW_SCHEMA = pa.schema(
         ("audio_size", pa.int64()),
         ("meta_at", pa.int64()),
         ("meta_size", pa.int32()),
+        ("clips", pa.int16()),
+        ("turns", pa.int16()),
+        ("asks", pa.bool_()),
+        ("parts", pa.string()),
         ("cause", pa.string()),
         ("detail", pa.string()),
     ]
@@ -206,6 +241,23 @@ def bad_row(sample_id: str, error: BadAudio) -> Row:
     return Row(sample_id, 0.0, UNKNOWN_TASK, cause=error.cause, detail=error.detail)
 
 
+def row_of(record: Record, name: str, duration_s: float, reading: Reading, **places: Any) -> Row:
+    """Return the index row of a usable record.
+
+    Args:
+        name: its id, if it has none of its own.
+        **places: fields of `Row` that say where it lies.
+    """
+    return Row(
+        id=record.id or name,
+        duration_s=duration_s,
+        task=record.task or reading.task or UNKNOWN_TASK,
+        turns=1 + sum(turn.role == "assistant" for turn in record.history),
+        asks=record.asks,
+        **{"clips": len(record.clips), **places},
+    )
+
+
 def check_record(record: Record, has_audio: bool) -> None:
     """Raise BadAudio unless there is an answer, and audio or an instruction with nothing that looks like audio.
 
@@ -213,6 +265,8 @@ def check_record(record: Record, has_audio: bool) -> None:
     """
     for name, text in _texts(record):
         _check_text(name, text)
+    if record.offset_s is not None and record.more_audio:
+        raise BadAudio("unreadable", "an offset is for one clip, not for several")
     if record.offset_s is not None and math.isnan(record.offset_s):
         raise BadAudio("unreadable", "offset is not a number of seconds from 0 on")
     if not record.answer:
@@ -224,7 +278,7 @@ def check_record(record: Record, has_audio: bool) -> None:
     if record.audio is not None:
         name = record.audio if isinstance(record.audio, str) else "audio inside of its JSON"
         raise BadAudio("no_audio", f"names {name}, which is not in the shard")
-    if record.duration_s or not record.instruction:
+    if record.duration_s or not record.asks:
         raise BadAudio("no_audio", "no audio, and not a text-only sample")
 
 
@@ -232,8 +286,8 @@ def _texts(record: Record) -> Iterator[tuple[str, str]]:
     yield from (("id", record.id or ""), ("task", record.task or ""))
     yield from (("instruction", record.instruction), ("answer", record.answer))
     yield from (("references", text) for text in record.references)
-    if isinstance(record.audio, str):
-        yield "audio", record.audio
+    yield from (("turns", turn.text) for turn in record.history)
+    yield from (("audio", clip) for clip in record.clips if isinstance(clip, str))
 
 
 def _check_text(name: str, text: str) -> None:
@@ -261,10 +315,12 @@ class Place:
     audio_size: int
     meta_at: int
     meta_size: int
+    parts: str | None = None
     allow_paths: tuple[str, ...] = ()
+    reading: Reading = _ANY
 
 
-def make_sample(place: Place, record: Record, audio: bytes | None) -> Sample:
+def make_sample(place: Place, record: Record, clips: Sequence[bytes]) -> Sample:
     """Join text and audio of one place.
 
     Raises:
@@ -276,18 +332,22 @@ def make_sample(place: Place, record: Record, audio: bytes | None) -> Sample:
             f"{place.shard} was written anew while it was in use: where {place.id} was, there is {record.id} now. "
             "Run the same command again, which indexes it again"
         )
-    check_record(record, audio is not None)
+    check_record(record, bool(clips))
+    audio = clips[0] if clips else None
+    asked = record.instruction or ("" if record.asks else place.reading.instruction_for(place.id))
     return Sample(
         id=place.id,
         audio=audio,
-        instruction=record.instruction or DEFAULT_INSTRUCTIONS.get(place.task, ""),
+        instruction=asked or ("" if record.asks else DEFAULT_INSTRUCTIONS.get(place.task, "")),
         answer=record.answer,
         task=place.task,
         source=place.source,
         suffix=(suffix_of(audio) or "") if audio else "",
-        duration_s=record.duration_s,
-        offset_s=record.offset_s,
+        duration_s=record.duration_s if len(clips) < 2 else None,
+        offset_s=record.offset_s if len(clips) < 2 else None,
         references=record.references,
+        more_audio=tuple(clips[1:]),
+        history=record.history,
     )
 
 

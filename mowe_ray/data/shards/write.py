@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from mowe_ray.data.audio_headers import suffix_of
 from mowe_ray.data.decode import header_duration_s
-from mowe_ray.data.sample import AUDIO_SUFFIXES, BadAudio, Sample
+from mowe_ray.data.sample import AUDIO_SUFFIXES, CLIP, BadAudio, Sample, Turn
 from mowe_ray.data.shards.completion import WrittenShard, hash_ids
-from mowe_ray.data.shards.record import as_text
+from mowe_ray.data.shards.fields import as_text
 from mowe_ray.data.shards.storage import whole_file
 
 _SHARD_BYTES = 256 << 20
@@ -35,6 +35,8 @@ _PARQUET_SCHEMA = pa.schema(
         ("task", pa.string()),
         ("duration", pa.float64()),
         ("references", pa.list_(pa.string())),
+        ("messages", pa.string()),  # JSON, of conversations
+        ("audios", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),  # of samples with several
     ]
 )
 
@@ -102,10 +104,11 @@ def _write(
 def _write_tar(file: BinaryIO, samples: Iterator[Sample], first: int) -> Iterator[dict[str, Any]]:
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as archive:
         for number, sample in enumerate(samples, first):
-            fields = _fields(sample)
             key = f"{number:09d}"
-            if sample.audio is not None:
-                _add(archive, f"{key}.{_suffix(sample)}", sample.audio)
+            names = _names(sample, key)
+            fields = _fields(sample) | ({"audios": names} if len(names) > 1 else {})
+            for name, clip in zip(names, sample.clips, strict=True):
+                _add(archive, name, clip)
             _add(archive, f"{key}.json", json.dumps(fields, ensure_ascii=False).encode())
             yield fields
 
@@ -128,7 +131,7 @@ def _split(samples: Iterable[Sample], limit: int) -> Iterator[Iterator[Sample]]:
         nonlocal first
         size = 0
         while first is not None and size < limit:
-            size += len(first.audio or b"") + len(first.answer)
+            size += sum(map(len, first.clips)) + len(first.answer)
             sample, first = first, next(source, None)
             yield sample
 
@@ -138,35 +141,56 @@ def _split(samples: Iterable[Sample], limit: int) -> Iterator[Iterator[Sample]]:
 
 def _fields(sample: Sample) -> dict[str, Any]:
     """The JSON of a sample, without a duration if that cannot be determined: the index then checks the audio."""
-    fields: dict[str, Any] = {
-        "id": sample.id,
-        "instruction": sample.instruction,
-        "answer": sample.answer,
-        "task": sample.task,
-    }
+    fields: dict[str, Any] = {"id": sample.id}
+    if sample.history or sample.more_audio or CLIP in sample.instruction:
+        fields["messages"] = _messages(sample)
+    else:
+        fields |= {"instruction": sample.instruction, "answer": sample.answer}
+    fields["task"] = sample.task
     if sample.references:
         fields["references"] = list(sample.references)
     if sample.audio is not None:
         with suppress(BadAudio):
-            fields["duration"] = round(sample.duration_s or header_duration_s(sample.audio), 4)
+            fields["duration"] = round(sample.duration_s or sum(map(header_duration_s, sample.clips)), 4)
         if sample.offset_s is not None:
             fields["offset"] = sample.offset_s
     return fields
 
 
+def _messages(sample: Sample) -> list[dict[str, Any]]:
+    """Return the turns of a conversation as parts, so that a text which names a place of a clip stays text."""
+    turns = [*sample.history, Turn("user", sample.instruction), Turn("assistant", sample.answer)]
+    messages = []
+    for turn in turns:
+        content: Any = turn.text
+        if turn.role == "user":
+            texts = [[{"type": "text", "text": text}] if text else [] for text in turn.text.split(CLIP)]
+            content = [*texts[0], *(part for text in texts[1:] for part in ({"type": "audio"}, *text))]
+        messages.append({"role": turn.role, "content": content} | ({} if turn.learned else {"loss": False}))
+    return messages
+
+
 def _parquet_row(sample: Sample, number: int) -> dict[str, Any]:
     fields = _fields(sample)
-    audio = None
-    if sample.audio is not None:
-        audio = {"bytes": sample.audio, "path": f"{number:09d}.{_suffix(sample)}"}
-    return {"references": None, **fields, "audio": audio, "duration": fields.get("duration")}
+    names = _names(sample, f"{number:09d}")
+    clips = [{"bytes": clip, "path": name} for clip, name in zip(sample.clips, names, strict=True)]
+    row = {"audio": clips[0] if len(clips) == 1 else None, "audios": clips if len(clips) > 1 else None}
+    messages = json.dumps(fields["messages"], ensure_ascii=False) if "messages" in fields else None
+    empty = dict.fromkeys(_PARQUET_SCHEMA.names)
+    return {**empty, **fields, **row, "messages": messages}
 
 
-def _suffix(sample: Sample) -> str:
+def _names(sample: Sample, key: str) -> list[str]:
+    """Return the names of a sample's clips: `KEY.flac`, or `KEY.0.flac`, `KEY.1.flac`..."""
+    suffixes = [_suffix(clip, sample.suffix) for clip in sample.clips]
+    if len(suffixes) == 1:
+        return [f"{key}.{suffixes[0]}"]
+    return [f"{key}.{number}.{suffix}" for number, suffix in enumerate(suffixes)]
+
+
+def _suffix(clip: bytes, named: str) -> str:
     """Prefer the bytes over the name: a reader may trust the suffix."""
-    assert sample.audio is not None
-    known = sample.suffix if sample.suffix in AUDIO_SUFFIXES else "wav"
-    return suffix_of(sample.audio) or known
+    return suffix_of(clip) or (named if named in AUDIO_SUFFIXES else "wav")
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -17,10 +17,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mowe_ray.config import RunConfig
+from mowe_ray.data.index import SourceSpec
 from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.preflight.reachability import (
     Reach,
-    audio_places,
     check_folder,
     check_place,
     checkpoint_places,
@@ -46,7 +46,7 @@ from mowe_ray.distributed.preflight.versions import compare_versions, versions
 from mowe_ray.distributed.resources import bundle_of
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.output.terminal import byte_size, counted
-from mowe_ray.training.datasets import shards_of
+from mowe_ray.training.datasets import source_specs
 
 T = TypeVar("T")
 
@@ -218,17 +218,17 @@ def check_checkpoints(config: RunConfig, runner: NodeRunner) -> Check:
 def check_audio(config: RunConfig, runner: NodeRunner) -> Check:
     """Checks that the driver, and all nodes that may decode, can read the audio."""
     decoders = [node for node in runner.nodes if node.resources.get("CPU", 0) >= 1] or runner.nodes
-    places = audio_places(config.data)
+    places = source_specs(config.data, config.seed)
     findings = []
-    for key, (path, task) in places.items():
-        results = runner.map(_audio_at(shards_of(path), task, config.data.allow_paths), decoders, driver=True)
+    for key, source in places.items():
+        results = runner.map(_audio_at(source, config.data.allow_paths), decoders, driver=True)
         remedy = "a folder on shared storage, at the same path on every node, or a URL"
-        if path.startswith("builtin:"):
-            remedy += f"; python -m mowe_ray.prepare {path.partition(':')[0]} writes the built-in corpus to one"
+        if source.path.startswith("builtin:"):
+            remedy += f"; python -m mowe_ray.prepare {source.path.partition(':')[0]} writes the built-in corpus to one"
         findings += check_place(key, results.values, results.errors, remedy)
     if not config.data.train:
         findings.append(Finding("warning", "data.train: none given, so none was looked at", "data.train.0.path=FOLDER"))
-    paths = ", ".join(dict.fromkeys(path for path, _ in places.values()))
+    paths = ", ".join(dict.fromkeys(source.path for source in places.values()))
     fine = f"read by the driver and {_count(decoders)}: {paths}"
     return conclude("audio", fine, findings)
 
@@ -265,8 +265,8 @@ def _checkpoint_at(place: str) -> Callable[[str], Reach]:
     return lambda _: reach_checkpoint(place)
 
 
-def _audio_at(path: str, task: str | None, allow_paths: Sequence[str]) -> Callable[[str], Reach]:
-    return lambda _: reach_audio(path, task, allow_paths)
+def _audio_at(source: SourceSpec, allow_paths: Sequence[str]) -> Callable[[str], Reach]:
+    return lambda _: reach_audio(source.paths, source.options, allow_paths)
 
 
 def _count(nodes: Sequence[Node]) -> str:

@@ -13,12 +13,12 @@ from urllib.parse import quote
 import huggingface_hub
 import numpy as np
 
-from mowe_ray.config.data_section import DataSection
 from mowe_ray.config.model_section import ModelSection
 from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.sample import Sample
-from mowe_ray.data.shards import first_samples, list_shards
-from mowe_ray.data.shards.storage import fingerprint, with_storage_timeout
+from mowe_ray.data.shards import first_samples, list_shards, shard_versions
+from mowe_ray.data.shards.fields import Reading
+from mowe_ray.data.shards.storage import with_storage_timeout
 from mowe_ray.distributed.preflight.requirements import Finding, Status, by_value, format_differences, name_nodes
 from mowe_ray.output.run_folder import RunFolder
 
@@ -53,12 +53,6 @@ def checkpoint_places(model: ModelSection) -> dict[str, str]:
     return {key: source for key, source in sources.items() if isinstance(source, str)}
 
 
-def audio_places(data: DataSection) -> dict[str, tuple[str, str | None]]:
-    """Returns path and default task of every source, by key."""
-    train = {f"data.train.{i}.path": (source.path, source.task) for i, source in enumerate(data.train)}
-    return train | {f"data.validation.{i}.path": (source.path, source.task) for i, source in enumerate(data.validation)}
-
-
 def reach_checkpoint(place: str) -> Reach:
     """Opens every file of a checkpoint: a folder, or a hub id in this machine's cache."""
     folder = Path(place)
@@ -76,14 +70,17 @@ def reach_checkpoint(place: str) -> Reach:
     return Reach(problem=f"{missing}: it will be downloaded when the run starts", fatal=False)
 
 
-def reach_audio(path: str, task: str | None, allow_paths: Sequence[str] = ()) -> Reach:
+_ANY = Reading()
+
+
+def reach_audio(paths: str | Sequence[str], reading: Reading = _ANY, allow_paths: Sequence[str] = ()) -> Reach:
     """Lists the shards of a source, opens some, and reads a sample."""
     try:
-        shards = list_shards(path)
+        shards = list_shards(paths)
         spread = {int(i) for i in np.linspace(0, len(shards) - 1, _SHARDS_OPENED)}
-        sizes = [fingerprint(shards[i]).partition("-")[0] for i in sorted(spread)]
+        sizes = [version.partition("-")[0] for version in shard_versions([shards[i] for i in sorted(spread)])]
         with ChildProcess() as child:
-            samples = child.call(with_storage_timeout, 0.0, first_samples, shards[0], task, allow_paths)
+            samples = child.call(with_storage_timeout, 0.0, first_samples, shards[0], reading, allow_paths)
     except (OSError, ValueError) as error:
         return Reach(problem=str(error))
     except ChildDied as death:
@@ -91,7 +88,8 @@ def reach_audio(path: str, task: str | None, allow_paths: Sequence[str] = ()) ->
     bad = [sample for sample in samples if not isinstance(sample, Sample)]
     if bad and len(bad) == len(samples):
         return Reach(problem=f"no usable sample at the start of {shards[0]}: {bad[0].cause}: {bad[0].detail}")
-    names = [shard.removeprefix(path) for shard in shards]
+    first = paths if isinstance(paths, str) else paths[0]
+    names = [shard.removeprefix(first) for shard in shards]
     return Reach(f"{len(shards)} shards ({_digest(json.dumps([names, sizes]).encode())})")
 
 

@@ -27,6 +27,7 @@ from mowe_ray.data.epoch_plan import Rows
 from mowe_ray.data.index import Index
 from mowe_ray.data.micro_batch import MicroBatch
 from mowe_ray.data.sample import BadSample
+from mowe_ray.data.shards.compressed import cache_folder
 from mowe_ray.data.shards.storage import fingerprint
 from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.ray_data.pipeline import ModelActors, decode_micro_batches, stream_blocks
@@ -36,7 +37,6 @@ from mowe_ray.evaluation.predictions import Answer, Predictions
 from mowe_ray.evaluation.targets import folder_at
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
 from mowe_ray.output.terminal import ProgressReporter
-from mowe_ray.training.datasets import cache_folder
 from mowe_ray.training.estimate import ExportCost, estimate_export
 
 

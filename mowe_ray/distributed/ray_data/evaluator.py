@@ -10,6 +10,7 @@ import ray
 from mowe_ray.config import ConfigError, EvaluationConfig
 from mowe_ray.config.schema import WorkersSection
 from mowe_ray.data.index import Index
+from mowe_ray.data.profile import sample_rows
 from mowe_ray.distributed import cluster, resources
 from mowe_ray.distributed.ray_data.batch_inference import AnswerJob, answer_all, inspect_export
 from mowe_ray.distributed.ray_data.pipeline import parallel_map
@@ -18,9 +19,8 @@ from mowe_ray.evaluation.predictions import Answer, Predictions
 from mowe_ray.evaluation.targets import Target, evaluation_folder, export_version, folder_at
 from mowe_ray.training.clip_length import check_exported_clip_length
 from mowe_ray.training.datasets import (
-    check_validation_audio,
+    check_validation,
     data_report,
-    sample_rows,
     scan_validation,
     validation_plan,
 )
@@ -51,9 +51,9 @@ def answer_datasets(
         check_exported_clip_length(export, config.generation.max_audio_s, "generation.max_audio_s")
     # Before any data are read: a missing weight should not cost an hour of answers.
     costs = [inspect_export(target.export, config) for target in targets]
-    indexes = scan_validation(data, parallel_map)
+    indexes = scan_validation(data, parallel_map, seed=config.seed)
+    check_validation(data, indexes)
     data_report(indexes.values()).check(data.max_bad_fraction)
-    check_validation_audio(data, indexes)
     _require_tasks(indexes)
     return [_answered(target, cost, indexes, config, log) for target, cost in zip(targets, costs, strict=True)]
 
@@ -110,7 +110,7 @@ def _job(
     target: Target, config: EvaluationConfig, name: str, index: Index, member: str | None = None, number: int = 0
 ) -> AnswerJob:
     """Returns the job of a dataset or, for the ablation of a pool member, of a subset of it without the member."""
-    source = next(source for source in config.data.validation if source.name == name)
+    source = dict(zip(config.data.validation_names, config.data.validation, strict=True))[name]
     subset = np.arange(len(index)) if member is None else sample_rows(len(index), config.ablation_samples)
     chosen = index if member is None else Index(index.table.take(subset), index.source_names, [], index.fingerprints)
     longest = config.data.max_text_tokens

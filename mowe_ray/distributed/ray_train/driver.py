@@ -71,8 +71,10 @@ def _train(
     _claim(folder, config)
     cluster.join(resources.cpus_of(config, config.compute.max_workers), log)
     _check_resources(folder, config, log)
-    sources = index_sources(config.data, parallel_map)
+    sources = index_sources(config.data, parallel_map, seed=config.seed)
     _add_killers(folder, sources, log)
+    for line in sources.report.warnings:
+        log(f"warning: {line}")
     for name, count in sources.report.text_only.items():
         log(f"{name}: {count} samples have no audio, and are trained or scored as text alone")
     if (result := folder.find_json("result.json", warn=log)) is not None and covers(result, config):

@@ -35,6 +35,16 @@ def test_every_container_becomes_16_khz_mono(encode, kind):
     assert header_duration_s(data) == pytest.approx(2.0, abs=0.06)
 
 
+@pytest.mark.parametrize("kind", ["wav", "flac"])
+def test_a_segment_is_the_same_as_a_piece_of_the_whole(encode, kind):
+    data = encode(kind, seconds=4.0)
+    whole = decode_audio(data, None, 0.1, 30.0)
+    segment = decode_audio(data, 1.5, 0.1, 30.0, offset_s=0.25)
+    np.testing.assert_array_equal(segment, whole[4000:28_000])
+    with pytest.raises(BadAudio, match=r"truncated: 0\.50 s of 1\.50 s"):
+        decode_audio(data, 1.5, 0.1, 30.0, offset_s=3.5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_a_file_is_truncated_in_every_container(encode, kind):
     data = encode(kind, seconds=4.0)

@@ -8,6 +8,7 @@ import pytest
 from mowe_ray.data.index import SourceSpec, build_index
 from mowe_ray.data.sample import Sample
 from mowe_ray.data.shards import read_samples, scan_shard
+from mowe_ray.data.shards.fields import Reading
 from mowe_ray.data.shards.write import write_parquet, write_webdataset
 
 
@@ -102,4 +103,4 @@ def test_a_source_without_a_usable_sample(tmp_path, mixture):
 
 def test_scan_rows_are_stable(tmp_path, mixture):
     shard = str(tmp_path / "tar" / "00000.tar")
-    assert scan_shard(shard, None).equals(scan_shard(shard, "er"))
+    assert scan_shard(shard).equals(scan_shard(shard, Reading(task="er")))

@@ -38,8 +38,8 @@ def joined(*kinds: int) -> MicroBatch:
 def test_an_answer_is_what_generate_says_to_the_sample_alone(model):
     batch = micro_batch([0, None, 3], seed=1)
     answers = answer_micro_batch(*model, batch, **OPTIONS)
-    for row, wave in enumerate(batch.waveforms()):
-        inputs = model[1]([batch.instructions[row]], [[] if wave is None else [wave]])
+    for row, clips in enumerate(batch.clips()):
+        inputs = model[1]([batch.instructions[row]], [clips])
         tokens = model[0].generate(**inputs, max_new_tokens=6, do_sample=False)
         (wanted,) = model[1].batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         assert answers[row].answer == wanted.strip()
@@ -117,7 +117,7 @@ def test_beams_and_other_instructions_reach_the_model(model):
     (answer,) = answer_micro_batch(*model, batch, **{**OPTIONS, "num_beams": 3}, instruct=instruct)
     assert asked == [("sound", "3-0")]
     assert answer.instruction == "What else?"
-    inputs = model[1](["What else?"], [batch.waveforms()])
+    inputs = model[1](["What else?"], [batch.clips()[0]])
     tokens = model[0].generate(**inputs, max_new_tokens=6, do_sample=False, num_beams=3)
     new = tokens[:, inputs["input_ids"].shape[1] :]
     assert answer.answer == model[1].batch_decode(new, skip_special_tokens=True)[0].strip()

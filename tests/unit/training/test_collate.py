@@ -9,8 +9,8 @@ from tests.tiny_models import tiny_language_model_config
 
 def test_waveforms_come_back_clip_by_clip(make_micro_batch):
     micro_batch = make_micro_batch([0.5, 0, 0.3])
-    first, text, third = micro_batch.waveforms()
-    assert text is None
+    [first], text, [third] = micro_batch.clips()
+    assert text == []
     assert [len(clip) for clip in (first, third)] == [8000, 4800]
     restored = np.concatenate([first / micro_batch.scales[0], third / micro_batch.scales[2]])
     np.testing.assert_allclose(restored, micro_batch.audio, atol=0.01)
@@ -29,7 +29,7 @@ def test_a_batch_mixes_clips_and_text_only_rows(processor, make_micro_batch):
         processor.num_audio_tokens(4800),
     ]
     assert batch.answer_tokens == int((batch.inputs["labels"] != -100).sum())
-    assert (batch.clips, batch.has_audio) == (2, [True, False, True])
+    assert (batch.clips, batch.row_clips) == (2, [1, 0, 1])
     assert (batch.audio_s, batch.padded_s) == (pytest.approx(0.8), pytest.approx(1.0))
     assert batch.bad == [bad]
 
@@ -46,7 +46,7 @@ def test_a_micro_batch_that_lost_all_samples_weighs_nothing(processor, make_micr
     bad = BadSample("b", "made", "truncated")
     batch = collate(make_micro_batch([], bad=[bad]), processor)
     assert (batch.answer_tokens, batch.clips, batch.audio_s, batch.padded_s) == (0, 0, 0.0, 0.0)
-    assert (batch.ids, batch.answers, batch.has_audio, batch.bad) == ([], [], [], [bad])
+    assert (batch.ids, batch.answers, batch.row_clips, batch.bad) == ([], [], [], [bad])
     model = make_model().train()
     output = model(**batch.model_inputs, num_items_in_batch=7)
     output.loss.backward()
@@ -92,7 +92,7 @@ def test_rows_padded_on_the_right_need_no_mask(family, processor, make_micro_bat
     model = make_model(language_model=tiny_language_model_config(family)).eval()
     masked = processor(
         instructions=micro_batch.instructions,
-        audio=[[] if clip is None else [clip] for clip in micro_batch.waveforms()],
+        audio=micro_batch.clips(),
         answers=micro_batch.answers,
     )
     assert not masked["attention_mask"].all()

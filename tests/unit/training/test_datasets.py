@@ -6,8 +6,9 @@ import soundfile
 
 from mowe_ray.config.data_section import DataSection
 from mowe_ray.data.sample import Sample
+from mowe_ray.data.shards.compressed import cache_folder
 from mowe_ray.data.shards.write import write_webdataset
-from mowe_ray.training.datasets import cache_folder, index_sources, scan_sources, validation_plan
+from mowe_ray.training.datasets import index_sources, scan_sources, validation_plan
 from mowe_ray.training.sampler import EpochSampler
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mowe_ray.config.data_section import DataSection
 from mowe_ray.data.index import Index
-from mowe_ray.training.datasets import sample_rows
+from mowe_ray.data.profile import sample_rows
 from mowe_ray.training.ledger import describe
 from mowe_ray.training.optimizer import learning_rate_factor
 from mowe_ray.training.sample_audit import audit_samples

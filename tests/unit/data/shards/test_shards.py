@@ -57,7 +57,7 @@ def test_tar_defaults_come_from_key_task_and_header(tmp_path, encode, load):
     good, _ = load(tmp_path, task="asr")
     assert (good[0].id, good[0].task, good[0].answer) == ("d/k.1", "asr", "hello")
     assert good[0].instruction == "Transcribe the speech."
-    assert scan_shard(str(tmp_path / "a.tar"), None)["duration_s"].to_pylist() == [2.0]
+    assert scan_shard(str(tmp_path / "a.tar"))["duration_s"].to_pylist() == [2.0]
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -170,7 +170,7 @@ def test_tables_with_an_audio_column(tmp_path, encode, load, kind, suffix, timed
     assert [sample.audio for sample in good] == data
     assert [sample.answer for sample in good] == [f"s{n}" for n in range(5)]
     assert len({sample.id for sample in good}) == 5
-    durations = scan_shard(str(folder / f"a.{suffix}"), None)["duration_s"]
+    durations = scan_shard(str(folder / f"a.{suffix}"))["duration_s"]
     np.testing.assert_allclose(durations.to_pylist(), [1, 2, 3, 4, 5])
 
 
@@ -188,9 +188,9 @@ def test_audiobench_columns_and_text_rows(tmp_path, encode, load):
 
 
 def test_a_table_without_answers_says_which_columns_it_has(tmp_path):
-    pq.write_table(pa.table({"audio": [b""], "target": ["x"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"audio, target.*answer, text"):
-        scan_shard(str(tmp_path / "a.parquet"), None)
+    pq.write_table(pa.table({"audio": [b""], "aim": ["x"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"audio, aim.*answer, text"):
+        scan_shard(str(tmp_path / "a.parquet"))
 
 
 @pytest.mark.parametrize("form", ["lines", "list", "tsv"])

@@ -148,7 +148,7 @@ def test_the_cache_is_used_again_and_survives_two_processes_at_once(tmp_path):
 def test_other_arguments_are_other_folders_and_shards_hold_every_clip(tmp_path):
     folder = builtin_corpus("train", tmp_path, clips=10)
     assert builtin_corpus("train", tmp_path, clips=10, seed=1) != folder
-    rows = [row for shard in list_shards(str(folder)) for row in scan_shard(shard, None).to_pylist()]
+    rows = [row for shard in list_shards(str(folder)) for row in scan_shard(shard).to_pylist()]
     assert Counter(row["task"] for row in rows) == dict.fromkeys(TASKS, 2)
     assert all(row["cause"] is None and row["duration_s"] > 0.4 for row in rows)
 

@@ -9,9 +9,9 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mowe_ray.config import load_config
+from mowe_ray.data.shards.fields import Reading
 from mowe_ray.distributed.preflight.reachability import (
     Reach,
-    audio_places,
     check_folder,
     check_place,
     checkpoint_places,
@@ -21,6 +21,7 @@ from mowe_ray.distributed.preflight.reachability import (
     remove_probes,
     write_probe,
 )
+from mowe_ray.training.datasets import source_specs
 from tests.end_to_end import tone_samples, write_tones
 from tests.tiny_runs import TINY
 
@@ -83,27 +84,29 @@ def test_a_hub_id_is_looked_up_in_the_cache(checkpoint: Path, tmp_path: Path, mo
 
 def test_audio_of_shards_and_of_a_manifest(tmp_path: Path) -> None:
     shards = write_tones(tmp_path / "shards", 24)
-    assert (reach_audio(str(shards), None).content or "").startswith("3 shards (")
+    assert (reach_audio(str(shards)).content or "").startswith("3 shards (")
     sample = tone_samples(1)[0]
     (tmp_path / "a.flac").write_bytes(sample.audio or b"")
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text(json.dumps({"audio_filepath": "a.flac", "duration": 1.0, "text": "high"}) + "\n")
-    assert reach_audio(str(manifest), "asr").problem is None
+    assert reach_audio(str(manifest), Reading(task="asr")).problem is None
     (tmp_path / "a.flac").unlink()
-    assert "no usable sample" in (reach_audio(str(manifest), "asr").problem or ""), "the list alone is not the audio"
+    assert "no usable sample" in (reach_audio(str(manifest), Reading(task="asr")).problem or ""), (
+        "the list alone is not the audio"
+    )
 
 
 def test_a_shard_that_differs_is_another_source(tmp_path: Path) -> None:
     one, two = write_tones(tmp_path / "one", 24), write_tones(tmp_path / "two", 24)
-    assert reach_audio(str(one), None) == reach_audio(str(two), None)
+    assert reach_audio(str(one)) == reach_audio(str(two))
     sorted(two.glob("*.tar"))[-1].unlink()
-    assert reach_audio(str(one), None) != reach_audio(str(two), None)
+    assert reach_audio(str(one)) != reach_audio(str(two))
 
 
 def test_audio_that_is_not_there(tmp_path: Path) -> None:
-    assert "does not exist" in (reach_audio(str(tmp_path / "absent"), None).problem or "")
+    assert "does not exist" in (reach_audio(str(tmp_path / "absent")).problem or "")
     (tmp_path / "empty").mkdir()
-    assert "0 files" in (reach_audio(str(tmp_path / "empty"), None).problem or "")
+    assert "0 files" in (reach_audio(str(tmp_path / "empty")).problem or "")
 
 
 def test_machines_are_compared() -> None:
@@ -128,7 +131,8 @@ def test_every_place_that_a_run_reads_is_named_by_its_key() -> None:
         "model.weak_encoders.2.checkpoint": "facebook/hubert-base-ls960",
         "model.weak_encoders.3.checkpoint": "superb/hubert-base-superb-er",
     }
-    assert audio_places(config.data) == {"data.train.0.path": ("x", "asr"), "data.validation.0.path": ("y", None)}
+    found = {key: (source.paths, source.task) for key, source in source_specs(config.data).items()}
+    assert found == {"data.train.0.path": (("x",), "asr"), "data.validation.0.path": (("y",), None)}
     inline = load_config("quickstart", [*TINY, "training.max_steps=1"])
     assert checkpoint_places(inline.model) == {}
     exported = load_config("paper", ["model.init_from=export"])

@@ -1,0 +1,128 @@
+"""Names of a row's fields, whatever a corpus calls them, and what a source says about its rows."""
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+Field = Literal[
+    "id", "audio", "instruction", "answer", "references", "task", "duration", "offset", "messages", "system", "history"
+]
+FIELDS: tuple[Field, ...] = get_args(Field)
+
+# The first present name wins. NeMo: text, offset; Hugging Face speech corpora: sentence, transcription; alpaca: output;
+# ms-swift: query, response; XARES-LLM: label, labels, captions. Names of the audio: `audio_field.AUDIO_KEYS`.
+ID_KEYS = ("id", "utt_id", "uid", "utterance_id", "key")
+INSTRUCTION_KEYS = ("instruction", "question", "prompt", "query")
+ANSWER_KEYS = (
+    *("answer", "text", "sentence", "transcription", "transcript", "caption", "output", "response", "completion"),
+    *("target", "captions", "label", "labels", "emotion"),
+)
+REFERENCES_KEYS = ("references",)
+TASK_KEYS = ("task",)
+DURATION_KEYS = ("duration", "duration_s")
+OFFSET_KEYS = ("offset",)
+TURNS_KEYS = ("messages", "conversations", "conversation")
+SYSTEM_KEYS = ("system",)
+HISTORY_KEYS = ("history",)
+INPUT_KEYS = ("input",)  # alpaca: what its instruction is about
+CUT_KEYS = ("supervisions", "recording", "start", "channel", "custom", "type")  # of a cut of lhotse
+RATE_KEYS = ("sampling_rate", "sample_rate", "sr")
+SPOKEN_KEYS = (
+    *(*INSTRUCTION_KEYS, *ANSWER_KEYS, *REFERENCES_KEYS, *TASK_KEYS),
+    *(*TURNS_KEYS, *SYSTEM_KEYS, *HISTORY_KEYS, *INPUT_KEYS),
+)
+TEXT_KEYS = (*ID_KEYS, *SPOKEN_KEYS, *DURATION_KEYS, *OFFSET_KEYS)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the rows of a source are read.
+
+    Attributes:
+        columns: the name of a field in the rows, by its name here; `a.b` is b within a.
+        task: of rows that name none.
+        instructions: asked where a row asks nothing; of several, one is drawn for each sample.
+        labels: names of classes: an answer that is a whole number is a position among them.
+        last_turn_only: learn the last turn of the assistant alone.
+        seed: of what is drawn.
+    """
+
+    columns: tuple[tuple[Field, str], ...] = ()
+    task: str | None = None
+    instructions: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    last_turn_only: bool = False
+    seed: int = 0
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Names of the columns of a table that are read in any case."""
+        return tuple(column.partition(".")[0] for _, column in self.columns)
+
+    def renamed(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a row in which the fields of `columns` have their usual names."""
+        if not self.columns:
+            return fields
+        moved: dict[str, Any] = {field: look_up(fields, column) for field, column in self.columns}
+        left = {name: value for name, value in fields.items() if name not in {column for _, column in self.columns}}
+        return {**left, **moved}
+
+    def instruction_for(self, sample_id: str) -> str:
+        """Return the instruction of a sample that has none; "" if the source has none either."""
+        if len(self.instructions) < 2:
+            return self.instructions[0] if self.instructions else ""
+        # By id, not by position: it stays when a corpus grows or is read in another order.
+        return random.Random(f"{self.seed} {sample_id}").choice(self.instructions)
+
+    def named(self, answer: str) -> str:
+        """Return an answer, a position among `labels` by name."""
+        return self.labels[int(answer)] if answer.isdecimal() and int(answer) < len(self.labels) else answer
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `of` takes, as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Reading":
+        """Make it of what `to_json` returned."""
+        columns = tuple((field, column) for field, column in values["columns"])
+        lists = {name: tuple(values[name]) for name in ("instructions", "labels")}
+        return cls(**{**values, "columns": columns, **lists})
+
+
+def look_up(fields: Mapping[str, Any], column: str) -> Any:
+    """Return the value of a column; of `a.b` that of b in a. None where there is none."""
+    if column in fields:
+        return fields[column]
+    value: Any = fields
+    for part in column.split("."):
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        elif isinstance(value, Mapping):
+            value = value.get(part)
+        else:
+            return None
+    return value
+
+
+def as_text(value: Any) -> str:
+    """Return a string, or a number as it is written; "" for all else, NaN and infinity among it.
+
+    Whole numbers have no decimals: a column of integers with gaps is one of floats.
+    """
+    if isinstance(value, float):
+        return (str(int(value)) if value.is_integer() else str(value)) if math.isfinite(value) else ""
+    return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+
+def first_text(value: Any) -> str:
+    """Return a value as text; of several references the first is the one to learn."""
+    values = value if isinstance(value, list) else [value]
+    return next((text for text in map(as_text, values) if text), "")
+
+
+def text_under(fields: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+    """Return the first text under any of these names; "" if there is none."""
+    return next((text for text in (first_text(fields.get(key)) for key in keys) if text), "")

@@ -1,0 +1,52 @@
+"""A user's own data, as they are, trained and answered by the real commands: a table, and conversations."""
+
+import json
+from pathlib import Path
+
+from tests.end_to_end import run_command
+from tests.layouts import ANSWERS, LAYOUTS, write_clips
+from tests.read_source import write_lines
+from tests.tiny_runs import TINY
+
+
+def dialogs(folder: Path) -> Path:
+    """Two clips and two questions a row."""
+    names, rows = write_clips(folder), []
+    for number in range(0, len(names), 2):
+        turns = [
+            {"role": "system", "content": "Answer with a word."},
+            {"role": "user", "content": "<audio>Is it high or low?"},
+            {"role": "assistant", "content": ANSWERS[number]},
+            {"role": "user", "content": "And this? <audio>"},
+            {"role": "assistant", "content": ANSWERS[number + 1]},
+        ]
+        rows.append({"messages": turns, "audios": names[number : number + 2]})
+    return write_lines(folder / "dialogs.jsonl", rows)
+
+
+def test_a_table_and_conversations_are_trained_and_answered(tmp_path: Path) -> None:
+    for name in ("table", "talk"):
+        (tmp_path / name).mkdir()
+    table = LAYOUTS["csv_with_semicolons_and_own_columns"](tmp_path / "table")
+    talk = dialogs(tmp_path / "talk")
+    train = [table | {"task": "aqa"}, {"path": str(talk), "task": "chat"}]
+    held = [table | {"task": "aqa", "limit": 4}, {"path": str(talk), "task": "chat", "limit": 3}]
+    data = [f"data.train={json.dumps(train)}", f"data.validation={json.dumps(held)}"]
+    arguments = ["--config", "quickstart", *TINY, *data, f"storage={tmp_path}/runs", "name=own", "training.max_steps=2"]
+    looked = run_command(*arguments, "--dry-run")
+    assert looked.code == 0, looked.err
+    assert "20 x 16000" in looked.err + looked.out
+    trained = run_command(*arguments, "training.log_samples=true")
+    assert trained.code == 0, trained.err
+    assert trained.result["tasks"].keys() == {"aqa", "chat"}
+    assert trained.result["samples"] == {"lost": 0, "repeated": 0}
+    report = json.loads((tmp_path / "runs/own/data_report.json").read_text())
+    assert report["sources"]["dialogs"]["profile"]["tried"] == 3
+    assert "warning: tones: 4 samples have the id and length of a sample to train on" in trained.err
+    limits = ["generation.max_new_tokens=3", "ablation_samples=0"]
+    answered = run_command(tmp_path / "runs/own", *limits, module="mowe_ray.evaluate")
+    assert answered.code == 0, answered.err
+    predictions = tmp_path / "runs/own/evaluation/predictions/dialogs.jsonl"
+    lines = [json.loads(line) for line in predictions.read_text().splitlines()]
+    found = [line for line in lines if "id" in line]
+    assert [line["duration_s"] for line in found] == [1.0] * 3

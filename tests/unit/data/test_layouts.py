@@ -1,0 +1,75 @@
+"""Every layout that is read directly gives the same samples, and so the same batches."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mowe_ray.config.data_section import DataSection
+from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch
+from mowe_ray.training.datasets import index_sources, validation_plan
+from tests.layouts import ANSWERS, CLIPS, LAYOUTS, QUESTION, SECONDS, Source, encoded, labelled_folders
+from tests.layouts import jsonl as plain
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def first_batch(source: Source) -> tuple[MicroBatch, dict]:
+    data = DataSection.model_validate(
+        {"train": [{"task": "aqa"} | source], "batch_seconds": 30, "max_batch_size": CLIPS}
+    )
+    sources = index_sources(data)
+    (first, *_), *_ = validation_plan(sources.train, data)
+    (facts,) = sources.report.to_json()["sources"].values()
+    return load_micro_batch(sources.train.table.take(pa.array(first)), 0.1, 30.0), facts
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> MicroBatch:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return first_batch(plain(tmp_path_factory.mktemp("plain")))[0]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_gives_the_same_first_batch(tmp_path: Path, expected: MicroBatch, name: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    found, facts = first_batch(LAYOUTS[name](folder))
+    assert not found.bad
+    assert found.instructions == expected.instructions == [QUESTION] * CLIPS
+    assert found.answers == expected.answers
+    assert sorted(found.answers) == sorted(ANSWERS)
+    assert found.lengths == expected.lengths
+    np.testing.assert_array_equal(found.audio, expected.audio)
+    assert len(set(found.ids)) == CLIPS
+    assert (facts["samples"], facts["profile"]["sample_rates"]) == (CLIPS, {"16000": CLIPS})
+    assert facts["profile"]["duration_histogram"] == {"0 to 1 s": CLIPS}
+
+
+def test_folders_named_by_their_answer(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    found, _ = first_batch(labelled_folders(folder))
+    assert dict(zip(found.ids, found.answers, strict=True)) == {f"{a}/{n:02d}": a for n, a in enumerate(ANSWERS)}
+
+
+def test_a_layout_that_is_damaged_costs_what_is_damaged(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    source = LAYOUTS["nemo_tarred"](folder)
+    manifest = folder / "tarred_audio_manifest.json"
+    manifest.write_text(manifest.read_text().replace("clips_03.wav", "clips_99.wav") + "{broken\n")
+    data = DataSection.model_validate({"train": [{"task": "aqa"} | source], "max_bad_fraction": 0.2})
+    report = index_sources(data).report.to_json()
+    assert (report["good"], report["bad"]) == (CLIPS - 1, 3)  # the broken line may be of either tar
+    assert len(encoded(0)) > SECONDS
+
+
+def test_every_layout_has_a_row_in_the_documentation() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    assert [name for name in LAYOUTS if f"`{name}`" not in text] == []

@@ -1,0 +1,132 @@
+"""Data that cannot have been meant as they are stop a run before it starts, with the key and the fix."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+
+from mowe_ray.config.data_section import DataSection
+from mowe_ray.data.sample import Sample
+from mowe_ray.data.shards import read_samples
+from mowe_ray.training.datasets import Sources, index_sources
+from tests.layouts import ANSWERS, CLIPS, QUESTION, RATE, wave, write_clips
+from tests.read_source import write_lines
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def index(*sources: dict[str, Any], **fields: Any) -> Sources:
+    return index_sources(DataSection.model_validate({"train": list(sources), **fields}))
+
+
+def manifest(folder: Path, **fields: Any) -> str:
+    rows = [{"audio": name, "answer": a} | fields for name, a in zip(write_clips(folder), ANSWERS, strict=True)]
+    return str(write_lines(folder / "tones.jsonl", rows))
+
+
+def test_nothing_is_asked(tmp_path: Path) -> None:
+    path = manifest(tmp_path)
+    with pytest.raises(ValueError, match=r"data\.train\.0: nothing is asked about 20 of the 20 .*data\.train\.0\.inst"):
+        index({"path": path})
+    with pytest.raises(ValueError, match=r"Set data\.train\.0\.instruction='\.\.\.' or data\.train\.0\.task=asr"):
+        index({"path": path, "task": "aqa"})
+    for said in ({"task": "asr"}, {"instruction": QUESTION}):
+        index({"path": path} | said)
+
+
+def test_columns_that_are_not_there(tmp_path: Path) -> None:
+    path = manifest(tmp_path)
+    with pytest.raises(ValueError, match=r"data\.train\.0\.columns: .* has no words; its fields are audio, answer"):
+        index({"path": path, "task": "asr", "columns": {"answer": "words"}})
+
+
+def test_columns_that_are_not_known(tmp_path: Path) -> None:
+    with (tmp_path / "tones.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["Datei", "Antwort"], *zip(write_clips(tmp_path), ANSWERS, strict=True)])
+    with pytest.raises(
+        ValueError,
+        match=r"data\.train\.0\.path: no sample .* 20 no_answer, such as .* fields of .* are "
+        r"Datei, Antwort \(first: Datei: clips/00\.wav, Antwort: low\); read are audio, .*columns",
+    ):
+        index({"path": str(tmp_path / "tones.csv"), "task": "asr"})
+    columns = {"audio": "Datei", "answer": "Antwort"}
+    assert len(index({"path": str(tmp_path / "tones.csv"), "task": "asr", "columns": columns}).train) == CLIPS
+
+
+def test_files_that_are_not_there_are_found_though_their_lengths_are_declared(tmp_path: Path) -> None:
+    path = manifest(tmp_path, duration=0.5)
+    for number in range(CLIPS):
+        (tmp_path / f"clips/{number:02d}.wav").unlink()
+    with pytest.raises(
+        ValueError,
+        match=r"data\.train\.0\.path: 20 of 20 samples that were tried cannot be read, such as "
+        r"clips/00\.wav: no_audio: .*clips/00\.wav is missing",
+    ):
+        index({"path": path, "task": "asr"})
+
+
+def test_empty_answers(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no sample of .* can be used: 20 no_answer, .*'answer' is empty"):
+        index({"path": manifest(tmp_path, answer=""), "task": "asr"})
+
+
+def test_a_source_without_samples(tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match=r"data\.train\.1\.path: .*none\.jsonl holds no samples"):
+        index({"path": manifest(tmp_path), "task": "asr"}, {"path": str(tmp_path / "none.jsonl")})
+
+
+def test_mixed_rates_and_own_data_with_built_in_validation_are_warned_of(tmp_path: Path) -> None:
+    path = manifest(tmp_path)
+    soundfile.write(tmp_path / "clips/03.wav", wave(3), 2 * RATE, subtype="PCM_16")
+    found = index({"path": path, "task": "asr"}, validation=[{"path": "builtin:validation"}]).report
+    mixed, builtin = found.warnings
+    assert "mixed sampling rates (19 at 16000 Hz, 1 at 32000 Hz of 20 tried)" in mixed
+    assert "data.validation is builtin:validation, which says nothing on" in builtin
+    assert found.to_json()["warnings"] == found.warnings
+
+
+def test_samples_of_training_and_validation_that_are_the_same(tmp_path: Path) -> None:
+    path = manifest(tmp_path)
+    held = {"path": path, "task": "asr", "limit": 5}
+    found = index({"path": path, "task": "asr"}, validation=[held]).report
+    assert found.warnings == ["tones: 5 samples have the id and length of a sample to train on"]
+
+
+def test_names_of_validation_sources_come_from_their_paths() -> None:
+    paths = ["/data/calls/val", "s3://bucket/music/shard-{000..012}.tar", "builtin:validation", "/x/calls/test.jsonl"]
+    data = DataSection.model_validate({"validation": [{"path": path} for path in paths]})
+    assert data.validation_names == ["calls", "music", "builtin", "calls-2"]
+
+
+def test_a_source_is_limited_and_its_questions_are_drawn(tmp_path: Path) -> None:
+    path = manifest(tmp_path)
+    first = index({"path": path, "task": "asr", "limit": 3}).train
+    assert first.table["id"].to_pylist() == [f"clips/{n:02d}.wav" for n in range(3)]
+    shares = [
+        index_sources(DataSection.model_validate({"train": [{"path": path, "task": "asr", "limit": 0.5}]}), seed=seed)
+        .train.table["id"]
+        .to_pylist()
+        for seed in (1, 1, 2)
+    ]
+    assert shares[0] == shares[1] != shares[2]
+    assert [len(ids) for ids in shares] == [CLIPS // 2] * 3
+    with pytest.raises(ValueError, match=r"20 of 20 samples .* 20 too_long in train0"):
+        index({"path": path, "task": "asr", "max_duration_s": 0.4})
+
+
+def test_one_of_several_questions_is_asked_by_seed_and_id(tmp_path: Path) -> None:
+    asked = []
+    for seed in (1, 1, 2):
+        data = DataSection.model_validate(
+            {"train": [{"path": manifest(tmp_path / f"{len(asked)}"), "instruction": ["a?", "b?"]}]}
+        )
+        rows = index_sources(data, seed=seed).train.table
+        asked.append([sample.instruction for sample in read_samples(rows) if isinstance(sample, Sample)])
+    assert asked[0] == asked[1] != asked[2]
+    assert set(asked[0]) == {"a?", "b?"}
