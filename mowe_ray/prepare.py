@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from mowe_ray.command_line import FAILURE, SUCCESS, USAGE_ERROR, log, make_parser, print_result
+from mowe_ray.config.plugins import import_plugins
 from mowe_ray.data.corpora.layout import Defaults
 from mowe_ray.data.corpora.manifest_and_folders import check_labels
 from mowe_ray.data.corpora.prepare import REPORT, Packing, pack
@@ -45,6 +46,11 @@ _NOT_IN_THE_SHARDS = ("out", "overwrite", "threads")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, 1 (no usable sample) or 2 (wrong arguments)."""
+    try:
+        import_plugins(_plugins().parse_known_args(arguments)[0].plugin)  # before their names are choices
+    except ValueError as error:
+        log(f"--plugin: {error}")
+        return USAGE_ERROR
     parser = _parser()
     options = parser.parse_args(arguments)
     options.source, options.out = map(os.path.expanduser, (options.source, options.out))
@@ -70,9 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return print_result(result, SUCCESS if result["samples"] else FAILURE)
 
 
+def _plugins() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--plugin", action="append", default=[])
+    return parser
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("prepare", "Turn a corpus into shards to train from.", _kinds() + _EXAMPLES)
     add = parser.add_argument
+    add("--plugin", action="append", default=[], metavar="FILE", help="Python file of yours that reads other sources")
     add("source", metavar="SOURCE", help="file or folder, or the word builtin")
     add("--out", required=True, metavar="DIR", help="folder or fsspec URL for the shards")
     add("--overwrite", action="store_true", help="replace shards of an earlier run in DIR")

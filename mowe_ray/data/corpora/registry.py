@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -179,6 +180,32 @@ KINDS: dict[str, Kind] = {
         labels=LABELS,
     ),
 }
+
+
+_Read = Callable[..., Iterator[Sample | BadSample]]
+
+
+def register_corpus(name: str, about: str, is_it: Callable[[Path], bool], **options: Any) -> Callable[[_Read], _Read]:
+    """Return a decorator that enters the reader of a layout, to be tried before all that are known.
+
+    Args:
+        name: Its name for `--kind`.
+        about: As in `Kind`, with `is_it` and, in `options`, its other attributes.
+
+    Raises:
+        ValueError: There is another of this name.
+    """
+
+    def enter(read: _Read) -> _Read:
+        known = KINDS.get(name)
+        if known is not None and known.read.__module__ != read.__module__:
+            raise ValueError(f"{name!r} is a kind of source already, of {known.read.__module__}; choose another name")
+        others = {other: kind for other, kind in KINDS.items() if other != name}
+        KINDS.clear()
+        KINDS.update({name: Kind(about, is_it, read, **options), **others})
+        return read
+
+    return enter
 
 
 def detect_kind(path: Path) -> str:

@@ -16,7 +16,8 @@ from mowe_ray.evaluation.metrics.text_overlap import CHRF, EXACT_MATCH, TOKEN_F1
 from mowe_ray.evaluation.predictions import Answer
 
 # How each is made for a set of answers, its closed list of labels, and its language.
-_MAKERS: dict[str, Callable[[Sequence[Answer], Sequence[str], str | None], Metric]] = {
+_Maker = Callable[[Sequence[Answer], Sequence[str], str | None], Metric]
+_MAKERS: dict[str, _Maker] = {
     "wer": lambda answers, labels, language: wer(answers, language),
     "cer": lambda answers, labels, language: cer(answers, language),
     "accuracy": lambda answers, labels, language: accuracy(labels),
@@ -35,6 +36,23 @@ _DEFAULTS = {
     "ac": ("cider_d", "meteor", "rouge_l", "chrf"),
 }
 _DEFAULTS_OF_OTHERS = ("exact_match", "token_f1")
+
+
+def register_metric(name: str) -> Callable[[_Maker], _Maker]:
+    """Return a decorator that enters a function from answers, labels and language to a `Metric`.
+
+    Raises:
+        ValueError: There is another of this name.
+    """
+
+    def enter(make: _Maker) -> _Maker:
+        known = _MAKERS.get(name)
+        if known is not None and known.__module__ != make.__module__:
+            raise ValueError(f"{name!r} is a metric already, of {known.__module__}; choose another name")
+        _MAKERS[name] = make
+        return make
+
+    return enter
 
 
 def check_names(names: Sequence[str] | None, key: str = "data.validation.N.metrics") -> None:
