@@ -22,7 +22,7 @@ from tests.s3_server import BUCKET, make_bucket, served
 def main() -> int:
     """Measure and print; returns 0 if the target is met, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shards", type=int, nargs="+", default=[500, 2000, 8000], help="(default: %(default)s)")
+    parser.add_argument("--shards", type=int, nargs="+", default=[100, 400, 1600], help="(default: %(default)s)")
     arguments = parser.parse_args()
     seconds, table = [], {}
     with served() as environment:
