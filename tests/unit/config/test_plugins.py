@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from mowe_ray.config import ConfigError, load_config, load_evaluation, render_help
+from mowe_ray.sweeping.load import load_sweep
+from mowe_ray.sweeping.search_space import SearchSpace
 
 ADAPTER = """
 from mowe_ray.model.adapter import ADAPTERS, StackMlp
@@ -127,3 +129,18 @@ def test_names_known_without_the_model_are_those_of_its_registries() -> None:
     for part in named:
         ours = {name for name, entry in Registry.by_key[part.key].items() if entry.__module__.startswith("mowe_ray.")}
         assert set(part.built_in) == ours
+
+
+def test_a_sweep_adds_its_plugins_to_those_of_the_base(tmp_path: Path) -> None:
+    of_base = plugin(tmp_path, "of_the_base", ADAPTER.format(name="adapter_of_base"))
+    of_sweep = plugin(tmp_path, "of_the_sweep", ADAPTER.format(name="adapter_of_sweep"))
+    base, sweep = tmp_path / "base.yaml", tmp_path / "sweep.yaml"
+    base.write_text(f"preset: quickstart\nplugins: [{of_base}]\n")
+    sweep.write_text(
+        f"name: adapters\nquestion: Which?\nbase: {base}\nplugins: [{of_sweep}]\n"
+        "space: {model.adapter.kind: {grid: [adapter_of_base, adapter_of_sweep]}}\n"
+    )
+    space = SearchSpace(load_sweep(sweep))
+    configs = [space.config(point) for point in space.points()]
+    assert [config.model.adapter.kind for config in configs] == ["adapter_of_base", "adapter_of_sweep"]
+    assert {tuple(config.plugins) for config in configs} == {(str(of_base), str(of_sweep))}
