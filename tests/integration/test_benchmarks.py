@@ -16,6 +16,7 @@ TINY = {
     "memory": "--minutes 1 training.save_every=10",
     "padding": "--clips 1 --seconds 1 --rounds 1 --width 64 --layers 1",
     "safety": "--clips 2 --seconds 0.5 --steps 2 --rounds 1 --width 32 --layers 1 --skip-recovery",
+    "serving": "--clients 4 --seconds 2 --clips 4 --longest 1 --new-tokens 4 --malformed 8 --width 16",
     "sparse": "--clips 8 --seconds 0.5 --rounds 1 --width 64 --layers 1",
     "sweep": "--trials 1 --clips 8 --epochs 1 --width 32 --layers 1",
     "step": "--clips 2 --seconds 0.5 --steps 2 --width 32 --layers 1",
