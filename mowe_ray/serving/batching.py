@@ -62,7 +62,7 @@ class Batcher:
         """
         loop, heard = asyncio.get_running_loop(), asyncio.Queue[Piece | Reply | Exception]()
         question = await loop.run_in_executor(None, self._model.check, question)
-        listener = Listener(question, lambda event: _call_soon(loop, heard, event))
+        listener = Listener(question, lambda event: _call_soon(loop, heard, event), self._model.padding(question))
         with self._changed:
             self._waiting.append(listener)
             self._changed.notify()
@@ -124,7 +124,7 @@ class Batcher:
     def _company(self) -> list[Listener]:
         """Return the oldest question and those that can be answered with it."""
         first = self._waiting[0]
-        batch = [first]
+        batch, padding = [first], first.padding
         shortest = longest = max(first.question.longest_s, _SHORT_S)
         if first.question.sampling.temperature > 0:
             return batch  # a seed is for one answer
@@ -136,10 +136,12 @@ class Batcher:
             if (
                 len(batch) < self._max_batch_size
                 and (question.without, question.sampling) == (first.question.without, first.question.sampling)
+                and (listener.padding == padding or not question.clips or not padding)
                 and high <= _MOST_PADDING * low
                 and clips * high <= self._batch_seconds
             ):
                 batch.append(listener)
+                padding = padding or listener.padding
                 shortest, longest = low, high
         return batch
 

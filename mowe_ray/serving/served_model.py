@@ -32,12 +32,14 @@ class Listener:
     Attributes:
         question: What was asked.
         hear: Called with each piece, then with the reply, or with what went wrong.
+        padding: As `ServedModel.padding` says; those of different padding are not answered together.
         asked_at: When, by the monotonic clock.
         gone: Set when nobody waits any more.
     """
 
     question: Question
     hear: Callable[[Piece | Reply | Exception], None]
+    padding: frozenset[int] = frozenset()
     asked_at: float = field(default_factory=time.monotonic)
     gone: bool = False
 
@@ -108,6 +110,16 @@ class ServedModel:
         if room >= question.max_new_tokens:
             return question
         return replace(question, max_new_tokens=room)
+
+    def padding(self, question: Question) -> frozenset[int]:
+        """Return the lengths, in samples, to which encoders without a mask (Whisper) pad this question's clips.
+
+        They hear the padding: with longer clips, and so more of it, the same clip has other features.
+        """
+        longest = max(map(len, question.clips), default=0)
+        tower = self.model.audio_tower
+        padded = [(encoder, encoder.pad_samples(longest, tower.config.pad_audio)) for encoder in tower.encoders()]
+        return frozenset(size for encoder, size in padded if longest and size > max(longest, encoder.min_samples))
 
     @torch.inference_mode()
     def answer(self, listeners: Sequence[Listener]) -> None:

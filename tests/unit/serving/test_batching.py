@@ -59,13 +59,13 @@ def answers(model: ServedModel, questions: list[Question], **options) -> list[Re
 def test_those_that_go_together_are_answered_together_and_alike(made) -> None:
     short = [ask_about([task_sound(kind, 0, 2)], "What?", max_new_tokens=4 + kind) for kind in range(5)]
     text = [Question((Message("user", ("Hello",)),), 5)]
-    long = [ask_about([wave(20)], "What?", max_new_tokens=4), ask_about([wave(24)], "What?", max_new_tokens=4)]
+    long = [ask_about([wave(seconds)], "What?", max_new_tokens=4) for seconds in (20, 20.4, 24)]
     without = [ask_about([task_sound(0, 0, 2)], "What?", max_new_tokens=4, without=("frozen",))]
     drawn = [ask_about([wave(1)], "?", max_new_tokens=4, sampling=Sampling(0.9, 1.0, 5)) for _ in range(2)]
     questions = [*short, *text, *long, *without, *drawn]
     model = Recorder(made)
     together = answers(model, questions)
-    assert sorted(len(batch) for batch in model.batches) == [1, 1, 1, 2, 6]
+    assert sorted(len(batch) for batch in model.batches) == [1, 1, 1, 1, 2, 6]
     alone = Recorder(made)
     one_by_one = answers(alone, questions, max_batch_size=1)
     assert len(alone.batches) == len(questions)
@@ -75,6 +75,18 @@ def test_those_that_go_together_are_answered_together_and_alike(made) -> None:
         assert found.completion_tokens <= question.max_new_tokens
         assert [clip.ran for clip in found.clips] == [clip.ran for clip in wanted.clips]
     assert together[-1].text == together[-2].text
+
+
+def test_what_a_clip_sounds_like_does_not_depend_on_its_company(made) -> None:
+    model = ServedModel(*made)
+    # Whisper hears 5 s of one, 7.5 s of the other.
+    near, far = (ask_about([wave(seconds)], "?", max_new_tokens=4) for seconds in (2.0, 3.0))
+    assert model.padding(near) == {80_000}
+    assert model.padding(far) == {120_000}
+    assert model.padding(Question((Message("user", ("Hello",)),))) == frozenset()
+    recorder = Recorder(made)
+    answers(recorder, [near, far, near])
+    assert sorted(len(batch) for batch in recorder.batches) == [1, 2]
 
 
 def test_a_batch_holds_no_more_audio_than_allowed(made) -> None:
