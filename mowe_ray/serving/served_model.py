@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.evaluation.generation import choices
 from mowe_ray.evaluation.predictions import RouterChoice
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
+from mowe_ray.model.encoders import PadAudio
 from mowe_ray.model.export import open_exported
 from mowe_ray.model.generation_settings import greedy
 from mowe_ray.serving.question import ClipReport, Piece, Question, Refused, Reply, Sampling
@@ -118,7 +120,8 @@ class ServedModel:
         """
         longest = max(map(len, question.clips), default=0)
         tower = self.model.audio_tower
-        padded = [(encoder, encoder.pad_samples(longest, tower.config.pad_audio)) for encoder in tower.encoders()]
+        pad_audio = cast(PadAudio, tower.config.pad_audio)
+        padded = [(encoder, encoder.pad_samples(longest, pad_audio)) for encoder in tower.encoders()]
         return frozenset(size for encoder, size in padded if longest and size > max(longest, encoder.min_samples))
 
     @torch.inference_mode()
