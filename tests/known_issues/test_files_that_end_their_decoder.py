@@ -6,7 +6,6 @@ https://github.com/meta-pytorch/torchcodec/pull/1166 is about one such bug; `dea
 import io
 import json
 import tarfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +86,7 @@ def test_a_scan_counts_the_header_that_ended_it(tmp_path, suffix):
 
 def test_a_process_that_scans_for_itself_survives(tmp_path):
     shards = [write_tar(tmp_path / "0.tar", {"one": GOOD}), write_tar(tmp_path / "1.tar", {"two": DEADLY_TO_SCAN})]
-    found = map_in_child(partial(scan_shard, default_task="asr"), shards)
+    found = map_in_child(scan_shard, shards)
     assert [rows["cause"].to_pylist() for rows in found] == [[None], ["crashed"]]
 
 

@@ -166,7 +166,7 @@ def test_reads_that_fail_for_a_while_lose_no_sample(tmp_path, server, kind):
     url, began = f"{server}/00000.{kind}", time.monotonic()
     index = build_index([SourceSpec("made", url, "asr")], tmp_path / "cache", min_s=0.1, max_s=30.0)
     _Server.refused = 3
-    assert scan_shard(url, "asr")["cause"].null_count == 12
+    assert scan_shard(url)["cause"].null_count == 12
     _Server.refused = 3
     batch = load_micro_batch(index.table, 0.1, 30.0)
     assert (batch.ids, batch.bad) == ([f"s{n}" for n in range(12)], [])

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from mowe_ray.data.corpora.layout import Defaults, audio_files, files_below, read_csv
 from mowe_ray.data.corpora.parquet import read_rows
 from mowe_ray.data.sample import BadAudio, BadSample, Sample
-from mowe_ray.data.shards import list_shards, read_samples, scan_shard, with_options
+from mowe_ray.data.shards import PACKED, list_shards, read_samples, scan_shard, with_options
+from mowe_ray.data.shards.compressed import plain_name
 from mowe_ray.data.shards.folder import files_below as files_below_of
 from mowe_ray.data.shards.folder import has_texts
 from mowe_ray.data.shards.listing import is_folder
@@ -46,7 +47,7 @@ def is_sharded(path: Path) -> bool:
         first = list_shards(str(path))[0]
     except ValueError:
         return False
-    return not is_folder(first) or has_texts(files_below_of(first))
+    return has_texts(files_below_of(first)) if is_folder(first) else plain_name(first).lower().endswith(PACKED)
 
 
 def read_sharded(path: Path, defaults: Defaults) -> Iterator[Sample | BadSample]:

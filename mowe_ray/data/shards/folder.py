@@ -75,8 +75,9 @@ def scan(folder: str, reading: Reading, allow_paths: Sequence[str]) -> Iterator[
 
 
 def has_texts(files: Mapping[str, Any]) -> bool:
-    """Whether any of these audio files has a text beside it."""
-    return any(_beside(name, files) for name in files if has_audio([name]))
+    """Whether most of these audio files have a text beside them."""
+    found = [bool(_beside(name, files)) for name in files if has_audio([name])]
+    return 2 * sum(found) > len(found)
 
 
 def check_labels(folder: str, files: Mapping[str, Any]) -> None:

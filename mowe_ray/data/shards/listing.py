@@ -62,7 +62,9 @@ def _paths_of(path: str) -> list[str]:
         with first_contact(path), open_file(path) as file:
             lines = [line.strip() for line in file.read().decode("utf-8-sig").splitlines()]
         return [file_of_row(path, line) for line in lines if line and not line.startswith("#")]
-    if _BRACES.search(path) is None or exists(path):
+    match = _BRACES.search(path)
+    # A folder or file of that very name is what is meant.
+    if match is None or exists(path[: match.end()] + path[match.end() :].partition("/")[0]):
         return [path]
     return list(_expanded(path))
 
