@@ -9,6 +9,7 @@ compare each row with its checksum; files of before there were checksums are tak
 
 import hashlib
 import json
+import time
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,7 @@ from mowe_ray.output.run_folder import sync
 
 _VERSION = 3  # raise it when the same samples would be decoded to something else
 _CHUNK_ROWS = 64  # samples that are decoded, and lie in memory, together
+_ABANDONED_S = 3600.0  # a writer adds to its part every few seconds
 _PLACE = ("audio_at", "audio_size", "meta_at", "meta_size")
 _AUDIO_SCHEMA = pa.schema(
     [
@@ -287,6 +289,14 @@ def _atomic_file(path: Path, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchFi
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_abandoned_parts(folder: str) -> None:
+    """Remove what writers that were killed have left in a cache: parts that nobody has written to for an hour."""
+    for part in Path(folder).glob("*/*.part"):
+        with suppress(OSError):  # another run was faster
+            if time.time() - part.stat().st_mtime > _ABANDONED_S:
+                part.unlink()
 
 
 def is_complete(path: Path) -> bool:

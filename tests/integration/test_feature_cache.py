@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mowe_ray.config import RunConfig
 from mowe_ray.data.feature_cache import FeatureCache
+from mowe_ray.data.index import Index
 from mowe_ray.data.micro_batch import load_micro_batch
 from mowe_ray.distributed.ray_data.feature_extraction import fill_cache
 from mowe_ray.distributed.ray_train.driver import train
@@ -91,14 +93,19 @@ def first(ray_cluster: None, tiny_corpus: Corpus, storage: Path) -> tuple[dict[s
     return result, said, _files(storage)
 
 
+def indexes_of(config: RunConfig) -> list[Index]:
+    sources = index_sources(config.data)
+    return [sources.train, *sources.validation.values()]
+
+
 def test_two_passes_at_once_fill_it_with_each_clips_own_features(tiny_corpus: Corpus, tmp_path: Path) -> None:
     config = tiny_config(
         tiny_corpus, tmp_path, "unused", *SETTINGS, "model.pad_audio=bucket", f"data.feature_cache={tmp_path / 'cache'}"
     )
-    sources = index_sources(config.data)
+    indexes = indexes_of(config)
 
     def fill(_: int) -> FeatureCache | None:
-        return fill_cache(config, sources, lambda _: None)
+        return fill_cache(config, indexes, lambda _: None)
 
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(fill, range(2))
@@ -112,7 +119,7 @@ def test_two_passes_at_once_fill_it_with_each_clips_own_features(tiny_corpus: Co
     frozen = {encoder.encoder_index: encoder for encoder in frozen_encoders(config.model)[0]}
     loaded = load_frozen(config.model, list(frozen.values()), seed=config.seed, gpu=False)
     limits = config.data.min_duration_s, config.data.max_duration_s
-    for index in (sources.train, *sources.validation.values()):
+    for index in indexes:
         order = torch.randperm(len(index)).numpy()
         found, expected = one.load(index.table.take(order)), load_micro_batch(index.table.take(order), *limits)
         assert (found.ids, found.audio.tolist()) == (expected.ids, expected.audio.tolist())
@@ -133,12 +140,12 @@ def test_a_full_disk_is_told_and_leaves_no_halves(tiny_corpus: Corpus, tmp_path:
     cache = f"data.feature_cache={small_disk / 'cache'}"
     config = tiny_config(tiny_corpus, tmp_path, "unused", *SETTINGS, cache)
     with pytest.raises(ValueError, match=r"data\.feature_cache: .*No space left on device"):
-        fill_cache(config, index_sources(config.data), lambda _: None)
+        fill_cache(config, indexes_of(config), lambda _: None)
     assert not list(small_disk.rglob("*.part"))
     with pytest.raises(ValueError, match="cannot read a checkpoint from '/no/such/folder'"):
         fill_cache(
             tiny_config(tiny_corpus, tmp_path, "unused", *SETTINGS, cache, "model.base_encoder=/no/such/folder"),
-            index_sources(config.data),
+            indexes_of(config),
             lambda _: None,
         )
 
@@ -233,7 +240,7 @@ def test_weights_that_changed_in_secret_stop_the_run(tiny_corpus: Corpus, tmp_pa
         *(tiny_corpus, tmp_path, "changed", *SETTINGS, cache),
         *(f"model.base_encoder={folder}", "model.weak_encoders=[]", "model.router.top_k=1"),
     )
-    assert fill_cache(config, index_sources(config.data), lambda _: None) is not None
+    assert fill_cache(config, indexes_of(config), lambda _: None) is not None
     times = {file: file.stat() for file in folder.iterdir()}
     save_encoder_checkpoint(folder, tiny_whisper_config(), seed=1)
     for file, before in times.items():

@@ -13,6 +13,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from mowe_ray.config import load_config
 from mowe_ray.data.synthetic_corpus import builtin_samples
+from mowe_ray.distributed.ray_train.published import PublishedSources, publisher_of_store
 from mowe_ray.distributed.ray_tune.tuner import scheduler_of
 from mowe_ray.sweeping.load import load_sweep
 from mowe_ray.sweeping.report.results import ResultsWriter
@@ -20,7 +21,7 @@ from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import Validation, run_folder
 from tests.end_to_end import ROOT
 from tests.faults import RunningSweep, ended, fill
-from tests.tiny_runs import Corpus, records, tiny_arguments
+from tests.tiny_runs import Corpus, records, tiny_arguments, tiny_config
 from tests.tiny_sweeps import log_of, run_here, trials_in, write_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -66,6 +67,26 @@ def test_early_stopping_gives_the_workers_back_at_once(ray_cluster: None, tiny_c
     assert list((tmp_path / "runs/study/trial-0001/checkpoints").glob("step-*/checkpoint.json"))
     again = run_here(sweep)
     assert [trial.attempts for trial in again.trials.values()] == [1, 1, 1]
+
+
+def test_trials_with_equal_data_share_one_index(ray_cluster: None, tiny_corpus: Corpus, tmp_path: Path) -> None:
+    """Each trial's driver made the index and put it into the object store again."""
+    sources_of = publisher_of_store()
+
+    def published(*overrides: str) -> PublishedSources:
+        config = tiny_config(tiny_corpus, tmp_path, "unused", "training.max_steps=1", *overrides)
+        return sources_of(config.data, config.seed)
+
+    first, same, shorter = (
+        published(),
+        published("data.batch_seconds=77", "seed=5"),
+        published("data.max_duration_s=20"),
+    )
+    assert first.train == same.train != shorter.train
+    assert len(ray.get(first.train)) == len(ray.get(shorter.train)) == 40
+    assert (len(ray.get(first.validation["held_out"])), first.report.bad_count) == (10, 0)
+    with pytest.raises(ValueError, match=r"^data.train.0.path: .*/nowhere"):
+        published("data.train.0.path=/nowhere")
 
 
 @pytest.mark.parametrize("kind", ["asha", pytest.param("median", marks=pytest.mark.soak)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,15 +22,16 @@ from mowe_ray.data.feature_cache import (
     FeatureCache,
     is_complete,
     open_audio,
+    remove_abandoned_parts,
     shard_rows,
     write_audio,
     write_features,
 )
+from mowe_ray.data.index import Index
 from mowe_ray.data.shards.storage import storage_timeout
 from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.ray_data.pipeline import ModelActors, has_died_twice, stream_blocks
 from mowe_ray.output.terminal import ProgressReporter
-from mowe_ray.training.datasets import Sources
 from mowe_ray.training.frozen_features import (
     FrozenEncoder,
     describe,
@@ -41,12 +42,12 @@ from mowe_ray.training.frozen_features import (
 )
 
 
-def fill_cache(config: RunConfig, sources: Sources, log: Callable[[str], None]) -> FeatureCache:
+def fill_cache(config: RunConfig, indexes: Iterable[Index], log: Callable[[str], None]) -> FeatureCache:
     """Computes what the cache lacks for a run, and returns the cache.
 
     Args:
         config: The run, with a `data.feature_cache`.
-        sources: Its samples.
+        indexes: Of its samples.
         log: Called with each line of progress.
 
     Raises:
@@ -54,8 +55,9 @@ def fill_cache(config: RunConfig, sources: Sources, log: Callable[[str], None]) 
     """
     assert config.data.feature_cache is not None
     folder = str(Path(config.data.feature_cache).absolute())
+    remove_abandoned_parts(folder)
     shards: dict[str, tuple[str, pa.Table]] = {}
-    for index in (sources.train, *sources.validation.values()):
+    for index in indexes:
         for shard, keyed in shard_rows(index, config.data.min_duration_s, config.data.max_duration_s).items():
             if shards.setdefault(shard, keyed)[0] != keyed[0]:
                 raise ValueError(f"data: {shard} changed while it was indexed; run the same command again")

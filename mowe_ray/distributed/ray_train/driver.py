@@ -11,19 +11,18 @@ import ray
 from ray.actor import ActorHandle
 
 from mowe_ray.config import RunConfig
+from mowe_ray.config.data_section import DataSection
 from mowe_ray.data.data_report import killers_in
 from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.distributed import cluster, resources
 from mowe_ray.distributed.errors import cause_of
-from mowe_ray.distributed.ray_data.pipeline import parallel_map
 from mowe_ray.distributed.ray_train.coordinator import RunCoordinator, WorkerSetup, print_lines, start_coordinator
+from mowe_ray.distributed.ray_train.published import PublishedSources, publish
 from mowe_ray.distributed.ray_train.worker_group import fit, in_thread, stop_on_signals
 from mowe_ray.output.lease import held
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint.layout import committed_steps
 from mowe_ray.training.clip_length import check_clip_length
-from mowe_ray.training.datasets import Sources, index_sources
-from mowe_ray.training.ledger import keep_ids
 from mowe_ray.training.sample_audit import SAMPLES_FILE, audit_samples
 
 _REPORT = "data_report.json"
@@ -44,6 +43,7 @@ def train(
     coordinator: ActorHandle[RunCoordinator] | None = None,
     *,
     patience_s: float = 0.0,
+    sources_of: Callable[[DataSection, int], PublishedSources] = publish,
 ) -> dict[str, Any]:
     """Run the training to its end, or continue it; returns the result, which `result.json` keeps.
 
@@ -55,6 +55,7 @@ def train(
         log: Shows a line to the user.
         coordinator: Receives validations and may stop the run; by default a new one.
         patience_s: How long to wait for another driver of this run to end.
+        sources_of: Indexes the data; the trials of a study have one that does it once for all of them.
 
     Raises:
         ValueError: The user must change something: the data, the resources, or the name of a folder of another run.
@@ -62,16 +63,20 @@ def train(
     folder = RunFolder(config.storage, config.name)
     check_clip_length(config.model, config.data.max_duration_s)
     with held(folder, log, patience_s=patience_s):
-        return _train(folder, config, log, coordinator)
+        return _train(folder, config, log, coordinator, sources_of)
 
 
 def _train(
-    folder: RunFolder, config: RunConfig, log: Callable[[str], None], coordinator: ActorHandle[RunCoordinator] | None
+    folder: RunFolder,
+    config: RunConfig,
+    log: Callable[[str], None],
+    coordinator: ActorHandle[RunCoordinator] | None,
+    sources_of: Callable[[DataSection, int], PublishedSources],
 ) -> dict[str, Any]:
     _claim(folder, config)
     cluster.join(resources.cpus_of(config, config.compute.max_workers), log)
     _check_resources(folder, config, log)
-    sources = index_sources(config.data, parallel_map, seed=config.seed)
+    sources = sources_of(config.data, config.seed)
     _add_killers(folder, sources, log)
     for line in sources.report.warnings:
         log(f"warning: {line}")
@@ -80,14 +85,13 @@ def _train(
     if (result := folder.find_json("result.json", warn=log)) is not None and covers(result, config):
         log(f"{folder.url} is finished; choose another name to train again")
         return result
-    keep_ids(folder, sources.train)
     coordinator = coordinator or start_coordinator()
     printer = print_lines(coordinator, log)
     cache = _filled_cache(config, sources, coordinator)
     setup = WorkerSetup(
         config=config,
-        train_index=ray.put(sources.train),
-        validation_indexes={name: ray.put(index) for name, index in sources.validation.items()},
+        train_index=sources.train,
+        validation_indexes=sources.validation,
         feature_cache=None if cache is None else ray.put(cache),
         report=sources.report,
         coordinator=coordinator,
@@ -104,7 +108,7 @@ def _train(
         return {**result, **({"signal": signals[0]} if signals else {})}
     if config.training.log_samples:
         weights = [source.weight for source in config.data.train]
-        check = audit_samples(sources.train, weights, folder.read_lines(SAMPLES_FILE), epochs=result["epochs"])
+        check = audit_samples(ray.get(sources.train), weights, folder.read_lines(SAMPLES_FILE), epochs=result["epochs"])
         log(str(check))
         result["samples"] = {"lost": check.lost, "repeated": check.repeated}
     if not folder.exists("config.json"):  # somebody has removed the folder meanwhile
@@ -113,14 +117,15 @@ def _train(
     return result
 
 
-def _add_killers(folder: RunFolder, sources: Sources, log: Callable[[str], None]) -> None:
+def _add_killers(folder: RunFolder, sources: PublishedSources, log: Callable[[str], None]) -> None:
     """Count the samples that ended a process earlier in this run, by its report: they are not tried again."""
     killers = killers_in(folder.find_json(_REPORT, "bad_samples", warn=log) or {"bad_samples": []})
-    shards = {name for index in (sources.train, *sources.validation.values()) for name in index.shard_names}
-    sources.report.add(killer for killer in killers if killer.file in shards)
+    sources.report.add(killer for killer in killers if killer.file in sources.shards)
 
 
-def _filled_cache(config: RunConfig, sources: Sources, coordinator: ActorHandle[RunCoordinator]) -> FeatureCache | None:
+def _filled_cache(
+    config: RunConfig, sources: PublishedSources, coordinator: ActorHandle[RunCoordinator]
+) -> FeatureCache | None:
     """Return the cache of decoded audio and frozen features, filled if need be; None without `data.feature_cache`."""
     if config.data.feature_cache is None:
         return None
@@ -133,10 +138,11 @@ def _filled_cache(config: RunConfig, sources: Sources, coordinator: ActorHandle[
 
 # In a process of its own, which trials of a study share one after the other: it imports the model, a driver need not.
 @ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")
-def _fill_cache(config: RunConfig, sources: Sources, coordinator: ActorHandle[RunCoordinator]) -> FeatureCache:
+def _fill_cache(config: RunConfig, sources: PublishedSources, coordinator: ActorHandle[RunCoordinator]) -> FeatureCache:
     from mowe_ray.distributed.ray_data.feature_extraction import fill_cache
 
-    return fill_cache(config, sources, lambda line: ray.get(coordinator.log.remote(line)))
+    indexes = ray.get([sources.train, *sources.validation.values()])
+    return fill_cache(config, indexes, lambda line: ray.get(coordinator.log.remote(line)))
 
 
 def _check_resources(folder: RunFolder, config: RunConfig, log: Callable[[str], None]) -> None:

@@ -28,7 +28,7 @@ from mowe_ray.training.checkpoint.writer import CheckpointWriter
 from mowe_ray.training.fault_tolerance.out_of_memory import OutOfMemoryRecords
 from mowe_ray.training.fault_tolerance.watchdog import ActivityTracker
 from mowe_ray.training.frozen_features import encoder_key
-from mowe_ray.training.ledger import load_ids
+from mowe_ray.training.ledger import keep_ids, load_ids
 from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.protocols import Ranks, RunError
 from mowe_ray.training.sample_audit import SampleAuditLog
@@ -97,6 +97,8 @@ def _start(setup: WorkerSetup, log: Callable[[str], object]) -> TrainRun:
         log(f"continuing after step {checkpoint.step}, on {_workers(engine.world_size)}")
     else:
         _check_export(config, processor, engine, ranks)
+    if ranks.is_rank_zero:
+        keep_ids(folder, index)
     sampler = _sampler(config, index, folder, checkpoint)
     sample_log = SampleAuditLog(ranks, folder, resume_step=sampler.step) if config.training.log_samples else None
     if sampler.changes is not None:

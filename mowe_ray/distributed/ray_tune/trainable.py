@@ -10,7 +10,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from ray.tune import PlacementGroupFactory
 from ray.util.placement_group import remove_placement_group
 
 from mowe_ray.config import RunConfig
+from mowe_ray.config.data_section import DataSection
 from mowe_ray.config.keys import set_key
 from mowe_ray.distributed.ray_internals import HEAD_NODE
 from mowe_ray.distributed.ray_train.coordinator import start_coordinator
 from mowe_ray.distributed.ray_train.driver import is_exact, train
+from mowe_ray.distributed.ray_train.published import PublishedSources
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.trials import Validation, history, joined, objective
 from mowe_ray.training.checkpoint.layout import committed_steps, copy_checkpoint_from
@@ -55,8 +57,13 @@ class TrialTrainable(ray.tune.Trainable):
     limit in seconds, `plugins`, which were imported on arrival, and dotted keys that a scheduler may change meanwhile.
     """
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """See the class; called by Tune in the trial's process."""
+    def setup(self, config: dict[str, Any], sources_of: Callable[[DataSection, int], PublishedSources]) -> None:
+        """See the class; called by Tune in the trial's process.
+
+        Args:
+            sources_of: Indexes the data of the trials; those that have equal data share it.
+        """
+        self._sources_of = sources_of
         study, self._metric, self._limit_s = config["study"], config["objective"], config["limit_s"]
         self._folder = RunFolder(study, self.trial_name)
         self._changes = changes_of(config)
@@ -116,7 +123,9 @@ class TrialTrainable(ray.tune.Trainable):
     def _run(self) -> None:
         try:
             # The process of an attempt before may still be saving, or about to be killed.
-            self._result = train(self._configured(), self._log, self._coordinator, patience_s=2 * _STOP_S)
+            self._result = train(
+                self._configured(), self._log, self._coordinator, patience_s=2 * _STOP_S, sources_of=self._sources_of
+            )
             if not is_exact(self._result):
                 raise RuntimeError(f"samples: {self._result['samples']}; {SAMPLES_FILE} and {LOG_FILE} have which")
         except Exception as error:  # noqa: BLE001 - raised by `step`, in Tune's thread

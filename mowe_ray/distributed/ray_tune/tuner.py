@@ -27,6 +27,7 @@ from ray.tune.search import Searcher
 from mowe_ray.config import RunConfig
 from mowe_ray.distributed import cluster, resources
 from mowe_ray.distributed.errors import cause_in
+from mowe_ray.distributed.ray_train.published import publisher_of_store
 from mowe_ray.distributed.ray_tune.trainable import TrialTrainable, changes_of, driver_resources
 from mowe_ray.sweeping.schema import LogUniform, SchedulerSection, SweepConfig, Uniform
 from mowe_ray.sweeping.study import Study
@@ -62,8 +63,10 @@ def run_study(study: Study, log: Callable[[str], None], show: Callable[[Study], 
     searcher, recorder = StudySearcher(study, concurrent), TrialRecorder(study, log, show)
     pauses = sweep.scheduler.kind in _PAUSING
     limit_s = 3600.0 * (sweep.budget.trial_hours or 24.0 * 365)
+    sources_of = publisher_of_store()  # named, so that it lives until the study ends
+    trainable = ray.tune.with_parameters(TrialTrainable, sources_of=sources_of)
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(TrialTrainable, driver_resources(concurrent if pauses else None)),
+        ray.tune.with_resources(trainable, driver_resources(concurrent if pauses else None)),
         param_space={
             "study": study.folder.url,
             "objective": sweep.objective.metric,

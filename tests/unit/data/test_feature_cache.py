@@ -1,4 +1,5 @@
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from mowe_ray.data.feature_cache import (
     CachedEncoder,
     FeatureCache,
     open_audio,
+    remove_abandoned_parts,
     shard_rows,
     write_audio,
     write_features,
@@ -225,3 +227,15 @@ def test_files_without_checksums_are_read(corpus, tmp_path):
     found = FeatureCache(str(tmp_path / "cache"), cache.shards, ENCODERS).load(index.table)
     assert np.array_equal(found.audio, expected.audio)
     assert all(np.array_equal(f.values, g.values) for f, g in zip(found.features, expected.features, strict=True))
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_stays(tmp_path):
+    abandoned, under_way = tmp_path / "key" / "a.arrow.1.part", tmp_path / "audio-3" / "b.arrow.2.part"
+    for part in (abandoned, under_way, tmp_path / "key" / "a.arrow"):
+        part.parent.mkdir(exist_ok=True)
+        part.write_bytes(b"half")
+    two_hours_ago = time.time() - 7200
+    for path in (abandoned, tmp_path / "key" / "a.arrow"):
+        os.utime(path, (two_hours_ago, two_hours_ago))
+    remove_abandoned_parts(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.arrow", "b.arrow.2.part"]

@@ -1,0 +1,79 @@
+"""The indexes of a run's data in the object store; the trials of a study share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ray
+
+from mowe_ray.config.data_section import DataSection
+from mowe_ray.data.data_report import DataReport
+from mowe_ray.distributed.errors import cause_of
+from mowe_ray.distributed.ray_data.pipeline import parallel_map
+from mowe_ray.training.datasets import index_sources, source_specs
+
+# What the index does not depend on. A key that is not here costs an index for each of its values, and is never wrong.
+_OF_NO_MATTER = {"batch_seconds", "max_batch_size", "shuffle_buffer", "max_text_tokens"}
+_OF_NO_MATTER |= {"decode_cpus", "feature_cache", "storage_timeout_s"}
+
+
+@dataclass(frozen=True)
+class PublishedSources:
+    """What `index_sources` returns, in the object store: nothing here grows with the number of samples.
+
+    Attributes:
+        train: The `Index` of the training data; `validation` by source name.
+        report: What scanning the shards found.
+        shards: Paths of all shards.
+    """
+
+    train: ray.ObjectRef
+    validation: dict[str, ray.ObjectRef]
+    report: DataReport
+    shards: frozenset[str]
+
+
+def publish(data: DataSection, seed: int) -> PublishedSources:
+    """Index all sources of a run; the objects live as long as this process.
+
+    Raises:
+        ValueError: As `index_sources`.
+    """
+    sources = index_sources(data, parallel_map, seed=seed)
+    shards = {name for index in (sources.train, *sources.validation.values()) for name in index.shard_names}
+    validation = {name: ray.put(index) for name, index in sources.validation.items()}
+    return PublishedSources(ray.put(sources.train), validation, sources.report, frozenset(shards))
+
+
+class SourceStore:
+    """An actor that publishes equal data once."""
+
+    def __init__(self) -> None:
+        self._published: dict[str, PublishedSources] = {}
+
+    def get(self, data: DataSection, seed: int) -> PublishedSources:
+        """Return the sources of a configuration."""
+        # The specifications hold the seed only where a source draws from it.
+        key = f"{data.model_dump_json(exclude=_OF_NO_MATTER)} {sorted(source_specs(data, seed).items())}"
+        if key not in self._published:
+            self._published[key] = publish(data, seed)
+        return self._published[key]
+
+
+def publisher_of_store() -> Callable[[DataSection, int], PublishedSources]:
+    """Start a `SourceStore`; returns a function that asks it, from any process of the job.
+
+    The store lives as long as the function does in this process.
+    """
+    # Wherever there is room: inside of a trial, it would belong to what that has reserved.
+    store = ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")(SourceStore).remote()
+
+    def ask(data: DataSection, seed: int) -> PublishedSources:
+        try:
+            published: PublishedSources = ray.get(store.get.remote(data, seed))
+        except ray.exceptions.RayTaskError as error:
+            raise ValueError(cause_of(error)) from error
+        return published
+
+    return ask
