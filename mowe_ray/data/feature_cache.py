@@ -9,6 +9,7 @@ compare each row with its checksum; files of before there were checksums are tak
 
 import hashlib
 import json
+import os
 import time
 import uuid
 import zlib
@@ -110,10 +111,20 @@ class FeatureCache:
         """Return the file with an encoder's features of a shard."""
         return Path(self.folder, encoder.key, f"{self.shards[shard]}.arrow")
 
-    def missing(self, shard: str) -> list[CachedEncoder] | None:
-        """Return the encoders whose features of a shard are not there yet; None if nothing at all is missing."""
-        encoders = [encoder for encoder in self.encoders if not is_complete(self.features_path(encoder, shard))]
-        return encoders if encoders or not is_complete(self.audio_path(shard)) else None
+    def missing(self) -> dict[str, list[CachedEncoder]]:
+        """Return the shards of which something is not there yet, with the encoders whose features are not.
+
+        Each folder is listed once, and no file opened: one that has its name was complete when it got it. What a disk
+        has done to it since is found when it is read.
+        """
+        with_audio = _names(Path(self.folder, f"audio-{_VERSION}"))
+        with_features = [(encoder, _names(Path(self.folder, encoder.key))) for encoder in self.encoders]
+        lacking = {}
+        for shard, key in self.shards.items():
+            encoders = [encoder for encoder, names in with_features if f"{key}.arrow" not in names]
+            if encoders or f"{key}.arrow" not in with_audio:
+                lacking[shard] = encoders
+        return lacking
 
     def load(self, rows: pa.Table) -> MicroBatch:
         """Return what `load_micro_batch` makes of rows of `Index.table`, and the features of its clips."""
@@ -269,12 +280,20 @@ def _check_row(path: Path, table: pa.Table, row: int) -> None:
             return
     except (ValueError, IndexError, pa.ArrowException):  # not even text any more, or outside of the file
         pass
+    raise _removed(path, "does not match its checksums")
+
+
+def _removed(path: Path, damage: str) -> ValueError:
     with suppress(OSError):
         path.unlink()
-    raise ValueError(
-        f"data.feature_cache: {path} does not match its checksums and was removed; run the same command again to "
-        "compute it"
-    )
+    return ValueError(f"data.feature_cache: {path} {damage} and was removed; run the same command again to compute it")
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))  # noqa: PTH208 - names, of which a large cache has 100,000
+    except FileNotFoundError:
+        return set()
 
 
 @contextmanager
@@ -376,3 +395,5 @@ def _reopen(path: str) -> pa.Table:
     except FileNotFoundError as error:
         message = f"data.feature_cache: {path} is not there any more; run the same command again to compute it"
         raise FileNotFoundError(message) from error
+    except pa.ArrowInvalid as error:
+        raise _removed(Path(path), "is cut") from error

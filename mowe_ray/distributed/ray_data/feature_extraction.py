@@ -66,7 +66,7 @@ def fill_cache(config: RunConfig, indexes: Iterable[Index], log: Callable[[str],
         log(line)
     encoders = _described(frozen, config, folder)
     cache = FeatureCache(folder, {shard: key for shard, (key, _) in shards.items()}, encoders)
-    missing = {shard: lacking for shard in shards if (lacking := cache.missing(shard)) is not None}
+    missing = cache.missing()
     what = ", ".join(["decoded audio", *(f"features of {encoder.label}" for encoder in encoders)])
     log(f"feature_cache: {what}: {len(shards) - len(missing)} of {len(shards)} shards found in {folder}")
     wanted = {encoder.key: encoder for lacking in missing.values() for encoder in lacking}

@@ -9,6 +9,7 @@ import pytest
 from mowe_ray.data.feature_cache import (
     CachedEncoder,
     FeatureCache,
+    is_complete,
     open_audio,
     remove_abandoned_parts,
     shard_rows,
@@ -73,7 +74,7 @@ def test_cached_micro_batches_are_those_that_are_decoded(corpus, tmp_path):
     index = index_of(corpus)
     assert len(index.shard_names) > 2
     cache = filled(index, tmp_path / "cache")
-    assert {cache.missing(shard) for shard in index.shard_names} == {None}
+    assert cache.missing() == {}
     random = np.random.default_rng(0)
     for size in (0, 1, 5, 40, len(index)):
         rows = index.table.take(pa.array(random.permutation(len(index))[:size]))
@@ -150,20 +151,24 @@ def test_other_limits_of_the_index_give_other_keys(corpus):
     )
 
 
-def test_half_a_file_is_no_file(corpus, tmp_path):
+def test_half_a_file_is_computed_again(corpus, tmp_path):
     index = index_of(corpus)
     cache = filled(index, tmp_path / "cache")
     shard = index.shard_names[0]
     path = cache.features_path(ENCODERS[1], shard)
     content = path.read_bytes()
     path.rename(path.with_suffix(".arrow.0.part"))  # as a killed writer leaves it
-    assert cache.missing(shard) == [ENCODERS[1]]
+    assert cache.missing() == {shard: [ENCODERS[1]]}
     path.write_bytes(content[:-100])  # as a broken disk leaves it
-    assert cache.missing(shard) == [ENCODERS[1]]
+    assert not is_complete(path)
+    rows = index.table.filter(pa.compute.equal(index.table["shard"].cast(pa.string()), shard))
+    with pytest.raises(ValueError, match=rf"data\.feature_cache: {path} is cut and was removed; run the same command"):
+        cache.load(rows)
+    assert cache.missing() == {shard: [ENCODERS[1]]}
     path.write_bytes(content)
-    assert cache.missing(shard) is None
+    assert cache.missing() == {}
     cache.audio_path(shard).unlink()
-    assert cache.missing(shard) == []
+    assert cache.missing() == {shard: []}
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path):
@@ -207,11 +212,11 @@ def test_a_damaged_row_is_found_and_its_file_computed_again(corpus, tmp_path, ki
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
-    assert cache.missing(shard) is None
+    assert cache.missing() == {}
     rows = index.table.filter(pa.compute.equal(index.table["shard"].cast(pa.string()), shard))
     with pytest.raises(ValueError, match=rf"data\.feature_cache: {path} does not match its checksums and was removed"):
         cache.load(rows)
-    assert cache.missing(shard) == ([] if kind == "audio" else [ENCODERS[0]])
+    assert cache.missing() == {shard: [] if kind == "audio" else [ENCODERS[0]]}
 
 
 def test_files_without_checksums_are_read(corpus, tmp_path):
