@@ -15,6 +15,7 @@ from mowe_ray.config.plugins import plugin_frame
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.data.index import Index
+from mowe_ray.data.shards.storage import storage_timeout
 from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine, build_engine
 from mowe_ray.distributed.ray_train.async_validation import AsyncValidation
 from mowe_ray.distributed.ray_train.coordinator import WorkerSetup
@@ -86,7 +87,8 @@ def _start(setup: WorkerSetup, log: Callable[[str], object]) -> TrainRun:
     if config.compute.gpus_per_worker == 0:
         torch.set_num_threads(config.compute.cpus_per_worker)
     index = ray.get(setup.train_index)
-    tokenizer = tokenizer_of(config.model, own_tokenizer(config.model, index, folder))
+    with storage_timeout(config.data.storage_timeout_s):  # one that is made for the run reads samples
+        tokenizer = tokenizer_of(config.model, own_tokenizer(config.model, index, folder))
     processor, engine = build_engine(config, tokenizer, activity, log)
     if setup.feature_cache is not None and not engine.sharded:
         _check_cache(ray.get(setup.feature_cache), engine)
