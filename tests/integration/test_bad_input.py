@@ -109,7 +109,7 @@ def _arguments(corpus, storage, *more):
     return [
         *TINY,
         f"data.train=[{', '.join(f'{{path: {corpus / name}}}' for name in ('tars', 'manifest.jsonl', 'parquet'))}]",
-        f"data.validation=[{{path: {corpus / 'validation'}}}]",
+        f"data.validation=[{{path: {corpus / 'validation'}, name: validation}}]",
         f"storage={storage}",
         "data.max_batch_size=2",
         "training.epochs=2",

@@ -36,7 +36,8 @@ def made(tmp_path_factory) -> Path:
 
 
 def arguments(made: Path, out: Path, *more: str, models: tuple[str, ...] = ("steered",)) -> list[str]:
-    return [*(str(made / model) for model in models), f"data.validation.0.path={made / 'sounds'}", f"out={out}",
+    return [*(str(made / model) for model in models), f"data.validation.0.path={made / 'sounds'}",
+            "data.validation.0.name=validation", f"out={out}",
             *QUICK, *more]  # fmt: skip
 
 
