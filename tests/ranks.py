@@ -180,8 +180,8 @@ class RecordingEngine(DeepSpeedEngine):
         output = super().forward(**inputs)
         if isinstance(output, MoweOutput) and self.model.training:
             assert output.routing is not None
-            assert output.routing.dependent is not None
-            self.chosen.append(output.routing.dependent.chosen.any(0).nonzero().flatten().tolist())
+            if (dependent := output.routing.dependent) is not None:
+                self.chosen.append(dependent.chosen.flatten(0, -2).any(0).nonzero().flatten().tolist())
         return output
 
     def step(self, learning_rate_factor: float) -> float:

@@ -281,17 +281,12 @@ class WeakEncoderPool(nn.Module):
                 if self.execution == "dense" or used[number, :, index].any():
                     scaled = states * clips.pick(mixture.weights[:, :, index, None], rows[index]).to(states.dtype)
                     mixed[number] = _scatter(mixed[number], scaled, where, len(clips.sizes))
-        made = [self._nothing(len(clips.sizes), places) if mixture is None else mixture for mixture in mixed]
+        # Made from frames, not from a weight: under ZeRO-3, reading one would gather it on this rank alone.
+        nothing = base.features.new_zeros(len(clips.sizes), places, base.features.shape[2])
+        made = [nothing if mixture is None else mixture for mixture in mixed]
         for silent in idle:
             made[0] = made[0] + silent
         return made
-
-    def _nothing(self, clips: int, places: int) -> Tensor:
-        """Return a mixture all of whose members are excluded."""
-        # In the type and on the device that a member would have given.
-        projection = next(iter(self)).projection[0]
-        assert isinstance(projection, nn.Linear)
-        return projection.weight.new_zeros(clips, places, projection.out_features)
 
     def _enter(self, member: PoolMember, clips: Clips, base: BaseFrames, known: Tensor | None) -> Tensor:
         encoder = member.encoder
