@@ -55,8 +55,11 @@ def encoder_cost(encoder: AudioEncoder, seconds: float) -> Cost:
     samples = max(round(seconds * SAMPLE_RATE), encoder.min_samples)
     wave = torch.empty(1, samples, device="meta")
     features = encoder.front_end(wave, torch.tensor([samples], device="meta"), samples)
+    mode = encoder.training
+    encoder.eval()  # batch normalisation refuses a clip of one frame in training
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder(features)
+    encoder.train(mode)
     return _cost(encoder, counter)
 
 
