@@ -1,9 +1,10 @@
 """Routers, fusions and adapters on one and two ranks under ZeRO give the losses and gradients of one plain process.
 
-A table of cases holds every pair of router, fusion, execution, number of ranks and ZeRO stage at least once; so far only
-its cases of the audio router on two ranks are compared. With the others the routers, scaled up by 100 here, make the
-second step's gradients depend on the rounding of the first update, which this test cannot tell from a fault. The
-reference puts the global batch of a step through the model in one forward that runs every encoder on every clip.
+A table of cases holds every pair of router, fusion, execution, number of ranks and ZeRO stage at least once; so far
+only its cases of the audio router on two ranks are compared. With the prompt router the second step's gradients were up
+to a few percent apart, and its weights, scaled by 100 here, may amplify the rounding of the first update: that is not
+yet told from a fault. The reference puts the global batch of a step through the model in one forward that runs every
+encoder on every clip.
 """
 
 from dataclasses import dataclass, fields, replace
