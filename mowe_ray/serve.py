@@ -80,10 +80,11 @@ def _serve(plan: ServerPlan) -> dict[str, Any]:
     from mowe_ray.distributed.ray_serve import deployment
 
     ended, began = threading.Event(), time.monotonic()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
     log(f"loading {', '.join(target.name for target in plan.models)}")
     deployment.start(plan, log)
+    # After Ray has started, which sets handlers of its own.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
     log(
         f"answering at {_url(plan)}/v1, the page is at {_url(plan)}/ (ready after {duration(time.monotonic() - began)})"
     )
