@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def watch(storage: Path, overrides: list[str], seconds: float) -> Readings:
-    """Train for a while; returns (hours, MiB) of the processes that were there all the time, by title and pid."""
+    """Train for a while; returns (hours, MiB) of the processes that lived longest, by title and pid."""
     command = [sys.executable, "-m", "mowe_ray.train", "--config", "quickstart", "name=memory", f"storage={storage}"]
     readings: Readings = defaultdict(list)
     with (storage / "log").open("w") as log:
@@ -83,8 +83,11 @@ def watch(storage: Path, overrides: list[str], seconds: float) -> Readings:
         finally:
             run.send_signal(signal.SIGTERM)
             run.wait(120)
-    most = max(map(len, readings.values()))
-    return {name: values for name, values in readings.items() if len(values) > 0.8 * most}
+    # A run that lost its workers has gone on with others: of each kind, what lived longest.
+    longest = {name.split()[0]: 0 for name in readings}
+    for name, values in readings.items():
+        longest[name.split()[0]] = max(longest[name.split()[0]], len(values))
+    return {name: values for name, values in readings.items() if len(values) > 0.8 * longest[name.split()[0]]}
 
 
 def slope(values: list[tuple[float, float]]) -> tuple[float, float]:

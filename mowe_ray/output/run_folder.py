@@ -172,6 +172,7 @@ class RunFolder:
 
         Of several that write the same file at once, the last one's content stays.
         """
+        self._next_parts.pop(file, None)
         target = f"{self._root}/{file}"
         part = f"{target}.{uuid.uuid4().hex}.part"  # its own for each writer: ranks may write the same file
         self._filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
@@ -252,10 +253,8 @@ class RunFolder:
     def write_lines(self, file: str, lines: Iterable[str]) -> None:
         """Write `file` anew, in place of it and of what was added to it."""
         self.write_text(file, "".join(lines))
-        if self.local_path(file) is None:
-            self._next_parts.pop(file, None)
-            if parts := self.names(file + _PARTS):
-                self._filesystem.rm([f"{self._root}/{file}{_PARTS}/{part}" for part in parts])
+        if self.local_path(file) is None and (parts := self.names(file + _PARTS)):
+            self._filesystem.rm([f"{self._root}/{file}{_PARTS}/{part}" for part in parts])
 
     def keep_lines_up_to(self, file: str, step: int, warn: Callable[[str], object] | None = None) -> None:
         """Drop the JSON lines of `file` whose `step` is later, and damaged ones; begin the file if it is new.

@@ -130,7 +130,7 @@ class _Judgements:
         self._unsaved, self._saved = "", time.monotonic()
         records = folder.read_records(file, "key", "reply")
         if folder.exists(file):  # the last writer may have been killed: new lines must not continue its half line
-            folder.write_text(file, "".join(json.dumps(record) + "\n" for record in records))
+            folder.write_lines(file, (json.dumps(record) + "\n" for record in records))
         self.replies: dict[str, str] = {record["key"]: record["reply"] for record in records}
 
     def add(self, key: str, sample: str, reply: str) -> None:

@@ -108,10 +108,13 @@ def store(folder: RunFolder, file: str, write: Callable[[Path], Any]) -> dict[st
             return digest(local)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
-    write(part)
-    sync(part)
-    written = digest(part)
-    part.replace(target)
+    try:
+        write(part)
+        sync(part)
+        written = digest(part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)  # of a full disk
     for parent in (target.parent, target.parent.parent):
         sync(parent)
     return written

@@ -101,3 +101,10 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="config"):
         folder.write_text("config.json", "x")
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_what_is_added_after_a_file_was_written_anew_is_read(folder):
+    folder.append_text("lines", "a\n")
+    folder.write_text("lines", "b\n")
+    folder.append_text("lines", "c\n")
+    assert folder.read_lines("lines") == ["b\n", "c\n"]
