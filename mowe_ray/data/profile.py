@@ -17,6 +17,8 @@ from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards import read_samples
 
 _READ = 200  # samples of a source that are opened, spread over it
+_HEAD_BYTES = 4096  # of a file hold its rate and channels, unless pictures come first; the rest is for decoding
+_PATIENCE_S = 60.0  # for the samples of a source
 _EDGES_S = (0.0, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, np.inf)
 _EXTREMES = 3
 
@@ -26,20 +28,29 @@ def sample_rows(size: int, at_most: int) -> np.ndarray:
     return np.unique(np.linspace(0, size - 1, min(size, at_most)).astype(np.int64))
 
 
-def profiles(indexes: Iterable[Index]) -> dict[str, tuple[dict[str, Any], list[BadSample]]]:
+def profiles(
+    indexes: Iterable[Index], known: Sequence[BadSample] = ()
+) -> dict[str, tuple[dict[str, Any], list[BadSample]]]:
     """Return facts about each source as JSON values, and those of the samples tried that cannot be read, by its name.
 
     Files are opened in a child process, which what is in them cannot take along.
+
+    Args:
+        indexes: Of the sources.
+        known: Samples that ended a process earlier; they are not tried.
     """
+    left_out = pa.array(sorted({sample.id for sample in known}), pa.string())
     found: dict[str, tuple[dict[str, Any], list[BadSample]]] = {}
     with ChildProcess() as child:
         for index in indexes:
             for number, name in enumerate(index.source_names):
                 rows = index.table.filter(pa.array(index.sources == number))
+                safe = rows.filter(pc.invert(pc.is_in(rows["id"], value_set=left_out))) if known else rows
                 try:
-                    tried, bad = child.call(_read_facts, rows.take(sample_rows(len(rows), _READ)))
+                    some = safe.take(sample_rows(len(safe), _READ))
+                    tried, bad = child.call(_read_facts, some, timeout_s=_PATIENCE_S)
                 except ChildDied:
-                    tried, bad = {}, []  # decoding finds which of them it was
+                    tried, bad = {}, []  # or takes too long: decoding finds which of them it was
                 found[name] = {**tried, **_lengths(rows)}, bad
     return found
 
@@ -85,7 +96,7 @@ def _named(rows: pa.Table, places: np.ndarray) -> list[list[Any]]:
 
 def _rate_and_channels(clip: bytes) -> tuple[int, int] | None:
     try:
-        info = soundfile.info(io.BytesIO(clip))
+        info = soundfile.info(io.BytesIO(clip[:_HEAD_BYTES]))
         return int(info.samplerate), int(info.channels)
     except (soundfile.LibsndfileError, RuntimeError):
         return None  # of a format that libsndfile does not read, or damaged: decoding tells

@@ -40,18 +40,21 @@ class Sources:
     report: DataReport
 
 
-def index_sources(data: DataSection, run_map: ParallelMap = map, *, seed: int = 0) -> Sources:
+def index_sources(
+    data: DataSection, run_map: ParallelMap = map, *, seed: int = 0, known: Sequence[BadSample] = ()
+) -> Sources:
     """Index all sources of a run, and reject data with too many unusable samples.
 
     Args:
         run_map: As for `scan_sources`.
         seed: As for `scan_sources`.
+        known: As for `check_sources`.
 
     Raises:
         ValueError: A path holds no shards, too much in it is unusable, or nothing in it has audio or is asked.
     """
     sources = scan_sources(data, run_map, seed=seed)
-    check_sources(data, sources)
+    check_sources(data, sources, known)
     talks = pc.any(pc.or_(pc.greater(sources.train.table["clips"], 1), pc.greater(sources.train.table["turns"], 1)))
     if data.feature_cache is not None and talks.as_py():
         raise ValueError(
@@ -78,28 +81,31 @@ def scan_sources(data: DataSection, run_map: ParallelMap = map, *, seed: int = 0
     return Sources(train, validation, data_report([train, *validation.values()]))
 
 
-def check_sources(data: DataSection, sources: Sources) -> None:
+def check_sources(data: DataSection, sources: Sources, known: Sequence[BadSample] = ()) -> None:
     """Raise ValueError where a source cannot have been meant as it is, and look at a few samples of each.
 
     The report has what was found.
+
+    Args:
+        known: Samples that ended a process earlier, which are not looked at.
     """
     train = {f"data.train.{number}": name for number, name in enumerate(sources.train.source_names)}
     for key, source in zip(train, data.train, strict=True):
         _check_source(key, source, sources.train, train[key])
     check_validation(data, sources.validation)
     sources.report.check(data.max_bad_fraction)
-    facts = profiles([sources.train, *sources.validation.values()])
+    facts = profiles([sources.train, *sources.validation.values()], known)
     keys = {name: key for key, name in train.items()}
     keys |= {name: f"data.validation.{number}" for number, name in enumerate(sources.validation)}
-    for name, (known, bad) in facts.items():
-        sources.report.set_profile(name, known)
+    for name, (found, bad) in facts.items():
+        sources.report.set_profile(name, found)
         sources.report.add(bad)
-        _check_tried(keys[name], known, bad)
+        _check_tried(keys[name], found, bad)
     sources.report.check(data.max_bad_fraction)
     common = common_samples(sources.train, sources.validation)
     own = [source.place for source in data.train if not source.place.startswith(_BUILTIN)]
     builtin = [source.place for source in data.validation if source.place.startswith(_BUILTIN)]
-    lines = [*warnings_on({name: known for name, (known, _) in facts.items()}, common)]
+    lines = [*warnings_on({name: found for name, (found, _) in facts.items()}, common)]
     if own and builtin:
         lines.append(
             f"data.validation is {builtin[0]}, which says nothing on {own[0]}: give data.validation.0.path, or "

@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from mowe_ray.config.keys import known_keys
 
 PACKAGE = Path(__file__).parents[2] / "mowe_ray"
@@ -30,6 +32,7 @@ def test_median_file_under_170_lines() -> None:
     assert statistics.median(map(num_lines, FILES)) < 170
 
 
+@pytest.mark.slow
 def test_no_function_over_60_lines() -> None:
     lengths = {
         f"{file}:{function.lineno} {function.name}": function.end_lineno - function.lineno + 1
@@ -45,6 +48,7 @@ def test_no_file_is_a_drawer() -> None:
     assert parts & FORBIDDEN_NAMES == set()
 
 
+@pytest.mark.slow
 def test_every_module_says_what_it_is_for() -> None:
     assert [str(file) for file in FILES if not ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))] == []
 

@@ -12,12 +12,14 @@ ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "torchaudio", "transformers", "peft", "ray", "deepspeed", "wandb")
 
 
+@pytest.mark.slow
 def test_import_contracts_hold() -> None:
     lint_imports = Path(sys.executable).with_name("lint-imports")
     result = subprocess.run([lint_imports, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
@@ -31,6 +33,7 @@ def test_light_packages_load_nothing_heavy(module: str, unwanted: tuple[str, ...
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_private_names_of_ray_are_in_one_file() -> None:
     found = {file.name for file in (ROOT / "mowe_ray").rglob("*.py") if any(_private_imports(file))}
     assert found == {"ray_internals.py"}

@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[2] / "mowe_ray"
 WHOLE = {"RunConfig", "load_config"}
 MAY = ("config/", "distributed/", "sweeping/", "training/dry_run.py")
@@ -13,6 +15,7 @@ def imported(file: Path) -> set[str]:
     return {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 
+@pytest.mark.slow
 def test_the_whole_configuration_stays_above() -> None:
     files = {str(file.relative_to(PACKAGE)): file for file in PACKAGE.rglob("*.py")}
     knowing = {name for name, file in files.items() if imported(file) & WHOLE}

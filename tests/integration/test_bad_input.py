@@ -175,9 +175,12 @@ def test_data_that_is_all_bad_stops_the_run_whatever_is_allowed(found_by, corpus
 
     printed = capsys.readouterr()
     assert code == 1
-    assert "8 of 8 samples (100%) are unusable" in printed.err
-    assert "data.max_bad_fraction" in printed.err
-    assert ("wrong_type" if found_by == "scan" else "nan") in printed.err
+    if found_by == "scan":
+        assert f"data.train.0.path: no sample of {tmp_path / 'bad'} can be used: 8 wrong_type" in printed.err
+    else:
+        assert "8 of 8 samples (100%) are unusable" in printed.err
+        assert "data.max_bad_fraction" in printed.err
+        assert "nan" in printed.err
     assert "Traceback" not in printed.err
     assert "error" in json.loads(printed.out)
 
@@ -228,7 +231,10 @@ def test_clips_that_end_their_decoder_are_left_out_and_not_tried_again(survivor)
     again = run_command(*arguments, "training.max_steps=8", environment=_deadly(log))
     assert again.code == 0, again.err
     assert log.read_text() == deaths, "a clip that is known was tried again"
-    assert json.loads(Path(first.result["run"], "data_report.json").read_text()) == report
+    later = json.loads(Path(first.result["run"], "data_report.json").read_text())
+    for source in (*report["sources"].values(), *later["sources"].values()):
+        del source["profile"]  # of fewer samples, now that some are known
+    assert later == report
 
 
 @pytest.mark.soak  # the same decoding tasks as the run's

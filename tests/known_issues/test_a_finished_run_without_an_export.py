@@ -65,6 +65,7 @@ def build(language_model: dict[str, Any], **changes: Any) -> tuple[MoweForCondit
     return model, build_processor(model, tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "apart"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_right_export_is_tried_and_leaves_nothing_behind(name: str, merge: bool) -> None:
@@ -75,12 +76,14 @@ def test_a_right_export_is_tried_and_leaves_nothing_behind(name: str, merge: boo
     assert all(torch.equal(weight, weights[key]) for key, weight in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_logits_that_do_not_come_back_are_refused() -> None:
     model, processor = build(tiny_language_model_config("unsaved_llama"))
     with pytest.raises(ValueError, match="would compute other logits"):
         try_export(model, processor, merge=True)
 
 
+@pytest.mark.slow
 def test_a_processor_of_another_model_is_refused() -> None:
     model, processor = build(MODELS["llama"], downsample=4)
     other = MoweProcessor(processor.tokenizer, [(400, 160, 0)], 1)
@@ -88,6 +91,7 @@ def test_a_processor_of_another_model_is_refused() -> None:
         try_export(model, other, merge=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", LANGUAGE_MODEL_FAMILIES)
 def test_of_a_large_model_one_layer_of_each_part_is_tried(family: str) -> None:
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 24}
@@ -97,6 +101,7 @@ def test_of_a_large_model_one_layer_of_each_part_is_tried(family: str) -> None:
     assert try_export(model, processor, merge=True) is None
 
 
+@pytest.mark.slow
 def test_what_has_no_short_copy_is_not_tried_and_says_why() -> None:
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 24}
     with torch.device("meta"):

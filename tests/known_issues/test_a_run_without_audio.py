@@ -37,6 +37,7 @@ def spoken_source(folder: Path) -> Path:
     return write_tar(folder / "spoken.tar", ("a.wav", CLIP), ("a.json", note()), ("b.json", note()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["jsonl", "tar", "parquet"])
 def test_a_source_without_audio_stops_and_names_its_fields(tmp_path: Path, form: str) -> None:
     source = str(text_source(tmp_path, form))
@@ -59,6 +60,7 @@ def test_a_validation_source_without_audio_stops(tmp_path: Path) -> None:
     check_validation(said, scan_validation(said))
 
 
+@pytest.mark.slow
 def test_text_samples_are_counted_in_report_and_dry_run(tmp_path: Path) -> None:
     spoken = str(spoken_source(tmp_path))
     report = index_sources(DataSection.model_validate({"train": [{"path": spoken}]})).report.to_json()
@@ -70,6 +72,7 @@ def test_text_samples_are_counted_in_report_and_dry_run(tmp_path: Path) -> None:
     assert "text only" in out.getvalue()
 
 
+@pytest.mark.slow
 def test_the_dry_run_stops_after_its_tables(tmp_path: Path) -> None:
     out = io.StringIO()
     overrides = [f"data.train={json.dumps([{'path': str(text_source(tmp_path, 'jsonl'))}])}", "data.validation=[]"]

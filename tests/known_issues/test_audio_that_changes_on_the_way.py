@@ -16,6 +16,7 @@ def _bare(mp3: bytes) -> bytes:
     return mp3[start:].replace(b"Xing", bytes(4)).replace(b"Info", bytes(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second"),
     [((16_000, 1), (16_000, 2)), ((16_000, 2), (16_000, 1)), ((16_000, 1), (44_100, 1)), ((48_000, 2), (24_000, 1))],

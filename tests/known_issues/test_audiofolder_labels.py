@@ -93,6 +93,7 @@ def test_no_answer_is_guessed_where_something_else_may_hold_it(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--kind", "folders"], ["--label-from", "folder"]])
 def test_who_says_that_folders_are_answers_is_believed(tmp_path: Path, capsys, arguments: list[str]) -> None:
     put_clips(tmp_path / "corpus" / "tone")
@@ -101,6 +102,7 @@ def test_who_says_that_folders_are_answers_is_believed(tmp_path: Path, capsys, a
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["samples"] == 2
 
 
+@pytest.mark.slow
 def test_folders_of_several_labels_need_no_word(tmp_path: Path, capsys) -> None:
     put_clips(tmp_path / "corpus" / "happy", "0")
     put_clips(tmp_path / "corpus" / "sad", "1")
@@ -122,6 +124,7 @@ def test_one_bad_row_of_a_table_costs_one_row(tmp_path: Path) -> None:
     assert [sample.cause for sample in found if isinstance(sample, BadSample)] == ["unreadable", "unreadable"]
 
 
+@pytest.mark.slow
 def test_labelled_folders_of_several_splits_are_not_mixed(tmp_path: Path, capsys) -> None:
     for split in ("train", "test"):
         put_clips(tmp_path / "corpus" / split / "happy", "0")

@@ -32,6 +32,7 @@ def tar(path: Path, keys: str, tar_format: int) -> list[int]:
         return [member.offset for member in archive.getmembers()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
 @pytest.mark.parametrize("byte", [0, 124, 130, 148, 156, 257])
 def test_a_wrong_byte_in_a_header_of_a_tar_costs_its_sample(tmp_path, tar_format, byte):
@@ -77,6 +78,7 @@ def prepared(folder: Path, out: Path, *options: str) -> dict[str, int]:
     return {"good": report["good"], **source["causes"]}
 
 
+@pytest.mark.slow
 def test_a_wrong_byte_in_a_transcript_of_common_voice(tmp_path):
     tiny_corpora.common_voice(tmp_path / "cv")
     table = tmp_path / "cv" / "en" / "test.tsv"
@@ -86,6 +88,7 @@ def test_a_wrong_byte_in_a_transcript_of_common_voice(tmp_path):
     assert found == {"good": 1, "unreadable": 1, "no_audio": 1}
 
 
+@pytest.mark.slow
 def test_a_wrong_byte_in_a_transcript_of_librispeech(tmp_path):
     chapter = tmp_path / "train" / "1" / "2"
     chapter.mkdir(parents=True)
@@ -95,6 +98,7 @@ def test_a_wrong_byte_in_a_transcript_of_librispeech(tmp_path):
     assert prepared(tmp_path / "train", tmp_path / "out") == {"good": 2, "unreadable": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", [{"caption": "no id"}, "text", None, ["list"]])
 def test_an_entry_of_another_structure_in_wavcaps(tmp_path, entry):
     tiny_corpora.wavcaps(tmp_path / "wc")
@@ -126,6 +130,7 @@ def test_a_quote_that_is_not_closed_is_named_with_its_line(tmp_path, capsys):
     assert "train.csv, line" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_broken_parquet_file_among_good_ones(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()

@@ -163,6 +163,7 @@ def test_a_folder_of_caches_that_cannot_be_written(tmp_path: Path, monkeypatch: 
         scan_sources(DataSection.model_validate({"train": [{"path": "builtin:train"}]}))
 
 
+@pytest.mark.slow
 def test_what_must_last_reaches_the_disk_before_its_name(tmp_path: Path) -> None:
     """Without the sync, a power cut leaves the name of a new file without its content."""
     script = (

@@ -33,6 +33,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "export"
 
 
+@pytest.mark.slow
 def test_nobody_is_asked_to_run_the_code_of_a_folder(folder: Path, tmp_path: Path) -> None:
     """On a terminal, transformers asks, and a "y" typed for something else was an answer."""
     marker = tmp_path / "ran"
@@ -81,6 +82,7 @@ def test_a_truncated_file_is_named(whole: Path, tmp_path: Path, name: str, left:
         assert f"{damaged / name} is" in str(error.value)
 
 
+@pytest.mark.slow
 def test_files_that_nobody_reads_may_be_anything(whole: Path, tmp_path: Path) -> None:
     """An unrelated JSON that was damaged had the folder refused, and a large one was parsed at each opening."""
     shutil.copytree(whole, tmp_path / "export")

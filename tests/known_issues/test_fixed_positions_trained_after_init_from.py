@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from mowe_ray.model.building import Lora, WeakEncoder, build_model, build_processor, load_model
@@ -9,6 +10,7 @@ from mowe_ray.model.export import export
 from tests.tiny_models import tiny_hubert_config, tiny_language_model_config, tiny_tokenizer, tiny_whisper_config
 
 
+@pytest.mark.slow
 def test_the_same_tensors_train_as_in_the_first_run(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(chat_template=False)
     for lora in (None, Lora(r=2)):

@@ -51,6 +51,7 @@ def most_likely(model: MoweForConditionalGeneration, input_ids: torch.Tensor, co
     return input_ids[0, start:].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_export_is_written_and_answers_are_the_most_likely_tokens(name: str, tmp_path: Path) -> None:
     model, processor = loaded(tmp_path / "llm", SHIPPED[name])
@@ -68,6 +69,7 @@ def test_export_is_written_and_answers_are_the_most_likely_tokens(name: str, tmp
     assert again.generate(**prompts, max_new_tokens=12)[0].tolist() == written
 
 
+@pytest.mark.slow
 def test_an_old_export_with_such_settings_is_evaluated_greedily(tmp_path: Path) -> None:
     model, processor = loaded(tmp_path / "llm", {})
     export(model, processor, tmp_path / "export")

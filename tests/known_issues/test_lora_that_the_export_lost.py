@@ -83,6 +83,7 @@ def logits(model: MoweForConditionalGeneration) -> torch.Tensor:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "apart"])
 @pytest.mark.parametrize(("name", "target_modules"), CASES)
 def test_the_export_computes_what_the_trained_model_does(
@@ -106,6 +107,7 @@ def test_an_adapter_on_tied_embeddings_is_refused_before_training(target: str) -
         build(tied, ("q_proj", target))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "target_modules"), [("llama", ("no_such",)), ("llama", ("self_attn",)), ("qwen3_moe", ("gate_proj",))]
 )
@@ -114,6 +116,7 @@ def test_what_peft_cannot_adapt_is_refused_with_the_key(name: str, target_module
         build(MODELS[name], target_modules)
 
 
+@pytest.mark.slow
 def test_apart_a_small_bfloat16_update_stays_exact(tmp_path: Path) -> None:
     """An update of 1 / 300 of a weight is below what bfloat16 can add to it."""
     model = build(MODELS["llama"], "all-linear", torch.bfloat16).eval()
@@ -126,6 +129,7 @@ def test_apart_a_small_bfloat16_update_stays_exact(tmp_path: Path) -> None:
     assert not torch.equal(logits(merged), logits(model))
 
 
+@pytest.mark.slow
 def test_a_merge_rounds_once(tmp_path: Path) -> None:
     model = trained(build(MODELS["llama"], ("q_proj",), torch.bfloat16))
     loaded = exported(model, tmp_path)
@@ -150,6 +154,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_apart_the_export_needs_transformers_and_peft_alone(tmp_path: Path) -> None:
     model = trained(build(MODELS["llama"], "all-linear"))
     exported(model, tmp_path / "export", merge=False)

@@ -44,12 +44,14 @@ def read(tmp_path):
     return answers_and_bad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", LISTS.values(), ids=LISTS)
 @pytest.mark.parametrize("name", ["m.json", "m.jsonl"])
 def test_a_list_in_any_of_its_forms(read, name, content):
     assert read(name, content) == ([row["text"] for row in ROWS], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "text"), [("m.jsonl", LINES), ("m.tsv", TABLE)])
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 def test_lines_and_tables_with_a_mark(read, name, text, ending):
@@ -57,6 +59,7 @@ def test_lines_and_tables_with_a_mark(read, name, text, ending):
     assert read(name, content) == ([row["text"] for row in ROWS], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 5, 20, 47, 48, 90])
 def test_a_list_that_is_cut_off_keeps_what_came_before(read, cut):
     answers, bad = read("m.json", json.dumps(ROWS)[:-cut].encode())
@@ -67,6 +70,7 @@ def test_a_list_that_is_cut_off_keeps_what_came_before(read, cut):
     assert "ends early" in detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "middle",
     [
@@ -86,6 +90,7 @@ def test_a_wrong_entry_of_a_list_is_one_bad_sample(read, middle):
     assert [(name, cause) for name, cause, _ in bad] == [("m.json:1", "unreadable")]
 
 
+@pytest.mark.slow
 def test_a_wrong_byte_in_a_list_costs_its_entry(read):
     content = json.dumps(ROWS, ensure_ascii=False).encode().replace("größe 1".encode(), b"gr\xf6\xdfe 1")
     answers, bad = read("m.json", content)

@@ -26,6 +26,7 @@ for file in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("container", "codec"), _PLANAR_AND_PACKED, ids="-".join)
 def test_every_number_of_channels_that_a_codec_can_hold(tmp_path, container, codec):
     files = []

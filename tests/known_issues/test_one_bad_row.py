@@ -91,6 +91,7 @@ def folder(tmp_path):
         yield tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "cause"), ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("timed", [False, True], ids=["", "timed"])
 def test_in_a_manifest(folder, row, cause, timed):
@@ -113,6 +114,7 @@ def good_json(row: dict | str) -> str:
     return row if isinstance(row, str) else json.dumps(row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "cause"), ROWS.values(), ids=ROWS)
 def test_in_what_prepare_reads(folder, row, cause):
     good = {"audio": "a.wav", "text": "hello", "id": "good"}
@@ -141,6 +143,7 @@ def test_gsm_in_a_wav_is_read(folder):
     assert 16_000 <= batch.lengths[0] <= 16_640  # blocks of 320 samples at 8 kHz
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["text", "id", "instruction", "audio", "references"])
 def test_bytes_that_are_not_utf8_in_parquet(tmp_path, name):
     (tmp_path / "a.wav").write_bytes(WAV)
@@ -183,6 +186,7 @@ def test_a_damaged_row_group_costs_that_group(tmp_path):
     assert [cause for cause, _ in bad.values()] == ["broken_shard"]
 
 
+@pytest.mark.slow
 def test_a_wrong_byte_in_the_header_of_a_tsv(folder):
     (folder / "m.tsv").write_bytes(b"audio\ttext\tno\xfftes\na.wav\thello\tx\na.wav\th\xffllo\tx\na.wav\thello\tx\n")
     batch, bad = load(folder / "m.tsv", folder / "cache")
@@ -215,6 +219,7 @@ def test_machines_and_storage_are_not_blamed_on_samples():
     assert len(bad_audio(ValueError("x" * 10_000)).detail) == 200
 
 
+@pytest.mark.slow
 def test_a_file_that_changes_rate_or_channels_is_no_error(folder):
     parts = [by_ffmpeg("adts", "aac", rate, channels=channels) for rate, channels in ((16_000, 1), (44_100, 2))]
     (folder / "x.aac").write_bytes(b"".join(parts))
@@ -234,6 +239,7 @@ def test_a_decoded_clip_with_an_impossible_rate_costs_its_row(tmp_path, rate):
     assert "broken_shard" not in {cause for cause, _ in bad.values()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "metadata", ["{", "[" * 200_000, "[1]", '{"info": {"features": {"text": {"_type": "ClassLabel", "names": 5}}}}']
 )

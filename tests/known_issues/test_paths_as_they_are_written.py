@@ -42,6 +42,7 @@ def ids(path: str, cache: Path) -> list[str]:
     return load_micro_batch(index.table, 0.1, 30.0).ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_of_any_name(tmp_path, name):
     folder = tmp_path / name
@@ -95,6 +96,7 @@ def test_home_in_a_data_path_and_in_a_manifest(home, path):
     assert ids(path, home / "cache") == ["s"]
 
 
+@pytest.mark.slow
 def test_home_in_the_arguments_of_prepare(home):
     assert main(["~/corpus/m.jsonl", "--out", "~/shards", "--task", "asr"]) == 0
     assert (home / "shards" / "00000.tar").exists()

@@ -38,6 +38,7 @@ def columns(mark: Path) -> dict[str, pa.Array]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 @pytest.mark.parametrize("column", ["text", "audio"])
 @pytest.mark.parametrize("way", ["plain", "struct", "list"])

@@ -29,6 +29,7 @@ def build(tokenizer, **changes):
     return assemble(section, MoweLossSection(), seed=0, tokenizer=tokenizer, gpu=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["random", "folder", "export"])
 def test_every_part_but_the_frozen_encoders_is_in_training_mode(source: str, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(chat_template=False)

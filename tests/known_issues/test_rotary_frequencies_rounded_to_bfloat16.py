@@ -68,6 +68,7 @@ def logits(model: MoweForConditionalGeneration) -> torch.Tensor:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_buffer_of_a_bfloat16_model_is_as_transformers_loads_it(name: str, tmp_path: Path) -> None:
     built, exact = build(MODELS[name]), build(MODELS[name], torch.float32)
@@ -87,6 +88,7 @@ def test_every_buffer_of_a_bfloat16_model_is_as_transformers_loads_it(name: str,
             assert torch.equal(buffer, buffers(exact)[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["random", "folder"])
 @pytest.mark.parametrize("family", LANGUAGE_MODEL_FAMILIES)
 def test_a_trained_bfloat16_model_equals_its_export_at_512_tokens(family: str, source: str, tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def read(path: Path | str, cache: Path, *allow_paths: str) -> tuple[int, list[Ba
     return len(batch.ids), [*index.bad, *batch.bad]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timed", [False, True], ids=["", "timed"])
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
 def test_urls_are_fetched_only_where_that_is_allowed(tmp_path, server, suffix, timed):
@@ -84,6 +85,7 @@ def test_urls_are_fetched_only_where_that_is_allowed(tmp_path, server, suffix, t
         assert read(path, tmp_path / "cache", place) == (1, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timed", [False, True], ids=["", "timed"])
 def test_a_table_opens_files_below_its_folder_and_a_manifest_those_of_this_machine(tmp_path, timed):
     (tmp_path / "d" / "sub").mkdir(parents=True)
@@ -126,6 +128,7 @@ def test_names_that_seem_to_be_allowed(name):
     assert file_of_row("/d/m.jsonl", "https://host/ok/x", ["https://host/ok"]) == "https://host/ok/x"
 
 
+@pytest.mark.slow
 def test_no_message_quotes_what_a_row_names(tmp_path, capsys):
     (tmp_path / "secret").write_bytes(SECRET)
     manifest = table(tmp_path / "d" / "m.jsonl", f"{tmp_path}/secret", f"{tmp_path}/d/m.jsonl")
@@ -141,6 +144,7 @@ def test_no_message_quotes_what_a_row_names(tmp_path, capsys):
     assert all("SECRET" not in text for text in said)
 
 
+@pytest.mark.slow
 def test_prepare_and_cached_audio_keep_to_it(tmp_path, server):
     (tmp_path / "outside.wav").write_bytes(CLIP)
     path = table(tmp_path / "d" / "t.parquet", f"{tmp_path}/outside.wav", f"{server.url}/clip.wav", timed=True)

@@ -30,6 +30,7 @@ def save_to_disk(folder: Path, *texts: str, **state: object) -> None:
     (folder / "dataset_info.json").write_text("{}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["cache-0123456789abcdef.arrow", "indices.arrow", "tmp1a2b3c.arrow", "._data.arrow"])
 def test_only_the_files_that_state_json_lists_are_data(tmp_path: Path, other: str) -> None:
     save_to_disk(tmp_path / "ds", "x", "y")
@@ -38,6 +39,7 @@ def test_only_the_files_that_state_json_lists_are_data(tmp_path: Path, other: st
     assert read_source(f"{tmp_path}/ds/*.arrow", tmp_path / "glob", "asr").answers == ["x", "y"]
 
 
+@pytest.mark.slow
 def test_a_cache_is_no_data_without_state_json_either(tmp_path: Path) -> None:
     write_arrow(tmp_path / "ds" / "libri-train.arrow", "x")
     write_arrow(tmp_path / "ds" / "cache-77.arrow", "another")

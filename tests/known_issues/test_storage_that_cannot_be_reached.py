@@ -127,6 +127,7 @@ def server(tmp_path):
         running.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tar", "parquet", "jsonl"])
 def test_a_server_that_fails_later_is_no_fault_of_the_samples(tmp_path, server, kind):
     samples = [Sample(f"s{n}", WAV, "Write.", "hello", "asr", "made") for n in range(3)]
@@ -153,6 +154,7 @@ def test_a_server_that_fails_later_is_no_fault_of_the_samples(tmp_path, server, 
     assert len(load_micro_batch(index.table, 0.1, 30.0).ids) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tar", "jsonl"])
 def test_reads_that_fail_for_a_while_lose_no_sample(tmp_path, server, kind):
     """Each was a bad sample, and counted as trained."""
@@ -173,6 +175,7 @@ def test_reads_that_fail_for_a_while_lose_no_sample(tmp_path, server, kind):
     assert time.monotonic() - began > 0.5, "there is a pause before a server that refuses is asked again"
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_gone_stops_the_run(tmp_path, server):
     write_webdataset(iter([Sample("s", WAV, "Write.", "hello", "asr", "made")]), str(tmp_path))
     url = f"{server}/00000.tar"
@@ -182,6 +185,7 @@ def test_a_shard_that_is_gone_stops_the_run(tmp_path, server):
         load_micro_batch(index.table, 0.1, 30.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("storage", "fix"), [URLS[0], ("/proc/nowhere", "cannot be written: ")])
 def test_the_storage_of_a_run(storage, fix):
     command = [sys.executable, "-m", "mowe_ray.train", "--config", "quickstart", f"storage={storage}"]

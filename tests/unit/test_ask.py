@@ -37,6 +37,7 @@ def asked(*words: str | Path) -> tuple[int, list[str]]:
     return main([str(word) for word in words], out), out.getvalue().splitlines()
 
 
+@pytest.mark.slow
 def test_a_model_and_a_server_answer_alike(folder: Path, server: Served) -> None:
     clips = (folder / "clip0.flac", folder / "clip1.flac")
     code, lines = asked(folder / "tiny", *clips, "Alike?", *FEW)
@@ -51,6 +52,7 @@ def test_a_model_and_a_server_answer_alike(folder: Path, server: Served) -> None
     assert "hubert_one" not in json.loads(one)["mowe"]["clips"][1]["ran"]
 
 
+@pytest.mark.slow
 def test_without_a_question_each_line_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("What?\n\nWhy?\n"))
     code, lines = asked(folder / "tiny", folder / "clip0.flac", "--json", *FEW)
@@ -75,6 +77,7 @@ def test_what_is_wrong_is_said(folder: Path, capsys, monkeypatch, words: list[st
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_export_splits_into_a_new_folder_only(folder: Path, tmp_path: Path, capsys) -> None:
     assert export([str(folder / "tiny"), "--split", str(tmp_path / "parts")]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -41,6 +41,7 @@ def test_a_wrong_request_has_no_result_line(capsys):
     assert capsys.readouterr().err == "seed: no\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [0, 3])
 def test_a_result_that_nobody_can_read_is_a_failure_but_no_crash(code):
     """A supervisor takes a crash for a driver that died, and starts the finished run again."""
@@ -60,6 +61,7 @@ sys.exit(print_result({{"run": "a"}}, {code}))
     assert process.wait(30) == (code or FAILURE)
 
 
+@pytest.mark.slow
 def test_lines_go_nowhere_when_standard_error_is_closed():
     script = "from mowe_ray.command_line import log, outlive_terminal; outlive_terminal(); log('a'); print('result')"
     command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(script)} 2>&-"
@@ -71,6 +73,7 @@ def test_errors_of_ours_are_not_hidden():
         run_and_print(failing(KeyError("bug")), {}, io.StringIO())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "sweep", "evaluate", "prepare", "preflight"])
 def test_help_needs_neither_torch_nor_ray(command):
     code = f"import sys, mowe_ray.{command}; print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"

@@ -11,13 +11,12 @@ import ray
 from ray.actor import ActorHandle
 
 from mowe_ray.config import RunConfig
-from mowe_ray.config.data_section import DataSection
 from mowe_ray.data.data_report import killers_in
 from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.distributed import cluster, resources
 from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.ray_train.coordinator import RunCoordinator, WorkerSetup, print_lines, start_coordinator
-from mowe_ray.distributed.ray_train.published import PublishedSources, publish
+from mowe_ray.distributed.ray_train.published import PublishedSources, SourcesOf, publish
 from mowe_ray.distributed.ray_train.worker_group import fit, in_thread, stop_on_signals
 from mowe_ray.output.lease import held
 from mowe_ray.output.run_folder import RunFolder
@@ -43,7 +42,7 @@ def train(
     coordinator: ActorHandle[RunCoordinator] | None = None,
     *,
     patience_s: float = 0.0,
-    sources_of: Callable[[DataSection, int], PublishedSources] = publish,
+    sources_of: SourcesOf = publish,
 ) -> dict[str, Any]:
     """Run the training to its end, or continue it; returns the result, which `result.json` keeps.
 
@@ -71,13 +70,15 @@ def _train(
     config: RunConfig,
     log: Callable[[str], None],
     coordinator: ActorHandle[RunCoordinator] | None,
-    sources_of: Callable[[DataSection, int], PublishedSources],
+    sources_of: SourcesOf,
 ) -> dict[str, Any]:
     _claim(folder, config)
     cluster.join(resources.cpus_of(config, config.compute.max_workers), log)
     _check_resources(folder, config, log)
-    sources = sources_of(config.data, config.seed)
-    _add_killers(folder, sources, log)
+    # Samples that ended a process earlier in this run, by its report: they are not tried again.
+    killers = killers_in(folder.find_json(_REPORT, "bad_samples", warn=log) or {"bad_samples": []})
+    sources = sources_of(config.data, config.seed, killers)
+    sources.report.add(killer for killer in killers if killer.file in sources.shards)
     for line in sources.report.warnings:
         log(f"warning: {line}")
     for name, count in sources.report.text_only.items():
@@ -115,12 +116,6 @@ def _train(
         folder.write_json("config.json", config.model_dump(mode="json"))
     folder.write_json("result.json", result)
     return result
-
-
-def _add_killers(folder: RunFolder, sources: PublishedSources, log: Callable[[str], None]) -> None:
-    """Count the samples that ended a process earlier in this run, by its report: they are not tried again."""
-    killers = killers_in(folder.find_json(_REPORT, "bad_samples", warn=log) or {"bad_samples": []})
-    sources.report.add(killer for killer in killers if killer.file in sources.shards)
 
 
 def _filled_cache(

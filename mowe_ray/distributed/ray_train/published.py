@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ray
 
 from mowe_ray.config.data_section import DataSection
 from mowe_ray.data.data_report import DataReport
+from mowe_ray.data.sample import BadSample
 from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.ray_data.pipeline import parallel_map
 from mowe_ray.training.datasets import index_sources, source_specs
@@ -34,13 +35,22 @@ class PublishedSources:
     shards: frozenset[str]
 
 
-def publish(data: DataSection, seed: int) -> PublishedSources:
+SourcesOf = Callable[[DataSection, int, Sequence[BadSample]], PublishedSources]
+"""From the data, a seed and the samples that ended a process earlier to the sources of a run."""
+
+
+def publish(data: DataSection, seed: int, known: Sequence[BadSample] = ()) -> PublishedSources:
     """Index all sources of a run; the objects live as long as this process.
+
+    Args:
+        data: Names the sources.
+        seed: Of what sources draw.
+        known: As for `check_sources`.
 
     Raises:
         ValueError: As `index_sources`.
     """
-    sources = index_sources(data, parallel_map, seed=seed)
+    sources = index_sources(data, parallel_map, seed=seed, known=known)
     shards = {name for index in (sources.train, *sources.validation.values()) for name in index.shard_names}
     validation = {name: ray.put(index) for name, index in sources.validation.items()}
     return PublishedSources(ray.put(sources.train), validation, sources.report, frozenset(shards))
@@ -61,7 +71,7 @@ class SourceStore:
         return self._published[key]
 
 
-def publisher_of_store() -> Callable[[DataSection, int], PublishedSources]:
+def publisher_of_store() -> SourcesOf:
     """Start a `SourceStore`; returns a function that asks it, from any process of the job.
 
     The store lives as long as the function does in this process.
@@ -69,7 +79,8 @@ def publisher_of_store() -> Callable[[DataSection, int], PublishedSources]:
     # Wherever there is room: inside of a trial, it would belong to what that has reserved.
     store = ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")(SourceStore).remote()
 
-    def ask(data: DataSection, seed: int) -> PublishedSources:
+    def ask(data: DataSection, seed: int, known: Sequence[BadSample]) -> PublishedSources:
+        # What a trial knows is left: the store has looked at the samples once, for all of them.
         try:
             published: PublishedSources = ray.get(store.get.remote(data, seed))
         except ray.exceptions.RayTaskError as error:

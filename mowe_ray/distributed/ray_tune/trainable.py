@@ -10,7 +10,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,11 @@ from ray.tune import PlacementGroupFactory
 from ray.util.placement_group import remove_placement_group
 
 from mowe_ray.config import RunConfig
-from mowe_ray.config.data_section import DataSection
 from mowe_ray.config.keys import set_key
 from mowe_ray.distributed.ray_internals import HEAD_NODE
 from mowe_ray.distributed.ray_train.coordinator import start_coordinator
 from mowe_ray.distributed.ray_train.driver import is_exact, train
-from mowe_ray.distributed.ray_train.published import PublishedSources
+from mowe_ray.distributed.ray_train.published import SourcesOf
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.trials import Validation, history, joined, objective
 from mowe_ray.training.checkpoint.layout import committed_steps, copy_checkpoint_from
@@ -57,7 +56,7 @@ class TrialTrainable(ray.tune.Trainable):
     limit in seconds, `plugins`, which were imported on arrival, and dotted keys that a scheduler may change meanwhile.
     """
 
-    def setup(self, config: dict[str, Any], sources_of: Callable[[DataSection, int], PublishedSources]) -> None:
+    def setup(self, config: dict[str, Any], sources_of: SourcesOf) -> None:
         """See the class; called by Tune in the trial's process.
 
         Args:

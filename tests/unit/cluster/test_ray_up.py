@@ -115,6 +115,7 @@ def test_autoscaler_v2_reads_the_same(cloud):
     assert nodes["gpu-spot"].labels[MARKET] == "spot"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_every_node_asks_for_the_token_and_the_head_waits_for_checkpoints(cloud):
     config = read(cloud)
@@ -148,6 +149,7 @@ def test_machines_have_the_rights_of_the_readme_and_no_default_ones():
         assert f"`{identity}`" in readme
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_every_command_is_shell(cloud):
     for command in shell_commands(read(cloud)):

@@ -129,6 +129,7 @@ def test_ray_understands_what_it_is_told(job, tmp_path):
     assert (options["num_cpus"], options["num_gpus"], options["disable_usage_stats"]) == (32, 4, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("announced", "requeued"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
 def test_a_signal_saves_and_only_the_time_limit_requeues(job, tmp_path, announced, requeued):
     process = job("300")
@@ -142,6 +143,7 @@ def test_a_signal_saves_and_only_the_time_limit_requeues(job, tmp_path, announce
     assert overlapping[:4] == ["--overlap", "--nodes=1", "--ntasks=1", "--nodelist=node7"]
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_end_the_job_before_the_run_has_saved(job, tmp_path):
     (tmp_path / "run.sh").write_text(_RUN.replace("trap '", "trap 'sleep 2; "))
     process = job("300")
@@ -153,6 +155,7 @@ def test_a_second_signal_does_not_end_the_job_before_the_run_has_saved(job, tmp_
     assert (tmp_path / "saved").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_run_has_started_ends_the_job_and_all_of_it(job, tmp_path):
     process = job("300", BEFORE_RAY="200")
     wait_for(process, lambda: (tmp_path / "calls").exists() and len(calls(tmp_path, "srun")) == 2)
@@ -165,5 +168,6 @@ def test_a_signal_before_the_run_has_started_ends_the_job_and_all_of_it(job, tmp
     assert not (tmp_path / "told").exists()
 
 
+@pytest.mark.slow
 def test_without_a_command_it_says_how_to_use_it(job):
     assert job().wait(30) == 2

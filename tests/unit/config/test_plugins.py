@@ -93,6 +93,7 @@ def test_a_plugin_that_cannot_be_imported_is_refused(tmp_path: Path, name: str, 
         load_config("quickstart", [f"plugins=[{name}]"])
 
 
+@pytest.mark.slow
 def test_a_configuration_brings_its_plugins_to_a_process_that_has_no_file_of_them(tmp_path: Path) -> None:
     """As Ray sends it to workers: what unpickles it has the plugin, and reads the same names from a file."""
     file = plugin(tmp_path, "travels", ADAPTER.format(name="travelled"))
@@ -111,6 +112,7 @@ def test_a_configuration_brings_its_plugins_to_a_process_that_has_no_file_of_the
     assert done.stdout.split() == ["MyAdapter", str(file)], done.stderr
 
 
+@pytest.mark.slow
 def test_a_configuration_without_plugins_does_not_import_the_model() -> None:
     script = (
         "import sys; from mowe_ray.config import load_config; load_config('quickstart'); print('torch' in sys.modules)"

@@ -35,6 +35,7 @@ def refuse_strangely() -> None:
     raise UnpicklableError(1, 2)
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_is_replaced_and_tried_once_more(tmp_path):
     with ChildProcess() as child:
         first = child.call(os.getpid)
@@ -50,6 +51,7 @@ def test_a_child_that_dies_is_replaced_and_tried_once_more(tmp_path):
         os.kill(last, 0)
 
 
+@pytest.mark.slow
 def test_exceptions_cross_from_the_child_to_the_parent():
     with ChildProcess() as child:
         with pytest.raises(BadAudio) as raised:

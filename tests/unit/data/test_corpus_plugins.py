@@ -33,6 +33,7 @@ def mine(answers, labels, language):
 """
 
 
+@pytest.mark.slow
 def test_prepare_reads_a_layout_that_a_plugin_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plugin, source = tmp_path / "reads_mine.py", tmp_path / "corpus"
     plugin.write_text(CORPUS)

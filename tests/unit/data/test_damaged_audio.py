@@ -10,6 +10,7 @@ from tests.damaged_audio import run
 _MOST_BYTES = 1 << 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "seed"), [(500, 0), pytest.param(20_000, 1, marks=pytest.mark.soak)])
 def test_scan_and_decoding_of_damaged_files(count, seed):
     outcomes = run(count, seed=seed, timeout_s=5)

@@ -153,6 +153,7 @@ def test_an_impossible_sampling_rate_is_unreadable(encode):
     assert cause(encode("wav", rate=1000, seconds=3.0)) == "unreadable"
 
 
+@pytest.mark.slow
 def test_damage_never_raises_anything_else(encode):
     rng = np.random.default_rng(0)
     for kind in KINDS:

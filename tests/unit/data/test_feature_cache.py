@@ -70,6 +70,7 @@ def filled(index: Index, folder: Path) -> FeatureCache:
     return cache
 
 
+@pytest.mark.slow
 def test_cached_micro_batches_are_those_that_are_decoded(corpus, tmp_path):
     index = index_of(corpus)
     assert len(index.shard_names) > 2
@@ -97,6 +98,7 @@ def test_cached_micro_batches_are_those_that_are_decoded(corpus, tmp_path):
     assert {bad.cause for bad in found.bad} == {"truncated", "silent"}
 
 
+@pytest.mark.slow
 def test_features_travel_as_views(corpus, tmp_path):
     index = index_of(corpus)
     cache = filled(index, tmp_path / "cache")
@@ -115,6 +117,7 @@ def test_features_travel_as_views(corpus, tmp_path):
         assert all(np.array_equal(f.values, g.values) for f, g in zip(found.features, batch.features, strict=True))
 
 
+@pytest.mark.slow
 def test_one_file_serves_every_task(corpus, tmp_path):
     """A shard without tasks of its own may be read with another default: its audio is the same."""
     cache = filled(index_of(corpus), tmp_path / "cache")
@@ -126,6 +129,7 @@ def test_one_file_serves_every_task(corpus, tmp_path):
     assert cache.load(rows).instructions == ["Describe the audio."]
 
 
+@pytest.mark.slow
 def test_a_changed_shard_has_another_key(corpus):
     index = index_of(corpus)
     before = shard_rows(index, SHORTEST_S, LONGEST_S)
@@ -140,6 +144,7 @@ def test_a_changed_shard_has_another_key(corpus):
     assert not {key for key, _ in limited.values()} & {key for key, _ in before.values()}
 
 
+@pytest.mark.slow
 def test_other_limits_of_the_index_give_other_keys(corpus):
     """Rows are numbered within the usable samples, so the key has to tell which these were."""
     full = shard_rows(index_of(corpus), SHORTEST_S, LONGEST_S)
@@ -151,6 +156,7 @@ def test_other_limits_of_the_index_give_other_keys(corpus):
     )
 
 
+@pytest.mark.slow
 def test_half_a_file_is_computed_again(corpus, tmp_path):
     index = index_of(corpus)
     cache = filled(index, tmp_path / "cache")

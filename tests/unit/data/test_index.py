@@ -20,6 +20,7 @@ def mixture(tmp_path, make_samples):
     return [SourceSpec("tars", str(tmp_path / "tar")), SourceSpec("tables", str(tmp_path / "pq"))]
 
 
+@pytest.mark.slow
 def test_one_table_over_all_sources(tmp_path, mixture):
     index = build_index(mixture, tmp_path / "cache", min_s=0.1, max_s=30.0)
     assert index.table["id"].to_pylist() == [f"t{n}" for n in range(8)] + [f"p{n}" for n in range(4)]

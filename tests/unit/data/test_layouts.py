@@ -35,6 +35,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> MicroBatch:
         return first_batch(plain(tmp_path_factory.mktemp("plain")))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_gives_the_same_first_batch(tmp_path: Path, expected: MicroBatch, name: str) -> None:
     folder = tmp_path / "data"

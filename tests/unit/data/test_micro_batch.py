@@ -74,6 +74,7 @@ def test_the_row_shares_the_audio(rows):
     assert np.shares_memory(batch.audio, MicroBatch.from_row(table).audio)
 
 
+@pytest.mark.slow
 def test_clips_longer_than_their_index_row_still_fit(rows):
     short = rows.set_column(
         rows.schema.get_field_index("duration_s"),

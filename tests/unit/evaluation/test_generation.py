@@ -35,6 +35,7 @@ def joined(*kinds: int) -> MicroBatch:
     return replace(one, audio=parts.audio, lengths=[len(parts.audio)])
 
 
+@pytest.mark.slow
 def test_an_answer_is_what_generate_says_to_the_sample_alone(model):
     batch = micro_batch([0, None, 3], seed=1)
     answers = answer_micro_batch(*model, batch, **OPTIONS)

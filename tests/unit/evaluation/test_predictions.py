@@ -41,6 +41,7 @@ def test_what_was_added_is_there(folder):
         assert (predictions.audio_s, predictions.seconds, predictions.finished <= 3) == (6.0, 1.5, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["set.jsonl", "set.steps.jsonl"])
 def test_every_cut_of_a_file_is_completed_to_the_same_bytes(folder, file):
     write(folder)

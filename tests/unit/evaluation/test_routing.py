@@ -215,6 +215,7 @@ def size(report) -> tuple[int, int]:
     return image.imread(io.BytesIO(draw(report)), format="png").shape[:2]
 
 
+@pytest.mark.slow
 def test_the_picture_grows_with_its_rows_and_shrinks_without_a_history():
     builtin, many = routed(BUILTIN), routed(MANY)
     assert size(many)[0] > size(builtin)[0]

@@ -70,6 +70,7 @@ def whole(model: MoweForConditionalGeneration, batch: Batch) -> tuple[Any, dict[
     return output, gradients(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("kind", ["entropy_diversity", "load_balance", "importance_cv2"])
 def test_sum_over_micro_batches_is_the_global_batch(
@@ -98,6 +99,7 @@ def test_sum_over_micro_batches_is_the_global_batch(
         torch.testing.assert_close(summed[name], gradient, atol=1e-7, rtol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_without_totals_the_diversity_term_is_not_the_global_one(
     model: MoweForConditionalGeneration, make_batch: MakeBatch
 ) -> None:

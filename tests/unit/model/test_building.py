@@ -33,6 +33,7 @@ from tests.unit.model.conftest import MakeModel, waves
 MakeBatch = Callable[..., dict[str, torch.Tensor]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat_template", [False, True])
 @pytest.mark.parametrize("family", LANGUAGE_MODEL_FAMILIES)
 def test_real_checkpoint_formats_train_and_generate(family: str, chat_template: bool, tmp_path: Path) -> None:
@@ -62,6 +63,7 @@ def test_real_checkpoint_formats_train_and_generate(family: str, chat_template: 
     assert model.config.audio_token_id not in new
 
 
+@pytest.mark.slow
 def test_embeddings_grow_only_for_a_token_beyond_them(tmp_path: Path) -> None:
     for vocabulary, wanted in ((300, 301), (400, 400)):
         tokenizer = tiny_tokenizer(chat_template=False)
@@ -73,6 +75,7 @@ def test_embeddings_grow_only_for_a_token_beyond_them(tmp_path: Path) -> None:
         assert model.config.vocab_size == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_grown_embeddings_stay_frozen_under_lora(tmp_path: Path, tied: bool) -> None:
     tokenizer = tiny_tokenizer(chat_template=False)
@@ -119,6 +122,7 @@ def test_unknown_option_is_refused(make_model: MakeModel) -> None:
         make_model(router_topk=1)
 
 
+@pytest.mark.slow
 def test_seed_decides_all_weights_and_nothing_else(make_model: MakeModel) -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -149,6 +153,7 @@ def test_layer_weights_come_from_the_checkpoint(make_model: MakeModel, tmp_path:
     assert loaded.layer_weights.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("train", "fate"), [("frozen", "stay equal"), ("full", "differ only by")])
 def test_equal_members_are_named(make_model: MakeModel, tmp_path: Path, train: str, fate: str) -> None:
     save_encoder_checkpoint(tmp_path, tiny_hubert_config())
@@ -181,6 +186,7 @@ def test_later_layers_than_the_chosen_one_are_frozen(make_model: MakeModel) -> N
     assert not any(p.requires_grad for p in layers[1].parameters())
 
 
+@pytest.mark.slow
 def test_every_parameter_has_a_part(make_model: MakeModel) -> None:
     model = make_model(lora=Lora(), train_base="lora")
     parts = parameter_parts(model)

@@ -29,6 +29,7 @@ def cost_of_30_s(source: str) -> Cost:
     return encoder_cost(encoder, 30.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "parameters", "gflops"),
     [
@@ -44,6 +45,7 @@ def test_published_encoders(source: str, parameters: int, gflops: float) -> None
     assert cost.gflops == pytest.approx(gflops, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_whisper_large_adds_up_by_hand() -> None:
     """Projections, attention and convolutions, each multiply-add counted as two operations."""
     frames, width, layers = 1500, 1280, 32
@@ -63,6 +65,7 @@ def test_published_language_model() -> None:
     assert cost.gflops == pytest.approx((linears + attention) / 1e9, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_every_family_can_be_counted() -> None:
     for config in ENCODER_CONFIGS.values():
         encoder = encoder_on_meta(config())
@@ -74,6 +77,7 @@ def test_every_family_can_be_counted() -> None:
         assert language_model_cost(model, 10).gflops > 0
 
 
+@pytest.mark.slow
 def test_only_what_is_trained_counts_as_trainable() -> None:
     encoder = encoder_on_meta(tiny_whisper_config())
     positions = 1500 * 32
@@ -82,6 +86,7 @@ def test_only_what_is_trained_counts_as_trainable() -> None:
     assert encoder_cost(encoder.requires_grad_(False), 1).trainable == 0
 
 
+@pytest.mark.slow
 def test_a_local_checkpoint_is_read_and_a_wrong_path_is_an_error(tmp_path: Path) -> None:
     save_encoder_checkpoint(tmp_path, tiny_hubert_config())
     encoder = encoder_on_meta(str(tmp_path))

@@ -86,6 +86,7 @@ def outcome(model: MoweForConditionalGeneration, batch: dict[str, Any], **more: 
     return both.loss, one.loss, one.logits, gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("execution", ["sparse", "dense"])
 @pytest.mark.parametrize("features", FEATURES)
@@ -110,6 +111,7 @@ def test_loss_and_gradients_are_those_of_running_encoders(make_pool, make_batch,
         assert error <= (0.0 if exact else 1e-5 * expected[3][name].abs().max() + 1e-12), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", FEATURES)
 def test_idle_members_and_silence_enter_no_encoder_that_is_known(make_pool, make_batch, features):
     """And every trainable tensor still gets a gradient, which is zero."""

@@ -40,6 +40,7 @@ def all_trainable(encoder: AudioEncoder) -> dict[str, Tensor]:
     return {name: p for name, p in encoder.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_what_users_check_of_theirs_holds_for_ours(
     encoder: AudioEncoder, check: Callable[[AudioEncoder], None]
@@ -47,6 +48,7 @@ def test_what_users_check_of_theirs_holds_for_ours(
     check(encoder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [400, 1_600, 12_345, 16_000, 40_001])
 def test_frames_follow_the_formula(encoder: AudioEncoder, samples: int) -> None:
     padded = encoder.pad_samples(samples, "bucket")
@@ -83,6 +85,7 @@ def test_a_clip_does_not_depend_on_its_neighbours(encoder: AudioEncoder) -> None
     torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_clips_frames_are_those_of_transformers_alone(encoder: AudioEncoder) -> None:
     """In a batch, alone, and padded further: what transformers makes of the unpadded clip, without a mask."""
     if not isinstance(encoder.front_end, NormalisedWave):
@@ -105,6 +108,7 @@ def test_a_clips_frames_are_those_of_transformers_alone(encoder: AudioEncoder) -
                 torch.testing.assert_close(layer[row : row + 1, : ours.shape[1]], unmasked, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_recomputed_activations_see_the_same_padding(encoder: AudioEncoder) -> None:
     features, lengths = features_of(encoder, 16_000, 9_000), torch.tensor([16_000, 9_000])
     for module in encoder.modules():

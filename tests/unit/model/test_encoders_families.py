@@ -44,6 +44,7 @@ def test_whisper_with_fewer_positions_names_the_key_to_change() -> None:
         encoder.pad_samples(round(8.5 * SECOND), "bucket")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"feat_extract_norm": "layer"}])
 def test_wave_encoders_equal_transformers(changes: dict[str, str]) -> None:
     encoder, _ = load_encoder(tiny_wav2vec2_config(**changes))

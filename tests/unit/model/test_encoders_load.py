@@ -31,6 +31,7 @@ def assert_holds(encoder: AudioEncoder, model: torch.nn.Module) -> None:
     assert {p.dtype for p in encoder.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ENCODERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_sharded_model_with_a_head(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
@@ -140,6 +141,7 @@ def rename(folder: Path, parts: dict[str, str]) -> None:
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 def test_front_ends_come_from_the_preprocessor(tmp_path: Path) -> None:
     cases = {
         "whisper": (tiny_whisper_config(), {"hop_length": 160}, LogMel(20)),

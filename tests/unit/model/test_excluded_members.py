@@ -38,6 +38,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("member", [0, 1, 2])
 def test_leaving_a_member_out_is_a_pool_without_it(make_model, make_batch, options, member) -> None:

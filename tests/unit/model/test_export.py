@@ -65,6 +65,7 @@ def logits_of(model: MoweForConditionalGeneration, batch: dict[str, torch.Tensor
 TIED = pytest.mark.parametrize("trained", [False, True], ids=["untied", "tied"], indirect=True)
 
 
+@pytest.mark.slow
 @TIED
 def test_export_merges_lora_and_gives_the_same_logits(
     trained: MoweForConditionalGeneration,
@@ -90,6 +91,7 @@ def test_export_merges_lora_and_gives_the_same_logits(
     assert processor.num_audio_tokens(9999) == build_processor(trained, tokenizer).num_audio_tokens(9999)
 
 
+@pytest.mark.slow
 def test_exporting_a_loaded_export_is_bitwise_the_same(
     trained: MoweForConditionalGeneration,
     make_batch: MakeBatch,
@@ -104,6 +106,7 @@ def test_exporting_a_loaded_export_is_bitwise_the_same(
     assert torch.equal(logits_of(one, batch), logits_of(two, batch))
 
 
+@pytest.mark.slow
 @TIED
 def test_save_pretrained_keeps_adapters_apart(
     trained: MoweForConditionalGeneration, make_batch: MakeBatch, tmp_path: Path
@@ -122,6 +125,7 @@ def test_save_pretrained_keeps_adapters_apart(
     assert frozen == [encoder.frozen for encoder in trained.audio_tower.encoders()]
 
 
+@pytest.mark.slow
 @TIED
 def test_weights_gathered_elsewhere_are_exported(
     trained: MoweForConditionalGeneration,
@@ -183,6 +187,7 @@ def test_plain_transformers_loads_the_export_with_the_users_consent(
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_export_can_be_trained_further(
     trained: MoweForConditionalGeneration,
     make_batch: MakeBatch,
@@ -207,6 +212,7 @@ def test_export_can_be_trained_further(
     assert untouched_parameters(model) == []
 
 
+@pytest.mark.slow
 def test_unmerged_checkpoint_can_be_trained_further(
     trained: MoweForConditionalGeneration, make_batch: MakeBatch, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from tests.tiny_models import (
 from tests.unit.model.conftest import waves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, Lora(r=2, target_modules="all-linear")], ids=["plain", "lora"])
 @pytest.mark.parametrize("family", LANGUAGE_MODEL_FAMILIES)
 def test_both_parts_give_the_logits_and_tokens_of_the_whole(family: str, lora: Lora | None, tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def by_hand(
 # ---- the tests --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routers", ROUTERS, ids=name_of)
 @pytest.mark.parametrize("fusion", ROUTED)
 def test_fusion_is_its_formula(make_model: MakeModel, make_batch: MakeBatch, fusion: str, routers: Any) -> None:
@@ -184,6 +185,7 @@ def _instruction(model: MoweForConditionalGeneration, batch: dict[str, Tensor], 
     return model.get_input_embeddings().weight.double()[words].mean(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routers", [*ROUTERS, {}], ids=name_of)
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_sparse_equals_dense(make_model: MakeModel, make_batch: MakeBatch, fusion: str, routers: Any) -> None:
@@ -205,6 +207,7 @@ def test_sparse_equals_dense(make_model: MakeModel, make_batch: MakeBatch, fusio
         torch.testing.assert_close(gradient, dense[1][name], atol=1e-7, rtol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routers", [{}, {"router_input": "prompt"}, TOP_TWO_OF_FRAMES], ids=name_of)
 @pytest.mark.parametrize("fusion", ROUTED)
 def test_the_language_models_loss_teaches_the_routers(
@@ -231,6 +234,7 @@ def test_tokens_of_a_clip_do_not_depend_on_its_neighbours(
         torch.testing.assert_close(alone.tokens[0], together.tokens[clip], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_an_export_answers_alike(
     make_model: MakeModel, make_batch: MakeBatch, tokenizer: Any, tmp_path: Path, fusion: str

@@ -90,6 +90,7 @@ def test_routers_can_be_off(make_model: MakeModel, make_batch: MakeBatch, option
         assert output.routing_loss == 0
 
 
+@pytest.mark.slow
 def test_concat_and_average_are_what_they_say(make_model: MakeModel) -> None:
     wave, lengths = torch.from_numpy(waves(0.5)[0])[None], torch.tensor([8000])
     seen: dict[str, torch.Tensor] = {}
@@ -102,6 +103,7 @@ def test_concat_and_average_are_what_they_say(make_model: MakeModel) -> None:
     torch.testing.assert_close(seen["average"], torch.cat([base, (first + second) / 2], -1))
 
 
+@pytest.mark.slow
 def test_dense_execution_gives_the_same_model(make_model: MakeModel, make_batch: MakeBatch) -> None:
     logits = []
     for execution in ("sparse", "dense"):
@@ -110,6 +112,7 @@ def test_dense_execution_gives_the_same_model(make_model: MakeModel, make_batch:
     torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_get_their_own_clips_in_order(make_model: MakeModel, make_batch: MakeBatch) -> None:
     """A row's logits are those it has alone, beside rows with other numbers of clips."""
     model = make_model().eval()
@@ -183,6 +186,7 @@ def test_spec_augment_masks_only_in_training_even_if_the_base_is_frozen(
     assert len(set(losses)) == 3
 
 
+@pytest.mark.slow
 def test_router_noise_only_in_training(make_model: MakeModel, make_batch: MakeBatch) -> None:
     model = make_model(router_noise=1.0)
     batch = make_batch(model, [[0.5], [0.6]])
@@ -260,6 +264,7 @@ def test_generation_of_a_batch_pads_left_and_takes_options(make_model: MakeModel
     assert greedy[0, length : length + len(new)].tolist() == new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["frozen", "full", "lora"])
 @pytest.mark.parametrize("family", ENCODER_CONFIGS)
 def test_every_trainable_tensor_gets_a_gradient(
@@ -280,6 +285,7 @@ def test_every_trainable_tensor_gets_a_gradient(
     assert untouched_parameters(model) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, Lora(r=2, alpha=4)])
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_every_adapter_trains_with_and_without_lora(
@@ -292,6 +298,7 @@ def test_every_adapter_trains_with_and_without_lora(
     assert embeddings.requires_grad == (lora is None)
 
 
+@pytest.mark.slow
 def test_adapter_learns(make_model: MakeModel, make_batch: MakeBatch) -> None:
     """A few steps on one batch bring the loss down: gradients point the right way."""
     model = make_model().train()
@@ -307,6 +314,7 @@ def test_adapter_learns(make_model: MakeModel, make_batch: MakeBatch) -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.slow
 def test_bfloat16_runs_with_routing_and_losses_in_float32(make_model: MakeModel, make_batch: MakeBatch) -> None:
     model = make_model(dtype=torch.bfloat16, lora=Lora(), train_base="lora").train()
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -318,6 +326,7 @@ def test_bfloat16_runs_with_routing_and_losses_in_float32(make_model: MakeModel,
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_gradient(make_model: MakeModel, make_batch: MakeBatch) -> None:
     gradients = []
     for checkpointing in (False, True):

@@ -89,11 +89,13 @@ def test_frames_of_another_rate_are_aligned_by_their_centres() -> None:
     assert (frames[0, :, 0] - wanted.clamp(middles[0], middles[-1])).abs().max() < 0.01
 
 
+@pytest.mark.slow
 def test_hop_is_20_ms_for_speech_encoders() -> None:
     hops = [hop_samples(member.encoder) for member in make_pool()]
     assert hops == [320, 320, 1600]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chosen", [CHOSEN, [[[0], [1], [2]]], [[[0, 1, 2]] * 3, [[2, 0], [1, 2], [0, 1]]], [[[2]] * 3]]
 )

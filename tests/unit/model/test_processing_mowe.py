@@ -22,6 +22,7 @@ def written(processor: MoweProcessor, tokens: torch.Tensor) -> str:
     return str(processor.tokenizer.decode(tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("downsample", [1, 4, 8])
 @pytest.mark.parametrize("family", ENCODER_CONFIGS)
 def test_token_count_is_the_encoders(family: str, downsample: int, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -70,6 +70,7 @@ def elsewhere(folder: RunFolder, **changed) -> Owner:
     return owner
 
 
+@pytest.mark.slow
 def test_a_live_owner_is_named_and_a_dead_one_followed_at_once(start, tmp_path):
     first = start()
     began = time.monotonic()
@@ -93,6 +94,7 @@ def test_a_live_owner_is_named_and_a_dead_one_followed_at_once(start, tmp_path):
     assert owner_in(tmp_path).released
 
 
+@pytest.mark.slow
 def test_a_process_with_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path):
     folder = folder_in(tmp_path)
     with held(folder, [].append):
@@ -102,6 +104,7 @@ def test_a_process_with_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_containers_of_one_machine_do_not_see_each_others_processes(start, tmp_path):
     first = start()
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]  # others need a namespace of users as well
@@ -144,6 +147,7 @@ def test_another_machines_owner_is_alive_while_its_file_changes_whatever_its_clo
     assert said[-1].endswith("no sign of life for 2 s")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", bytes(300), b'{"pid": 3'])
 def test_a_damaged_file_counts_as_silent(tmp_path, content):
     folder = folder_in(tmp_path)
@@ -153,6 +157,7 @@ def test_a_damaged_file_counts_as_silent(tmp_path, content):
         assert time.monotonic() - began >= 0.5
 
 
+@pytest.mark.slow
 def test_what_was_released_is_free(folder):
     for _ in range(2):
         with held(folder, [].append):
@@ -183,6 +188,7 @@ def test_an_owner_that_was_taken_over_while_it_stood_still_ends_without_a_word(s
     assert owner_in(tmp_path) == other
 
 
+@pytest.mark.slow
 def test_an_owner_that_was_taken_over_ends_though_it_can_tell_nobody(start, tmp_path):
     first = start()
     first.stdout.close()  # to log raises from now on
@@ -209,6 +215,7 @@ def test_of_many_that_begin_together_one_wins(start, tmp_path, before, url):
     assert all(process.returncode == 1 for process in processes if process is not winner)
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_removed_or_out_of_reach_stays_with_its_owner(start, tmp_path):
     first = start()
     (tmp_path / "run").rename(tmp_path / "away")

@@ -84,6 +84,7 @@ def test_a_relative_storage_means_the_same_after_a_change_of_folder(tmp_path, mo
     assert folder.path("x") == str(tmp_path / "runs" / "r" / "x")
 
 
+@pytest.mark.slow
 def test_ranks_that_write_the_same_file_at_once_all_succeed(tmp_path):
     """Both ranks of a new run write its tokenizer: the second rename used to find that the first had taken its file."""
     folder = RunFolder(str(tmp_path), "run")

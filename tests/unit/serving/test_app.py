@@ -50,6 +50,7 @@ def evaluated(made, waves, instruction: str, **options) -> list[str]:
     return [answer.answer for answer in found]
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_an_evaluation(server: Served, made) -> None:
     waves = [decode_audio(clip, None, 0.02, 30.0) for clip in CLIPS]
     wanted = evaluated(made, waves, "What is it?")
@@ -66,6 +67,7 @@ def test_answers_are_those_of_an_evaluation(server: Served, made) -> None:
     assert len(set(wanted)) > 1
 
 
+@pytest.mark.slow
 def test_an_answer_says_which_encoders_ran(server: Served) -> None:
     reply = server.client().chat.completions.create(model="tiny", messages=asked(CLIPS[1], CLIPS[2], "Alike?"))
     mowe = reply.model_dump()["mowe"]
@@ -81,6 +83,7 @@ def test_an_answer_says_which_encoders_ran(server: Served) -> None:
     assert reply.usage.completion_tokens <= 8
 
 
+@pytest.mark.slow
 def test_an_encoder_can_be_left_out(server: Served) -> None:
     without = {"mowe": {"without": ["hubert_one"]}}
     reply = server.client().chat.completions.create(model="tiny", messages=asked(CLIPS[1], "?"), extra_body=without)
@@ -91,6 +94,7 @@ def test_an_encoder_can_be_left_out(server: Served) -> None:
     assert "hubert_one" in again["mowe"]["clips"][0]["ran"]
 
 
+@pytest.mark.slow
 def test_a_stream_is_the_answer_in_pieces(server: Served) -> None:
     client, messages = server.client(), asked(CLIPS[0], "What is it?")
     whole = client.chat.completions.create(model="tiny", messages=messages)
@@ -106,6 +110,7 @@ def test_a_stream_is_the_answer_in_pieces(server: Served) -> None:
     assert len(chunks) > 4
 
 
+@pytest.mark.slow
 def test_stop_texts_end_an_answer(server: Served) -> None:
     client, messages = server.client(), asked(CLIPS[0], "What is it?")
     whole = client.chat.completions.create(model="tiny", messages=messages).choices[0].message.content
@@ -128,6 +133,7 @@ def test_conversations_with_clips_in_several_turns(server: Served) -> None:
     assert again.choices[0].message.content == reply.choices[0].message.content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["WAV", "FLAC", "MP3", "OGG", "OPUS"])
 def test_transcriptions_of_every_format(server: Served, made, container: str) -> None:
     subtype = "OPUS" if container == "OPUS" else None
@@ -140,6 +146,7 @@ def test_transcriptions_of_every_format(server: Served, made, container: str) ->
     assert text == wanted[0] + "\n"
 
 
+@pytest.mark.slow
 def test_a_long_recording_is_transcribed_in_pieces(server: Served, made) -> None:
     wave = np.concatenate([task_sound(kind % 5, 0, 2) for kind in range(110)])
     data = encoded(wave)
@@ -229,6 +236,7 @@ def test_a_body_that_is_no_request(server: Served, body: bytes) -> None:
     assert plain.status_code == 415  # what a page elsewhere may send without asking
 
 
+@pytest.mark.slow
 def test_forms_that_are_none(server: Served) -> None:
     url = f"{server.url}/v1/audio/transcriptions"
     file = {"file": ("clip.flac", CLIPS[0])}
@@ -247,6 +255,7 @@ def test_forms_that_are_none(server: Served) -> None:
         assert param is None or answer.json()["error"]["param"] == param
 
 
+@pytest.mark.slow
 def test_only_who_has_the_token_may_ask(made) -> None:
     with serving({"tiny": made}, token="secret") as server:
         assert server.client("secret").chat.completions.create(model="tiny", messages=asked("?")).choices
@@ -258,6 +267,7 @@ def test_only_who_has_the_token_may_ask(made) -> None:
             assert httpx.get(server.url + path).status_code == status
 
 
+@pytest.mark.slow
 def test_a_large_request_is_refused_before_it_is_read(made) -> None:
     with serving({"tiny": made}, Limits(max_upload_bytes=10_000)) as server:
         with pytest.raises(openai.APIStatusError) as caught:
@@ -270,6 +280,7 @@ def test_a_large_request_is_refused_before_it_is_read(made) -> None:
         assert in_parts.status_code == 413
 
 
+@pytest.mark.slow
 def test_too_many_requests_are_told_when_to_come_back(made) -> None:
     with serving({"tiny": made}, Limits(max_in_flight=1, max_new_tokens=8), wait_s=1.5) as server:
         with ThreadPoolExecutor(4) as pool:
@@ -285,6 +296,7 @@ def test_too_many_requests_are_told_when_to_come_back(made) -> None:
         assert {answer.headers.get("retry-after") for answer in answers if answer.status_code == 503} == {"2"}
 
 
+@pytest.mark.slow
 def test_an_answer_that_takes_too_long_is_given_up(made) -> None:
     with serving({"tiny": made}, Limits(timeout_s=0.3), wait_s=60) as server:
         with pytest.raises(openai.InternalServerError) as caught:

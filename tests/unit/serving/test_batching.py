@@ -56,6 +56,7 @@ def answers(model: ServedModel, questions: list[Question], **options) -> list[Re
         batcher.close()
 
 
+@pytest.mark.slow
 def test_those_that_go_together_are_answered_together_and_alike(made) -> None:
     short = [ask_about([task_sound(kind, 0, 2)], "What?", max_new_tokens=4 + kind) for kind in range(5)]
     text = [Question((Message("user", ("Hello",)),), 5)]
@@ -89,12 +90,14 @@ def test_what_a_clip_sounds_like_does_not_depend_on_its_company(made) -> None:
     assert sorted(len(batch) for batch in recorder.batches) == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_batch_holds_no_more_audio_than_allowed(made) -> None:
     model = Recorder(made)
     answers(model, [ask_about([wave(10)], "?", max_new_tokens=1)] * 6, batch_seconds=30)
     assert [len(batch) for batch in model.batches] == [3, 3]
 
 
+@pytest.mark.slow
 def test_what_fails_costs_its_question_alone(made) -> None:
     model = Recorder(made, fails_at="break")
     questions = [ask_about([wave(1)], text, max_new_tokens=3) for text in ("one", "break", "two")]
@@ -104,6 +107,7 @@ def test_what_fails_costs_its_question_alone(made) -> None:
     assert (found[1].status, found[1].message) == (500, "the model failed: a kernel failed")
 
 
+@pytest.mark.slow
 def test_who_goes_away_while_waiting_is_not_answered(made) -> None:
     model = Recorder(made)
     batcher = Batcher(model, wait_s=0.3)
@@ -138,6 +142,7 @@ def test_who_goes_away_in_the_middle_frees_the_model(made) -> None:
     assert all(isinstance(event, Piece) for event in heard)
 
 
+@pytest.mark.slow
 def test_a_client_that_hangs_up_frees_its_place(made) -> None:
     from mowe_ray.serving.app import Limits
 

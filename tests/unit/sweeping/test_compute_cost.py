@@ -38,6 +38,7 @@ def test_epochs_hear_the_weighted_mixture_so_often(shards: Path) -> None:
     assert work().epoch(config).clips == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("largest", "micro_batches"), [(4, 1), (3, 2)])
 def test_steps_hear_full_batches_of_mean_clips(shards: Path, largest: int, micro_batches: int) -> None:
     config = configured(shards, f"data.max_batch_size={largest}", f"training.gradient_accumulation={micro_batches}")

@@ -52,6 +52,7 @@ def trials_of(sweep: SweepConfig) -> list[tuple[int, int, dict[str, Any]]]:
     return [(trial.number, trial.seed, trial.values) for trial in study.trials.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -70,6 +71,7 @@ def test_trials_are_those_of_the_study_and_nothing_is_written(file: Path, overri
     assert facts["trials"] == len(planned)
 
 
+@pytest.mark.slow
 def test_everything_is_told_to_people(file: Path) -> None:
     facts, text = told(file, "seeds=[0, 7]", "constraints=[model.router.top_k <= pool_size]", "resources.concurrent=3")
     assert text.startswith("What is best?\n")
@@ -93,6 +95,7 @@ def test_everything_is_told_to_people(file: Path) -> None:
     assert facts["time"]["device_h_left"] == pytest.approx(facts["cost"]["pflop"] * 1e15 / 12e9 / 3600)
 
 
+@pytest.mark.slow
 def test_of_many_trials_the_first_and_the_last_are_shown(file: Path) -> None:
     facts, text = told(file, f"space={{training.mowe_loss.weight: {{grid: {[n / 100 for n in range(50)]}}}}}")
     assert [number for number in range(50) if f"trial-{number:04d}" in text] == [*range(20), *range(30, 50)]
@@ -100,6 +103,7 @@ def test_of_many_trials_the_first_and_the_last_are_shown(file: Path) -> None:
     assert len(facts["planned"]) == 50
 
 
+@pytest.mark.slow
 def test_a_search_that_learns_is_told_by_its_space(file: Path) -> None:
     space = "space={model.router.top_k: {int: [1, 3]}, training.learning_rate: {loguniform: [1e-4, 1e-2]}}"
     facts, text = told(file, space, "search.kind=optuna", "budget.points=9", "seeds=[0, 1]")
@@ -108,6 +112,7 @@ def test_a_search_that_learns_is_told_by_its_space(file: Path) -> None:
     assert 10.0 < facts["cost"]["pflop_per_trial"] / (3 * 3600 * facts["cost"]["audio_h_per_trial"] / 30 / 1e6) < 30.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "most"),
     [([], False), (["scheduler.kind=asha"], True), (["set={training.max_steps: 10}"], True)],
@@ -130,6 +135,7 @@ def test_what_is_not_known_is_told_as_unknown(file: Path) -> None:
     assert "1 GPU (any)" in text
 
 
+@pytest.mark.slow
 def test_a_study_under_way_tells_what_is_left_by_what_was_measured(file: Path) -> None:
     study = Study(load_sweep(file, ["set_for={quickstart: {compute.num_workers: 2}}"]), cost)
     first, second = study.next_trial(), study.next_trial()
@@ -176,6 +182,7 @@ def test_the_command_ends_with_the_facts(file: Path, capsys: pytest.CaptureFixtu
     assert gflops[0] > 2
 
 
+@pytest.mark.slow
 def test_data_that_is_not_there_is_an_error(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(file), "--dry-run", "data.train.0.path=/nowhere"]) == 1
     assert "/nowhere" in capsys.readouterr().err

@@ -101,6 +101,7 @@ def test_optuna_goes_on_from_points_it_is_told_of() -> None:
     assert key(following) not in known
 
 
+@pytest.mark.slow
 def test_optuna_weighs_two_objectives_and_survives_failures() -> None:
     searching = make_search(space(MIXED, search={"kind": "optuna", "startup_points": 3}), ["max", "min"])
     for trial in range(12):

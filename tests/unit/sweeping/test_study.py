@@ -33,6 +33,7 @@ def finish(books: Study, number: int, value: float) -> None:
     books.over(number, "finished", wall_s=1.0)
 
 
+@pytest.mark.slow
 def test_every_point_with_every_seed_then_nothing(tmp_path: Path) -> None:
     books = study(tmp_path, seeds=[4, 5])
     trials = []
@@ -50,6 +51,7 @@ def test_every_point_with_every_seed_then_nothing(tmp_path: Path) -> None:
     assert [t.cost.stored for t in trials if t.cost] == [10, 10, 20, 20, 30, 30]
 
 
+@pytest.mark.slow
 def test_a_trials_run_is_written_out_before_it_starts(tmp_path: Path) -> None:
     books = study(tmp_path, seeds=[7], set={"training.epochs": 2})
     trial = books.next_trial()
@@ -123,6 +125,7 @@ def test_time_adds_up_over_attempts_and_workers(tmp_path: Path) -> None:
     assert (books.trials[0].wall_s, books.trials[0].device_s) == (3.0, 6.0)
 
 
+@pytest.mark.slow
 def test_trials_that_are_paused_or_copied_keep_their_checkpoints(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"scheduler": {"kind": "hyperband"}, "set": {"training.eval_every": 3}}
     books = study(tmp_path, **keys)

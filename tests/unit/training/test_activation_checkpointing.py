@@ -84,6 +84,7 @@ def calls(module: nn.Module) -> list[None]:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("parts", [*((part,) for part in PARTS), PARTS], ids=lambda parts: "+".join(parts))
@@ -125,6 +126,7 @@ def saved_bytes(run: Callable[[], Any], model: nn.Module) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
+@pytest.mark.slow
 def test_each_part_saves_memory(build: Callable[..., Built]) -> None:
     def kept(*parts: str) -> int:
         model, inputs = build(parts, 0.1, lora=True)

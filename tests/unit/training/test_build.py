@@ -86,6 +86,7 @@ def test_learning_rates_go_to_their_parts(tokenizer):
     assert rates == {"weak_encoders": 1e-3, "routers": 1e-2, "adapter": 1e-3, "language_model": 1e-3}
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_an_export(tokenizer, tmp_path):
     first, processor = build(section(lora={"r": 2}), tokenizer)
     export(first, processor, tmp_path / "export")

@@ -71,6 +71,7 @@ def reshuffled(seed: int = 0) -> Shards:
     return {"/d/0.tar": ids[:16], "/d/1.tar": ids[16:32], "/d/2.tar": ids[32:]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("after", "told"),
     [
@@ -143,6 +144,7 @@ def test_the_next_epoch_forgets_what_is_gone(tmp_path: Path) -> None:
     assert order.state()["absent"] == []
 
 
+@pytest.mark.slow
 def test_the_lists_of_ids_are_written_once_and_short(tmp_path: Path) -> None:
     run = Run(tmp_path)
     ids = [f"speaker-{n // 100:05d}-{n:08d}" for n in range(40_000)]

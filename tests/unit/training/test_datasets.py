@@ -44,6 +44,7 @@ def data(tmp_path, monkeypatch) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_all_sources_are_indexed_and_reported(data, tmp_path):
     assert cache_folder() == tmp_path / "cache" / "mowe_ray"
     sources = index_sources(DataSection(**data))
@@ -55,6 +56,7 @@ def test_all_sources_are_indexed_and_reported(data, tmp_path):
     assert report["held"]["bad"] == 0
 
 
+@pytest.mark.slow
 def test_a_source_comes_as_often_as_its_weight(data):
     section = DataSection(**data)
     index = scan_sources(section).train
@@ -80,6 +82,7 @@ def test_validation_is_one_pass_the_same_every_time(data):
     assert max(map(len, passes[0])) <= 3
 
 
+@pytest.mark.slow
 def test_data_that_is_not_worth_training_on_is_refused(data):
     with pytest.raises(ValueError, match=r"3 of 15 samples .* too_long"):
         index_sources(DataSection(**data | {"max_duration_s": 1.1, "max_bad_fraction": 0.1}))

@@ -22,6 +22,7 @@ def paper() -> tuple[dict, str]:
     return dry_run(load_config("paper"), out), out.getvalue()
 
 
+@pytest.mark.slow
 def test_the_paper_preset_needs_no_file(paper):
     facts, text = paper
     json.dumps(facts)
@@ -65,6 +66,7 @@ def test_an_amount_in_use_is_the_extreme_over_all_choices(running):
     assert amount.active(running) == (min(sums), max(sums))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -90,6 +92,7 @@ def test_the_estimate_equals_the_real_model(changes, tokenizer):
     assert sum(part.weights.total for part in costs.parts if part.name == "routers") == routers
 
 
+@pytest.mark.slow
 def test_folders_count_like_inline_configurations(tmp_path):
     save_encoder_checkpoint(tmp_path / "hubert", tiny_hubert_config())
     save_language_model(tmp_path / "llm", "llama", vocab_size=300)
@@ -102,6 +105,7 @@ def test_folders_count_like_inline_configurations(tmp_path):
     assert known["weak_encoders.h"] == inline["weak_encoders.h"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_known_is_named_and_left_out(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     weak = [{"name": "x", "checkpoint": "nobody/whisper-x", "features": "layer:9"}]

@@ -98,6 +98,7 @@ def encoded(encoder: Any, features: str, audio: CachedAudio, batch_seconds: floa
     return {row: torch.from_numpy(values.copy()).view(torch.bfloat16) for row, values in pairs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("exported", [False, True])
 def test_encoders_alone_have_the_weights_they_have_in_the_model(make_section, tmp_path, exported, dtype):
@@ -114,6 +115,7 @@ def test_encoders_alone_have_the_weights_they_have_in_the_model(make_section, tm
         assert encoder_key(encoders[2], "last", "bucket") != encoder_key(encoders[3], "last", "bucket")
 
 
+@pytest.mark.slow
 def test_what_changes_the_features_changes_the_key(make_section, tmp_path):
     section = make_section()
     weak = section.model_dump()["weak_encoders"]
@@ -140,6 +142,7 @@ def test_what_changes_the_features_changes_the_key(make_section, tmp_path):
     assert changed(make_section()) == {1}
 
 
+@pytest.mark.slow
 def test_a_touched_checkpoint_is_hashed_again(make_section, tmp_path):
     before, origin = keys(make_section()), origins(make_section())
     os.utime(tmp_path / "whisper" / "config.json", ns=(1, 1))
@@ -156,6 +159,7 @@ def test_what_is_trained_or_masked_is_told(make_section):
     assert "model.spec_augment masks the input of base_encoder" in lines[0]
 
 
+@pytest.mark.slow
 def test_features_are_those_in_float32_to_half_a_step_of_bfloat16(make_section, audio):
     """Against every clip alone, padded as the encoder pads it."""
     section = make_section()

@@ -51,6 +51,7 @@ class HostReads(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batches", [1, 3])
 def test_a_micro_batch_makes_the_host_wait_three_times(
     micro_batches: int, make_model, make_micro_batch, processor

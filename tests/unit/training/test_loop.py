@@ -31,6 +31,7 @@ def groups(model, rate=0.01):
     return parameter_groups(model, parameter_parts(model), rate, {}, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train_base", ["frozen", "full"])
 @pytest.mark.parametrize(("kind", "z_weight"), [("entropy_diversity", 0.5), ("load_balance", 0.0), ("none", 0.0)])
 def test_accumulating_micro_batches_equals_one_large_step(
@@ -79,6 +80,7 @@ def test_steps_are_numbered_scheduled_and_resumable(make_model, make_micro_batch
     assert all(r.step_s >= r.data_wait_s >= 0 and r.grad_norm > 0 and not r.skipped for r in results)
 
 
+@pytest.mark.slow
 def test_dropout_and_noise_repeat_with_seed_and_lane(make_model, make_micro_batch, processor, tokenizer):
     def losses(seed: int) -> list[float]:
         noisy = [WeakEncoder(n, tiny_whisper_config(d_model=16, dropout=0.3), train="full") for n in ("a", "b")]
@@ -140,6 +142,7 @@ def test_a_nan_in_one_micro_batch_reaches_every_gradient_of_the_step(make_model,
     assert [name for name, gradient in engine.gradients.items() if not gradient.isnan().any()] == []
 
 
+@pytest.mark.slow
 def test_the_golden_curve(tmp_path):
     """Bit for bit on one machine; other CPUs' kernels sum in another order."""
     curve = golden_curve()
@@ -148,6 +151,7 @@ def test_the_golden_curve(tmp_path):
     assert curve[-1] < curve[0]
 
 
+@pytest.mark.slow
 def test_subsets_of_the_pool_have_every_size_equally_often_and_both_ends_in_every_step():
     random = np.random.default_rng(0)
     steps = [pool_subsets(random, 6, 3) for _ in range(3000)]
@@ -158,6 +162,7 @@ def test_subsets_of_the_pool_have_every_size_equally_often_and_both_ends_in_ever
     assert drawn[drawn.sum(1) == 1].mean(0) == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
+@pytest.mark.slow
 def test_pool_dropout_trains_each_clip_with_its_own_subset_however_the_clips_are_batched(
     make_model, make_micro_batch, processor
 ):

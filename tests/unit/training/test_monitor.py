@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from mowe_ray.data.data_report import DataReport, killers_in
 from mowe_ray.data.sample import BadSample
 from mowe_ray.evaluation.predictions import Answer, RouterChoice
@@ -129,6 +131,7 @@ def test_a_validation_is_logged_by_source_and_told(tmp_path):
     assert not folder.exists("router_report.json"), "nothing was routed"
 
 
+@pytest.mark.slow
 def test_the_router_report_keeps_validation_sources_apart(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
     monitor = make_monitor(thread_ranks(1)[0], folder, [])
@@ -215,6 +218,7 @@ def test_a_spike_is_told_and_stops_nothing(tmp_path):
     assert line.endswith(" and 4 more")
 
 
+@pytest.mark.slow
 def test_a_validation_before_a_restart_is_not_logged_again(tmp_path):
     folder, lines = RunFolder(str(tmp_path), "r"), list[str]()
     results = {name: ValidationResult(1.0, {}, [], {}, []) for name in ("one", "two")}

@@ -29,6 +29,7 @@ def manifest(folder: Path, **fields: Any) -> str:
     return str(write_lines(folder / "tones.jsonl", rows))
 
 
+@pytest.mark.slow
 def test_nothing_is_asked(tmp_path: Path) -> None:
     path = manifest(tmp_path)
     with pytest.raises(ValueError, match=r"data\.train\.0: nothing is asked about 20 of the 20 .*data\.train\.0\.inst"):
@@ -45,6 +46,7 @@ def test_columns_that_are_not_there(tmp_path: Path) -> None:
         index({"path": path, "task": "asr", "columns": {"answer": "words"}})
 
 
+@pytest.mark.slow
 def test_columns_that_are_not_known(tmp_path: Path) -> None:
     with (tmp_path / "tones.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["Datei", "Antwort"], *zip(write_clips(tmp_path), ANSWERS, strict=True)])
@@ -58,6 +60,7 @@ def test_columns_that_are_not_known(tmp_path: Path) -> None:
     assert len(index({"path": str(tmp_path / "tones.csv"), "task": "asr", "columns": columns}).train) == CLIPS
 
 
+@pytest.mark.slow
 def test_files_that_are_not_there_are_found_though_their_lengths_are_declared(tmp_path: Path) -> None:
     path = manifest(tmp_path, duration=0.5)
     for number in range(CLIPS):
@@ -81,6 +84,7 @@ def test_a_source_without_samples(tmp_path: Path) -> None:
         index({"path": manifest(tmp_path), "task": "asr"}, {"path": str(tmp_path / "none.jsonl")})
 
 
+@pytest.mark.slow
 def test_mixed_rates_and_own_data_with_built_in_validation_are_warned_of(tmp_path: Path) -> None:
     path = manifest(tmp_path)
     soundfile.write(tmp_path / "clips/03.wav", wave(3), 2 * RATE, subtype="PCM_16")
@@ -104,6 +108,7 @@ def test_names_of_validation_sources_come_from_their_paths() -> None:
     assert data.validation_names == ["calls", "music", "builtin", "calls-2"]
 
 
+@pytest.mark.slow
 def test_a_source_is_limited_and_its_questions_are_drawn(tmp_path: Path) -> None:
     path = manifest(tmp_path)
     first = index({"path": path, "task": "asr", "limit": 3}).train
@@ -120,6 +125,7 @@ def test_a_source_is_limited_and_its_questions_are_drawn(tmp_path: Path) -> None
         index({"path": path, "task": "asr", "max_duration_s": 0.4})
 
 
+@pytest.mark.slow
 def test_one_of_several_questions_is_asked_by_seed_and_id(tmp_path: Path) -> None:
     asked = []
     for seed in (1, 1, 2):

@@ -89,6 +89,7 @@ def test_iterating_ahead_moves_nothing():
     assert next(iter(order)).step == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (2.5, 0.7)])
 @pytest.mark.parametrize("length", [{"epochs": 2}, {"max_steps": 13}])
 def test_a_resumed_run_trains_the_very_same_steps(weights, length):

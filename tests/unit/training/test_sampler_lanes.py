@@ -57,6 +57,7 @@ def loaded_ahead(index: Index, rows: Iterator[np.ndarray]) -> Iterator[Batch]:
     return iter(queue.get, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_each_step_comes_with_its_own_batches(world_size):
     index, order = made_index(SHARDS), make_order()

@@ -54,6 +54,7 @@ def plan(durations: np.ndarray, batch_seconds: float = 120.0, max_batch_size: in
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [(3.0, 7.3, 7.3), (12.0,), (29.99, 0.5)])
 def test_clips_cost_what_their_encoders_cost_at_each_length(seconds):
     """Every part's own count at each length, in place of a polynomial through two lengths."""
@@ -89,6 +90,7 @@ def test_rows_cost_what_the_language_model_costs():
     assert found.row_padding == pytest.approx(3 * exact[-1] - sum(exact), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_real_training_step_executes_what_is_counted(tokenizer, make_micro_batch):
     """All operations of forward and backward on the CPU, against the sum over parts."""
     model, processor = assemble(

@@ -126,6 +126,7 @@ def test_iemocap_keeps_seven_labels_and_counts_the_rest(tmp_path):
     assert _read(tmp_path, "iemocap", instruction="Feeling?")[0].instruction == "Feeling?"
 
 
+@pytest.mark.slow
 def test_meld_asks_for_emotion_or_sentiment_and_leaves_the_pictures(tmp_path):
     sadness, surprise, gone = _read(tmp_path, "meld", "test")
     assert (sadness.answer, surprise.answer, gone.cause) == ("sadness", "surprise", "no_audio")
@@ -154,6 +155,7 @@ def test_slue_sqa5_asks_in_writing_about_the_document(tmp_path):
         _read(tmp_path, "slue-sqa5", "validation")
 
 
+@pytest.mark.slow
 def test_spoken_squad_joins_the_sentences_of_the_right_paragraph(tmp_path):
     items = _read(tmp_path, "spoken-squad", "test")
     first, second = _good(items)

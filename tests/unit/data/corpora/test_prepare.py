@@ -24,6 +24,7 @@ def test_repeated_ids_are_numbered(sample):
     assert [s.id for s in with_unique_ids([sample, *others, sample])] == ["s", "t", "s-2", "s-3"]
 
 
+@pytest.mark.slow
 def test_held_out_share_does_not_depend_on_order_and_keeps_recordings_together(sample):
     clips = [replace(sample, id=str(n), audio=b"clip %d" % n) for n in range(4000)]
     held = [clip for clip in clips if is_held_out(clip, 0.2, seed=0)]
@@ -55,6 +56,7 @@ def test_a_segment_is_cut_out_of_its_recording(sample):
     np.testing.assert_allclose(cut, whole[4000:12000], atol=2 / 32768)
 
 
+@pytest.mark.slow
 def test_threads_keep_the_order_and_hold_few_items():
     released, drawn = threading.Event(), []
 

@@ -101,6 +101,7 @@ def test_faults_inside_a_tar_are_counted_by_cause(tmp_path, encode, load):
     }
 
 
+@pytest.mark.slow
 def test_a_tar_cut_anywhere_keeps_what_came_before(tmp_path, encode, load):
     flac = encode("flac", seconds=0.3)
     members = []
@@ -142,6 +143,7 @@ def test_a_shard_that_shrinks_after_indexing(tmp_path, make_samples):
     assert {sample.cause for sample in read_samples(index.table)} == {"unreadable"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["struct", "bytes", "path"])
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 @pytest.mark.parametrize("timed", [True, False])

@@ -32,6 +32,7 @@ def _of(samples, task):
     return [sample for sample in samples if sample.task == task]
 
 
+@pytest.mark.slow
 def test_same_arguments_same_samples_and_a_small_corpus_is_the_start_of_a_large_one(train):
     assert list(builtin_samples("train", 40, seed=0)) == train[:40]
     assert next(builtin_samples("train", 1, seed=1)).audio != train[0].audio
@@ -42,6 +43,7 @@ def test_ids_are_unique_and_tasks_take_turns(train):
     assert [sample.task for sample in train] == list(TASKS) * 120
 
 
+@pytest.mark.slow
 def test_every_clip_decodes_and_is_short(train, validation):
     lengths = np.array([_wave(sample).size / 16_000 for sample in train + validation])
     assert lengths.min() > 0.4
@@ -129,6 +131,7 @@ def _build(cache):
     builtin_corpus("validation", cache, clips=20)
 
 
+@pytest.mark.slow
 def test_the_cache_is_used_again_and_survives_two_processes_at_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_build, args=(tmp_path,)) for _ in range(2)]

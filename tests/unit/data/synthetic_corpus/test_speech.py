@@ -29,6 +29,7 @@ def test_a_fresh_speaker_repeats_itself_whatever_was_spoken_before():
     assert 0.5 < spoken.size / SAMPLE_RATE < 2
 
 
+@pytest.mark.slow
 def test_prosody_changes_length_and_pitch():
     with speaker() as voice:
         plain = voice.say("we leave at noon", "en-us+m1", Prosody(span=10))

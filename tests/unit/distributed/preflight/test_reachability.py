@@ -56,6 +56,7 @@ def test_a_checkpoint_that_lacks_a_file(checkpoint: Path, lost: str) -> None:
     assert "No such file" in (found.problem or "")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_weights(checkpoint: Path) -> None:
     for file in checkpoint.glob("model*"):
         file.unlink()
@@ -82,6 +83,7 @@ def test_a_hub_id_is_looked_up_in_the_cache(checkpoint: Path, tmp_path: Path, mo
     assert reach_checkpoint("mowe-ray-tests/there") == reach_checkpoint(str(checkpoint))
 
 
+@pytest.mark.slow
 def test_audio_of_shards_and_of_a_manifest(tmp_path: Path) -> None:
     shards = write_tones(tmp_path / "shards", 24)
     assert (reach_audio(str(shards)).content or "").startswith("3 shards (")
@@ -96,6 +98,7 @@ def test_audio_of_shards_and_of_a_manifest(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_shard_that_differs_is_another_source(tmp_path: Path) -> None:
     one, two = write_tones(tmp_path / "one", 24), write_tones(tmp_path / "two", 24)
     assert reach_audio(str(one)) == reach_audio(str(two))

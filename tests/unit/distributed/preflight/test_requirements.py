@@ -122,6 +122,7 @@ def test_a_disk_that_is_too_small_for_the_run(small_disk: Path) -> None:
     assert f"2.0 MiB free in {small_disk} on a, and the run needs 3.0 MiB" in finding.detail
 
 
+@pytest.mark.slow
 def test_a_disk_that_ray_takes_for_full(small_disk: Path) -> None:
     assert check_spilling("Ray's folder", {"a": measure({"Ray's folder": str(small_disk)})}) == []
     (small_disk / "filler").write_bytes(bytes(round(1.95 * MIB)))
@@ -141,6 +142,7 @@ def test_shared_memory() -> None:
     assert "64.0 MiB of /dev/shm are free" in finding.detail
 
 
+@pytest.mark.slow
 def test_a_run_needs_what_its_trained_and_stored_weights_take() -> None:
     roomy = "model.language_model.config.vocab_size=500"  # the tokenizer adds no rows
     settings = ["training.max_steps=1", "training.keep_checkpoints=3", "storage=s3://bucket"]

@@ -19,6 +19,7 @@ def test_what_this_machine_has() -> None:
     assert "missing" not in found.values()
 
 
+@pytest.mark.slow
 def test_another_version_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "peft-0.1.dist-info").mkdir()
     (tmp_path / "peft-0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.1\n")

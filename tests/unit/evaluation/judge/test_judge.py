@@ -139,6 +139,7 @@ def test_a_binary_rating_is_0_or_1(reply, score):
 # --- The metrics
 
 
+@pytest.mark.slow
 def test_the_metrics_are_audiobenchs(judge):
     rng = random.Random(3)
     ratings = [rng.choice(["0", "1", "2", "3", "4", "5", "no"]) for _ in range(60)]
@@ -201,6 +202,7 @@ def test_a_passing_failure_is_tried_again(judge, reply):
     assert len(server.requests) == 2
 
 
+@pytest.mark.slow
 def test_the_pause_the_server_asks_for_is_kept(judge):
     limited = Reply(status=429, body='{"error": {"message": "slow down"}}', headers={"Retry-After": "1.2"})
     with chat_server(failing_first(limited)) as server:
@@ -209,6 +211,7 @@ def test_the_pause_the_server_asks_for_is_kept(judge):
     assert second.at - first.at >= 1.2, "our own first pause is at most 0.5 s"
 
 
+@pytest.mark.slow
 def test_pauses_grow(judge):
     with chat_server(lambda n, _r: Reply(status=500, body="") if n < 3 else Reply()) as server:
         assert judge(server, max_retries=3).scores([answer(0)], "graded")[0].ok
@@ -272,6 +275,7 @@ def test_what_no_retry_would_change_is_not_tried_again(judge, monkeypatch, statu
 # --- The key
 
 
+@pytest.mark.slow
 def test_the_key_is_sent_and_appears_nowhere_else(judge, local, said, monkeypatch, caplog):
     monkeypatch.setenv(KEY_NAME, f"{KEY}\n")
     echo = json.dumps({"error": {"message": f"wrong key: {KEY}"}})
@@ -312,6 +316,7 @@ def test_a_key_that_cannot_be_sent(judge, monkeypatch):
 # --- How much is asked
 
 
+@pytest.mark.slow
 def test_some_questions_are_on_their_way_at_a_time_and_never_more(judge):
     with chat_server(lambda _n, _r: Reply(delay_s=0.1)) as server:
         judge(server, concurrency=3).scores([answer(i) for i in range(12)], "graded")
@@ -319,6 +324,7 @@ def test_some_questions_are_on_their_way_at_a_time_and_never_more(judge):
     assert len(server.requests) == 12
 
 
+@pytest.mark.slow
 def test_equal_questions_are_asked_once(judge, local):
     answers = [answer(0), answer(1), answer(0)]
     with chat_server() as server:
@@ -332,6 +338,7 @@ def test_equal_questions_are_asked_once(judge, local):
         assert len(server.requests) == 6, "another answer, scale, reference and judge: another question"
 
 
+@pytest.mark.slow
 def test_a_second_run_asks_nothing(judge, folder):
     answers = [answer(i) for i in range(10)]
     with chat_server(lambda n, _r: Reply(f"Ünïcode\u2028 and\n lines. Rating: {n % 6}")) as server:
@@ -358,6 +365,7 @@ def test_every_judgement_is_saved_at_once_where_files_can_grow(judge, folder):
     assert len(folder.read_lines(FILE)) == 4
 
 
+@pytest.mark.slow
 def test_a_half_written_line_is_dropped_and_asked_again(judge, folder):
     answers = [answer(i) for i in range(4)]
     with chat_server() as server:
@@ -406,6 +414,7 @@ Judge(endpoint, RunFolder(sys.argv[2], "evaluation"), "clips", print).scores(ans
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_goes_on_where_it_was(judge, local, by):
     stuck = threading.Event()
@@ -434,6 +443,7 @@ def test_a_killed_run_goes_on_where_it_was(judge, local, by):
     assert len(local.read_text(FILE).splitlines()) == 12
 
 
+@pytest.mark.slow
 def test_progress_has_a_rate_and_the_time_left(judge, said):
     answers = [answer(i) for i in range(8)]
     with chat_server(lambda _n, _r: Reply()) as server:

@@ -72,6 +72,7 @@ def order_counts(given: str, reference: str) -> list[list[int]]:
     return counts
 
 
+@pytest.mark.slow
 def test_chrf_is_the_f2_of_character_ngrams_of_the_whole_set(answers):
     sums = [[0, 0, 0] for _ in range(6)]
     for answer in answers:
@@ -187,6 +188,7 @@ def meteor_of(given: list[str], reference: list[str]) -> float:
     return mean * (1 - 0.5 * (chunks / len(pairs)) ** 3)
 
 
+@pytest.mark.slow
 def test_meteor_aligns_words_stems_and_synonyms(answers):
     expected = [max(meteor_of(caption_words(a.answer), caption_words(r)) for r in a.references) for a in answers]
     metric = meteor(TinyWordNet())
@@ -203,6 +205,7 @@ def test_meteor_of_nltks_own_example():
     assert meteor(TinyWordNet()).of([answer]) == pytest.approx(69.44, abs=0.005)
 
 
+@pytest.mark.slow
 def test_meteor_without_its_data_says_which_command_installs_them(tmp_path):
     asked = (
         "import nltk; nltk.data.path[:] = []\n"

@@ -203,6 +203,7 @@ def test_drift_has_a_curve_for_each_member_and_router() -> None:
     assert len(drift(long)) < 60_000, "thinned"
 
 
+@pytest.mark.slow
 def test_alarms_are_on_the_page_and_a_healthy_router_has_none() -> None:
     def warnings(evaluated: Evaluation) -> int:
         page = Page(report(evaluated))

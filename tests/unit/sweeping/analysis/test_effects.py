@@ -99,6 +99,7 @@ def test_error_is_never_below_that_of_the_points() -> None:
     assert level.error == pytest.approx(math.sqrt(0.25 / 100 / 3) / 2)  # three tasks, four points
 
 
+@pytest.mark.slow
 def test_importance_is_eta_squared_and_chance_what_a_null_factor_gets() -> None:
     table = np.random.default_rng(4).uniform(0.3, 0.7, (3, 4))
     effect = named(*grid_study(table), "router.top_k")
@@ -184,6 +185,7 @@ def test_spearman_is_the_correlation_of_ranks() -> None:
     assert spearman(np.ones(4), np.arange(4.0)) == 0.0
 
 
+@pytest.mark.slow
 def test_a_trend_of_noise_is_rarely_clear() -> None:
     config = sweep({"training.weight_decay": {"uniform": [0, 1]}}, search={"kind": "random"}, budget={"points": 20})
     clear = 0

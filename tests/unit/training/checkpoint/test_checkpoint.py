@@ -117,6 +117,7 @@ def test_a_new_run_has_no_checkpoint(folder: RunFolder) -> None:
     assert load(folder) == (None, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writers", [1, 2, 3, 5])
 def test_any_number_of_ranks_reads_what_any_number_wrote(folder: RunFolder, writers: int) -> None:
     tensors = make_tensors()
@@ -131,6 +132,7 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(folder: RunFolder, writ
         assert checkpoint.state["nested"] == {"a": [1, 2.5, None]}
 
 
+@pytest.mark.slow
 def test_every_stretch_equals_plain_slicing(disk: RunFolder) -> None:
     generator = torch.Generator().manual_seed(3)
 
@@ -178,6 +180,7 @@ def test_nothing_is_pickled(disk: RunFolder) -> None:
         assert file["bytes"] == (step_path(disk, 40) / file["name"]).stat().st_size
 
 
+@pytest.mark.slow
 def test_saving_returns_before_the_checkpoint_is_there(disk: RunFolder) -> None:
     group = Group(disk, 2)
     large = {"large": torch.randn(20_000_000)}
@@ -189,6 +192,7 @@ def test_saving_returns_before_the_checkpoint_is_there(disk: RunFolder) -> None:
     assert_holds(load(disk)[0], 1, large)
 
 
+@pytest.mark.slow
 def test_the_next_save_waits_for_the_one_before(folder: RunFolder) -> None:
     group = Group(folder, 3)
     many = {step: make_tensors(step) for step in range(1, 6)}
@@ -204,6 +208,7 @@ def test_the_next_save_waits_for_the_one_before(folder: RunFolder) -> None:
     assert_holds(load(folder)[0], 5, many[5])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_needs_all_ranks(folder: RunFolder) -> None:
     group = Group(folder, 3, timeout_s=20)
     group.start(10, make_tensors(), ranks=range(2))
@@ -215,6 +220,7 @@ def test_a_checkpoint_needs_all_ranks(folder: RunFolder) -> None:
     assert_holds(load(folder)[0], 10, make_tensors())
 
 
+@pytest.mark.slow
 def test_rank_zero_does_not_wait_for_ever(folder: RunFolder) -> None:
     group = Group(folder, 2, timeout_s=0.5)
     group.save(10, make_tensors())
@@ -267,6 +273,7 @@ class Opened(RunFolder):
         super().fetch(file, local)
 
 
+@pytest.mark.slow
 def test_a_rank_opens_three_files_besides_its_own_data() -> None:
     """It read the report of every rank: at 1,000 of them, 1,001 files each."""
     storage, tensors = f"memory://{uuid.uuid4().hex}", {"weight": torch.randn(12, 100)}
@@ -287,6 +294,7 @@ def test_a_rank_opens_three_files_besides_its_own_data() -> None:
         assert sum(file.endswith(".safetensors") for file in folder.files) == 1
 
 
+@pytest.mark.slow
 def test_checkpoints_without_a_table_are_read_from_the_reports(folder: RunFolder) -> None:
     assert Group(folder, 3).save(40, make_tensors())
     commit = load_json(folder, commit_file(40))
@@ -301,6 +309,7 @@ def test_checkpoints_without_a_table_are_read_from_the_reports(folder: RunFolder
 # ---- what other lives left --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_files_of_another_life_are_not_taken_for_ours(folder: RunFolder) -> None:
     old = Group(folder, 2, timeout_s=20)
     old.start(10, make_tensors(1), ranks=range(1, 2))  # rank 1 wrote its part, and then the run died
@@ -313,6 +322,7 @@ def test_files_of_another_life_are_not_taken_for_ours(folder: RunFolder) -> None
     assert_holds(load(folder)[0], 10, make_tensors(2))
 
 
+@pytest.mark.slow
 def test_a_part_of_another_number_of_ranks_does_no_harm(folder: RunFolder) -> None:
     old = Group(folder, 3, timeout_s=20)
     old.start(10, make_tensors(1), ranks=range(1, 3))
@@ -321,6 +331,7 @@ def test_a_part_of_another_number_of_ranks_does_no_harm(folder: RunFolder) -> No
     assert_holds(load(folder)[0], 10, make_tensors(2))
 
 
+@pytest.mark.slow
 def test_resuming_removes_what_was_never_finished(folder: RunFolder) -> None:
     group = Group(folder, 2, timeout_s=20)
     assert group.save(10, make_tensors())
@@ -332,6 +343,7 @@ def test_resuming_removes_what_was_never_finished(folder: RunFolder) -> None:
     assert saved_steps(folder) == [10]
 
 
+@pytest.mark.slow
 def test_a_run_that_died_in_its_first_save_starts_again(folder: RunFolder) -> None:
     group = Group(folder, 2, timeout_s=20)
     group.start(20, make_tensors(), ranks=range(1, 2))
@@ -366,6 +378,7 @@ DAMAGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "damage"), DAMAGES)
 @pytest.mark.parametrize("readers", [1, 3])
 def test_a_damaged_checkpoint_is_passed_over(disk: RunFolder, file: str, damage: Any, readers: int) -> None:
@@ -383,6 +396,7 @@ def test_a_damaged_checkpoint_is_passed_over(disk: RunFolder, file: str, damage:
     assert_holds(load(disk)[0], 30, make_tensors(31))
 
 
+@pytest.mark.slow
 def test_a_damaged_byte_anywhere_is_noticed(disk: RunFolder) -> None:
     assert Group(disk, 1).save(10, {"small": torch.arange(6)})
     for path in step_path(disk, 10).iterdir():
@@ -395,6 +409,7 @@ def test_a_damaged_byte_anywhere_is_noticed(disk: RunFolder) -> None:
     assert_holds(load(disk)[0], 10, {"small": torch.arange(6)})
 
 
+@pytest.mark.slow
 def test_a_half_copied_folder_is_passed_over(disk: RunFolder) -> None:
     group = Group(disk, 2)
     for step in (10, 20):

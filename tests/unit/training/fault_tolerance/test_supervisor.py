@@ -77,6 +77,7 @@ def test_it_gives_up_when_nothing_moves(child, tmp_path):
     assert "giving up" in said[-1]
 
 
+@pytest.mark.slow
 def test_progress_between_deaths_starts_the_count_anew(child, tmp_path):
     body = "if turn < 6: os.kill(os.getpid(), signal.SIGKILL)\nsys.exit(mark_ended(0))"
     code, _ = watch(
@@ -178,6 +179,7 @@ def test_signals_are_handed_on_and_end_it(supervising, tmp_path, number):
     assert len(starts(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_command_ends_when_its_supervisor_is_killed(supervising, tmp_path):
     process = supervising(WAITING.format(folder=str(tmp_path)))
     process.kill()
@@ -186,6 +188,7 @@ def test_a_command_ends_when_its_supervisor_is_killed(supervising, tmp_path):
     wait_until(lambda: has_ended(pid))
 
 
+@pytest.mark.slow
 def test_a_command_whose_supervisor_was_killed_before_it_looked_ends_as_well(supervising, tmp_path):
     """Importing its libraries takes seconds: time enough for a terminal to be closed."""
     slow = WAITING.format(folder=str(tmp_path)).replace("    end_with_parent()", SLOW.format(folder=str(tmp_path)))
@@ -204,6 +207,7 @@ SLOW = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_closed_terminal_saves_and_ends_the_command(supervising, tmp_path, killed):
     """Killed: as by a desktop session that ends everything; nobody is left to hand the signal on."""
@@ -218,6 +222,7 @@ def test_a_closed_terminal_saves_and_ends_the_command(supervising, tmp_path, kil
     assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == (-9 if killed else 129)
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_is_nothing_to_a_command_under_nohup(supervising, tmp_path):
     nohup = ["/bin/sh", "-c", 'trap "" HUP; exec "$@"', "nohup"]  # the real one also writes a file into this folder
     terminal = supervising(WAITING.format(folder=str(tmp_path)), terminal=True, before=nohup)

@@ -40,6 +40,7 @@ def test_tells_where_a_step_hangs(alarm):
     watchdog.close()
 
 
+@pytest.mark.slow
 def test_steps_that_end_in_time_are_no_hang(alarm):
     watchdog = Watchdog(ActivityTracker(), 1.0, alarm)
     for step in range(6):
@@ -50,6 +51,7 @@ def test_steps_that_end_in_time_are_no_hang(alarm):
     assert not alarm.rang.wait(0.5)
 
 
+@pytest.mark.slow
 def test_a_pause_is_not_timed_and_the_time_starts_anew_after_it(alarm):
     watchdog = Watchdog(ActivityTracker(), 1.0, alarm)
     watchdog.begin(1)
