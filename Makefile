@@ -37,10 +37,10 @@ check: install ## formatting, lint, types, import floors
 # after the other: two clusters on two cores make their time limits a matter of luck.
 fast := $(bin)/python -m pytest --ignore=tests/integration -n 2 --durations=10
 
-quick: check ## `check`, and the tests without the slow ones: the loop while writing (about three minutes)
+quick: check ## `check`, and the tests without the slow ones: the loop while writing (a minute)
 	@$(fast) -m "not slow and not gpu and not soak" $(ARGS)
 
-test-fast: install ## every test that starts no Ray (about four minutes)
+test-fast: install ## every test that starts no Ray
 	@$(fast) $(ARGS)
 
 test-integration: install ## real commands on real clusters; PART=shared or PART='not shared' runs one half
