@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ def can_hide(folder: Path) -> bool:
     return subprocess.run([*HIDDEN, str(folder), "true"], capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.skipif(find_spec("torchcrepe") is None, reason="torchcrepe is not installed")
 def test_an_encoder_in_one_file_is_trained_on_nodes_without_it_and_loaded_elsewhere(
     tiny_corpus: Corpus, tmp_path: Path
 ) -> None:
