@@ -59,6 +59,7 @@ class MicroBatch:
         features: of the encoders that need not run.
         counts: how many lengths each row has; empty where it is one each.
         histories: the turns before the instruction of each row; empty where no row has any.
+        paths: what each row calls the file of its first clip; empty where no row has any.
     """
 
     audio: npt.NDArray[np.int16]
@@ -74,6 +75,7 @@ class MicroBatch:
     features: list[Features] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     histories: list[list[Turn]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
     @property
     def row_lengths(self) -> list[list[int]]:
@@ -107,7 +109,7 @@ class MicroBatch:
         ends = np.cumsum([0, *self.lengths])
         with_audio = [place for place, length in enumerate(self.lengths) if length]
         bad = [BadSample(self.ids[row], self.sources[row], error.cause, error.detail) for row, error in causes.items()]
-        of_rows = [name for name in (*_ROW_FIELDS, "counts", "histories") if getattr(self, name)]
+        of_rows = [name for name in (*_ROW_FIELDS, "counts", "histories", "paths") if getattr(self, name)]
         return replace(
             self,
             audio=np.concatenate([self.audio[:0], *(self.audio[ends[place] : ends[place + 1]] for place in kept)]),
@@ -129,6 +131,8 @@ class MicroBatch:
             lists["counts"] = [count for part in parts for count in part._counts]
         if any(part.histories for part in parts):
             lists["histories"] = [history for part in parts for history in part.turns_before]
+        if any(part.paths for part in parts):
+            lists["paths"] = [path for part in parts for path in part.paths or [""] * len(part.ids)]
         return cls(audio=np.concatenate([np.zeros(0, np.int16), *(part.audio for part in parts)]), **lists)
 
     def usable_by(self, use: Callable[["MicroBatch"], object]) -> "MicroBatch":
@@ -201,6 +205,7 @@ def load_micro_batch(rows: pa.Table, min_s: float, max_s: float) -> MicroBatch:
     audio, end = batch.audio, 0
     counts: list[int] = []
     histories: list[list[Turn]] = []
+    paths: list[str] = []
     for sample in read_samples(rows):
         if isinstance(sample, BadSample):
             batch.bad.append(sample)
@@ -220,6 +225,7 @@ def load_micro_batch(rows: pa.Table, min_s: float, max_s: float) -> MicroBatch:
             batch.scales.append(scale)
         counts.append(max(1, len(waves)))
         histories.append(list(sample.history))
+        paths.append(sample.path)
         batch.ids.append(sample.id)
         batch.instructions.append(sample.instruction)
         batch.answers.append(sample.answer)
@@ -231,6 +237,7 @@ def load_micro_batch(rows: pa.Table, min_s: float, max_s: float) -> MicroBatch:
         audio=audio[:end],
         counts=counts if any(count > 1 for count in counts) else [],
         histories=histories if any(histories) else [],
+        paths=paths if any(paths) else [],
     )
 
 

@@ -1,7 +1,7 @@
 """The unit that readers yield and writers take: a conversation about clips, mostly one question about one clip."""
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 Cause = Literal[
@@ -117,6 +117,7 @@ class Sample:
         more_audio: the encoded files of the clips after the first; `duration_s` and `offset_s` are then None.
         history: turns before the instruction; those of the user, and the instruction, have `CLIP` where a clip goes,
             or none, and the clips go before the first question.
+        path: what its row calls the file of its first clip; empty where the audio lies in the row.
     """
 
     id: str
@@ -131,6 +132,7 @@ class Sample:
     references: tuple[str, ...] = ()
     more_audio: tuple[bytes, ...] = ()
     history: tuple[Turn, ...] = ()
+    path: str = field(default="", compare=False)
 
     @property
     def clips(self) -> tuple[bytes, ...]:

@@ -92,6 +92,7 @@ def answer_micro_batch(
             duration_s=round(sum(micro_batch.row_lengths[row]) / SAMPLE_RATE, 3),
             independent=_mean([independent for independent, _ in choices_of_row[row]]),
             dependent=_mean([dependent for _, dependent in choices_of_row[row]]),
+            path=micro_batch.paths[row] if micro_batch.paths else "",
         )
         for row in range(len(instructions))
     ]

@@ -156,6 +156,9 @@ class Answer:
         duration_s: Of the clip; 0 for text alone.
         independent: Choice of the data-independent router; None if it is off, or there was no clip.
         dependent: Choice of the data-dependent router, likewise.
+        shard: Path or URL of the file that holds the sample.
+        place: Where it lies in there: the columns of the index by which its shard's reader finds it.
+        path: What its row calls its audio file; empty where the audio lies in the shard.
     """
 
     id: str
@@ -166,6 +169,9 @@ class Answer:
     duration_s: float = 0.0
     independent: RouterChoice | None = None
     dependent: RouterChoice | None = None
+    shard: str = ""
+    place: dict[str, Any] | None = None
+    path: str = ""
 
     def to_line(self) -> str:
         """Return the answer as a line of JSON."""

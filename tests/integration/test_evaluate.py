@@ -62,6 +62,7 @@ def test_every_model_has_its_files_and_the_report_holds_both(evaluated):
         assert scores["real_time_factor"] > 0
         lines = (evaluated / model / "predictions" / "validation.jsonl").read_text().splitlines()
         assert len({json.loads(line)["id"] for line in lines}) == 5 * PER_TASK
+        assert all(Path(json.loads(line)["shard"]).exists() and json.loads(line)["place"] for line in lines)
         assert (evaluated / model / "router_report.png").read_bytes().startswith(b"\x89PNG")
     page = (evaluated / "report.html").read_text()
     assert "steered" in page

@@ -348,6 +348,7 @@ def make_sample(place: Place, record: Record, clips: Sequence[bytes]) -> Sample:
         references=record.references,
         more_audio=tuple(clips[1:]),
         history=record.history,
+        path=record.audio if isinstance(record.audio, str) else "",
     )
 
 

@@ -13,7 +13,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -103,8 +103,8 @@ def answer_all(export: str, jobs: Sequence[AnswerJob], config: EvaluationConfig,
     settings = [(job.excluded_members, job.labels) for job in jobs]
     try:
         results = _execute.remote(export, work, settings, datasets, config)
-        for i, ((n, _), size) in enumerate(zip(work, rows, strict=True)):
-            _store(jobs[n].predictions, _next(results, config.timeout_s))
+        for i, ((n, number), size) in enumerate(zip(work, rows, strict=True)):
+            _store(jobs[n], number, _next(results, config.timeout_s))
             progress.label = f"answering, now {jobs[n].label}"
             progress.advance(size)
             if i == 0:  # until now the model was loaded, which takes no longer for more samples
@@ -128,10 +128,20 @@ def _next(results: ray.ObjectRefGenerator, timeout_s: float) -> dict[str, Any]:
     return answered
 
 
-def _store(predictions: Predictions, answered: dict[str, Any]) -> None:
-    answers = [Answer.from_line(line) for line in answered["lines"]]
+def _store(job: AnswerJob, number: int, answered: dict[str, Any]) -> None:
+    places = places_of(job.index, job.plan[number])
+    answers = [replace(answer, **places[answer.id]) for answer in map(Answer.from_line, answered["lines"])]
     bad = [BadSample(**fields) for fields in answered["bad"]]
-    predictions.add(answers, bad, audio_s=answered["audio_s"], seconds=answered["seconds"])
+    job.predictions.add(answers, bad, audio_s=answered["audio_s"], seconds=answered["seconds"])
+
+
+_PLACE = ["audio_at", "audio_size", "meta_at", "meta_size", "parts"]
+
+
+def places_of(index: Index, rows: Rows) -> dict[str, dict[str, Any]]:
+    """Returns `shard` and `place` of an `Answer` for rows of an index, by id."""
+    columns = index.table.select(["id", "shard", *_PLACE]).take(rows).to_pylist()
+    return {row.pop("id"): {"shard": row.pop("shard"), "place": row} for row in columns}
 
 
 # A task of its own, because Ray Data writes much to the terminal of the process that starts it.

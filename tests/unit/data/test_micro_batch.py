@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -5,7 +8,7 @@ import pytest
 from mowe_ray.data.decode import decode_audio
 from mowe_ray.data.index import SourceSpec, build_index
 from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch
-from mowe_ray.data.sample import Sample
+from mowe_ray.data.sample import BadAudio, Sample
 from mowe_ray.data.shards.write import write_webdataset
 
 
@@ -82,3 +85,17 @@ def test_clips_longer_than_their_index_row_still_fit(rows):
         pa.array([0.01] * len(rows), pa.float32()),
     )
     assert same(load_micro_batch(short, 0.1, 30.0), load_micro_batch(rows, 0.1, 30.0))
+
+
+def test_a_row_keeps_the_name_of_its_file(tmp_path, make_samples):
+    sample, other = make_samples(2)
+    (tmp_path / "rain.flac").write_bytes(sample.audio)
+    (tmp_path / "wind.flac").write_bytes(other.audio)
+    lines = [{"audio": name, "text": "a", "task": "ac", "id": name[:4]} for name in ("rain.flac", "wind.flac")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    spec = SourceSpec("made", str(tmp_path / "rows.jsonl"))
+    batch = load_micro_batch(build_index([spec], tmp_path / "cache", min_s=0.1, max_s=30.0).table, 0.1, 30.0)
+    assert batch.paths == ["rain.flac", "wind.flac"]
+    assert batch.without({0: BadAudio("crashed", "")}).paths == ["wind.flac"]
+    nameless = replace(batch, paths=[])
+    assert MicroBatch.joined([nameless, batch]).paths == ["", "", "rain.flac", "wind.flac"]
