@@ -9,7 +9,7 @@ import numpy as np
 
 from mowe_ray.config import RunConfig
 from mowe_ray.config.schema import ComputeSection
-from mowe_ray.data.index import map_in_child
+from mowe_ray.data.scan import map_in_child
 from mowe_ray.sweeping.trials import ModelCost
 from mowe_ray.training.datasets import scan_sources
 

@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 from mowe_ray.config.data_section import DataSection, EvaluatedData, SourceSection, TrainingSource
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.epoch_plan import count_samples, plan_epoch
-from mowe_ray.data.index import Index, ParallelMap, SourceSpec, build_index
+from mowe_ray.data.index import Index, SourceSpec, build_index
 from mowe_ray.data.profile import common_samples, profiles, warnings_on
 from mowe_ray.data.sample import BadSample
+from mowe_ray.data.scan import ParallelMap
 from mowe_ray.data.shards import first_entry, list_shards
 from mowe_ray.data.shards.audio_field import AUDIO_KEYS
 from mowe_ray.data.shards.compressed import cache_folder

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from mowe_ray.config import RunConfig
 from mowe_ray.data.epoch_plan import count_samples
-from mowe_ray.data.index import Index, map_in_child
+from mowe_ray.data.index import Index
+from mowe_ray.data.scan import map_in_child
 from mowe_ray.model.cost import zero_memory_bytes
 from mowe_ray.output.terminal import byte_size, format_table
 from mowe_ray.training.build import model_dtype

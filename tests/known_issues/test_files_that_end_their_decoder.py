@@ -17,9 +17,10 @@ import pytest
 from mowe_ray.data.corpora.prepare import Packing, pack
 from mowe_ray.data.data_report import DataReport, killers_in
 from mowe_ray.data.feature_cache import open_audio, write_audio
-from mowe_ray.data.index import SourceSpec, build_index, map_in_child
+from mowe_ray.data.index import SourceSpec, build_index
 from mowe_ray.data.micro_batch import load_in_child, load_micro_batch, without_known
 from mowe_ray.data.sample import BadSample, Sample
+from mowe_ray.data.scan import map_in_child
 from mowe_ray.data.shards import first_entry, scan_shard
 from tests import deadly_decoder
 from tests.audio_files import by_sndfile
