@@ -28,6 +28,7 @@ from mowe_ray.config import ConfigError, EvaluationConfig, load_evaluation, rend
 from mowe_ray.config.data_section import ValidationSource
 from mowe_ray.evaluation.judge.client import ChatEndpoint
 from mowe_ray.evaluation.judge.judge import Judge
+from mowe_ray.evaluation.metrics.captions import sentence_similarity
 from mowe_ray.evaluation.metrics.registry import JUDGED_SCALES, DatasetMetrics, check_names, judged_metric
 from mowe_ray.evaluation.targets import Target, check_baseline, evaluation_folder, find_models, report_folder
 from mowe_ray.output.lease import held
@@ -96,12 +97,14 @@ def _answer_and_compare(targets: Sequence[Target], config: EvaluationConfig) -> 
 def _metrics(
     name: str, source: ValidationSource, targets: Sequence[Target], config: EvaluationConfig
 ) -> DatasetMetrics:
-    if config.judge.base_url is None:
-        return DatasetMetrics(source.metrics, source.labels, language=source.language)
-    endpoint = ChatEndpoint(**config.judge.model_dump())
-    judge = Judge(endpoint, report_folder(targets, config.out), name, log)
-    judged = {name: judged_metric(name, judge) for name in JUDGED_SCALES}
-    return DatasetMetrics(source.metrics, source.labels, judged, source.language)
+    made = {}
+    if config.judge.base_url is not None:
+        endpoint = ChatEndpoint(**config.judge.model_dump())
+        judge = Judge(endpoint, report_folder(targets, config.out), name, log)
+        made = {name: judged_metric(name, judge) for name in JUDGED_SCALES}
+    if config.sentence_model is not None:
+        made["sentence_similarity"] = sentence_similarity(config.sentence_model)
+    return DatasetMetrics(source.metrics, source.labels, made, source.language)
 
 
 def _parser() -> argparse.ArgumentParser:

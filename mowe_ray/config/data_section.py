@@ -51,8 +51,8 @@ def _whole_or_share(limit: float) -> float:
 Limit = Annotated[float, Field(gt=0), AfterValidator(_whole_or_share)]
 Columns = dict[
     Literal[
-        "id", "audio", "instruction", "answer", "references", "task", "duration", "offset", "messages", "system",
-        "history",
+        "id", "audio", "instruction", "answer", "references", "choices", "task", "duration", "offset", "messages",
+        "system", "history",
     ],
     str,
 ]  # fmt: skip

@@ -69,6 +69,8 @@ class EvaluationConfig(Section):
     """Name of the model that the others are compared with; null takes the one without a pool, else the first."""
     ablation_samples: NonNegativeInt = 300
     """Samples of each dataset that are answered again without each pool member in turn; 0 skips the ablation."""
+    sentence_model: str | None = None
+    """Folder of a sentence encoder for the metric sentence_similarity of captions; null leaves it out."""
     timeout_s: PositiveFloat = 1800.0
     """Longest wait for the next answers, loading the model included, in seconds; then the evaluation ends."""
     data: EvaluationData = EvaluationData()

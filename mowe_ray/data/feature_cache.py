@@ -30,12 +30,13 @@ import soxr
 from mowe_ray.data.index import Index
 from mowe_ray.data.micro_batch import Features, MicroBatch, load_in_child, load_micro_batch, read_cell
 from mowe_ray.data.sample import BadSample
-from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS
+from mowe_ray.data.shards.record import sample_of_texts
 from mowe_ray.output.run_folder import sync
 
 _VERSION = 3  # raise it when the same samples would be decoded to something else
 _CHUNK_ROWS = 64  # samples that are decoded, and lie in memory, together
 _ABANDONED_S = 3600.0  # a writer adds to its part every few seconds
+_TEXTS = ("instruction", "answer", "references", "choices", "groups")
 _PLACE = ("audio_at", "audio_size", "meta_at", "meta_size")
 _AUDIO_SCHEMA = pa.schema(
     [
@@ -45,6 +46,8 @@ _AUDIO_SCHEMA = pa.schema(
         ("instruction", pa.string()),
         ("answer", pa.string()),
         ("references", pa.list_(pa.string())),
+        ("choices", pa.list_(pa.string())),  # older files have neither these nor groups
+        ("groups", pa.map_(pa.string(), pa.string())),
         ("cause", pa.string()),
         ("detail", pa.string()),
         ("crc32", pa.uint32()),  # of the other columns
@@ -144,14 +147,8 @@ class FeatureCache:
                 with_audio.append((shard, number))
             batch.lengths.append(len(clips[-1]))
             batch.scales.append(audio.table["scale"][number].as_py())
-            batch.ids.append(sample_id)
-            # As `make_sample` does it: the file does not know the task, of which a shard may have several.
-            instruction = audio.table["instruction"][number].as_py() or DEFAULT_INSTRUCTIONS.get(task, "")
-            batch.instructions.append(instruction)
-            batch.answers.append(audio.table["answer"][number].as_py())
-            batch.references.append(audio.table["references"][number].as_py())
-            batch.tasks.append(task)
-            batch.sources.append(source)
+            texts = {name: audio.table[name][number].as_py() for name in _TEXTS if name in audio.table.column_names}
+            batch.add_texts(sample_of_texts(texts, sample_id, task, source))
         features = [self._features(encoder, with_audio) for encoder in self.encoders]
         return MicroBatch(**{**vars(batch), "audio": np.concatenate([batch.audio, *clips]), "features": features})
 
@@ -230,6 +227,8 @@ def _audio_table(batch: MicroBatch, ids: list[str]) -> pa.Table:
             "instruction": column(batch.instructions),
             "answer": column(batch.answers),
             "references": column(batch.references),
+            "choices": column(batch.choices),
+            "groups": column([list(groups.items()) for groups in batch.groups]),
             "cause": [bad[name].cause if name in bad else None for name in ids],
             "detail": [bad[name].detail if name in bad else None for name in ids],
         },

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.decode import SAMPLE_RATE, decode_audio, to_int16
-from mowe_ray.data.sample import BadAudio, BadSample, Turn, bad_audio
+from mowe_ray.data.sample import BadAudio, BadSample, Sample, Turn, bad_audio
 from mowe_ray.data.shards import read_samples
 
 
@@ -40,7 +41,7 @@ class Features:
         return replace(self, frames=[self.frames[clip] for clip in clips], values=np.concatenate(values))
 
 
-_ROW_FIELDS = ("ids", "instructions", "answers", "references", "tasks", "sources")
+_ROW_FIELDS = ("ids", "instructions", "answers", "references", "tasks", "sources", "choices", "groups")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class MicroBatch:
         scales: factors from int16 to float in -1..1, one for each length.
         ids: R strings, like `instructions`, `answers`, `tasks` and `sources`.
         references: R lists of the answers that count as right.
+        choices: R lists of the choices of multiple-choice questions, or none at all.
+        groups: R mappings of what samples are scored apart by, or none at all.
         bad: samples of the plan that could not be read or decoded; they are in no other field.
         features: of the encoders that need not run.
         counts: how many lengths each row has; empty where it is one each.
@@ -76,6 +79,24 @@ class MicroBatch:
     counts: list[int] = field(default_factory=list)
     histories: list[list[Turn]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    choices: list[list[str]] = field(default_factory=list)
+    groups: list[dict[str, str]] = field(default_factory=list)
+
+    def add_texts(self, sample: Sample) -> None:
+        """Add the texts of a row, which are those of a sample."""
+        self.ids.append(sample.id)
+        self.instructions.append(sample.instruction)
+        self.answers.append(sample.answer)
+        self.tasks.append(sample.task)
+        self.sources.append(sample.source)
+        self.references.append(list(sample.references) or [sample.answer])
+        self.choices.append(list(sample.choices))
+        self.groups.append(dict(sample.groups))
+
+    def scored_by(self, row: int) -> dict[str, Any]:
+        """Return what the answer to a row is scored by: `references`, `choices` and `groups`."""
+        names = ("references", "choices", "groups")
+        return {name: getattr(self, name)[row] for name in names if getattr(self, name)}
 
     @property
     def row_lengths(self) -> list[list[int]]:
@@ -226,12 +247,7 @@ def load_micro_batch(rows: pa.Table, min_s: float, max_s: float) -> MicroBatch:
         counts.append(max(1, len(waves)))
         histories.append(list(sample.history))
         paths.append(sample.path)
-        batch.ids.append(sample.id)
-        batch.instructions.append(sample.instruction)
-        batch.answers.append(sample.answer)
-        batch.tasks.append(sample.task)
-        batch.sources.append(sample.source)
-        batch.references.append(list(sample.references) or [sample.answer])
+        batch.add_texts(sample)
     return replace(
         batch,
         audio=audio[:end],

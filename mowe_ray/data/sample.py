@@ -1,6 +1,7 @@
 """The unit that readers yield and writers take: a conversation about clips, mostly one question about one clip."""
 
 import errno
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -114,6 +115,8 @@ class Sample:
         duration_s: declared length; when set, the decoded length must agree with it.
         offset_s: start of the clip within `audio`; None means that `audio` is the clip.
         references: all answers that count as right, where there are several; the first is `answer`.
+        choices: of a multiple-choice question; the instruction lists them.
+        groups: what it is scored apart by, such as {category: Reasoning, difficulty: hard}.
         more_audio: the encoded files of the clips after the first; `duration_s` and `offset_s` are then None.
         history: turns before the instruction; those of the user, and the instruction, have `CLIP` where a clip goes,
             or none, and the clips go before the first question.
@@ -133,6 +136,8 @@ class Sample:
     more_audio: tuple[bytes, ...] = ()
     history: tuple[Turn, ...] = ()
     path: str = field(default="", compare=False)
+    choices: tuple[str, ...] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def clips(self) -> tuple[bytes, ...]:

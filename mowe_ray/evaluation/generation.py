@@ -88,7 +88,7 @@ def answer_micro_batch(
             task=micro_batch.tasks[row],
             instruction=instructions[row],
             answer=" ".join(text for text in texts[row] if text),
-            references=micro_batch.references[row],
+            **micro_batch.scored_by(row),
             duration_s=round(sum(micro_batch.row_lengths[row]) / SAMPLE_RATE, 3),
             independent=_mean([independent for independent, _ in choices_of_row[row]]),
             dependent=_mean([dependent for _, dependent in choices_of_row[row]]),

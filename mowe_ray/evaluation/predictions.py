@@ -13,7 +13,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from mowe_ray.data.sample import BadSample
@@ -153,6 +153,8 @@ class Answer:
     Attributes:
         id: Unique within the dataset.
         references: The answers that count as right.
+        choices: Of a multiple-choice question.
+        groups: What the sample is scored apart by, such as {category: Reasoning, difficulty: hard}.
         duration_s: Of the clip; 0 for text alone.
         independent: Choice of the data-independent router; None if it is off, or there was no clip.
         dependent: Choice of the data-dependent router, likewise.
@@ -172,6 +174,8 @@ class Answer:
     shard: str = ""
     place: dict[str, Any] | None = None
     path: str = ""
+    choices: list[str] = field(default_factory=list)
+    groups: dict[str, str] = field(default_factory=dict)
 
     def to_line(self) -> str:
         """Return the answer as a line of JSON."""

@@ -19,6 +19,14 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class GroupScore:
+    """The main metric of some of a task's samples."""
+
+    samples: int
+    score: Interval
+
+
+@dataclass(frozen=True)
 class TaskScores:
     """The scores of one task of a dataset; the task's first metric is its main one.
 
@@ -29,6 +37,7 @@ class TaskScores:
         unavailable: Why a metric that was asked for could not be computed.
         notes: What a reader of a score should know, by metric: who judged, and how many verdicts could not be read.
         normalisers: The rules that made transcripts comparable, by metric.
+        groups: The main metric of the samples alike in something: by its name (category, difficulty), then its value.
     """
 
     dataset: str
@@ -41,6 +50,7 @@ class TaskScores:
     unavailable: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     normalisers: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, dict[str, GroupScore]] = field(default_factory=dict)
 
     @property
     def main(self) -> str:

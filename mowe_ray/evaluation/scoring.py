@@ -9,12 +9,15 @@ from dataclasses import replace
 import numpy as np
 
 from mowe_ray.evaluation.metrics.metric import Array, Metric
-from mowe_ray.evaluation.metrics.registry import DatasetMetrics, metrics_of
+from mowe_ray.evaluation.metrics.registry import JUDGED_SCALES, DatasetMetrics, metrics_of
 from mowe_ray.evaluation.predictions import Answer, by_task
-from mowe_ray.evaluation.results import Interval, TaskScores
+from mowe_ray.evaluation.results import GroupScore, Interval, TaskScores
 
 # One number by which a task is followed during training; the others have exact match.
-_WHILE_TRAINING = {"asr": "wer", "er": "accuracy", "ac": "token_f1"}
+_WHILE_TRAINING = {
+    **{"asr": "wer", "er": "accuracy", "ac": "token_f1", "tags": "mean_average_precision"},
+    **{"mcq": "choice_accuracy", "mcq_letter": "letter_accuracy"},
+}
 _USUAL = DatasetMetrics()
 
 
@@ -44,18 +47,37 @@ def _scores(dataset: str, task: str, answers: Sequence[Answer], chosen: DatasetM
             f"data.validation.N.metrics: none is left to score {dataset}: {reasons or 'the list is empty'}"
         )
     majority = majority_answers(answers)
+    statistics = {metric.name: metric.statistics(answers) for metric in metrics}
     return TaskScores(
         dataset=dataset,
         task=task,
         samples=len(answers),
-        scores={metric.name: interval(metric, metric.statistics(answers), seed) for metric in metrics},
+        scores={metric.name: interval(metric, statistics[metric.name], seed) for metric in metrics},
         titles={metric.name: metric.title for metric in metrics},
         better={metric.name: metric.better for metric in metrics},
-        majority={metric.name: metric.of(majority) for metric in metrics if metric.name not in chosen.judged},
+        majority={metric.name: metric.of(majority) for metric in metrics if metric.name not in JUDGED_SCALES},
         unavailable=unavailable,
         notes={metric.name: note for metric in metrics if (note := metric.note(answers))},
         normalisers={metric.name: metric.normaliser for metric in metrics if metric.normaliser},
+        groups=_group_scores(metrics[0], statistics[metrics[0].name], answers, seed),
     )
+
+
+def _group_scores(
+    metric: Metric, statistics: Array, answers: Sequence[Answer], seed: int
+) -> dict[str, dict[str, GroupScore]]:
+    """Return the metric by name and value of what samples are scored apart by, each in alphabetical order."""
+    rows: dict[str, dict[str, list[int]]] = {}
+    for row, answer in enumerate(answers):
+        for name, value in answer.groups.items():
+            rows.setdefault(name, {}).setdefault(value, []).append(row)
+    return {
+        name: {
+            value: GroupScore(len(places), interval(metric, statistics[places], seed))
+            for value, places in sorted(values.items())
+        }
+        for name, values in sorted(rows.items())
+    }
 
 
 def majority_answers(answers: Sequence[Answer]) -> list[Answer]:

@@ -104,9 +104,9 @@ def _answer(
         max_new_tokens=most,
         synced_gpus=engine.sharded,
     )
-    fields = (micro_batch.ids, micro_batch.tasks, micro_batch.instructions, texts, micro_batch.references)
     # An empty batch has one dummy row.
-    return [Answer(*values) for values in zip(*fields, strict=False)]
+    fields = zip(micro_batch.ids, micro_batch.tasks, micro_batch.instructions, texts, strict=False)
+    return [Answer(*values, **micro_batch.scored_by(row)) for row, values in enumerate(fields)]
 
 
 def _add_routing(routing: dict[str, RoutingSums], output: MoweOutput, batch: Batch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mowe_ray.data.sample import AUDIO_SUFFIXES, BadAudio, BadSample, Sample, bad_audio, valid_text
+from mowe_ray.data.shards.choices import answer_among, with_choices
 from mowe_ray.data.shards.fields import Reading
 from mowe_ray.data.shards.manifest import read_clips
 from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS, UNKNOWN_TASK, check_record, parse_record
@@ -111,11 +112,12 @@ class Defaults:
         task = record.task or self.task
         if task is None:
             raise ValueError(f"{self.source}: nothing says the task of {id}; give --task")
+        asked = record.instruction if record.asks else self._instruction_for(task)
         return Sample(
             id=id,
             audio=audio,
-            instruction=record.instruction if record.asks else self._instruction_for(task),
-            answer=record.answer,
+            instruction=with_choices(asked, record.choices, task),
+            answer=answer_among(record.answer, record.choices, task),
             task=task,
             source=self.source,
             suffix=suffix,
@@ -124,6 +126,8 @@ class Defaults:
             references=record.references,
             more_audio=tuple(more),
             history=record.history,
+            choices=record.choices,
+            groups=record.groups,
         )
 
     def asked(self, sample: Sample) -> Sample:

@@ -33,7 +33,7 @@ def read_manifest(manifest: Path, defaults: Defaults) -> Iterator[Sample | BadSa
     Fields go by their usual names, among them NeMo's `audio_filepath`, `text`, `duration` and
     `offset`. Relative audio paths start at the manifest's folder.
     """
-    for number, row in enumerate(_rows(manifest), start=1):
+    for number, row in enumerate(manifest_rows(manifest), start=1):
         id = f"{manifest.stem}-{number:06d}"
         if isinstance(row, BadAudio):
             yield BadSample(id, defaults.source, row.cause, row.detail)
@@ -71,7 +71,7 @@ def read_sharded(path: Path, defaults: Defaults) -> Iterator[Sample | BadSample]
                 yield sample if isinstance(sample, BadSample) else defaults.asked(sample)
 
 
-def _rows(manifest: Path) -> Iterator[dict[str, Any] | BadAudio]:
+def manifest_rows(manifest: Path) -> Iterator[dict[str, Any] | BadAudio]:
     """Yield the fields of each row, or what is wrong with it."""
     columns = manifest_header(str(manifest))
     try:
@@ -151,7 +151,7 @@ def _metadata_rows(table: Path) -> Iterator[dict[str, Any]]:
     elif table.suffix == ".parquet":
         yield from read_rows(table)
     else:
-        for row in _rows(table):
+        for row in manifest_rows(table):
             yield {_PROBLEM: row.detail} if isinstance(row, BadAudio) else row
 
 

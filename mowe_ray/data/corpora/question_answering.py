@@ -1,4 +1,4 @@
-"""Corpora of questions about sounds and speech: Clotho-AQA, SLUE-SQA5 and Spoken-SQuAD.
+"""Corpora of questions about sounds and speech: Clotho-AQA, SLUE-SQA5, Spoken-SQuAD, and benchmarks of choices.
 
 Clotho-AQA: six questions about each clip, each answered in a word by three annotators.
 
@@ -27,6 +27,15 @@ Spoken-SQuAD_audio.zip, which holds train_wav.zip and dev_wav.zip. The numbers i
 the JSON, which keeps paragraphs without questions, so that they count. Contexts and answers are what a speech
 recogniser made of the clips. Of the noisier test sets (WER44, WER54) only such transcripts are published; they are not
 read.
+
+MMAU, MMAU-Pro, MMAR and MMSU: questions with choices, one JSON list, JSON lines or Parquet file each, which names the
+clips relative to its folder (github.com/Sakshi113/MMAU, huggingface.co/datasets/gamma-lab-umd/MMAU-Pro,
+github.com/ddlBoJack/MMAR, huggingface.co/datasets/ddwang2000/MMSU).
+
+    mmau-test-mini.json    audio_id,   question, choices, answer, task (sound, music, speech), category, difficulty, ...
+    test.parquet           audio_path, question, choices, answer, category, ...    of MMAU-Pro; several clips a question
+    MMAR-meta.jsonl        audio_path, question, choices, answer, modality, category, sub-category, ...
+    mmsu.jsonl             audio_path, question, choice_a to choice_d, answer_gt, category, ...
 """
 
 import re
@@ -40,9 +49,12 @@ import pyarrow.parquet as pq
 
 from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.corpora.layout import Defaults, each_row, find, need, read_csv, read_json
+from mowe_ray.data.corpora.manifest_and_folders import SUFFIXES, manifest_rows
 from mowe_ray.data.corpora.parquet import Fields, read_parquet
 from mowe_ray.data.decode import decode_audio
 from mowe_ray.data.sample import BadAudio, BadSample, Sample
+from mowe_ray.data.shards.choices import BY_LETTER, BY_TEXT
+from mowe_ray.data.shards.manifest import first_entry
 from mowe_ray.data.synthetic_corpus.sounds import encode_flac
 
 CLOTHO_AQA_SPLITS = ("train", "val", "test")
@@ -211,3 +223,65 @@ def _sentence_clips(clips: Path) -> dict[tuple[int, int], dict[int, Path]]:
             topic, paragraph, sentence = map(int, name.groups())
             found.setdefault((topic, paragraph), {})[sentence] = file
     return found
+
+
+_MMSU_CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
+_OPEN = ("open", "instruction following")  # categories of MMAU-Pro whose answers no choice is
+# What accuracy is given apart by.
+_GROUPS = (
+    *("modality", "category", "sub-category", "sub-sub-category", "task_name", "difficulty"),
+    *("length_type", "language"),
+)
+
+
+def is_multiple_choice(path: Path) -> bool:
+    """Whether a file has the fields of MMAU, MMAU-Pro, MMAR or MMSU."""
+    if not path.is_file() or path.suffix not in (".json", ".jsonl", ".parquet"):
+        return False
+    try:
+        names = set(pq.read_schema(path).names if path.suffix == ".parquet" else first_entry(str(path)))
+    except (BadAudio, OSError, ValueError):  # a broken file, which reading counts
+        return False
+    mmsu = {"audio_path", "question", "answer_gt", *_MMSU_CHOICES[:2]}
+    return names >= mmsu or (names >= {"question", "choices", "answer"} and bool(names & {"audio_id", "audio_path"}))
+
+
+def read_multiple_choice(path: Path, defaults: Defaults) -> Iterator[Sample | BadSample]:
+    """Read a benchmark; MMSU's questions are answered with a letter, those of the others with the text of a choice.
+
+    Rows of MMAU-Pro without choices (open questions, instructions to follow) are left out.
+
+    Args:
+        path: One file.
+        defaults: `mcq` or `mcq_letter` as task changes how it is answered.
+    """
+    if path.suffix not in SUFFIXES:
+        for item in read_parquet(path, defaults, None, lambda row: _choice_fields(row, defaults)):
+            if isinstance(item, BadSample) or item.choices:
+                yield item
+        return
+    for number, row in enumerate(manifest_rows(path)):
+        name = f"{path.stem}-{number:06d}"
+        if isinstance(row, BadAudio):
+            yield BadSample(name, defaults.source, row.cause, row.detail)
+            continue
+        fields = _choice_fields(row, defaults)
+        if fields["choices"]:
+            yield defaults.sample(fields, name, path)
+
+
+def _choice_fields(row: Fields, defaults: Defaults) -> Fields:
+    by_letter = _MMSU_CHOICES[0] in row
+    choices = [row.get(name) for name in _MMSU_CHOICES] if by_letter else row.get("choices")
+    closed = isinstance(choices, list) and len(choices) > 1 and row.get("category") not in _OPEN
+    # MMAU calls the modality its task.
+    groups = {"modality": row.get("task")} | {name: row[name] for name in _GROUPS if row.get(name)}
+    return {
+        "id": row.get("id"),
+        "audio": row.get("audio_id") or row.get("audio_path"),
+        "question": row.get("question"),
+        "choices": [choice for choice in choices or () if choice] if closed else [],
+        "answer": row.get("answer_gt", row.get("answer")),
+        "task": defaults.task or (BY_LETTER if by_letter else BY_TEXT),
+        "groups": groups,
+    }

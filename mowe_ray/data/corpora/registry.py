@@ -42,9 +42,11 @@ from mowe_ray.data.corpora.question_answering import (
     SLUE_SQA5_SPLITS,
     SPOKEN_SQUAD_SPLITS,
     is_clotho_aqa,
+    is_multiple_choice,
     is_slue_sqa5,
     is_spoken_squad,
     read_clotho_aqa,
+    read_multiple_choice,
     read_slue_sqa5,
     read_spoken_squad,
 )
@@ -91,6 +93,12 @@ def _parquet(is_it: Callable[[Path], bool]) -> Callable[[Path], bool]:
 
 # The first that fits is taken: the particular before the general, and a glance before a walk through all files.
 KINDS: dict[str, Kind] = {
+    "mcq": Kind(
+        "JSON, JSON lines or Parquet of MMAU, MMAU-Pro (its closed questions), MMAR or MMSU, beside its clips",
+        is_multiple_choice,
+        read_multiple_choice,
+        splits=None,
+    ),
     "manifest": Kind(
         "JSON (lines), CSV or TSV: audio_filepath|audio|path, text|answer, and where they differ from row to row\n"
         "instruction, task, id, duration, offset",

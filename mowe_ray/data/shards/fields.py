@@ -7,7 +7,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 Field = Literal[
-    "id", "audio", "instruction", "answer", "references", "task", "duration", "offset", "messages", "system", "history"
+    "id",
+    "audio",
+    "instruction",
+    "answer",
+    "references",
+    "choices",
+    "task",
+    "duration",
+    "offset",
+    "messages",
+    "system",
+    "history",
 ]
 FIELDS: tuple[Field, ...] = get_args(Field)
 
@@ -20,6 +31,8 @@ ANSWER_KEYS = (
     *("target", "captions", "label", "labels", "emotion"),
 )
 REFERENCES_KEYS = ("references",)
+CHOICES_KEYS = ("choices",)
+GROUPS_KEYS = ("groups",)  # what samples are scored apart by
 TASK_KEYS = ("task",)
 DURATION_KEYS = ("duration", "duration_s")
 OFFSET_KEYS = ("offset",)
@@ -30,7 +43,7 @@ INPUT_KEYS = ("input",)  # alpaca: what its instruction is about
 CUT_KEYS = ("supervisions", "recording", "start", "channel", "custom", "type")  # of a cut of lhotse
 RATE_KEYS = ("sampling_rate", "sample_rate", "sr")
 SPOKEN_KEYS = (
-    *(*INSTRUCTION_KEYS, *ANSWER_KEYS, *REFERENCES_KEYS, *TASK_KEYS),
+    *(*INSTRUCTION_KEYS, *ANSWER_KEYS, *REFERENCES_KEYS, *CHOICES_KEYS, *GROUPS_KEYS, *TASK_KEYS),
     *(*TURNS_KEYS, *SYSTEM_KEYS, *HISTORY_KEYS, *INPUT_KEYS),
 )
 TEXT_KEYS = (*ID_KEYS, *SPOKEN_KEYS, *DURATION_KEYS, *OFFSET_KEYS)

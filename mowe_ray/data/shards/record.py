@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow as pa
 from mowe_ray.data.audio_headers import suffix_of
 from mowe_ray.data.sample import BadAudio, BadSample, Sample, StorageError, Turn, valid_text
 from mowe_ray.data.shards.audio_field import find_audio
+from mowe_ray.data.shards.choices import answer_among, find_choices, find_groups, with_choices
 from mowe_ray.data.shards.conversation import find_conversation, place_clips
 from mowe_ray.data.shards.cut import from_cut, is_cut
 from mowe_ray.data.shards.fields import (
@@ -50,6 +51,7 @@ class Record:
         audio: a path or an encoded file; `more_audio` those of the clips after the first.
         duration_s: declared length, of all clips together.
         history: turns before the instruction.
+        choices: of a multiple-choice question; `groups` are what it is scored apart by.
         unread: what looks like audio but is not read, where `audio` is None.
         no_answer: why there is no answer, where it is empty.
     """
@@ -66,6 +68,8 @@ class Record:
     no_answer: str = ""
     more_audio: tuple[str | bytes, ...] = ()
     history: tuple[Turn, ...] = ()
+    choices: tuple[str, ...] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def clips(self) -> tuple[str | bytes, ...]:
@@ -118,6 +122,8 @@ def parse_record(fields: Mapping[str, Any], reading: Reading = _ANY, clips: int 
         no_answer="" if answer else _no_answer(fields, talk is not None),
         more_audio=audio[1:],
         history=history,
+        choices=find_choices(fields),
+        groups=find_groups(fields),
     )
 
 
@@ -285,7 +291,7 @@ def check_record(record: Record, has_audio: bool) -> None:
 def _texts(record: Record) -> Iterator[tuple[str, str]]:
     yield from (("id", record.id or ""), ("task", record.task or ""))
     yield from (("instruction", record.instruction), ("answer", record.answer))
-    yield from (("references", text) for text in record.references)
+    yield from (("references", text) for text in (*record.references, *record.choices, *record.groups.values()))
     yield from (("turns", turn.text) for turn in record.history)
     yield from (("audio", clip) for clip in record.clips if isinstance(clip, str))
 
@@ -338,8 +344,8 @@ def make_sample(place: Place, record: Record, clips: Sequence[bytes]) -> Sample:
     return Sample(
         id=place.id,
         audio=audio,
-        instruction=asked or ("" if record.asks else DEFAULT_INSTRUCTIONS.get(place.task, "")),
-        answer=record.answer,
+        instruction=asked if record.asks and not asked else _question(asked, record.choices, place.task),
+        answer=answer_among(record.answer, record.choices, place.task),
         task=place.task,
         source=place.source,
         suffix=(suffix_of(audio) or "") if audio else "",
@@ -349,7 +355,29 @@ def make_sample(place: Place, record: Record, clips: Sequence[bytes]) -> Sample:
         more_audio=tuple(clips[1:]),
         history=record.history,
         path=record.audio if isinstance(record.audio, str) else "",
+        choices=record.choices,
+        groups=record.groups,
     )
+
+
+def sample_of_texts(texts: Mapping[str, Any], sample_id: str, task: str, source: str) -> Sample:
+    """Return the sample of texts that were kept of it, by `make_sample` for another task, as it is for this one."""
+    choices = tuple(texts.get("choices") or ())
+    return Sample(
+        id=sample_id,
+        audio=None,
+        instruction=_question(texts["instruction"], choices, task),
+        answer=answer_among(texts["answer"], choices, task),
+        task=task,
+        source=source,
+        references=tuple(texts["references"]),
+        choices=choices,
+        groups=dict(texts.get("groups") or ()),
+    )
+
+
+def _question(instruction: str, choices: Sequence[str], task: str) -> str:
+    return with_choices(instruction or DEFAULT_INSTRUCTIONS.get(task, ""), choices, task)
 
 
 def bad_sample(place: Place, error: BadAudio) -> BadSample:

@@ -35,6 +35,8 @@ _PARQUET_SCHEMA = pa.schema(
         ("task", pa.string()),
         ("duration", pa.float64()),
         ("references", pa.list_(pa.string())),
+        ("choices", pa.list_(pa.string())),
+        ("groups", pa.string()),  # JSON
         ("messages", pa.string()),  # JSON, of conversations
         ("audios", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),  # of samples with several
     ]
@@ -149,6 +151,10 @@ def _fields(sample: Sample) -> dict[str, Any]:
     fields["task"] = sample.task
     if sample.references:
         fields["references"] = list(sample.references)
+    if sample.choices:
+        fields["choices"] = list(sample.choices)
+    if sample.groups:
+        fields["groups"] = dict(sample.groups)
     if sample.audio is not None:
         with suppress(BadAudio):
             fields["duration"] = round(sample.duration_s or sum(map(header_duration_s, sample.clips)), 4)
@@ -175,9 +181,9 @@ def _parquet_row(sample: Sample, number: int) -> dict[str, Any]:
     names = _names(sample, f"{number:09d}")
     clips = [{"bytes": clip, "path": name} for clip, name in zip(sample.clips, names, strict=True)]
     row = {"audio": clips[0] if len(clips) == 1 else None, "audios": clips if len(clips) > 1 else None}
-    messages = json.dumps(fields["messages"], ensure_ascii=False) if "messages" in fields else None
+    texts = {name: json.dumps(fields[name], ensure_ascii=False) for name in ("messages", "groups") if name in fields}
     empty = dict.fromkeys(_PARQUET_SCHEMA.names)
-    return {**empty, **fields, **row, "messages": messages}
+    return {**empty, **fields, **row, **texts}
 
 
 def _names(sample: Sample, key: str) -> list[str]:

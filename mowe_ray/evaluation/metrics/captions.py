@@ -1,7 +1,4 @@
-"""Metrics of captions that look at whole words: METEOR, ROUGE-L and CIDEr-D.
-
-All compare words as `caption_words` gives them.
-"""
+"""Metrics of captions: METEOR, ROUGE-L and CIDEr-D, which compare words as `caption_words` gives them, and meanings."""
 
 from __future__ import annotations
 
@@ -11,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from nltk.corpus import wordnet as installed_wordnet
 from nltk.translate.meteor_score import meteor_score
 
-from mowe_ray.evaluation.metrics.metric import Metric, MissingDataError, mean_metric
+from mowe_ray.evaluation.metrics.metric import Array, Metric, MissingDataError, mean_metric, mean_percent
 from mowe_ray.evaluation.predictions import Answer
 from mowe_ray.evaluation.text_normalization import caption_words
 
@@ -133,3 +131,44 @@ def _clipped_cosine(given: dict[tuple[str, ...], float], reference: dict[tuple[s
         return 0.0
     shared = given.keys() & reference.keys()
     return sum(min(given[ngram], reference[ngram]) * reference[ngram] for ngram in shared) / lengths
+
+
+_TEXTS_AT_A_TIME = 64
+
+
+def sentence_similarity(folder: str) -> Metric:
+    """Return the mean cosine of the embeddings of a caption and of its references, times 100.
+
+    With `sentence-transformers/paraphrase-TinyBERT-L6-v2` it is what FENSE (arXiv 2110.04684) takes before it punishes
+    errors of fluency, for which its second model is not read here.
+
+    Args:
+        folder: Of an encoder of sentences that transformers loads, whose embedding is the mean over its tokens.
+
+    Raises:
+        ValueError: It cannot be loaded.
+    """
+    from transformers import AutoModel, AutoTokenizer  # torch takes seconds, which other metrics need not wait for
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"sentence_model: {folder} is no folder of a model and its tokenizer: {error}") from error
+
+    def embedded(texts: Sequence[str]) -> Array:
+        """Return (N, E) of unit length."""
+        tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        mask = tokens["attention_mask"][..., None]
+        states = model(**tokens).last_hidden_state.detach()
+        means = ((states * mask).sum(1) / mask.sum(1)).double().numpy()
+        return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True))
+
+    def statistics(answers: Sequence[Answer]) -> Array:
+        texts = sorted({text for answer in answers for text in (answer.answer, *answer.references)}, key=len)
+        parts = [texts[i : i + _TEXTS_AT_A_TIME] for i in range(0, len(texts), _TEXTS_AT_A_TIME)]
+        vectors = dict(zip(texts, (vector for part in parts for vector in embedded(part)), strict=True))
+        cosines = [np.mean([vectors[text] @ vectors[a.answer] for text in a.references]) for a in answers]
+        return np.array([(cosine, 1.0) for cosine in cosines], np.float64).reshape(-1, 2)
+
+    return Metric("sentence_similarity", "sentence similarity (%)", "higher", statistics, mean_percent)

@@ -10,7 +10,15 @@ import numpy as np
 
 from mowe_ray.evaluation.judge.judge import Judge, Scale
 from mowe_ray.evaluation.metrics.captions import ROUGE_L, cider_d, meteor
-from mowe_ray.evaluation.metrics.classification import accuracy, labels_of, macro_f1, unweighted_accuracy
+from mowe_ray.evaluation.metrics.classification import (
+    CHOICE_ACCURACY,
+    LETTER_ACCURACY,
+    accuracy,
+    labels_of,
+    macro_f1,
+    mean_average_precision,
+    unweighted_accuracy,
+)
 from mowe_ray.evaluation.metrics.metric import Array, Metric, MissingDataError, mean_percent
 from mowe_ray.evaluation.metrics.text_overlap import CHRF, EXACT_MATCH, TOKEN_F1, cer, wer
 from mowe_ray.evaluation.predictions import Answer
@@ -23,6 +31,9 @@ _MAKERS: dict[str, _Maker] = {
     "accuracy": lambda answers, labels, language: accuracy(labels),
     "unweighted_accuracy": lambda answers, labels, language: unweighted_accuracy(labels),
     "macro_f1": lambda answers, labels, language: macro_f1(labels),
+    "mean_average_precision": lambda answers, labels, language: mean_average_precision(labels),
+    "choice_accuracy": lambda answers, labels, language: CHOICE_ACCURACY,
+    "letter_accuracy": lambda answers, labels, language: LETTER_ACCURACY,
     "cider_d": lambda answers, labels, language: cider_d(answers),
     "meteor": lambda answers, labels, language: meteor(),
     "rouge_l": lambda answers, labels, language: ROUGE_L,
@@ -34,6 +45,9 @@ _DEFAULTS = {
     "asr": ("wer", "cer"),
     "er": ("accuracy", "unweighted_accuracy", "macro_f1"),
     "ac": ("cider_d", "meteor", "rouge_l", "chrf"),
+    "mcq": ("choice_accuracy", "letter_accuracy"),
+    "mcq_letter": ("letter_accuracy",),
+    "tags": ("mean_average_precision",),
 }
 _DEFAULTS_OF_OTHERS = ("exact_match", "token_f1")
 
@@ -61,7 +75,7 @@ def check_names(names: Sequence[str] | None, key: str = "data.validation.N.metri
     Raises:
         ValueError: Names `key`, the unknown name and the nearest known one.
     """
-    known = [*_MAKERS, *JUDGED_SCALES]
+    known = [*_MAKERS, *_NEEDS]
     for name in names or ():
         if name not in known:
             nearest = get_close_matches(name, known, n=1)
@@ -83,7 +97,7 @@ def metrics_of(
         answers: The whole set, of one task; some metrics depend on all its references.
         labels: The closed list; None takes the references.
         names: Of the metrics; None takes those of the task, then `extra`.
-        extra: Metrics that were made elsewhere (judges), also to be chosen by their names.
+        extra: Metrics that were made elsewhere, of other models, also to be chosen by their names.
         language: Of transcripts; None takes it from the references.
     """
     check_names([name for name in names or () if name not in {metric.name for metric in extra}])
@@ -94,8 +108,8 @@ def metrics_of(
     for name in dict.fromkeys(wanted):
         if name in made:
             metrics.append(made[name])
-        elif name in JUDGED_SCALES:
-            unavailable[name] = "needs a judge: set judge.base_url and judge.model"
+        elif name in _NEEDS:
+            unavailable[name] = _NEEDS[name]
         else:
             try:
                 metrics.append(_MAKERS[name](answers, labels, language))
@@ -110,24 +124,27 @@ class DatasetMetrics:
 
     Attributes:
         names, labels, language: As in its `data.validation` entry.
-        judged: Metrics that ask a language model, by name; empty without a judge.
+        made: Metrics of other models (a judge, a sentence encoder), by name; those that were asked for.
     """
 
     names: Sequence[str] | None = None
     labels: Sequence[str] | None = None
-    judged: Mapping[str, Metric] = field(default_factory=dict)
+    made: Mapping[str, Metric] = field(default_factory=dict)
     language: str | None = None
 
     def of(self, task: str, answers: Sequence[Answer]) -> tuple[list[Metric], dict[str, str]]:
         """Return what `metrics_of` does for one of its tasks."""
-        usual = JUDGED_TASKS.get(task)
-        extra = [metric for name, metric in self.judged.items() if self.names is not None or name == usual]
+        usual = (JUDGED_TASKS.get(task), "sentence_similarity" if task == "ac" else None)
+        extra = [metric for name, metric in self.made.items() if self.names is not None or name in usual]
         return metrics_of(task, answers, self.labels, self.names, extra, self.language)
 
 
 # AudioBench's choice for each task; transcripts are counted, not judged.
 JUDGED_TASKS: dict[str, str] = {"ac": "judge", "aqa": "judge", "sqa": "judge", "er": "judge_binary"}
 JUDGED_SCALES: dict[str, Scale] = {"judge": "graded", "judge_binary": "binary"}
+# Metrics that another model computes, and what they need.
+_NEEDS = dict.fromkeys(JUDGED_SCALES, "needs a judge: set judge.base_url and judge.model")
+_NEEDS |= {"sentence_similarity": "needs a folder of a sentence encoder: set sentence_model"}
 
 
 def judged_metric(name: str, judge: Judge) -> Metric:

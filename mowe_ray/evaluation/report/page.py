@@ -20,6 +20,7 @@ from mowe_ray.evaluation.report.summary import (
     alarms,
     bounds,
     compared_models,
+    group_rows,
     headline,
     listed,
     metric_rows,
@@ -51,6 +52,7 @@ def report(evaluation: Evaluation) -> str:
         f"Evaluation of {', '.join(names)}",
         _header(evaluation, names, datasets),
         section("Scores", score_table(evaluation, rows), _table_note(evaluation)),
+        section("Scores by group", group_table(evaluation), "The main metric of samples that are alike in something."),
         *_comparison(evaluation, rows),
         *(part(model, len(names) > 1) for model in evaluation.models for part in (_routers, _ablation)),
         section("What is missing", _list(not_computed(evaluation))),
@@ -186,6 +188,37 @@ def score_table(evaluation: Evaluation, rows: Sequence[MetricRow]) -> str:
         for _, group in groupby(rows, key=lambda row: row.test_set)
     ]
     return tag("div", tag("table", tag("thead", tag("tr", *heads)), *groups, class_="sets"), class_="wide")
+
+
+def group_table(evaluation: Evaluation) -> str:
+    """Return the table of the main metric by category, difficulty and the like; empty where nothing is grouped."""
+    rows, models = group_rows(evaluation), [model.name for model in evaluation.models]
+    if not rows:
+        return ""
+    heads = [tag("th", name) for name in ("data", "by", "")] + [tag("th", "samples", class_="n")]
+    heads += [tag("th", escape(name), class_="n") for name in models]
+    bodies = []
+    for (dataset, task, by), grouped in groupby(rows, key=lambda row: (row.dataset, row.task, row.name)):
+        group = list(grouped)
+        spanning = [tag("th", escape(dataset), tag("small", escape(task)), rowspan=len(group))]
+        spanning += [tag("th", escape(by), tag("small", escape(group[0].title)), rowspan=len(group))]
+        lines = [
+            tag(
+                "tr",
+                *(spanning if i == 0 else []),
+                tag("td", escape(row.value)),
+                tag("td", str(row.samples), class_="n"),
+                *(
+                    _number(score(row.scores[name].value), bounds(row.scores[name]))
+                    if name in row.scores
+                    else _number("–")
+                    for name in models
+                ),
+            )
+            for i, row in enumerate(group)
+        ]
+        bodies.append(tag("tbody", *lines))
+    return tag("div", tag("table", tag("thead", tag("tr", *heads)), *bodies, class_="sets"), class_="wide")
 
 
 def _rows(group: list[MetricRow], models: list[str], compared: list[str], majority: bool) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mowe_ray.evaluation.results import EvaluatedModel, Evaluation, Interval, TaskScores
+from mowe_ray.evaluation.results import EvaluatedModel, Evaluation, GroupScore, Interval, TaskScores
 from mowe_ray.output.terminal import amount, format_table
 
 Outcome = Literal["better", "worse", ""]
@@ -84,6 +84,39 @@ def metric_rows(evaluation: Evaluation) -> list[MetricRow]:
             )
             rows.append(row)
     return rows
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """The main metric of the samples of a test set that are alike in something.
+
+    Attributes:
+        name: Of what they are alike in, such as category; `value` of it.
+        scores: By model.
+    """
+
+    dataset: str
+    task: str
+    title: str
+    name: str
+    value: str
+    samples: int
+    scores: dict[str, Interval]
+
+
+def group_rows(evaluation: Evaluation) -> list[GroupRow]:
+    """Return a row for each value of what samples are scored apart by, test set by test set."""
+    found: dict[tuple[str, str, str, str, str], dict[str, GroupScore]] = {}
+    for model in evaluation.models:
+        for task in model.scores:
+            for name, values in task.groups.items():
+                for value, group in values.items():
+                    place = (task.dataset, task.task, task.titles[task.main], name, value)
+                    found.setdefault(place, {})[model.name] = group
+    return [
+        GroupRow(*place, max(group.samples for group in groups.values()), {m: g.score for m, g in groups.items()})
+        for place, groups in found.items()
+    ]
 
 
 def compared_models(evaluation: Evaluation) -> list[EvaluatedModel]:

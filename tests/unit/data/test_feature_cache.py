@@ -37,6 +37,7 @@ def corpus(tmp_path, make_samples, encode):
         *make_samples(40, prefix="b", step_s=0.02),
         Sample("silent", silent, "i", "a", "asr", "x", "wav"),
         Sample("plain", encode("wav"), "", "a", "ac", "x", "wav"),
+        Sample("choice", encode("wav"), "Which?", "b", "mcq", "x", "wav", choices=("a", "b"), groups={"level": "easy"}),
     ]
     write_webdataset(samples, str(tmp_path / "w"), shard_bytes=500_000)
     return tmp_path / "w"

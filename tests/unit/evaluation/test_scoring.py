@@ -56,7 +56,7 @@ def test_metrics_made_elsewhere_follow_the_usual_or_stand_where_they_are_named()
 
 
 def test_a_judge_joins_the_usual_metrics_of_the_tasks_it_is_for():
-    chosen = DatasetMetrics(judged={"judge": JUDGE, "judge_binary": replace(JUDGE, name="judge_binary")})
+    chosen = DatasetMetrics(made={"judge": JUDGE, "judge_binary": replace(JUDGE, name="judge_binary")})
     assert names(chosen.of("er", labelled_answers(3))[0])[-1] == "judge_binary"
     assert names(chosen.of("asr", answers_of("asr", 3))[0]) == ["wer", "cer"]
     named = replace(chosen, names=["judge_binary"])
@@ -97,7 +97,7 @@ def test_the_majority_always_gives_the_most_frequent_first_reference():
         Answer(str(i), "aqa", "", "?", r)
         for i, r in enumerate([["yes", "a"], ["yes", "b"], ["no", "yes", "b"], ["maybe", "c"]])
     ]
-    (scores,) = task_scores("qa", rows, DatasetMetrics(judged={"judge": JUDGE}), seed=0)
+    (scores,) = task_scores("qa", rows, DatasetMetrics(made={"judge": JUDGE}), seed=0)
     assert scores.majority == {"exact_match": 75, "token_f1": 75}, "a judge is not asked about it"
     assert scores.scores["judge"].value == pytest.approx(40)
 

@@ -7,9 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from nltk.stem.porter import PorterStemmer
+from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
-from mowe_ray.evaluation.metrics.captions import ROUGE_L, cider_d, meteor
+from mowe_ray.evaluation.metrics.captions import ROUGE_L, cider_d, meteor, sentence_similarity
 from mowe_ray.evaluation.metrics.text_overlap import CHRF
 from mowe_ray.evaluation.predictions import Answer
 from mowe_ray.evaluation.text_normalization import caption_words
@@ -228,3 +230,22 @@ def test_captions_are_compared_without_case_and_punctuation():
     rows = [captioned(text.upper() + " !", text) for text in (" ".join(rng.sample(WORDS, 6)) for _ in range(5))]
     assert ROUGE_L.of(rows) == pytest.approx(100)
     assert meteor(TinyWordNet()).of(rows) > 99
+
+
+def test_sentence_similarity_is_the_mean_cosine_of_mean_embeddings(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "barks"]))
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=8, **sizes)).save_pretrained(tmp_path)
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    rows = [captioned("a dog barks", "a cat", "a dog barks"), captioned("cat", "a dog barks")]
+    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path), BertModel.from_pretrained(tmp_path).eval()
+
+    def vector(text):  # one at a time, without padding
+        states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].detach().double().numpy()
+        return states.mean(0) / np.linalg.norm(states.mean(0))
+
+    cosines = [np.mean([vector(row.answer) @ vector(text) for text in row.references]) for row in rows]
+    assert sentence_similarity(str(tmp_path)).of(rows) == pytest.approx(100 * np.mean(cosines), abs=1e-4)
+    with pytest.raises(ValueError, match=r"sentence_model: .*nowhere is no folder of a model"):
+        sentence_similarity(str(tmp_path / "nowhere"))

@@ -9,7 +9,7 @@ from mowe_ray.evaluation.report.charts import difference_chart, quality_charts
 from mowe_ray.evaluation.report.page import report, score_table
 from mowe_ray.evaluation.report.router_charts import ablation_charts, drift, independent_choice, load_bars
 from mowe_ray.evaluation.report.summary import metric_rows
-from mowe_ray.evaluation.results import Ablation, Evaluation, Interval
+from mowe_ray.evaluation.results import Ablation, Evaluation, GroupScore, Interval
 from tests.html_page import Page
 from tests.made_evaluation import (
     BUILTIN,
@@ -84,6 +84,17 @@ def test_what_users_wrote_is_escaped() -> None:
     assert "<script>alert" not in html
     assert sum(element == "script" for element, _ in page.elements) == 1
     assert sum(evil in text for text in page.texts) >= 20
+
+
+def test_scores_by_category_have_a_table_of_their_own_with_all_models() -> None:
+    by_group = {"difficulty": {"<easy>": GroupScore(7, around(81.5, 2)), "hard": GroupScore(3, around(40.25, 5))}}
+    grouped = [replace(task, groups=by_group) for task in scores({"mmau": ("aqa",)}, {})]
+    made = evaluation([model("a", {}, {}, scores=grouped), model("b", {}, {}, scores=grouped[:0])])
+    html = report(made)
+    assert "Scores by group" in Page(html).headings()
+    assert "&lt;easy&gt;" in html
+    assert html.count("81.50") == html.count("40.25") == 1
+    assert "Scores by group" not in Page(report(one_model())).headings()
 
 
 def cells(evaluated: Evaluation, kind: str) -> int:
