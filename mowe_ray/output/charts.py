@@ -7,9 +7,10 @@ keep their size on any screen; only paths are stretched, with strokes that are n
 from __future__ import annotations
 
 import html
+import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 MOST_POINTS = 200
@@ -152,6 +153,49 @@ def thinned(points: list[tuple[float, float]], most: int = MOST_POINTS) -> list[
     return [*means, points[-1]]
 
 
+@dataclass(frozen=True)
+class Series:
+    """A number over another, in the order of that."""
+
+    name: str
+    points: list[tuple[float, float]]
+    colour: str
+    dashed: bool = False
+
+
+def line_chart(
+    title: str, series: Sequence[Series], *, x_label: str = "step", y: Axis | None = None, height: float = 170
+) -> str:
+    """Draw lines over one pair of axes; the page's script tells their values where the pointer is.
+
+    Args:
+        y: Axis of the values; None takes what holds them all.
+    """
+    shown = [replace(one, points=thinned(one.points)) for one in series if one.points]
+    if not shown:
+        return ""
+    x = Axis.over([0.0, *(at for one in shown for at, _ in one.points)], count=4)
+    y = y or Axis.over((value for one in shown for _, value in one.points), count=4)
+    lines = [
+        # A path of one point draws nothing; from a point to itself it draws a dot.
+        path(one.points if len(one.points) > 1 else one.points * 2, x, y, height,
+             class_="front" if one.dashed else "course", style=f"--k:{one.colour}")
+        for one in shown
+    ]  # fmt: skip
+    # Where a line ends, and all there is to see of one that has a single point.
+    ends = [
+        tag("circle", cx=x.across(at), cy=y.down(value, height), r=3, class_="dot", style=f"--k:{one.colour}")
+        for one in shown
+        if not one.dashed
+        for at, value in one.points[-1:]
+    ]
+    told = [[one.name, [[at, float(f"{value:.4g}")] for at, value in one.points]] for one in shown]
+    return tag(
+        "svg", frame(x, y, height, x_label), stretched(height, *lines), *ends, class_="plot framed", height=height,
+        role="img", aria_label=f"{title}, over {x_label}", data_curves=json.dumps([x_label, x.low, x.high, told]),
+    )  # fmt: skip
+
+
 def spread_out(places: Sequence[float], distance: float) -> list[float]:
     """Move places apart, as little as needed for each to be `distance` after the one before, in their order."""
     order = sorted(range(len(places)), key=lambda i: places[i])
@@ -267,7 +311,9 @@ def _interval_row(row: IntervalRow, axis: Axis, zero: bool) -> list[str]:
     ]
 
 
-MOST_COLOURS = 7
+# Those of Okabe and Ito, which people with any colour vision tell apart.
+PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#a89b00")
+MOST_COLOURS = len(PALETTE)
 PLAIN = "var(--muted)"
 
 

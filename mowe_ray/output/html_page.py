@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mowe_ray.output.charts import escape, tag
+from mowe_ray.output.charts import PALETTE, escape, tag
 
-# Colours are those of Okabe and Ito, which people with any colour vision tell apart; moved in lightness for dark.
+# The palette is moved in lightness for dark.
 STYLE = """
-:root {
+:root { PALETTE
   color-scheme: light dark; --paper: #ffffff; --ink: #1c2126; --soft: #59636e; --muted: #8a949e; --rule: #e3e7ea;
   --wash: #f5f7f8; --accent: #0072b2; --pale: #9cc9e6; --strong: #00395c; --bad: #b3261e;
-  --on: #fff; --edge: rgb(0 0 0 / .38); --c0: #0072b2;
-  --c1: #e69f00; --c2: #009e73; --c3: #cc79a7; --c4: #d55e00; --c5: #56b4e9; --c6: #a89b00;
+  --on: #fff; --edge: rgb(0 0 0 / .38);
 }
 @media (prefers-color-scheme: dark) {
   :root {
@@ -73,6 +72,8 @@ summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
 .plot .label {
   fill: var(--ink); paint-order: stroke; stroke: var(--paper); stroke-width: 4px; stroke-linejoin: round;
 }
+.plot.parallel { margin-left: 16px; width: calc(100% - 32px); margin-bottom: 34px; }
+.plot .minor-axis { font-size: 11.5px; }
 .plot .label.minor { fill: var(--soft); font-size: 11.5px; }
 .plot .label.key, .plot .label.first { font-weight: 600; }
 .grid { stroke: var(--rule); }
@@ -88,6 +89,10 @@ summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
 .interval { stroke: var(--k); stroke-width: 3px; stroke-linecap: round; }
 .faint { fill: var(--muted); opacity: .38; }
 .curve { stroke: var(--k); stroke-width: 1.2px; opacity: .5; }
+.way { stroke: var(--k); stroke-width: 1.6px; opacity: .55; }
+.way:hover, .way.winner { opacity: 1; stroke-width: 3px; }
+.course { stroke: var(--k); stroke-width: 2px; }
+.cursor { stroke: var(--muted); stroke-dasharray: 2 3; }
 .curve:hover { opacity: 1; stroke-width: 2.5px; }
 .curve.winner { stroke-width: 3px; opacity: 1; }
 .stop { stroke: var(--k); stroke-width: 2.5px; }
@@ -185,16 +190,29 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
   .sets th, .sets td, .sets td.n, .sets th.n { padding-left: 3px; padding-right: 3px; white-space: normal; }
   .three { grid-template-columns: repeat(3, 1fr); }
 }
-"""
+""".replace("PALETTE", " ".join(f"--c{i}: {code};" for i, code in enumerate(PALETTE)), 1)
 
 SCRIPT = """
 (() => {
   const tip = document.getElementById("tip");
+  const cursor = document.createElementNS("http://www.w3.org/2000/svg", "line");
+  cursor.setAttribute("class", "cursor");
+  const follow = (plot, event) => {
+    const [label, low, high, curves] = JSON.parse(plot.dataset.curves), box = plot.getBoundingClientRect();
+    const share = (event.clientX - box.left) / box.width, at = low + (high - low) * share;
+    const close = (a, b) => Math.abs(b[0] - at) < Math.abs(a[0] - at) ? b : a;
+    const found = curves.map(([name, points]) => [name, points.reduce(close)]);
+    const first = Math.round(found[0][1][0]);
+    for (const [key, of] of [["x1", share], ["x2", share], ["y2", 1]]) cursor.setAttribute(key, 100 * of + "%");
+    plot.append(cursor);
+    return [`${label} ${first}`, ...found.map(([name, [x, y]]) =>
+      `${name} ${y}` + (Math.round(x) === first ? "" : ` (${label} ${Math.round(x)})`))].join("\\n");
+  };
   const show = event => {
-    const mark = event.target.closest ? event.target.closest("[data-tip]") : null;
+    const mark = event.target.closest?.("[data-tip], [data-curves]");
     tip.style.display = mark ? "block" : "none";
-    if (!mark) return;
-    tip.textContent = mark.dataset.tip;
+    if (!mark) return cursor.remove();
+    tip.textContent = mark.dataset.tip ?? follow(mark, event);
     const box = tip.getBoundingClientRect();
     const below = event.clientY + 18 + box.height < innerHeight;
     tip.style.left = Math.max(8, Math.min(event.clientX + 14, innerWidth - box.width - 8)) + "px";
@@ -218,20 +236,21 @@ SCRIPT = """
 """
 
 
-def page(title: str, *sections: str) -> str:
-    """Return a complete HTML document."""
+def page(title: str, *sections: str, style: str = "", script: str = "") -> str:
+    """Return a complete HTML document, with the style and the script of parts that only some pages have."""
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'  # browsers ask for one otherwise
-        f"<title>{escape(title)}</title><style>{STYLE}</style>"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style>"
     )
-    body = tag("main", *sections) + '<div id="tip" role="tooltip"></div>' + f"<script>{SCRIPT}</script>"
+    body = tag("main", *sections) + '<div id="tip" role="tooltip"></div>' + f"<script>{SCRIPT}{script}</script>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
-def section(title: str, body: str, note: str = "") -> str:
-    """Put markup under a heading, `title` and `note` being markup too; nothing at all without a body."""
-    return tag("section", tag("h2", title), tag("p", note, class_="note") if note else "", body) if body else ""
+def section(title: str, body: str, note: str = "", name: str | None = None) -> str:
+    """Put markup under a heading, `title` and `note` being markup too, `name` its id; nothing at all without a body."""
+    head = tag("h2", title) + (tag("p", note, class_="note") if note else "")
+    return tag("section", head, body, id=name) if body else ""
 
 
 def folded(figures: Sequence[str], most: int, kind: str) -> str:

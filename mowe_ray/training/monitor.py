@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import resource
 import statistics
 import time
 from collections import deque
@@ -11,10 +12,11 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 import numpy as np
+import torch
 
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.sample import BadSample
-from mowe_ray.evaluation.routing import draw, router_report
+from mowe_ray.evaluation.routing import RoutingSums, router_report, write_router_report
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.output.terminal import Clock, Pace, duration
 from mowe_ray.training.loop import StepResult
@@ -59,6 +61,7 @@ class Monitor:
         self._ranks, self.folder, self._tracker = ranks, folder, tracker
         self._report, self._new_bad = report, list[BadSample]()
         self._members = members
+        self._routing: RoutingSums | None = None  # of the steps since the last line: those of one are a zigzag
         self._max_steps, self._log_every, self._max_bad_fraction = max_steps, log_every, max_bad_fraction
         self._averages = RunningAverages(start_progress)
         self._max_skipped_steps, self._skipped, self._skipped_in_a_row = max_skipped_steps, 0, 0
@@ -75,6 +78,8 @@ class Monitor:
         """
         # Also skipped steps, which cost time; `take` leaves them out of the means of losses.
         self._averages.add(result)
+        if result.routing is not None and not result.skipped:
+            self._routing = result.routing if self._routing is None else self._routing + result.routing
         if result.skipped:
             self._log_skipped(result)
         else:
@@ -86,10 +91,10 @@ class Monitor:
         if result.step % self._log_every and not last:
             return
         self._check_data()
-        averages = self._averages.take(progress) | self._useful_share()
+        averages = self._averages.take(progress) | self._useful_share_and_memory()
+        routing, self._routing = self._routing, None
         if self._tracker is None:
             return
-        routing = {} if result.routing is None or result.skipped else {"routing": result.routing.summary(self._members)}
         self._tracker.log(
             {
                 "kind": "train",
@@ -99,7 +104,7 @@ class Monitor:
                 "answer_tokens": result.answer_tokens,
                 "clips": result.clips,
                 "skipped_steps": self._skipped,
-                **routing,
+                **({} if routing is None else {"routing": routing.summary(self._members)}),
             }
         )
         self._ranks.log(progress_line(result.step, self._max_steps, progress, averages))
@@ -132,9 +137,7 @@ class Monitor:
         routing = {name: result.routing for name, result in results.items() if result.routing}
         if self._members and routing:
             history = [r for r in self._tracker.records() if r["kind"] == "train" and "routing" in r]
-            drawn = router_report(self._members, routing, history)
-            self.folder.write_json("router_report.json", drawn)
-            self.folder.write_bytes("router_report.png", draw(drawn))
+            write_router_report(self.folder, router_report(self._members, routing, history))
         self._tracker.close()
 
     def flush(self) -> None:
@@ -183,13 +186,18 @@ class Monitor:
         ranks = self._ranks.gather([name for batch in result.batches for name in batch.ids])
         return [name for rank in ranks for name in rank]
 
-    def _useful_share(self) -> dict[str, float]:
-        """Return the share of all ranks' work since the last call that was no padding, on rank 0. Collective."""
-        lengths, self._lengths = self._ranks.gather(self._lengths), []
+    def _useful_share_and_memory(self) -> dict[str, float]:
+        """Return the largest peak of memory of a rank, and on rank 0 the share of all work that was no padding.
+
+        Collective.
+        """
+        lengths, peaks = zip(*self._ranks.gather((self._lengths, _peak_memory_bytes())), strict=True)
+        self._lengths = []
+        memory = {"peak_memory_bytes": max(peaks)}
         if self._work is None:
-            return {}
+            return memory
         work = [self._work.micro_batch(np.asarray(clips), np.asarray(rows)) for rank in lengths for clips, rows in rank]
-        return {"useful_flops_share": sum(work, Work()).useful_share}
+        return {**memory, "useful_flops_share": sum(work, Work()).useful_share}
 
     def _check_data(self) -> None:
         self._add_new_bad()
@@ -223,6 +231,13 @@ class Monitor:
 
     def _write_report(self) -> None:
         self.folder.write_json("data_report.json", self._report.to_json())
+
+
+def _peak_memory_bytes() -> int:
+    """Return the most memory this process has had: of its GPU, or without one of the machine."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
 
 
 def _some(ids: list[str]) -> str:

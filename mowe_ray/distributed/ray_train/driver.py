@@ -22,6 +22,7 @@ from mowe_ray.output.lease import held
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint.layout import committed_steps
 from mowe_ray.training.clip_length import check_clip_length
+from mowe_ray.training.run_report import page_while_training
 from mowe_ray.training.sample_audit import SAMPLES_FILE, audit_samples
 
 _REPORT = "data_report.json"
@@ -86,7 +87,17 @@ def _train(
     if (result := folder.find_json("result.json", warn=log)) is not None and covers(result, config):
         log(f"{folder.url} is finished; choose another name to train again")
         return result
-    coordinator = coordinator or start_coordinator()
+    with page_while_training(folder, log):
+        return _fit(folder, config, log, coordinator or start_coordinator(), sources)
+
+
+def _fit(
+    folder: RunFolder,
+    config: RunConfig,
+    log: Callable[[str], None],
+    coordinator: ActorHandle[RunCoordinator],
+    sources: PublishedSources,
+) -> dict[str, Any]:
     printer = print_lines(coordinator, log)
     cache = _filled_cache(config, sources, coordinator)
     setup = WorkerSetup(

@@ -227,3 +227,23 @@ def test_a_validation_before_a_restart_is_not_logged_again(tmp_path):
     make_monitor(ranks, folder, lines).validation(0, results)
     assert [record["source"] for record in read_records(folder, "validation")] == ["one", "two"]
     assert len(lines) == 2
+
+
+def test_routing_is_that_of_all_steps_since_the_line_before(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    choices = [RouterChoice([1.0, 0.0], [0.9, 0.1]), RouterChoice([0.0, 1.0], [0.3, 0.7])]
+    sums = [routing_of([Answer("x", "asr", "?", "a", ["a"], 1.0, None, made)])["asr"] for made in choices]
+
+    def run(ranks: Ranks) -> None:
+        monitor = make_monitor(ranks, folder, [])
+        for step, made in enumerate((sums[0], sums[1], sums[1], sums[1]), start=1):
+            monitor.step(result(step, routing=made), progress=step / 4, last=step == 4)
+        monitor.close()
+
+    assert on_two_ranks(run) == [None, None]
+    first, second = read_records(folder, "train")
+    assert first["routing"]["dependent"]["load"] == {"a": 0.5, "b": 0.5}
+    assert first["routing"]["dependent"]["probability"] == pytest.approx({"a": 0.6, "b": 0.4})
+    assert first["routing"]["dependent"]["mutual_information"] > 0
+    assert second["routing"]["dependent"]["load"] == {"a": 0.0, "b": 1.0}
+    assert first["peak_memory_bytes"] > 1_000_000
