@@ -24,6 +24,7 @@ from mowe_ray.sweeping.analysis.points import (
     sampling_error,
 )
 from mowe_ray.sweeping.report.charts import colouring, effect_charts, learning_curves, quality_against_cost
+from mowe_ray.sweeping.report.parallel_coordinates import parallel_coordinates
 from mowe_ray.sweeping.report.router_charts import heat_map, load_bars
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.trials import History, Trial, entry_label, entry_name, point_label
@@ -120,6 +121,7 @@ def _charts(
     colours = colouring(named, more)
     quality = quality_against_cost(config, measured, colours)
     cost = "GFLOPs" if config.objective.against == "gflops" else "active parameters"
+    across = parallel_coordinates(config, measured, colours)
     shown = effect_charts(named, metric, more)
     curves = [
         tag("figure", tag("h3", escape(title[0].upper() + title[1:])), chart)
@@ -131,6 +133,11 @@ def _charts(
             colours.legend() + quality if quality else "",
             "A dot is a point of the space, the bar its standard error. No point lies beyond the dashed front: none is "
             "better at the same cost. The ringed one wins; hollow ones have seeds that did not finish.",
+        ),
+        section(
+            "All points at once",
+            colours.legend() + across if across else "",
+            "A line is a point of the space, through its values to its cost and its score; the winner is bold.",
         ),
         section(
             "What each factor does",

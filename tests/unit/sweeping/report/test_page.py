@@ -10,15 +10,16 @@ from mowe_ray.output.html_page import SCRIPT
 from mowe_ray.sweeping.analysis.points import points
 from mowe_ray.sweeping.report.charts import Colouring, quality_against_cost
 from mowe_ray.sweeping.report.page import report
+from mowe_ray.sweeping.report.parallel_coordinates import parallel_coordinates
 from mowe_ray.sweeping.report.router_charts import heat_map, mean_load
 from mowe_ray.sweeping.schema import POOL_KEY, SweepConfig
-from mowe_ray.sweeping.trials import History, Trial, Validation
+from mowe_ray.sweeping.trials import History, Trial, Validation, point_label
 from tests.html_page import Page
 from tests.made_study import failed, grid, histories, history, planted, planted_study, stopped, subsets, sweep, trials
 
 ALL_SECTIONS = [
-    "Score against active parameters", "What each factor does", "Learning curves", "What the routers chose",
-    "All trials", "Errors", "Train the winner", "How certain this is",
+    "Score against active parameters", "All points at once", "What each factor does", "Learning curves",
+    "What the routers chose", "All trials", "Errors", "Train the winner", "How certain this is",
 ]  # fmt: skip
 TOP_K = {"model.router.top_k": {"grid": [1, 2, 3]}}
 
@@ -181,6 +182,21 @@ def test_a_task_of_several_datasets_is_told_by_both_names() -> None:
     ]  # fmt: skip
     nowhere = {"members": ["a"], "datasets": {}}
     assert heat_map([nowhere]) == ""
+
+
+def test_a_line_goes_through_the_values_of_its_point() -> None:
+    config, made = planted_study()
+    measured = points(config, made)
+    html = parallel_coordinates(config, measured, Colouring())
+    lines = [a for element, a in Page(html).elements if element == "path"]
+    assert len(lines) == sum(point.mean is not None for point in measured)
+    assert sum(a["class"] == "way winner" for a in lines) == 1
+    objectives = {str(a["data-tip"]): float(str(a["d"]).rsplit(" ", 1)[1]) for a in lines}
+    by_label = {point_label(p.values): p.mean for p in measured if p.mean is not None}
+    scored = sorted((by_label[tip.partition("\n")[0]], -down) for tip, down in objectives.items())
+    assert [down for _, down in scored] == sorted(down for _, down in scored)
+    one_entry, few = top_k_study()
+    assert parallel_coordinates(one_entry, points(one_entry, few), Colouring()) == ""
 
 
 def test_study_without_pools_has_no_routing() -> None:
