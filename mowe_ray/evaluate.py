@@ -13,7 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from mowe_ray.command_line import (
     INTERRUPTED,
@@ -35,6 +35,11 @@ from mowe_ray.output.lease import held
 from mowe_ray.output.terminal import outlive_terminal
 
 
+class _Options(NamedTuple):
+    all_samples: bool
+    shapley: bool
+
+
 def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     """Run the command.
 
@@ -46,6 +51,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
         0 on success, 1 when the evaluation failed, 2 when the request was wrong, 130 when it was interrupted.
     """
     arguments = _parser().parse_intermixed_args(argv)
+    options = _Options(arguments.samples == "all", arguments.shapley)
     models = [text for text in arguments.arguments if "=" not in text]
     overrides = [text for text in arguments.arguments if "=" in text]
     try:
@@ -62,32 +68,40 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
         return reject(error)
     subject = {"models": [target.home for target in targets]}
     try:
-        return run_and_print(lambda: (_evaluate(targets, config), SUCCESS), subject, out, (ConfigError,))
+        return run_and_print(lambda: (_evaluate(targets, config, options), SUCCESS), subject, out, (ConfigError,))
     except KeyboardInterrupt:
         log("interrupted: run the same command again to go on")
         return print_result({**subject, "interrupted": True}, INTERRUPTED, out)
 
 
-def _evaluate(targets: Sequence[Target], config: EvaluationConfig) -> dict[str, Any]:
+def _evaluate(targets: Sequence[Target], config: EvaluationConfig, options: _Options) -> dict[str, Any]:
     folders = [report_folder(targets, config.out), *(evaluation_folder(target, config.out) for target in targets)]
     with ExitStack() as leases:
         for folder in {folder.url: folder for folder in folders}.values():
             leases.enter_context(held(folder, log))
-        return _answer_and_compare(targets, config)
+        return _answer_and_compare(targets, config, options)
 
 
-def _answer_and_compare(targets: Sequence[Target], config: EvaluationConfig) -> dict[str, Any]:
+def _answer_and_compare(targets: Sequence[Target], config: EvaluationConfig, options: _Options) -> dict[str, Any]:
+    from mowe_ray.distributed.ray_data.clips import with_clips
     from mowe_ray.distributed.ray_data.evaluator import answer_datasets, device  # imports torch and ray
-    from mowe_ray.evaluation.compare import compare, write_results
+    from mowe_ray.evaluation.compare import MOST_SHOWN, compare, write_results
     from mowe_ray.evaluation.report.summary import table
 
     named = zip(config.data.validation_names, config.data.validation, strict=True)
     metrics = {name: _metrics(name, source, targets, config) for name, source in named}
-    answered = answer_datasets(targets, config, log)
+    answered, indexes = answer_datasets(targets, config, log, shapley=options.shapley)
     log("scoring")
     evaluation = compare(
-        answered, metrics=metrics, baseline=config.baseline, seed=config.seed, device=device(config.compute)
+        answered,
+        metrics=metrics,
+        baseline=config.baseline,
+        seed=config.seed,
+        device=device(config.compute),
+        shown=None if options.all_samples else MOST_SHOWN,
     )
+    page = report_folder(targets, config.out)
+    evaluation = with_clips(evaluation, indexes, config.data, page, every=options.all_samples)
     result = write_results(evaluation, targets, config.out)
     log(table(evaluation))
     log(f"report: {result['report']}")
@@ -109,6 +123,14 @@ def _metrics(
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("evaluate", __doc__, render_help(EvaluationConfig))
+    parser.add_argument(
+        "--samples", choices=("telling", "all"), default="telling",
+        help="all: every sample is on the page, with its clip in samples/ beside it; else the most telling ones",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shapley", action="store_true",
+        help="Shapley values of the encoders: all subsets of a pool of up to 6, 64 of a larger one, answer again",
+    )  # fmt: skip
     parser.add_argument("arguments", nargs="+", metavar="RUN_OR_EXPORT | section.key=value", help="models, then keys")
     return parser
 

@@ -6,9 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from mowe_ray.evaluation.metrics.classification import confusion
+from mowe_ray.evaluation.metrics.registry import DatasetMetrics
 from mowe_ray.evaluation.predictions import Answer, RouterChoice
-from mowe_ray.evaluation.results import Ablation, Difference, EvaluatedModel, Evaluation, Interval, TaskScores
+from mowe_ray.evaluation.results import (
+    Ablation,
+    Confusion,
+    Difference,
+    EvaluatedModel,
+    Evaluation,
+    Interval,
+    Shapley,
+    TaskScores,
+)
 from mowe_ray.evaluation.routing import router_report, routing_of
+from mowe_ray.evaluation.samples import encoded_clip, shown_samples
+from mowe_ray.evaluation.shapley import utilization
 
 MEMBERS = ("whisper", "hubert", "hubert-er")
 TASKS = ("ac", "aqa", "asr", "er", "sqa")
@@ -116,8 +131,17 @@ def ablations(datasets: Datasets, members: Sequence[str] = MEMBERS) -> list[Abla
             for j, member in enumerate(members):
                 lost = 8.0 if SHARES[task].get(member, 0.0) > 0.65 else -1.9 if (i + j) % 4 == 0 else 0.3 * j
                 change = lost if better == "lower" else -lost
-                made.append(Ablation(member, dataset, task, metric, value + change, around(change, 1.3), 300))
+                rate = utilization(value + change, change, better)
+                made.append(Ablation(member, dataset, task, metric, value + change, around(change, 1.3), 300, rate))
     return made
+
+
+def shapley(made: Sequence[Ablation]) -> list[Shapley]:
+    """Half of what is lost without a member: the others can do some of it."""
+    return [
+        Shapley(one.member, one.dataset, one.task, one.metric, around(-one.change.value / 2, 1.0), 300, 8, True)
+        for one in made
+    ]
 
 
 def model(name: str, datasets: Datasets, gains: Mapping[str, float], **changes: Any) -> EvaluatedModel:
@@ -135,6 +159,7 @@ def pooled(name: str, datasets: Datasets, gains: Mapping[str, float] = GAINS, **
         "gflops": 0.538,
         "real_time_factor": 0.064,
         "ablation": ablations(datasets),
+        "shapley": shapley(ablations(datasets)),
         "router_report": routed(datasets),
     }
     return model(name, datasets, gains, **{**pool, **changes})
@@ -186,6 +211,37 @@ def three_models() -> Evaluation:
     assert uniform.router_report
     uniform = replace(uniform, router_report={**uniform.router_report, "training": []})
     return evaluation([model("no-pool", BUILTIN, {}), pooled("pool", BUILTIN), uniform])
+
+
+def spoken(number: int, sure: str | None, said: str, task: str, reference: str) -> Answer:
+    made = Answer(f"{task}-{number}", task, "What is it?", said, [reference], 1.5)
+    if sure is None:
+        return made
+    return replace(made, independent=choice("hubert", MEMBERS, 0.9), dependent=choice(sure, MEMBERS, 0.7 + number / 40))
+
+
+def with_samples() -> Evaluation:
+    """Two models that transcribe and name emotions, some of them wrong; the first clips are there to hear."""
+    emotions, words = ("happy", "sad", "angry"), ("the dog barks", "rain on a roof", "hello there", "a < b & c")
+    said = {
+        "no-pool": [spoken(i, None, "happy", "er", emotions[i % 3]) for i in range(9)]
+        + [spoken(i, None, words[i % 3], "asr", words[i % 4]) for i in range(8)],
+        "pool": [spoken(i, MEMBERS[i % 3], emotions[i % 3 if i else 1], "er", emotions[i % 3]) for i in range(9)]
+        + [spoken(i, "whisper", words[i % 4], "asr", words[i % 4]) for i in range(8)],
+    }
+    datasets: Datasets = {"builtin": ("asr", "er")}
+    metrics = {"builtin": DatasetMetrics()}
+    samples = shown_samples(
+        {name: {"builtin": made} for name, made in said.items()}, {"no-pool": [], "pool": MEMBERS}, metrics, None
+    )
+    tone = np.sin(np.arange(24_000) / 20).astype(np.float32) * np.linspace(0, 1, 24_000, dtype=np.float32)
+    samples = [replace(s, clip=encoded_clip([tone], 30.0)) if i < 5 else s for i, s in enumerate(samples)]
+    labels = sorted(emotions)
+    models = [
+        replace(made, confusions=[Confusion("builtin", "er", labels, confusion(said[made.name][:9], labels))])
+        for made in (model("no-pool", datasets, {}), pooled("pool", datasets))
+    ]
+    return replace(evaluation(models), samples=samples)
 
 
 def no_pool() -> Evaluation:
@@ -250,6 +306,7 @@ EVALUATIONS = {
     "one model": one_model(),
     "two models": two_models(),
     "three models": three_models(),
+    "with samples": with_samples(),
     "no pool": no_pool(),
     "collapsed": collapsed(),
     "unavailable": unavailable(),

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from mowe_ray.evaluation.metrics.classification import confusion
 from mowe_ray.evaluation.metrics.metric import Metric
 from mowe_ray.evaluation.metrics.registry import DatasetMetrics
 from mowe_ray.evaluation.predictions import Answer, by_task
 from mowe_ray.evaluation.report.page import report
-from mowe_ray.evaluation.results import Ablation, Difference, EvaluatedModel, Evaluation, Interval, ModelFacts
-from mowe_ray.evaluation.routing import draw, router_report, routing_of
+from mowe_ray.evaluation.results import (
+    Ablation,
+    Confusion,
+    Difference,
+    EvaluatedModel,
+    Evaluation,
+    Interval,
+    ModelFacts,
+    Shapley,
+)
+from mowe_ray.evaluation.routing import router_report, routing_of, write_router_report
+from mowe_ray.evaluation.samples import shown_samples
 from mowe_ray.evaluation.scoring import paired_difference, task_scores
+from mowe_ray.evaluation.shapley import Subset, joining_orders, shapley_values, utilization
 from mowe_ray.evaluation.targets import Target, evaluation_folder, report_folder
 
+MOST_SHOWN = 500
 DatasetAnswers = Mapping[str, Sequence[Answer]]
 
 
@@ -27,12 +40,14 @@ class AnsweredModel(ModelFacts):
         answers: With all pool members.
         without: With one pool member excluded, by the member's name.
         bad: Samples that could not be used, by dataset and cause.
+        subsets: With only some of the pool members, by their numbers; those that Shapley values need, if any.
     """
 
     history: Sequence[Mapping[str, Any]]
     answers: DatasetAnswers
     without: Mapping[str, DatasetAnswers]
     bad: dict[str, dict[str, int]]
+    subsets: Mapping[Subset, DatasetAnswers] = field(default_factory=dict)
 
 
 def compare(
@@ -42,6 +57,7 @@ def compare(
     baseline: str | None,
     seed: int,
     device: str,
+    shown: int | None = MOST_SHOWN,
 ) -> Evaluation:
     """Score all models, and compare them on the samples that they all answered.
 
@@ -52,6 +68,7 @@ def compare(
             first.
         seed: Of the bootstrap.
         device: Name of the hardware they ran on.
+        shown: Samples to show at most; None shows all.
 
     Raises:
         ValueError: There is nothing to score by.
@@ -65,14 +82,17 @@ def compare(
         if model is not reference
         for pair in _differences(model.answers, reference.answers, metrics, seed)
     ]
-    return Evaluation([_evaluated(model, metrics, seed) for model in models], reference.name, differences, device)
+    samples = shown_samples(
+        {model.name: model.answers for model in models}, {model.name: model.members for model in models}, metrics, shown
+    )
+    return Evaluation(
+        [_evaluated(model, metrics, seed) for model in models], reference.name, differences, device, samples
+    )
 
 
 def _evaluated(model: AnsweredModel, metrics: Mapping[str, DatasetMetrics], seed: int) -> EvaluatedModel:
     ablation = [
-        Ablation(
-            member, pair.dataset, pair.task, pair.metric.name, pair.metric.of(pair.ours), pair.interval, len(pair.ours)
-        )
+        _ablation(member, pair)
         for member, answers in model.without.items()
         for pair in _differences(answers, model.answers, metrics, seed)
     ]
@@ -90,7 +110,42 @@ def _evaluated(model: AnsweredModel, metrics: Mapping[str, DatasetMetrics], seed
         bad=model.bad,
         ablation=ablation,
         router_report=routers,
+        confusions=list(_confusions(model.answers, metrics)),
+        shapley=list(_shapley(model, metrics, seed)),
     )
+
+
+def _ablation(member: str, pair: _Paired) -> Ablation:
+    metric, score = pair.metric, pair.metric.of(pair.ours)
+    rate = utilization(score, pair.interval.value, metric.better)
+    return Ablation(member, pair.dataset, pair.task, metric.name, score, pair.interval, len(pair.ours), rate)
+
+
+def _shapley(model: AnsweredModel, metrics: Mapping[str, DatasetMetrics], seed: int) -> Iterator[Shapley]:
+    if not model.subsets:
+        return
+    orders = joining_orders(len(model.members), seed)
+    exact = len(model.subsets) + 1 == 2 ** len(model.members)
+    running = {**model.subsets, frozenset(range(len(model.members))): model.answers}
+    for dataset, answers in model.answers.items():
+        answered = {subset: by_task(found[dataset]) for subset, found in running.items()}
+        for task, rows in by_task(answers).items():
+            known = {subset: {a.id: a for a in tasks.get(task, ())} for subset, tasks in answered.items()}
+            ids = [answer.id for answer in rows if all(answer.id in found for found in known.values())]
+            if not ids:
+                continue
+            metric = metrics[dataset].of(task, rows)[0][0]
+            statistics = {subset: metric.statistics([found[name] for name in ids]) for subset, found in known.items()}
+            for member, value in zip(model.members, shapley_values(metric, statistics, orders, seed), strict=True):
+                yield Shapley(member, dataset, task, metric.name, value, len(ids), len(running), exact)
+
+
+def _confusions(answers: DatasetAnswers, metrics: Mapping[str, DatasetMetrics]) -> Iterator[Confusion]:
+    for dataset, found in answers.items():
+        for task, rows in by_task(found).items():
+            if any(metric.name == "accuracy" for metric in metrics[dataset].of(task, rows)[0]):
+                labels = metrics[dataset].closed_list(rows)
+                yield Confusion(dataset, task, labels, confusion(rows, labels))
 
 
 @dataclass(frozen=True)
@@ -140,8 +195,7 @@ def write_results(evaluation: Evaluation, targets: Sequence[Target], out: str | 
         routing = content.pop("router_report")
         folder.write_json("scores.json", content)
         if routing is not None:
-            folder.write_json("router_report.json", routing)
-            folder.write_bytes("router_report.png", draw(routing))
+            write_router_report(folder, routing)
         result["models"][model.name] = {"evaluation": folder.url, "scores": _main_scores(model)}
     folder = report_folder(targets, out)
     folder.write_text("report.html", report(evaluation))

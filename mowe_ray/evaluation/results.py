@@ -65,6 +65,7 @@ class Ablation:
     Attributes:
         change: Of the metric, without the member less with it, on the same samples.
         samples: How many those are.
+        utilization: Conditional utilization rate: the share of the performance that is lost without the member.
     """
 
     member: str
@@ -74,6 +75,26 @@ class Ablation:
     score: float
     change: Interval
     samples: int
+    utilization: float | None = None
+
+
+@dataclass(frozen=True)
+class Shapley:
+    """What one pool member adds to a task's main metric, averaged over the orders in which members may join.
+
+    Attributes:
+        value: In points of the metric, in its own direction.
+        subsets: How many subsets of the pool answered; `is_exact` if those are all.
+    """
+
+    member: str
+    dataset: str
+    task: str
+    metric: str
+    value: Interval
+    samples: int
+    subsets: int
+    is_exact: bool
 
 
 @dataclass(frozen=True)
@@ -99,6 +120,20 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """How often each of L labels was answered where each was right.
+
+    Attributes:
+        counts: (L, L + 1) samples by right label and answered one; the last column is for answers without a label.
+    """
+
+    dataset: str
+    task: str
+    labels: list[str]
+    counts: list[list[int]]
+
+
+@dataclass(frozen=True)
 class EvaluatedModel(ModelFacts):
     """A model's results.
 
@@ -106,12 +141,16 @@ class EvaluatedModel(ModelFacts):
         scores: By dataset and task.
         bad: Samples that could not be used, by dataset and cause.
         router_report: What `router_report` returns; None without routers.
+        confusions: Of the tasks whose answers are one of a closed list.
+        shapley: Of each pool member and task, if that was asked for.
     """
 
     scores: list[TaskScores]
     bad: dict[str, dict[str, int]] = field(default_factory=dict)
     ablation: list[Ablation] = field(default_factory=list)
     router_report: dict[str, Any] | None = None
+    confusions: list[Confusion] = field(default_factory=list)
+    shapley: list[Shapley] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -127,15 +166,76 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """A clip to listen to.
+
+    Attributes:
+        mp3: Its file.
+        peaks: Loudness of equal parts of it, 0 to 100.
+        seconds: Its length; `is_cut` if the sample's is longer.
+    """
+
+    mp3: bytes
+    peaks: list[int]
+    seconds: float
+    is_cut: bool
+
+
+@dataclass(frozen=True)
+class SampleAnswer:
+    """What a model made of a sample.
+
+    Attributes:
+        scores: By the metric's title.
+        error: By how much the main metric misses its best value: 0 is right, 1 as wrong as can be.
+        routing: By router (`dependent`, `independent`): name, probability of each member, and whether it ran.
+        label: Numbers of the right label and of the answered one in the task's `Confusion`; None for open answers.
+    """
+
+    model: str
+    answer: str
+    scores: dict[str, float]
+    error: float
+    routing: dict[str, list[tuple[str, float, bool]]] = field(default_factory=dict)
+    label: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ShownSample:
+    """A sample of a report.
+
+    Attributes:
+        where: Its shard, and its file in there if that has a name.
+        why: What makes it worth a look.
+        clip: To listen to; None without audio, or where the page has no room for it.
+        file: The clip's file beside the page, if it is not in the page.
+    """
+
+    dataset: str
+    task: str
+    id: str
+    instruction: str
+    references: list[str]
+    duration_s: float
+    where: str
+    answers: list[SampleAnswer]
+    why: str = ""
+    clip: Clip | None = None
+    file: str = ""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """All models, side by side.
 
     Attributes:
         baseline: Name of the model that the others are compared with.
         device: What it ran on, in words.
+        samples: Those that are shown, the most telling first.
     """
 
     models: list[EvaluatedModel]
     baseline: str
     differences: list[Difference]
     device: str
+    samples: list[ShownSample] = field(default_factory=list)

@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib
 import torch
+from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
@@ -18,6 +19,8 @@ from mowe_ray.evaluation.predictions import Answer, by_task
 from mowe_ray.evaluation.results import Ablation
 from mowe_ray.model import RoutingRecord
 from mowe_ray.model.routing_loss import entropy
+from mowe_ray.output.charts import PALETTE
+from mowe_ray.output.run_folder import RunFolder
 
 matplotlib.use("Agg")  # workers have no screen
 
@@ -191,8 +194,21 @@ def _overlap(summary: Mapping[str, Any]) -> float | None:
     return float(sum(load * independent[member] for member, load in dependent.items()) / total)
 
 
-def draw(report: Mapping[str, Any]) -> bytes:
-    """Return a router report as a PNG: shares of clips by task, choices and entropy over training, alarms above."""
+def write_router_report(folder: RunFolder, report: Mapping[str, Any]) -> None:
+    """Write `router_report` as JSON and as a picture: PNG, and SVG and PDF for papers."""
+    folder.write_json("router_report.json", report)
+    for kind in ("png", "svg", "pdf"):
+        folder.write_bytes(f"router_report.{kind}", draw(report, kind))
+
+
+# The pages' colours, and text that stays text.
+@matplotlib.rc_context({"axes.prop_cycle": cycler(color=PALETTE), "svg.fonttype": "none", "pdf.fonttype": 42})
+def draw(report: Mapping[str, Any], kind: str = "png") -> bytes:
+    """Return a router report as a picture: shares of clips by task, choices and entropy over training, alarms above.
+
+    Args:
+        kind: `png`, `svg` or `pdf`.
+    """
     rows = _load_rows(report)
     columns = 3 if report["training"] else 1
     alarms = "\n".join(line for alarm in report["alarms"] for line in textwrap.wrap(f"Warning: {alarm}", 130))
@@ -207,7 +223,7 @@ def draw(report: Mapping[str, Any]) -> bytes:
     if alarms:
         figure.suptitle(alarms, color="#b3261e", fontweight="bold", fontsize="medium", parse_math=False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format=kind, dpi=110)
     plt.close(figure)
     return buffer.getvalue()
 

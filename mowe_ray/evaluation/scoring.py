@@ -118,8 +118,8 @@ def interval(metric: Metric, statistics: Array, seed: int, draws: int = _DRAWS) 
     Args:
         statistics: (N, S); at least one sample. With just one both ends are its value.
     """
-    resampled = np.concatenate([metric.value(w @ statistics) for w in _resamples(len(statistics), seed, draws)])
-    return _interval(metric.value(statistics.sum(0)), resampled)
+    resampled = np.concatenate([metric.value(w @ statistics) for w in resamples(len(statistics), seed, draws)])
+    return interval_of(metric.value(statistics.sum(0)), resampled)
 
 
 def paired_difference(
@@ -134,13 +134,13 @@ def paired_difference(
     resampled = np.concatenate(
         [
             metric.value(w @ statistics_a) - metric.value(w @ statistics_b)
-            for w in _resamples(len(statistics_a), seed, draws)
+            for w in resamples(len(statistics_a), seed, draws)
         ]
     )
-    return _interval(metric.value(statistics_a.sum(0)) - metric.value(statistics_b.sum(0)), resampled)
+    return interval_of(metric.value(statistics_a.sum(0)) - metric.value(statistics_b.sum(0)), resampled)
 
 
-def _resamples(samples: int, seed: int, draws: int) -> Iterator[Array]:
+def resamples(samples: int, seed: int, draws: int) -> Iterator[Array]:
     """Yield how often each sample is in each resample, (D, N) in portions of some draws."""
     assert samples, "nothing to resample"
     rng = np.random.default_rng(seed)
@@ -151,6 +151,7 @@ def _resamples(samples: int, seed: int, draws: int) -> Iterator[Array]:
         yield np.bincount(places.ravel(), minlength=rows * samples).reshape(rows, samples).astype(np.float64)
 
 
-def _interval(value: Array, resampled: Array) -> Interval:
+def interval_of(value: Array, resampled: Array) -> Interval:
+    """Return a value and where 95 % of its resampled values lie."""
     low, high = np.percentile(resampled, [_LOW, _HIGH])
     return Interval(float(value), float(low), float(high))

@@ -92,6 +92,7 @@ def test_its_report_asks_for_nothing_and_complains_of_nothing(evaluated, tmp_pat
         page = opened((evaluated / "report.html").read_text(), server, tmp_path)
     assert page.console == []
     assert page.requests == [f"http://127.0.0.1:{server.server_port}/report.html"]
+    assert page.dom.count('data-audio="data:audio/mpeg;base64,') == 5 * PER_TASK
     assert page.dom.count('role="alert"') == 4, "two alarms, above all and beside the router"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mowe_ray.evaluation.report.page import report as evaluation_report
 from mowe_ray.sweeping.report.page import report
-from tests.browser import needs_browser, opened, serving
+from tests.browser import browsing, needs_browser, opened, serving
 from tests.made_evaluation import EVALUATIONS
 from tests.made_study import histories, planted_study
 
@@ -40,7 +40,7 @@ def test_report_asks_for_nothing_and_complains_of_nothing(
     assert "matters most in a pool" in page.dom
 
 
-@pytest.mark.parametrize("name", ["three models", "collapsed", "many datasets", "empty"])
+@pytest.mark.parametrize("name", ["three models", "with samples", "collapsed", "many datasets", "empty"])
 def test_an_evaluation_asks_for_nothing_and_complains_of_nothing(
     name: str, server: ThreadingHTTPServer, tmp_path: Path
 ) -> None:
@@ -51,7 +51,7 @@ def test_an_evaluation_asks_for_nothing_and_complains_of_nothing(
     assert page.dom.count('role="alert"') == (4 if name == "collapsed" else 0)
 
 
-@pytest.mark.parametrize("name", ["three models", "many datasets"])
+@pytest.mark.parametrize("name", ["with samples", "many datasets"])
 def test_no_evaluation_is_wider_than_a_telephone(name: str, server: ThreadingHTTPServer, tmp_path: Path) -> None:
     act = """<script>
       document.currentScript.remove();
@@ -110,3 +110,32 @@ def test_headings_sort_and_marks_explain_themselves(html: str, server: Threading
     assert up == sorted(up)
     assert down == sorted(down, reverse=True)
     assert attributes["data-shown"].strip('"') == "true"
+
+
+def test_samples_are_played_sought_filtered_and_reached_from_a_confusion(
+    server: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    (tmp_path / "report.html").write_text(evaluation_report(EVALUATIONS["with samples"]), encoding="utf-8")
+    with browsing(tmp_path) as tab:
+        tab.look(width=390, dark=True)
+        tab.visit(f"http://127.0.0.1:{server.server_port}/report.html")
+        tab.wait("document.querySelector('#samples output')?.textContent === '17 of 17'")
+        tab.run("document.querySelector('.play').focus()")
+        tab.press("Enter", 13, "\r")
+        tab.wait("document.querySelector('.playing time')?.textContent > '0.2'")
+        assert tab.run("document.querySelector('.playing .play').ariaLabel").startswith("Play ")
+        tab.run("""(() => { const seek = document.querySelector(".playing input"); seek.value = 0.8;
+                seek.dispatchEvent(new Event("input", {bubbles: true})); })()""")
+        tab.wait("!document.querySelector('.playing')")  # it has come to its end
+        shown = "[...document.querySelectorAll('.sample:not([hidden])')]"
+        tab.run("""(() => { const form = document.querySelector("#samples form"); form.task.value = "asr";
+                form.show.value = "differ"; form.dispatchEvent(new Event("input")); })()""")
+        assert tab.run(f"{shown}.map(card => card.dataset.task + (card.dataset.spread > 0)).join()") == "asrtrue"
+        said = tab.run("""(() => { const cell = document.querySelector("[data-cell]:not(.hit *)"); cell.click();
+                return [cell.textContent, cell.dataset.said + " \\u00d7"]; })()""")
+        assert tab.run(f"[String({shown}.length), document.activeElement.textContent]") == said
+        assert tab.run("document.documentElement.scrollWidth") == 390
+        assert tab.console == []
+        assert [url for url in tab.requests if not url.startswith("data:")] == [
+            f"http://127.0.0.1:{server.server_port}/report.html"
+        ]

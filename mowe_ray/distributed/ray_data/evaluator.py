@@ -16,6 +16,7 @@ from mowe_ray.distributed.ray_data.batch_inference import AnswerJob, answer_all,
 from mowe_ray.distributed.ray_data.pipeline import parallel_map
 from mowe_ray.evaluation.compare import AnsweredModel
 from mowe_ray.evaluation.predictions import Answer, Predictions
+from mowe_ray.evaluation.shapley import Subset, joining_orders, subsets_of
 from mowe_ray.evaluation.targets import Target, evaluation_folder, export_version, folder_at
 from mowe_ray.training.clip_length import check_exported_clip_length
 from mowe_ray.training.datasets import (
@@ -28,9 +29,9 @@ from mowe_ray.training.estimate import ExportCost
 
 
 def answer_datasets(
-    targets: Sequence[Target], config: EvaluationConfig, log: Callable[[str], None]
-) -> list[AnsweredModel]:
-    """Answers all datasets with all models; answers that are stored already are not computed again.
+    targets: Sequence[Target], config: EvaluationConfig, log: Callable[[str], None], *, shapley: bool = False
+) -> tuple[list[AnsweredModel], dict[str, Index]]:
+    """Answers all datasets with all models, returned with the indexes; stored answers are not computed again.
 
     Nothing is written before models and data are known to be usable.
 
@@ -38,6 +39,7 @@ def answer_datasets(
         targets: The models.
         config: The evaluation.
         log: Called with each line of progress.
+        shapley: Answer also with the subsets of each pool that Shapley values need.
 
     Raises:
         ValueError: Something the user must change: a model, the data, the resources.
@@ -55,7 +57,10 @@ def answer_datasets(
     check_validation(data, indexes)
     data_report(indexes.values()).check(data.max_bad_fraction)
     _require_tasks(indexes)
-    return [_answered(target, cost, indexes, config, log) for target, cost in zip(targets, costs, strict=True)]
+    models = [
+        _answered(target, cost, indexes, config, log, shapley) for target, cost in zip(targets, costs, strict=True)
+    ]
+    return models, indexes
 
 
 def _require_tasks(indexes: Mapping[str, Index]) -> None:
@@ -68,22 +73,27 @@ def _require_tasks(indexes: Mapping[str, Index]) -> None:
 
 
 def _answered(
-    target: Target, cost: ExportCost, indexes: Mapping[str, Index], config: EvaluationConfig, log: Callable[[str], None]
+    target: Target,
+    cost: ExportCost,
+    indexes: Mapping[str, Index],
+    config: EvaluationConfig,
+    log: Callable[[str], None],
+    shapley: bool,
 ) -> AnsweredModel:
-    jobs: dict[tuple[str, str | None], AnswerJob] = {
-        (name, None): _job(target, config, name, index) for name, index in indexes.items()
+    ablated, every = bool(config.ablation_samples), range(len(cost.members))
+    single = [frozenset(every) - {member} for member in every if ablated]
+    running = subsets_of(joining_orders(len(every), config.seed))[:-1] if ablated and shapley and every else []
+    jobs: dict[tuple[str, Subset], AnswerJob] = {
+        (name, subset): _job(target, config, name, index, [cost.members[i] for i in out], out)
+        for subset in dict.fromkeys([frozenset(every), *single, *running])
+        for out in [tuple(i for i in every if i not in subset)]
+        for name, index in indexes.items()
     }
-    if config.ablation_samples:
-        jobs |= {
-            (name, member): _job(target, config, name, index, member, number)
-            for name, index in indexes.items()
-            for number, member in enumerate(cost.members)
-        }
     for job in jobs.values():
         if job.predictions.replaced:
             log(f"{job.label}: answered anew, for {', '.join(job.predictions.replaced)} changed")
     answer_all(target.export, list(jobs.values()), config, log)
-    predictions_by_name = {name: job.predictions for (name, member), job in jobs.items() if member is None}
+    predictions_by_name = {name: jobs[name, frozenset(every)].predictions for name in indexes}
     _check_bad(predictions_by_name, config.data.max_bad_fraction)
     answers = {name: predictions.answers() for name, predictions in predictions_by_name.items()}
     loads = _loads([answer for found in answers.values() for answer in found], cost)
@@ -95,9 +105,10 @@ def _answered(
         history=target.history,
         answers=answers,
         without={
-            member: {name: jobs[name, member].predictions.answers() for name in indexes}
-            for member in (cost.members if config.ablation_samples else [])
+            cost.members[member]: {name: jobs[name, subset].predictions.answers() for name in indexes}
+            for member, subset in zip(every, single, strict=False)
         },
+        subsets={subset: {name: jobs[name, subset].predictions.answers() for name in indexes} for subset in running},
         stored=cost.weights.total,
         active=cost.weights.at(loads),
         gflops=cost.gflops.at(loads),
@@ -107,12 +118,12 @@ def _answered(
 
 
 def _job(
-    target: Target, config: EvaluationConfig, name: str, index: Index, member: str | None = None, number: int = 0
+    target: Target, config: EvaluationConfig, name: str, index: Index, without: Sequence[str], excluded: tuple[int, ...]
 ) -> AnswerJob:
-    """Returns the job of a dataset or, for the ablation of a pool member, of a subset of it without the member."""
+    """Returns the job of a dataset or, for an ablation, of some of it without pool members, by names and numbers."""
     source = dict(zip(config.data.validation_names, config.data.validation, strict=True))[name]
-    subset = np.arange(len(index)) if member is None else sample_rows(len(index), config.ablation_samples)
-    chosen = index if member is None else Index(index.table.take(subset), index.source_names, [], index.fingerprints)
+    subset = np.arange(len(index)) if not without else sample_rows(len(index), config.ablation_samples)
+    chosen = index if not without else Index(index.table.take(subset), index.source_names, [], index.fingerprints)
     longest = config.data.max_text_tokens
     settings = {
         "model": export_version(folder_at(target.export)),
@@ -123,12 +134,12 @@ def _job(
         "generation": config.generation.model_dump(mode="json"),
         "seed": config.seed if config.generation.instruction == "task" else None,
         "numbers": "bfloat16" if config.compute.gpus_per_worker else "float32",
-        "without": member,
+        # Not a list for a single one, as stored answers have it.
+        "without": without[0] if len(without) == 1 else list(without) or None,
     }
-    file = f"predictions/{name}" if member is None else f"predictions/without_{member}/{name}"
-    label = name if member is None else f"{name} without {member}"
+    file = f"predictions/without_{'+'.join(without)}/{name}" if without else f"predictions/{name}"
+    label = f"{name} without {', '.join(without)}" if without else name
     plan = [step[0] for step in validation_plan(chosen, config.data)]
-    excluded = () if member is None else (number,)
     predictions = Predictions(evaluation_folder(target, config.out), file, settings)
     return AnswerJob(label, chosen, plan, excluded, predictions, source.labels)
 

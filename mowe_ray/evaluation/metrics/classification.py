@@ -48,6 +48,23 @@ def find_labels(text: str, labels: tuple[str, ...]) -> set[str]:
     return {text} if text in labels else set(_any_of(labels).findall(text)) - {""}
 
 
+def label_numbers(answers: Sequence[Answer], labels: Sequence[str]) -> list[tuple[int, int]]:
+    """Return for each answer the numbers of the right label and of the given one, which is L for none."""
+    known = _distinct(labels)
+    place: dict[str | None, int] = {label: i for i, label in enumerate(known)}
+    judged = (_judged(answer, known) for answer in answers)
+    return [(place[right], place.get(given, len(known))) for given, right in judged]
+
+
+def confusion(answers: Sequence[Answer], labels: Sequence[str]) -> list[list[int]]:
+    """Return how often each label, and last none, was given (columns) where each label was right (rows)."""
+    counts = np.zeros((len(_distinct(labels)), len(_distinct(labels)) + 1), int)
+    for right, given in label_numbers(answers, labels):
+        counts[right, given] += 1
+    found: list[list[int]] = counts.tolist()
+    return found
+
+
 def accuracy(labels: Sequence[str]) -> Metric:
     """Return the share of answers that are the right label, in percent; an answer without a label is wrong."""
     known = _distinct(labels)

@@ -22,6 +22,7 @@ from mowe_ray.evaluation.metrics.classification import (
 from mowe_ray.evaluation.metrics.metric import Array, Metric, MissingDataError, mean_percent
 from mowe_ray.evaluation.metrics.text_overlap import CHRF, EXACT_MATCH, TOKEN_F1, cer, wer
 from mowe_ray.evaluation.predictions import Answer
+from mowe_ray.evaluation.text_normalization import plain_label
 
 # How each is made for a set of answers, its closed list of labels, and its language.
 _Maker = Callable[[Sequence[Answer], Sequence[str], str | None], Metric]
@@ -137,6 +138,10 @@ class DatasetMetrics:
         usual = (JUDGED_TASKS.get(task), "sentence_similarity" if task == "ac" else None)
         extra = [metric for name, metric in self.made.items() if self.names is not None or name in usual]
         return metrics_of(task, answers, self.labels, self.names, extra, self.language)
+
+    def closed_list(self, answers: Sequence[Answer]) -> list[str]:
+        """Return the labels that answers of one of its classifications are chosen from."""
+        return labels_of(answers) if self.labels is None else list(dict.fromkeys(map(plain_label, self.labels)))
 
 
 # AudioBench's choice for each task; transcripts are counted, not judged.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from mowe_ray.evaluation.report import samples
 from mowe_ray.evaluation.report.charts import difference_chart, legend, quality_charts
 from mowe_ray.evaluation.report.router_charts import (
     ablation_charts,
@@ -14,6 +15,7 @@ from mowe_ray.evaluation.report.router_charts import (
     load_bars,
     member_legend,
 )
+from mowe_ray.evaluation.report.samples import confusion_tables, samples_view
 from mowe_ray.evaluation.report.summary import (
     WORDS,
     MetricRow,
@@ -29,7 +31,7 @@ from mowe_ray.evaluation.report.summary import (
     signed,
     typeset,
 )
-from mowe_ray.evaluation.results import EvaluatedModel, Evaluation
+from mowe_ray.evaluation.results import EvaluatedModel, Evaluation, TaskScores
 from mowe_ray.output.charts import escape, tag
 from mowe_ray.output.html_page import page, section, tiles
 from mowe_ray.output.terminal import amount
@@ -43,6 +45,30 @@ _CERTAINTY = (
 )
 
 
+_CONFUSION = (
+    "Samples by the label that is right, a row each, and the one that was answered. The shade is the share of the row; "
+    "a number that is underlined shows its samples."
+)
+
+
+def _samples_note(evaluation: Evaluation) -> str:
+    shown, heard = len(evaluation.samples), sum(sample.clip is not None for sample in evaluation.samples)
+    total = sum(max(scores.samples for scores in same) for same in _by_test_set(evaluation))
+    which = f"The {shown} most telling of {total}" if shown < total else f"All {shown}"
+    return (
+        f"{which}, {heard} of them with sound. In an answer, what the nearest reference does not have is shaded, and "
+        "what it lacks is struck out. Dots name the encoders that ran, and how sure the router was of them."
+    )
+
+
+def _by_test_set(evaluation: Evaluation) -> list[list[TaskScores]]:
+    found: dict[tuple[str, str], list[TaskScores]] = {}
+    for model in evaluation.models:
+        for scores in model.scores:
+            found.setdefault((scores.dataset, scores.task), []).append(scores)
+    return list(found.values())
+
+
 def report(evaluation: Evaluation) -> str:
     """Return report.html, for one model or several side by side."""
     rows = metric_rows(evaluation)
@@ -54,9 +80,13 @@ def report(evaluation: Evaluation) -> str:
         section("Scores", score_table(evaluation, rows), _table_note(evaluation)),
         section("Scores by group", group_table(evaluation), "The main metric of samples that are alike in something."),
         *_comparison(evaluation, rows),
+        section("What was mistaken for what", confusion_tables(evaluation), _CONFUSION),
+        section("Samples", samples_view(evaluation), _samples_note(evaluation), name="samples"),
         *(part(model, len(names) > 1) for model in evaluation.models for part in (_routers, _ablation)),
         section("What is missing", _list(not_computed(evaluation))),
         section("How certain this is", "".join(tag("p", text) for text in _CERTAINTY)) if rows else "",
+        style=samples.STYLE if evaluation.samples else "",
+        script=samples.SCRIPT if evaluation.samples else "",
     )
 
 
@@ -165,8 +195,12 @@ def _ablation(model: EvaluatedModel, named: bool) -> str:
     note = (
         "Change of the main metric, with its 95 % interval, when the routers cannot choose a member and take the next "
         "best. To the right it helps: quality is lost without it. To the left it harms: quality is gained without it. "
-        "Hollow: cannot be told from no change. Numbers keep the metric's own direction."
+        "Hollow: cannot be told from no change. Numbers keep the metric's own direction. CUR, the conditional "
+        "utilization rate, is the share of the performance that is lost without a member; the information gap lies "
+        "between the largest and the smallest (arXiv 2507.03262)."
     )
+    if model.shapley:
+        note += " A Shapley value is what a member adds, averaged over the orders in which the members may join."
     return section(f"What each encoder{f' of {escape(model.name)}' if named else ''} is worth", chart, note)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mowe_ray.evaluation.report.summary import bounds, gain, is_finite, signed, test_set_names, typeset, verdict
-from mowe_ray.evaluation.results import Ablation, EvaluatedModel, Interval
+from mowe_ray.evaluation.results import Ablation, EvaluatedModel, Interval, Shapley
 from mowe_ray.output.charts import (
     Axis,
     BarSegment,
@@ -150,18 +150,24 @@ def ablation_charts(model: EvaluatedModel) -> str:
             lost.setdefault((ablation.dataset, ablation.task), []).append(
                 (ablation, _lost(ablation, task.better[ablation.metric]))
             )
-    ends = [end for rows in lost.values() for _, interval in rows for end in (interval.low, interval.high)]
-    axis = Axis.over([0.0, *ends], count=4)
     colours = {member: colour(i) for i, member in enumerate(model.members)}
     figures = []
     for pair, name in test_set_names(lost).items():
         first, _ = lost[pair][0]
+        better = scored[pair].better[first.metric]
         note = f"change of {scored[pair].titles[first.metric]} without it, {first.samples} samples"
-        rows = [_ablation_row(ablation, interval, colours[ablation.member]) for ablation, interval in lost[pair]]
+        shares = [one for one in model.shapley if (one.dataset, one.task) == pair and is_finite(one.value)]
+        rows = [
+            _ablation_row(ablation, interval, colours[ablation.member], "left out" if shares else "")
+            for ablation, interval in lost[pair]
+        ]
+        rows += [_shapley_row(one, better, colours[one.member]) for one in shares]
+        # An axis of its own for each: points of CIDEr-D and of accuracy are no common scale.
+        axis = Axis.over([0.0, *(end for row in rows for end in (row.low, row.high))], count=4)
         chart = interval_rows(rows, axis, zero=True, ends=("← harms", "helps →"))
-        figures.append(
-            tag("figure", tag("h3", escape(name)), tag("p", escape(note), class_="note"), chart, class_="effect")
-        )
+        rates = _utilization([ablation for ablation, _ in lost[pair]])
+        told = tag("p", escape(note), class_="note")
+        figures.append(tag("figure", tag("h3", escape(name)), told, chart, rates, class_="effect"))
     return folded(figures, _MOST_FIGURES, "two")
 
 
@@ -170,7 +176,36 @@ def _lost(ablation: Ablation, better: str) -> Interval:
     return Interval(-gained.value, -gained.high, -gained.low)
 
 
-def _ablation_row(ablation: Ablation, lost: Interval, fill: str) -> IntervalRow:
+def _utilization(ablations: Sequence[Ablation]) -> str:
+    """Write the conditional utilization rates of a test set, and the gap between them."""
+    rates = {one.member: one.utilization for one in ablations if one.utilization is not None}
+    if not rates:
+        return ""
+    each = ", ".join(f"{member} {100 * rate:.0f} %" for member, rate in rates.items())
+    gap = 100 * (max(rates.values()) - min(rates.values()))
+    return tag("p", escape(typeset(f"CUR: {each}; information gap {gap:.0f} points.")), class_="note")
+
+
+def _shapley_row(one: Shapley, better: str, fill: str) -> IntervalRow:
+    gained = gain(one.value, better)
+    value, interval = typeset(signed(one.value.value)), typeset(bounds(one.value))
+    how = f"all {one.subsets} subsets" if one.is_exact else f"{one.subsets} subsets that were drawn"
+    return IntervalRow(
+        one.member,
+        gained.value,
+        gained.low,
+        gained.high,
+        written=value,
+        more=interval,
+        tip=f"{one.member} adds {value}\n{interval}\nmean over {how} of the pool",
+        colour=fill,
+        strong=bool(verdict(gained)),
+        hollow=not verdict(gained),
+        group="Shapley value",
+    )
+
+
+def _ablation_row(ablation: Ablation, lost: Interval, fill: str, group: str) -> IntervalRow:
     clear = {"better": "worse without it", "worse": "better without it", "": "cannot be told from no change"}[
         verdict(lost)
     ]
@@ -186,4 +221,5 @@ def _ablation_row(ablation: Ablation, lost: Interval, fill: str) -> IntervalRow:
         colour=fill,
         strong=bool(verdict(lost)),
         hollow=not verdict(lost),
+        group=group,
     )

@@ -56,6 +56,15 @@ def test_an_ablation_is_the_score_without_a_member_and_what_it_changes():
     assert (second.member, second.score, second.change.value) == ("b", 100.0, 0.0)
 
 
+def test_encoders_have_their_utilization_and_shapley_values() -> None:
+    without = {"a": {"set": answers("0010")}, "b": {"set": answers("1000")}}
+    subsets = {frozenset(): {"set": answers("0000")}, frozenset({0}): without["b"], frozenset({1}): without["a"]}
+    (evaluated,) = compared(model("m", "1110", without=without, subsets=subsets)).models
+    assert [one.utilization for one in evaluated.ablation] == pytest.approx([2 / 3, 2 / 3])
+    assert [(one.member, one.value.value) for one in evaluated.shapley] == [("a", 37.5), ("b", 37.5)]
+    assert (evaluated.shapley[0].subsets, evaluated.shapley[0].is_exact, evaluated.shapley[0].samples) == (4, True, 4)
+
+
 def test_every_model_has_its_scores_and_a_router_report_if_it_routes():
     pool, none = compared(
         model("pool", "1100"), model("none", "1000", members=[], answers={"set": answers("1000", member=None)})

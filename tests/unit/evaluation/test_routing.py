@@ -13,6 +13,7 @@ from mowe_ray.evaluation.predictions import Answer, RouterChoice
 from mowe_ray.evaluation.routing import RoutingSums, draw, router_report, routing_of
 from mowe_ray.model import Routing, RoutingRecord
 from mowe_ray.model.routing import route
+from mowe_ray.output.charts import PALETTE
 from tests.made_evaluation import BUILTIN, MANY, SHARES, TASKS, ablations, answers, choice, routed
 from tests.made_evaluation import MEMBERS as POOL
 
@@ -194,6 +195,10 @@ def test_a_pool_of_one_has_no_choice_to_get_wrong():
     report = router_report(["a"], {"d": alone}, [])
     assert report["alarms"] == []
     assert draw(report).startswith(b"\x89PNG")
+    assert draw(report, "pdf").startswith(b"%PDF")
+    svg = draw(report, "svg").decode()
+    assert "<text" in svg
+    assert PALETTE[0] in svg
 
 
 def test_the_report_is_json_and_its_picture_a_png(record):

@@ -9,13 +9,14 @@ from mowe_ray.evaluation.report.charts import difference_chart, quality_charts
 from mowe_ray.evaluation.report.page import report, score_table
 from mowe_ray.evaluation.report.router_charts import ablation_charts, drift, independent_choice, load_bars
 from mowe_ray.evaluation.report.summary import metric_rows
-from mowe_ray.evaluation.results import Ablation, Evaluation, GroupScore, Interval
+from mowe_ray.evaluation.results import Ablation, Evaluation, GroupScore, Interval, Shapley
 from tests.html_page import Page
 from tests.made_evaluation import (
     BUILTIN,
     EVALUATIONS,
     MANY,
     MEMBERS,
+    METRICS,
     SHARES,
     answers,
     around,
@@ -47,6 +48,8 @@ HEADINGS = {
     "two models": ["Scores", "Difference to no-pool", "Quality against cost", "What the routers of pool chose",
                    "What each encoder of pool is worth", "How certain this is"],
     "no pool": ["Scores", "Difference to one", "How certain this is"],  # both cost the same
+    "with samples": ["Scores", "Difference to no-pool", "Quality against cost", "What was mistaken for what", "Samples",
+                     "What the routers of pool chose", "What each encoder of pool is worth", "How certain this is"],
     "unavailable": ["Scores", "Difference to no-pool", "What is missing", "How certain this is"],
     "empty": [],
 }  # fmt: skip
@@ -164,12 +167,35 @@ def test_an_encoder_is_worth_what_is_lost_without_it() -> None:
         Ablation("hubert", "d", "er", "accuracy", 58.0, Interval(0.5, -1.0, 2.0), 50),
         Ablation("hubert", "gone", "er", "accuracy", 58.0, Interval(0.5, -1.0, 2.0), 50),
     ]
-    html = ablation_charts(pooled("pool", datasets, ablation=ablation))
+    html = ablation_charts(pooled("pool", datasets, ablation=ablation, shapley=[]))
     sides = [("helps" if at > zero else "harms", hollow) for at, zero, hollow in dots(html)]
     assert sides == [("helps", False), ("harms", False), ("helps", False), ("harms", True)]
     texts = Page(html).texts
     assert ["+5.00" in texts, "\u22125.00" in texts, "change of WER (%) without it, 50 samples" in texts] == [True] * 3
     assert ablation_charts(pooled("pool", datasets, ablation=[])) == ""
+
+
+def test_shapley_values_and_utilization_stand_beside_what_is_lost() -> None:
+    change = Interval(5.0, 4.0, 6.0)
+    ablation = [Ablation("whisper", "d", "asr", "wer", 40.0, change, 50, 0.25),
+                Ablation("hubert", "d", "asr", "wer", 31.0, change, 50, -0.03)]  # fmt: skip
+    shares = [Shapley("whisper", "d", "asr", "wer", Interval(-9.0, -10.0, -8.0), 50, 8, True)]
+    html = ablation_charts(pooled("pool", {"d": ("asr",)}, ablation=ablation, shapley=shares))
+    sides = [("helps" if at > zero else "harms", hollow) for at, zero, hollow in dots(html)]
+    assert sides == [("helps", False)] * 3  # fewer errors with it
+    page = Page(html)
+    assert page.of("span") != []
+    assert {"left out", "Shapley value"} <= set(page.texts)
+    assert "CUR: whisper 25 %, hubert \u22123 %; information gap 28 points." in page.texts
+
+
+def test_each_task_has_its_own_scale() -> None:
+    datasets = {"d": ("ac", "er")}
+    main = {task: next(iter(METRICS[task])) for task in datasets["d"]}
+    ablation = [Ablation("whisper", "d", "ac", main["ac"], 9.0, Interval(-300.0, -310.0, -290.0), 50),
+                Ablation("whisper", "d", "er", main["er"], 9.0, Interval(-3.0, -3.1, -2.9), 50)]  # fmt: skip
+    (wide, _, _), (small, _, _) = dots(ablation_charts(pooled("pool", datasets, ablation=ablation, shapley=[])))
+    assert wide == pytest.approx(small, abs=0.5)
 
 
 def test_many_charts_are_folded() -> None:
