@@ -21,6 +21,7 @@ from mowe_ray.training.run_records import Record, Run, course, read_run
 
 PAGE = "report.html"
 _EVERY_S = 30.0  # between two versions of the page of a run that goes on
+_REMOTE_EVERY_S = 120.0  # likewise on an object store, from where all records are read again
 _SHARE = Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
 _MOST_EVENTS = 40
 _ROUTERS = {"dependent": "Data-dependent router", "independent": "Data-independent router"}
@@ -46,7 +47,8 @@ def page_while_training(folder: RunFolder, log: Callable[[str], object]) -> Iter
                 log(f"warning: {folder.path(PAGE)} cannot be written: {error}")
 
     def keep() -> None:
-        while not ended.wait(_EVERY_S):
+        write()
+        while not ended.wait(_EVERY_S if folder.local_path("") is not None else _REMOTE_EVERY_S):
             write()
 
     thread = threading.Thread(target=keep, daemon=True, name="run page")
