@@ -189,11 +189,18 @@ def line_chart(
         if not one.dashed
         for at, value in one.points[-1:]
     ]
-    told = [[one.name, [[at, float(f"{value:.4g}")] for at, value in one.points]] for one in shown]
+    told = [[one.name, [[round(at, 1), float(f"{value:.4g}")] for at, value in one.points]] for one in shown]
     return tag(
-        "svg", frame(x, y, height, x_label), stretched(height, *lines), *ends, class_="plot framed", height=height,
-        role="img", aria_label=f"{title}, over {x_label}", data_curves=json.dumps([x_label, x.low, x.high, told]),
-    )  # fmt: skip
+        "svg",
+        frame(x, y, height, x_label),
+        stretched(height, *lines),
+        *ends,
+        class_="plot framed",
+        height=height,
+        role="img",
+        aria_label=f"{title}, over {x_label}",
+        data_curves=json.dumps([x_label, x.low, x.high, told], separators=(",", ":")),
+    )
 
 
 def spread_out(places: Sequence[float], distance: float) -> list[float]:

@@ -8,27 +8,23 @@ from typing import Any
 from mowe_ray.evaluation.report.summary import bounds, gain, is_finite, signed, test_set_names, typeset, verdict
 from mowe_ray.evaluation.results import Ablation, EvaluatedModel, Interval, Shapley
 from mowe_ray.output.charts import (
+    PLAIN,
     Axis,
     BarSegment,
     IntervalRow,
+    Series,
     chips,
     colour,
     escape,
-    frame,
     interval_rows,
-    path,
-    plot,
+    line_chart,
     stacked_bar,
-    stretched,
     tag,
-    thinned,
 )
 from mowe_ray.output.html_page import folded
 
-_HEIGHT = 170
 _MOST_FIGURES = 6
 _SHARES = Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
-_DASHED = "dashed"
 _ROUTERS = {"dependent": "Data-dependent router", "independent": "Data-independent router"}
 Report = Mapping[str, Any]
 
@@ -102,42 +98,32 @@ def drift(report: Report) -> str:
     if len(history) < 2:
         return ""
     on = [router for router in _ROUTERS if any(record[router]["entropy"] for record in history)]
-    members = {member: colour(i) for i, member in enumerate(report["members"])}
     figures = [
-        _curves(
-            f"{_ROUTERS[router]}",
-            {member: [(r["step"], r[router]["probability"][member]) for r in history] for member in members},
+        _figure(
+            _ROUTERS[router],
+            [
+                Series(member, [(r["step"], r[router]["probability"][member]) for r in history], colour(i))
+                for i, member in enumerate(report["members"])
+            ],
             _SHARES,
-            list(members.values()),
         )
         for router in on
     ]
     uniform = report["entropy_of_uniform_nats"]
-    courses = {_ROUTERS[router]: [(r["step"], r[router]["entropy"]) for r in history] for router in on}
-    courses["undecided"] = [(history[0]["step"], uniform), (history[-1]["step"], uniform)]
-    ticks = tuple(tick for tick in Axis.over([0.0, uniform], count=3).ticks if tick >= 0)
     colours = ["var(--ink)", "var(--muted)"][: len(on)]
+    courses = [
+        Series(router, [(r["step"], r[router]["entropy"]) for r in history], fill)
+        for router, fill in zip(on, colours, strict=True)
+    ]
+    courses.append(Series("undecided", [(r["step"], uniform) for r in (history[0], history[-1])], PLAIN, dashed=True))
+    ticks = tuple(tick for tick in Axis.over([0.0, uniform], count=3).ticks if tick >= 0)
     legend = chips(zip(colours, on, strict=True))
-    entropies = _curves(
-        "Entropy, in nats", courses, Axis(0.0, 1.1 * uniform or 1.0, ticks), [*colours, _DASHED], legend
-    )
+    entropies = _figure("Entropy, in nats", courses, Axis(0.0, 1.1 * uniform or 1.0, ticks), legend)
     return tag("div", *figures, entropies, class_="three") if on else ""
 
 
-def _curves(
-    title: str, courses: Mapping[str, list[tuple[float, float]]], y: Axis, colours: Sequence[str], legend: str = ""
-) -> str:
-    x = Axis.over([0.0, *(step for course in courses.values() for step, _ in course)], count=4)
-    lines = [
-        path(thinned(course), x, y, _HEIGHT, class_="front", data_tip=name)
-        if fill == _DASHED
-        else path(thinned(course), x, y, _HEIGHT, class_="curve winner", style=f"--k:{fill}", data_tip=name)
-        for (name, course), fill in zip(courses.items(), colours, strict=True)
-    ]
-    chart = plot(
-        _HEIGHT, frame(x, y, _HEIGHT, "training step"), stretched(_HEIGHT, *lines), label=f"{title}, over training"
-    )
-    return tag("figure", tag("h3", title), legend, chart)
+def _figure(title: str, series: Sequence[Series], y: Axis, legend: str = "") -> str:
+    return tag("figure", tag("h3", title), legend, line_chart(title, series, x_label="training step", y=y))
 
 
 def ablation_charts(model: EvaluatedModel) -> str:

@@ -233,7 +233,7 @@ def test_routers_that_are_off_are_said_to_be() -> None:
 
 def test_drift_has_a_curve_for_each_member_and_router() -> None:
     chart = Page(drift(routed(BUILTIN)))
-    assert sum(attributes.get("class") == "curve winner" for _, attributes in chart.elements) == 2 * len(MEMBERS) + 2
+    assert sum(attributes.get("class") == "course" for _, attributes in chart.elements) == 2 * len(MEMBERS) + 2
     assert sum(attributes.get("class") == "front" for _, attributes in chart.elements) == 1
     assert drift({**routed(BUILTIN), "training": []}) == ""
     long = {**routed(BUILTIN), "training": [{"step": r["step"], **r["routing"]} for r in history(steps=3000)]}
