@@ -101,6 +101,15 @@ def jsonl_gz(folder: Path) -> Source:
 
 
 @layout
+def jsonl_zst(folder: Path) -> Source:
+    plain = Path(jsonl(folder)["path"])
+    with pa.output_stream(f"{plain}.zst", compression="zstd") as packed:
+        packed.write(plain.read_bytes())
+    plain.unlink()
+    return {"path": f"{plain}.zst"}
+
+
+@layout
 def json_list(folder: Path) -> Source:
     rows = [{"audio": n, "question": QUESTION, "answer": a} for n, a in zip(write_clips(folder), ANSWERS, strict=True)]
     (folder / "tones.json").write_text(json.dumps(rows, indent=1))
@@ -188,6 +197,12 @@ def lhotse_cuts(folder: Path) -> Source:
 
 
 @layout
+def lhotse_cuts_with_padding(folder: Path) -> Source:
+    cuts(folder).pad(duration=2 * SECONDS).to_file(folder / "cuts.jsonl")
+    return {"path": str(folder / "cuts.jsonl"), "instruction": QUESTION}
+
+
+@layout
 def lhotse_shar(folder: Path) -> Source:
     (folder / "shar").mkdir()
     cuts(folder).to_shar(folder / "shar", fields={"recording": "wav"}, shard_size=CLIPS)
@@ -202,6 +217,21 @@ def audiofolder(folder: Path) -> Source:
         *(f"{n.removeprefix('clips/')},{a}" for n, a in zip(names, ANSWERS, strict=True)),
     ]
     (folder / "clips" / "metadata.csv").write_text("\n".join(rows))
+    return {"path": str(folder / "clips"), "instruction": QUESTION}
+
+
+@layout
+def audiofolder_jsonl(folder: Path) -> Source:
+    names = write_clips(folder)
+    rows = [{"file_name": n.removeprefix("clips/"), "text": a} for n, a in zip(names, ANSWERS, strict=True)]
+    write_lines(folder / "clips" / "metadata.jsonl", rows)
+    return {"path": str(folder / "clips"), "instruction": QUESTION}
+
+
+@layout
+def audiofolder_parquet(folder: Path) -> Source:
+    names = [name.removeprefix("clips/") for name in write_clips(folder)]
+    pq.write_table(pa.table({"file_name": names, "text": ANSWERS}), folder / "clips" / "metadata.parquet")
     return {"path": str(folder / "clips"), "instruction": QUESTION}
 
 
@@ -271,6 +301,17 @@ def webdataset_tar_gz(folder: Path) -> Source:
     path = webdataset_of(folder / "a.tar", lambda n: {"txt": ANSWERS[n]})
     (folder / "a.tar.gz").write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
+    return {"path": str(folder), "instruction": QUESTION}
+
+
+@layout
+def webdataset_tar_zst_and_lz4(folder: Path) -> Source:
+    for shard, (suffix, codec) in enumerate({"zst": "zstd", "lz4": "lz4"}.items()):
+        half = CLIPS // 2
+        path = webdataset_of(folder / f"{shard}.tar", lambda n: {"txt": ANSWERS[n]}, shard * half, shard * half + half)
+        with pa.output_stream(f"{path}.{suffix}", compression=codec) as packed:
+            packed.write(path.read_bytes())
+        path.unlink()
     return {"path": str(folder), "instruction": QUESTION}
 
 

@@ -88,8 +88,17 @@ CheckpointSource = Annotated[
     Annotated[Location, Tag("<text>")] | Annotated[InlineConfig, Tag("<inline>")],
     Discriminator(_text_or_mapping),
 ]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_not_blank)]
 Texts = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<list>")],
+    Annotated[_Text, Tag("<text>")] | Annotated[list[_Text], Tag("<list>"), Field(min_length=1)],
     Discriminator(text_or_list),
 ]
 WorkerCount = Annotated[

@@ -10,6 +10,13 @@ from mowe_ray.data.sample import BadSample
 _LISTED = 1000  # bad samples named in the report, beside those that ended a process; all of them are counted
 
 
+_LIMITS = {
+    "too_long": "data.max_duration_s",
+    "too_short": "data.min_duration_s",
+    "too_many_tokens": "data.max_text_tokens",
+}
+
+
 class DataReport:
     """Counts each bad sample once, over all epochs.
 
@@ -113,7 +120,9 @@ class DataReport:
         total = self._total.total()
         if total and self.bad_count <= max_bad_fraction * total and self.good_count:
             return
-        raise ValueError(f"{self._summary()} (data.max_bad_fraction is {max_bad_fraction:g})")
+        limits = [key for cause, key in _LIMITS.items() if any(cause in causes for causes in self._causes.values())]
+        also = "".join(f"; {key} sets a limit" for key in limits)
+        raise ValueError(f"{self._summary()} (data.max_bad_fraction is {max_bad_fraction:g}{also})")
 
     def _summary(self) -> str:
         total = self._total.total()

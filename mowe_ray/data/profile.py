@@ -1,8 +1,10 @@
 """What the samples of a source are like: lengths of all; rates, channels and answers of a few that are read."""
 
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -13,12 +15,15 @@ import soundfile
 
 from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.index import Index
+from mowe_ray.data.micro_batch import load_micro_batch
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards import read_samples
 
 _READ = 200  # samples of a source that are opened, spread over it
+_DECODED = 16  # of these that are decoded, for what no header says
+_COMPARED = 500  # samples to train on whose audio is compared with those that are opened for validation
 _HEAD_BYTES = 4096  # of a file hold its rate and channels, unless pictures come first; the rest is for decoding
-_PATIENCE_S = 60.0  # for the samples of a source
+_PATIENCE_S, _DECODING_PATIENCE_S = 60.0, 20.0  # for the samples of a source
 _EDGES_S = (0.0, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, np.inf)
 _EXTREMES = 3
 
@@ -29,30 +34,44 @@ def sample_rows(size: int, at_most: int) -> np.ndarray:
 
 
 def profiles(
-    indexes: Iterable[Index], known: Sequence[BadSample] = ()
+    child: ChildProcess,
+    indexes: Iterable[Index],
+    known: Sequence[BadSample] = (),
+    *,
+    min_s: float,
+    max_s: float,
 ) -> dict[str, tuple[dict[str, Any], list[BadSample]]]:
     """Return facts about each source as JSON values, and those of the samples tried that cannot be read, by its name.
 
-    Files are opened in a child process, which what is in them cannot take along.
-
     Args:
+        child: Opens the files, which cannot take this process along.
         indexes: Of the sources.
         known: Samples that ended a process earlier; they are not tried.
+        min_s: Shorter clips are bad.
+        max_s: Longer clips are bad.
     """
     left_out = pa.array(sorted({sample.id for sample in known}), pa.string())
     found: dict[str, tuple[dict[str, Any], list[BadSample]]] = {}
-    with ChildProcess() as child:
-        for index in indexes:
-            for number, name in enumerate(index.source_names):
-                rows = index.table.filter(pa.array(index.sources == number))
-                safe = rows.filter(pc.invert(pc.is_in(rows["id"], value_set=left_out))) if known else rows
-                try:
-                    some = safe.take(sample_rows(len(safe), _READ))
-                    tried, bad = child.call(_read_facts, some, timeout_s=_PATIENCE_S)
-                except ChildDied:
-                    tried, bad = {}, []  # or takes too long: decoding finds which of them it was
-                found[name] = {**tried, **_lengths(rows)}, bad
+    for index in indexes:
+        for number, name in enumerate(index.source_names):
+            rows = index.table.filter(pa.array(index.sources == number))
+            safe = rows.filter(pc.invert(pc.is_in(rows["id"], value_set=left_out))) if known else rows
+            facts: dict[str, Any] = {}
+            bad: list[BadSample] = []
+            # Of those that end the child, or take too long, training finds which one it was.
+            with suppress(ChildDied):
+                some = safe.take(sample_rows(len(safe), _READ))
+                facts, bad = child.call(_read_facts, some, timeout_s=_PATIENCE_S)
+                few = safe.take(sample_rows(len(safe), _DECODED))
+                undecodable = child.call(_undecodable, few, min_s, max_s, timeout_s=_DECODING_PATIENCE_S)
+                facts |= {"decoded": len(few), "undecodable": len(undecodable)}
+                bad = list({sample.id: sample for sample in (*undecodable, *bad)}.values())
+            found[name] = {**facts, **_lengths(rows)}, bad
     return found
+
+
+def _undecodable(rows: pa.Table, min_s: float, max_s: float) -> list[BadSample]:
+    return load_micro_batch(rows, min_s, max_s).bad if len(rows) else []
 
 
 def _read_facts(rows: pa.Table) -> tuple[dict[str, Any], list[BadSample]]:
@@ -117,10 +136,54 @@ def _keys(rows: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(rows["id"], length, " ")
 
 
-def warnings_on(facts: Mapping[str, Mapping[str, Any]], common: Mapping[str, int]) -> Sequence[str]:
+def common_audio(child: ChildProcess, train: Index, validation: Mapping[str, Index]) -> dict[str, tuple[int, int]]:
+    """Return how many samples of each validation source were compared, and how many have the audio of one to train on.
+
+    Compared are clips of this machine that are equally long, whatever their ids; see `_COMPARED`.
+    """
+    lengths = np.round(train.durations, 2)
+    counts = {}
+    for name, index in validation.items():
+        held = index.table.take(sample_rows(len(index), _READ))
+        held = held.filter(pa.array(held["duration_s"].to_numpy() > 0))
+        alike = np.flatnonzero(np.isin(lengths, np.round(held["duration_s"].to_numpy(), 2)))
+        if len(alike):
+            trained = train.table.take(pa.array(alike[sample_rows(len(alike), _COMPARED)]))
+            with suppress(ChildDied):
+                counts[name] = len(held), child.call(_count_common, held, trained, timeout_s=_PATIENCE_S)
+    return {name: (tried, count) for name, (tried, count) in counts.items() if count}
+
+
+def _count_common(held: pa.Table, trained: pa.Table) -> int:
+    known = set(_contents(trained))
+    return sum(content in known for content in _contents(held))
+
+
+def _contents(rows: pa.Table) -> list[tuple[Any, ...]]:
+    """Return what tells the audio of each row from others: hashes of its clips, and where in them it is."""
+    local = rows.filter(pc.invert(pc.match_substring(pc.cast(rows["shard"], pa.string()), "://")))
+    return [
+        (
+            sample.offset_s,
+            sample.offset_s and sample.duration_s,
+            *(hashlib.blake2b(clip).digest() for clip in sample.clips),
+        )
+        for sample in (read_samples(local) if len(local) else ())
+        if not isinstance(sample, BadSample) and sample.clips
+    ]
+
+
+def warnings_on(
+    facts: Mapping[str, Mapping[str, Any]], common: Mapping[str, int], same_audio: Mapping[str, tuple[int, int]]
+) -> Sequence[str]:
     """Return what in these facts, by source name, may not be meant."""
     lines = [
         f"{name}: {count} samples have the id and length of a sample to train on" for name, count in common.items()
+    ]
+    lines += [
+        f"{name}: {count} of the {tried} samples that were tried have the audio of a sample to train on"
+        for name, (tried, count) in same_audio.items()
+        if name not in common
     ]
     for name, known in facts.items():
         if len(known.get("sample_rates", ())) > 1:

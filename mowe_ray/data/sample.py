@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 Cause = Literal[
     "unreadable",  # the bytes, the JSON or the file system said no
@@ -121,6 +121,7 @@ class Sample:
         history: turns before the instruction; those of the user, and the instruction, have `CLIP` where a clip goes,
             or none, and the clips go before the first question.
         path: what its row calls the file of its first clip; empty where the audio lies in the row.
+        others: what else its row says, as JSON values; for writers.
     """
 
     id: str
@@ -138,6 +139,7 @@ class Sample:
     path: str = field(default="", compare=False)
     choices: tuple[str, ...] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def clips(self) -> tuple[bytes, ...]:

@@ -19,7 +19,7 @@ from mowe_ray.data.shards.fields import Reading
 from mowe_ray.data.shards.record import ROW_SCHEMA, repeated_id
 from mowe_ray.output.run_folder import sync
 
-_VERSION = 5  # raise it when a scan would give other rows, so that old caches are not used
+_VERSION = 6  # raise it when a scan would give other rows, so that old caches are not used
 _CHUNK_ROWS = 1 << 16
 SHARD_FIELD = pa.field("shard_number", pa.int32())
 

@@ -13,16 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mowe_ray.config.data_section import DataSection, EvaluatedData, SourceSection, TrainingSource
+from mowe_ray.data.child_process import ChildProcess
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.epoch_plan import count_samples, plan_epoch
 from mowe_ray.data.index import Index, SourceSpec, build_index
-from mowe_ray.data.profile import common_samples, profiles, warnings_on
+from mowe_ray.data.profile import common_audio, common_samples, profiles, warnings_on
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.scan import ParallelMap
 from mowe_ray.data.shards import first_entry, list_shards
-from mowe_ray.data.shards.audio_field import AUDIO_KEYS
-from mowe_ray.data.shards.compressed import cache_folder
-from mowe_ray.data.shards.fields import ANSWER_KEYS, INSTRUCTION_KEYS, Reading
+from mowe_ray.data.shards.compressed import cache_folder, plain_name
+from mowe_ray.data.shards.fields import ANSWER_KEYS, AUDIO_KEYS, INSTRUCTION_KEYS, Reading
 from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS
 from mowe_ray.data.shards.storage import with_storage_timeout
 from mowe_ray.data.synthetic_corpus import builtin_corpus
@@ -95,7 +95,10 @@ def check_sources(data: DataSection, sources: Sources, known: Sequence[BadSample
         _check_source(key, source, sources.train, train[key])
     check_validation(data, sources.validation)
     sources.report.check(data.max_bad_fraction)
-    facts = profiles([sources.train, *sources.validation.values()], known)
+    indexes, limits = [sources.train, *sources.validation.values()], (data.min_duration_s, data.max_duration_s)
+    with ChildProcess() as child:  # what is in the files cannot take this process along
+        facts = profiles(child, indexes, known, min_s=limits[0], max_s=limits[1])
+        same = common_audio(child, sources.train, sources.validation)
     keys = {name: key for key, name in train.items()}
     keys |= {name: f"data.validation.{number}" for number, name in enumerate(sources.validation)}
     for name, (found, bad) in facts.items():
@@ -106,7 +109,7 @@ def check_sources(data: DataSection, sources: Sources, known: Sequence[BadSample
     common = common_samples(sources.train, sources.validation)
     own = [source.place for source in data.train if not source.place.startswith(_BUILTIN)]
     builtin = [source.place for source in data.validation if source.place.startswith(_BUILTIN)]
-    lines = [*warnings_on({name: found for name, (found, _) in facts.items()}, common)]
+    lines = [*warnings_on({name: found for name, (found, _) in facts.items()}, common, same)]
     if own and builtin:
         lines.append(
             f"data.validation is {builtin[0]}, which says nothing on {own[0]}: give data.validation.0.path, or "
@@ -132,7 +135,7 @@ def _check_source(key: str, source: SourceSection, index: Index, name: str) -> N
         causes = ", ".join(f"{count} {cause}" for cause, count in Counter(s.cause for s in bad).most_common())
         raise ValueError(
             f"{key}.path: no sample of {source.place} can be used: {causes}, such as {of_rows[0].id}: "
-            f"{of_rows[0].detail}. {_fields_of(key, source)}"
+            f"{of_rows[0].detail}. {_fix_of(of_rows[0], key, source)}"
         )
     if samples and not source.text_only and index.text_only_per_source[name] == samples:
         raise ValueError(
@@ -146,6 +149,17 @@ def _check_source(key: str, source: SourceSection, index: Index, name: str) -> N
             f"instruction, and no task with a usual one ({usual}). Set {key}.instruction='...' or {key}.task=asr. "
             f"{_fields_of(key, source)}"
         )
+
+
+_OF_COLUMNS = ("no_answer", "no_audio", "unknown_audio", "unreadable")
+
+
+def _fix_of(bad: BadSample, key: str, source: SourceSection) -> str:
+    """Return what to do about a source of such samples alone."""
+    if bad.cause not in _OF_COLUMNS:
+        return "Leave out or replace these clips"
+    missing = "The names of clips start at the folder of their manifest. " if bad.cause == "no_audio" else ""
+    return f"{missing}{_fields_of(key, source)}"
 
 
 def _check_columns(spec: SourceSpec) -> None:
@@ -162,12 +176,13 @@ def _check_columns(spec: SourceSpec) -> None:
 
 
 def _check_tried(key: str, known: Mapping[str, Any], bad: Sequence[BadSample]) -> None:
-    """Raise ValueError where most of the samples that were tried cannot be read."""
-    if 2 * len(bad) > known.get("tried", 0):
-        raise ValueError(
-            f"{key}.path: {len(bad)} of {known['tried']} samples that were tried cannot be read, such as {bad[0].id}: "
-            f"{bad[0].cause}: {bad[0].detail}"
-        )
+    """Raise ValueError where most of the samples that were tried cannot be read, or decoded."""
+    for tried, lost, cannot in (("tried", "unreadable", "read"), ("decoded", "undecodable", "decoded")):
+        if 2 * known.get(lost, 0) > known.get(tried, 0):
+            raise ValueError(
+                f"{key}.path: {known[lost]} of {known[tried]} samples that were tried cannot be {cannot}, such as "
+                f"{bad[0].id}: {bad[0].cause}: {bad[0].detail}"
+            )
 
 
 def _fields_of(key: str, source: SourceSection) -> str:
@@ -176,8 +191,9 @@ def _fields_of(key: str, source: SourceSection) -> str:
     entry = first_entry(shard)
     fields = ", ".join(map(str, entry)) or "none that can be read"
     example = ", ".join(f"{name}: {str(value)[:40]}" for name, value in entry.items())
+    header = ", as its first line names them" if plain_name(shard).lower().endswith((".csv", ".tsv")) else ""
     return (
-        f"The fields of {shard} are {fields}" + (f" (first: {example})" if example else "") + "; read are "
+        f"The fields of {shard} are {fields}" + (f" (first: {example})" if example else "") + f"{header}; read are "
         f"{', '.join(AUDIO_KEYS[:3])}... as audio, {', '.join(ANSWER_KEYS[:3])}... as the answer, "
         f"{', '.join(INSTRUCTION_KEYS[:2])}... as the instruction, and messages or conversations; for others give "
         f"{key}.columns, as {{audio: NAME, answer: NAME}}"

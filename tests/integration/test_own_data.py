@@ -1,7 +1,9 @@
-"""A user's own data, as they are, trained and answered by the real commands: a table, and conversations."""
+"""A user's own data, as they are, trained and answered by the real commands: tables, conversations, every layout."""
 
 import json
 from pathlib import Path
+
+import pytest
 
 from tests.end_to_end import run_command
 from tests.layouts import ANSWERS, LAYOUTS, write_clips
@@ -50,3 +52,31 @@ def test_a_table_and_conversations_are_trained_and_answered(tmp_path: Path) -> N
     lines = [json.loads(line) for line in predictions.read_text().splitlines()]
     found = [line for line in lines if "id" in line]
     assert [line["duration_s"] for line in found] == [1.0] * 3
+
+
+@pytest.mark.soak
+def test_every_layout_is_looked_at_trained_on_and_answered(tmp_path: Path) -> None:
+    """Two samples of each: one run, of two steps, which is an epoch of all of them."""
+    sources = []
+    for name, write in LAYOUTS.items():
+        (tmp_path / name).mkdir()
+        sources.append(write(tmp_path / name) | {"task": "aqa", "limit": 2})
+    held = [source | {"name": name} for name, source in zip(LAYOUTS, sources, strict=True)]
+    samples = 2 * len(LAYOUTS)
+    batches = ["training.epochs=1", f"data.max_batch_size={len(LAYOUTS)}", "data.batch_seconds=60"]
+    data = [f"data.train={json.dumps(sources)}", f"data.validation={json.dumps(held)}", *batches]
+    arguments = ["--config", "quickstart", *TINY, *data, f"storage={tmp_path}/runs", "name=all"]
+    looked = run_command(*arguments, "--dry-run")
+    assert looked.code == 0, looked.err
+    trained = run_command(*arguments, "training.log_samples=true")
+    assert trained.code == 0, trained.err
+    assert (trained.result["steps"], trained.result["samples"]) == (2, {"lost": 0, "repeated": 0})
+    report = json.loads((tmp_path / "runs/all/data_report.json").read_text())
+    assert (report["samples"], report["bad"]) == (2 * samples, 0)
+    answered = run_command(
+        tmp_path / "runs/all", "generation.max_new_tokens=3", "ablation_samples=0", module="mowe_ray.evaluate"
+    )
+    assert answered.code == 0, answered.err
+    for name in LAYOUTS:
+        lines = (tmp_path / f"runs/all/evaluation/predictions/{name}.jsonl").read_text().splitlines()
+        assert [line["duration_s"] for line in map(json.loads, lines) if "id" in line] == [0.5] * 2, name

@@ -88,7 +88,7 @@ def test_several_splits_in_a_folder_are_not_mixed(tmp_path: Path, names: list[st
     assert list_shards(f"{tmp_path}/*train*") == chosen
 
 
-@pytest.mark.parametrize("packed", ["b.tar.zst", "b.tar.lz4", "b.parquet.gz"])
+@pytest.mark.parametrize("packed", ["b.parquet.zst", "b.arrow.lz4", "b.parquet.gz"])
 def test_a_packed_shard_is_not_passed_over(tmp_path: Path, packed: str) -> None:
     for name in ("a.tar", packed, "._a.tar", ".b.parquet"):
         (tmp_path / name).touch()

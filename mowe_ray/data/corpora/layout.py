@@ -128,6 +128,7 @@ class Defaults:
             history=record.history,
             choices=record.choices,
             groups=record.groups,
+            others=record.others,
         )
 
     def asked(self, sample: Sample) -> Sample:

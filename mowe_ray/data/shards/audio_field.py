@@ -4,6 +4,7 @@ Audio is read under the names of `AUDIO_KEYS`. A row in which anything else look
 sample: it is refused, and the field is named.
 """
 
+import base64
 import io
 import re
 from collections.abc import Mapping
@@ -13,14 +14,9 @@ import numpy as np
 import soundfile
 
 from mowe_ray.data.audio_headers import suffix_of
-from mowe_ray.data.sample import AUDIO_SUFFIXES
-from mowe_ray.data.shards.fields import RATE_KEYS
+from mowe_ray.data.sample import AUDIO_SUFFIXES, BadAudio
+from mowe_ray.data.shards.fields import AUDIO_KEYS, RATE_KEYS
 
-# The first present one wins. NeMo: audio_filepath; AudioBench: context; ms-swift: audios; audiofolder: file_name.
-AUDIO_KEYS = (
-    *("audio", "audio_filepath", "audio_path", "context", "audio_file", "audios", "wav", "wav_path", "speech", "sound"),
-    *("file_name", "filename", "path", "file"),
-)
 # Under these names text is as common as audio, so that a string must end like an audio file.
 _AMBIGUOUS_KEYS = frozenset({"context", "speech", "sound", "file_name", "filename", "path", "file"})
 
@@ -33,8 +29,8 @@ _OTHER_SUFFIXES = frozenset(
     )
 )
 _ENDING = re.compile(rf"\.(?:{'|'.join(sorted(AUDIO_SUFFIXES | _OTHER_SUFFIXES))})(?:[?#:][^\n]*)?\s*$", re.IGNORECASE)
-# RIFF, OggS, fLaC, ID3 and an MPEG frame in base64, and the start of a data URL.
-_INLINE = re.compile(r"UklGR|T2dnU|ZkxhQ|SUQz|//[suv]|data:audio/")
+# RIFF, OggS, fLaC, ID3 and an MPEG frame in base64, perhaps in a data URL.
+_INLINE = re.compile(r"data:audio/[^,]{0,80};base64,|(?=data:audio/|UklGR|T2dnU|ZkxhQ|SUQz|//[suv])")
 _AUDIO_WORD = re.compile(r"audio|wav|sampl(?:e|ing)_?rate|^(?:sr|mp3|flac|ogg|opus|m4a)$", re.IGNORECASE)
 # Names of files under a key such as `speech_path` need no suffix; under `speech_act` there is text.
 _LOCATION_KEY = re.compile(
@@ -100,8 +96,10 @@ def _is_empty(value: Any) -> bool:
 
 def _encoded(value: Any) -> str | bytes | None:
     """Return a path or the bytes of an audio file; None where the value is neither."""
+    if isinstance(value, str):
+        return _unpacked(value)
     if not isinstance(value, Mapping):
-        return value if isinstance(value, bytes) or (isinstance(value, str) and not _INLINE.match(value)) else None
+        return value if isinstance(value, bytes) else None
     content = value.get("bytes")
     if isinstance(content, bytes) and (content or not value.get("path")):
         return content
@@ -110,6 +108,17 @@ def _encoded(value: Any) -> str | bytes | None:
     if content is None and isinstance(value.get("path"), str):
         return str(value["path"])
     return None if "path" in value else next(iter(find_audio(value)[0]), None)
+
+
+def _unpacked(text: str) -> str | bytes:
+    """Return the bytes of an audio file in base64; any other text as it is, a path."""
+    inline = _INLINE.match(text)
+    if inline is None or is_audio_name(text):
+        return text
+    try:
+        return base64.b64decode(re.sub(r"\s+", "", text[inline.end() :]), validate=True)
+    except ValueError as error:
+        raise BadAudio("unreadable", f"audio in base64: {error}") from error
 
 
 def _wav(array: Any, rate: Any) -> bytes | None:
@@ -163,7 +172,9 @@ def _looks_like_audio(key: str, value: Any, mapping_only: bool, depth: int = 0) 
 
 def _description(value: Any) -> str:
     if isinstance(value, Mapping):
-        return f"a mapping of {', '.join(sorted(map(str, value)))}"
+        whole = isinstance(_first_number(value.get("array")), int)
+        kind = " (whole numbers, and floats from -1 to 1 are read)" if whole else ""
+        return f"a mapping of {', '.join(sorted(map(str, value)))}{kind}"
     if isinstance(value, list):
         return f"a list of {len(value)}"
     return f"{len(value)} bytes" if isinstance(value, bytes) else repr(value)[:60]

@@ -14,14 +14,22 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import pyarrow as pa
 
 from mowe_ray.data.shards.storage import fingerprint, is_remote, open_file
 
+
+def _opened_by_arrow(codec: str, packed: BinaryIO) -> Any:
+    return pa.CompressedInputStream(pa.PythonFile(packed, mode="r"), codec)
+
+
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_SHORT = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz"}
+_OPENERS |= {".zst": partial(_opened_by_arrow, "zstd"), ".lz4": partial(_opened_by_arrow, "lz4")}
+_SHORT = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 
 
 def cache_folder() -> Path:
@@ -84,5 +92,5 @@ def _unpack(stream: Any, out: Any) -> None:
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
         return  # the reader finds where it ends
     except OSError as error:
-        if error.errno is not None:  # bz2 has none for damage
+        if error.errno is not None:  # bz2 and Arrow have none for damage
             raise

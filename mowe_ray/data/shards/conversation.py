@@ -1,6 +1,5 @@
 """Conversations in a row, as ms-swift, sharegpt, OpenAI and alpaca write them, and where their clips go."""
 
-import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,10 @@ _ROLES |= dict.fromkeys(("user", "human", "instruction"), "user")
 _ROLES |= dict.fromkeys(("assistant", "gpt", "model", "bot", "chatbot"), "assistant")
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
 _AUDIO_PART_KEYS = ("audio", "audio_url", "input_audio", "url", "path", "data")
-# A data URL, or RIFF, OggS, fLaC and ID3 in base64.
-_INLINE = re.compile(r"data:audio/[^,]{0,80};base64,|(?=UklGR|T2dnU|ZkxhQ|SUQz)")
-_PLACE = re.compile(r"<audio>|<\|audio\|>")
+_AUDIO_PARTS = ("audio", "audio_url", "input_audio")
+_SEEN = ("images", "videos")
+# LLaMA-Factory, ms-swift and ours; Qwen2-Audio's; those of models of speech.
+_PLACE = re.compile(r"<audio>|<\|audio\|>|(?:<\|audio_bos\|>)?<\|AUDIO\|>(?:<\|audio_eos\|>)?|<speech>|<sound>")
 
 
 class Conversation(NamedTuple):
@@ -53,6 +53,9 @@ def find_conversation(fields: Mapping[str, Any]) -> Conversation | None:
     """
     audio: list[Any] = []
     given = next((fields[key] for key in TURNS_KEYS if fields.get(key) not in (None, "", [])), None)
+    seen = _SEEN if given is None else (*_SEEN, "image", "video")
+    if some := next((key for key in seen if fields.get(key)), None):
+        raise BadAudio("unreadable", f"{some!r} is not empty, and only text and audio are read: take it out")
     placed = False
     if given is not None:
         entries = _entries(given)
@@ -83,7 +86,8 @@ def _entries(given: Any) -> list[Any]:
 def _turn(entry: Any, audio: list[Any]) -> Turn:
     """Return a message as a turn, and append the clips that its parts name to `audio`."""
     name = next((entry[key] for key in _ROLE_KEYS if key in entry), None) if isinstance(entry, Mapping) else None
-    if name not in _ROLES:
+    role = _ROLES.get(str(name).lower())
+    if role is None:
         raise BadAudio("unreadable", f"a turn has a role, {', '.join(_ROLES)}, and not {str(name or entry)[:60]!r}")
     content = next((entry[key] for key in _CONTENT_KEYS if entry.get(key) is not None), "")
     parts = content if isinstance(content, list) else [content]
@@ -91,13 +95,16 @@ def _turn(entry: Any, audio: list[Any]) -> Turn:
     for part in parts:
         # Parts of Arrow tables have all keys, most of them null.
         part = {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else part
-        if isinstance(part, Mapping) and (part.get("type") in ("audio", "audio_url", "input_audio")):
+        kind = part.get("type", next(iter(part), "")) if isinstance(part, Mapping) else "text"
+        if kind in _AUDIO_PARTS:
             clip = _clip(part)
             audio += [] if clip is None else [clip]
             text += CLIP
+        elif isinstance(part, Mapping) and part and "text" not in part:
+            raise BadAudio("unreadable", f"a turn has a part of type {str(kind)[:40]!r}; only text and audio are read")
         else:
             text += str(part.get("text", "")) if isinstance(part, Mapping) else as_text(part)
-    return Turn(_ROLES[name], text.strip(), entry.get("loss") not in (False, 0))
+    return Turn(role, text.strip(), entry.get("loss") not in (False, 0))
 
 
 def _clip(part: Mapping[str, Any]) -> Any:
@@ -107,11 +114,6 @@ def _clip(part: Mapping[str, Any]) -> Any:
         value = value["url"]
     elif isinstance(value, Mapping) and isinstance(value.get("data"), str):
         value = value["data"]
-    if isinstance(value, str) and (inline := _INLINE.match(value)):
-        try:
-            return base64.b64decode(value[inline.end() :], validate=True)
-        except ValueError as error:
-            raise BadAudio("unreadable", f"audio in base64: {error}") from error
     return value
 
 
@@ -149,7 +151,7 @@ def _merged(turns: Sequence[Turn]) -> list[Turn]:
 
 
 def place_clips(
-    history: tuple[Turn, ...], instruction: str, clips: int, *, placed: bool
+    history: tuple[Turn, ...], instruction: str, clips: int, *, placed: bool, strict: bool = False
 ) -> tuple[tuple[Turn, ...], str]:
     """Return the turns of the user with `CLIP` where each clip goes; without any, a single question has them first.
 
@@ -158,6 +160,7 @@ def place_clips(
         instruction: the last question.
         clips: how many there are.
         placed: whether the places have `CLIP` already, and `<audio>` is text.
+        strict: whether a name of a place in a single question is one for certain.
 
     Raises:
         BadAudio: they name another number of places than there are clips.
@@ -165,11 +168,11 @@ def place_clips(
     asked = [turn.text for turn in history if turn.role == "user"] + [instruction]
     marked = asked if placed else [_PLACE.sub(CLIP, text) for text in asked]
     places = sum(text.count(CLIP) for text in marked)
-    if not history and places != clips:
+    if not history and places != clips and not (strict and places):
         # A question alone may have the name of a place in its text, and the processor finds what names a clip.
         return history, instruction
     if places not in (0, clips):
-        raise BadAudio("unreadable", f"{places} places <audio> for {clips} clips")
+        raise BadAudio("unreadable", f"{places} places <audio> for {clips} clip{'s' * (clips != 1)}")
     first = marked[0].replace(CLIP, "").strip() if _leads(marked) else None
     if places == 0 or first is not None:
         # As a single question has its clips: first, each in a line of its own.
@@ -179,6 +182,14 @@ def place_clips(
     texts = iter(marked)
     turns = tuple(turn._replace(text=next(texts)) if turn.role == "user" else turn for turn in history)
     return turns, next(texts)
+
+
+def check_answers(turns: Sequence[Turn], answer: str, clips: int) -> None:
+    """Raise BadAudio where a clip has its place in a turn of the assistant, and none of the user's has one."""
+    user = any(CLIP in turn.text for turn in turns)
+    spoken = [turn.text for turn in turns if turn.role == "assistant"] + [answer]
+    if clips and not user and any(_PLACE.search(text) for text in spoken):
+        raise BadAudio("unreadable", "a place <audio> is in a turn of the assistant: only the user's have clips")
 
 
 def _leads(marked: Sequence[str]) -> bool:

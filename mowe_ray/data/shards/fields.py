@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from mowe_ray.data.sample import BadAudio
+
 Field = Literal[
     "id",
     "audio",
@@ -23,7 +25,12 @@ Field = Literal[
 FIELDS: tuple[Field, ...] = get_args(Field)
 
 # The first present name wins. NeMo: text, offset; Hugging Face speech corpora: sentence, transcription; alpaca: output;
-# ms-swift: query, response; XARES-LLM: label, labels, captions. Names of the audio: `audio_field.AUDIO_KEYS`.
+# ms-swift: query, response; XARES-LLM: label, labels, captions. Audio: NeMo: audio_filepath; AudioBench: context;
+# ms-swift: audios; audiofolder: file_name.
+AUDIO_KEYS = (
+    *("audio", "audio_filepath", "audio_path", "context", "audio_file", "audios", "wav", "wav_path", "speech", "sound"),
+    *("file_name", "filename", "path", "file"),
+)
 ID_KEYS = ("id", "utt_id", "uid", "utterance_id", "key")
 INSTRUCTION_KEYS = ("instruction", "question", "prompt", "query")
 ANSWER_KEYS = (
@@ -40,13 +47,14 @@ TURNS_KEYS = ("messages", "conversations", "conversation")
 SYSTEM_KEYS = ("system",)
 HISTORY_KEYS = ("history",)
 INPUT_KEYS = ("input",)  # alpaca: what its instruction is about
-CUT_KEYS = ("supervisions", "recording", "start", "channel", "custom", "type")  # of a cut of lhotse
+CUT_KEYS = ("supervisions", "recording", "tracks", "start", "channel", "custom", "type")  # of a cut of lhotse
 RATE_KEYS = ("sampling_rate", "sample_rate", "sr")
 SPOKEN_KEYS = (
     *(*INSTRUCTION_KEYS, *ANSWER_KEYS, *REFERENCES_KEYS, *CHOICES_KEYS, *GROUPS_KEYS, *TASK_KEYS),
     *(*TURNS_KEYS, *SYSTEM_KEYS, *HISTORY_KEYS, *INPUT_KEYS),
 )
 TEXT_KEYS = (*ID_KEYS, *SPOKEN_KEYS, *DURATION_KEYS, *OFFSET_KEYS)
+_USUAL_KEYS = frozenset((*AUDIO_KEYS, *TEXT_KEYS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +83,22 @@ class Reading:
         return tuple(column.partition(".")[0] for _, column in self.columns)
 
     def renamed(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return a row in which the fields of `columns` have their usual names."""
-        if not self.columns:
-            return fields
+        """Return a row with the fields of `columns` under their usual names, and `Text`, `TEXT` under `text`."""
         moved: dict[str, Any] = {field: look_up(fields, column) for field, column in self.columns}
-        left = {name: value for name, value in fields.items() if name not in {column for _, column in self.columns}}
-        return {**left, **moved}
+        given = {column for _, column in self.columns}
+        left = {name: value for name, value in fields.items() if name not in given} if moved else fields
+        small = {name.lower(): value for name, value in left.items() if isinstance(name, str) and name != name.lower()}
+        small = {name: value for name, value in small.items() if name in _USUAL_KEYS and name not in left}
+        return {**left, **small, **moved} if small or moved else fields
+
+    def others(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of a renamed row that mean nothing here, as far as JSON has values like theirs."""
+        taken = {column for _, column in self.columns}
+        return {
+            name: value
+            for name, value in fields.items()
+            if name.lower() not in _USUAL_KEYS and name not in taken and _is_json(value)
+        }
 
     def instruction_for(self, sample_id: str) -> str:
         """Return the instruction of a sample that has none; "" if the source has none either."""
@@ -90,8 +108,17 @@ class Reading:
         return random.Random(f"{self.seed} {sample_id}").choice(self.instructions)
 
     def named(self, answer: str) -> str:
-        """Return an answer, a position among `labels` by name."""
-        return self.labels[int(answer)] if answer.isdecimal() and int(answer) < len(self.labels) else answer
+        """Return an answer, a position among `labels` by name.
+
+        Raises:
+            BadAudio: it is none of the labels.
+        """
+        if not self.labels or not answer or answer in self.labels:
+            return answer
+        if answer.isdecimal() and int(answer) < len(self.labels):
+            return self.labels[int(answer)]
+        some = ", ".join(self.labels[:5]) + ("..." if len(self.labels) > 5 else "")
+        raise BadAudio("no_answer", f"{answer[:60]!r} is none of the {len(self.labels)} labels of its source ({some})")
 
     def to_json(self) -> dict[str, Any]:
         """Return what `of` takes, as JSON values."""
@@ -103,6 +130,14 @@ class Reading:
         columns = tuple((field, column) for field, column in values["columns"])
         lists = {name: tuple(values[name]) for name in ("instructions", "labels")}
         return cls(**{**values, "columns": columns, **lists})
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON has a value, which is not null."""
+    if isinstance(value, Mapping | list):
+        parts = value.values() if isinstance(value, Mapping) else value
+        return all(part is None or _is_json(part) for part in parts)
+    return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def look_up(fields: Mapping[str, Any], column: str) -> Any:

@@ -101,7 +101,8 @@ def check_labels(folder: str, files: Mapping[str, Any]) -> None:
 
 def _beside(name: str, files: Mapping[str, Any]) -> dict[str, str]:
     stem = name.rpartition(".")[0]
-    return {suffix: f"{stem}.{suffix}" for suffix in _SIDE_SUFFIXES if f"{stem}.{suffix}" in files}
+    named = ((suffix, f"{stem}.{written}") for suffix in _SIDE_SUFFIXES for written in (suffix.upper(), suffix))
+    return {suffix: path for suffix, path in named if path in files}
 
 
 def _row(

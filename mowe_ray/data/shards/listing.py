@@ -9,16 +9,23 @@ from mowe_ray.data.sample import is_about_storage, valid_text
 from mowe_ray.data.shards.completion import NOTE, check_complete
 from mowe_ray.data.shards.compressed import plain_name
 from mowe_ray.data.shards.folder import check_labels, files_below, has_audio
-from mowe_ray.data.shards.storage import expand, file_of_row, file_system, first_contact, local_path, open_file
+from mowe_ray.data.shards.storage import (
+    expand,
+    file_of_row,
+    file_system,
+    first_contact,
+    is_remote,
+    local_path,
+    open_file,
+)
 from mowe_ray.data.shards.tarred import manifest_of
 
 PACKED = (".tar", ".parquet", ".arrow")  # beside these, JSON files are notes about the corpus
 MANIFESTS = (".jsonl", ".tsv", ".csv", ".json")
 SUFFIXES = (*PACKED, *MANIFESTS)
 _KINDS = [*((suffix,) for suffix in PACKED), (".jsonl", ".tsv", ".csv"), (".json",)]
-_NOT_READ = re.compile(
-    r"\.(?:tar|parquet|arrow|jsonl?|[tc]sv)\.(?:zst|lz4)$|\.(?:parquet|arrow)\.(?:gz|bz2|xz)$", re.IGNORECASE
-)
+_NOT_READ = re.compile(r"\.(?:parquet|arrow)\.(?:gz|bz2|xz|zst|lz4)$", re.IGNORECASE)
+_ARCHIVE = re.compile(r"\.(?:zip|7z|rar)$", re.IGNORECASE)
 _METADATA = re.compile(r"^metadata\.(?:csv|jsonl|parquet)$")  # of an audiofolder of `datasets`
 # data-00000-of-00004.arrow of save_to_disk, NAME-train.arrow of the cache, train-00000-of-00002.parquet of the hub.
 _SPLIT = re.compile(
@@ -61,7 +68,11 @@ def _paths_of(path: str) -> list[str]:
     if path.lower().endswith(".txt"):
         with first_contact(path), open_file(path) as file:
             lines = [line.strip() for line in file.read().decode("utf-8-sig").splitlines()]
-        return [file_of_row(path, line) for line in lines if line and not line.startswith("#")]
+        listed = [file_of_row(path, line) for line in lines if line and not line.startswith("#")]
+        lost = next((name for name in listed if not (is_remote(name) or _is_glob(name) or exists(name))), None)
+        if lost is not None:
+            raise ValueError(f"data path {path!r} lists a path a line, and there is no {lost!r}")
+        return listed
     match = _BRACES.search(path)
     # A folder or file of that very name is what is meant.
     if match is None or exists(path[: match.end()] + path[match.end() :].partition("/")[0]):
@@ -135,10 +146,14 @@ def _folder_of_audio(path: str, files: list[str], single: bool) -> list[str]:
         if has_audio(below):
             check_labels(path, found)
             return [f"{local_path(path).rstrip('/')}/"]
-    kinds = "a file of another kind" if single else f"{len(below or files)} files, none"
-    packed = [name for name in files if _NOT_READ.search(name)]
+    if has_audio(files):
+        raise ValueError(
+            f"data path {path!r} is audio alone: name the folder of the files, or a manifest with their texts"
+        )
+    packed = [name for name in files if _NOT_READ.search(name) or _ARCHIVE.search(name)]
     hint = f"; {_base(packed[0])} has to be unpacked first" if packed else ""
-    raise ValueError(f"data path {path!r} holds {kinds} of {', '.join(SUFFIXES)}, and no audio files{hint}")
+    what = "is" if single else f"holds {len(below or files)} files,"
+    raise ValueError(f"data path {path!r} {what} none of {', '.join(SUFFIXES)}, and no folder of audio files{hint}")
 
 
 def _base(name: str) -> str:

@@ -142,10 +142,12 @@ def manifest_header(manifest: str) -> Header | None:
     with open_file(plain(manifest)) as file:
         # A name with a wrong byte matches no known column.
         line = next(_lines(file, quoted=name.endswith(".csv")), b"").decode("utf-8-sig", errors="replace")
-    if name.endswith(".tsv"):
-        return Header(line.rstrip("\r\n").split("\t"), "\t")
-    delimiter = max(",;\t|", key=line.count)
-    return Header([column.strip() for column in next(csv.reader([line], delimiter=delimiter), [])], delimiter)
+    delimiter = "\t" if name.endswith(".tsv") else _delimiter_of(line)
+    return Header(_cells(line.rstrip("\r\n"), delimiter, strict=False), delimiter)
+
+
+def _delimiter_of(line: str) -> str:
+    return max(_DELIMITERS, key=line.count)
 
 
 def manifest_entries(manifest: str) -> Iterator[tuple[int, bytes]]:
@@ -176,17 +178,44 @@ def manifest_entries(manifest: str) -> Iterator[tuple[int, bytes]]:
 _LONGEST_ENTRY = 1 << 20  # bytes; a quote that is never closed does not take all that follows
 
 
+_DELIMITERS = ",;\t|"
+_OPENING = re.compile(rb' *"')
+_CLOSING = re.compile(rb'[^"]*(?:""[^"]*)*"(?!")')
+
+
 def _lines(file: BinaryIO, *, quoted: bool) -> Iterator[bytes]:
     """Yield lines; in CSV, a line break between quotes is no end."""
-    held = b""
+    held, inside, next_opening = b"", False, None
     for line in file:
         held += line
-        if quoted and held.count(b'"') % 2 and len(held) < _LONGEST_ENTRY:
-            continue
+        if quoted:
+            if next_opening is None:
+                delimiter = _delimiter_of(line.decode(errors="replace")).encode()
+                next_opening = re.compile(re.escape(delimiter) + _OPENING.pattern)
+            inside = _ends_in_quotes(line, inside, next_opening)
+            if inside and len(held) < _LONGEST_ENTRY:
+                continue
         yield held
-        held = b""
+        held, inside = b"", False
     if held:
         yield held
+
+
+def _ends_in_quotes(line: bytes, inside: bool, next_opening: re.Pattern[bytes]) -> bool:
+    """Whether a cell in quotes goes on in the next line; a quote opens one only at its beginning."""
+    opening = None if inside else _OPENING.match(line)
+    at = 0 if opening is None else opening.end()
+    inside = inside or opening is not None
+    while True:
+        if inside:
+            closing = _CLOSING.match(line, at)
+            if closing is None:
+                return True
+            at = closing.end()
+        opening = next_opening.search(line, at)
+        if opening is None:
+            return False
+        at, inside = opening.end(), True
 
 
 _SEPARATOR = re.compile(r"[,\]]")
@@ -234,18 +263,44 @@ _DECODER = json.JSONDecoder()
 def parse_entry(entry: bytes, header: Header | None) -> dict[str, Any]:
     """Return the fields of an entry; BadAudio if it has none."""
     try:
-        if header is not None:
-            text = entry.decode()
-            cells = text.split("\t") if header.delimiter == "\t" else _cells(text, header.delimiter)
-            return dict(zip(header.columns, cells, strict=False))
-        fields = json.loads(entry.decode())
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise BadAudio("unreadable", f"manifest entry: {error}") from error
+        text = entry.decode()
+    except UnicodeDecodeError as error:
+        fix = "convert the file, as by `iconv -f LATIN1 -t UTF-8`"
+        raise BadAudio("unreadable", f"manifest entry: not UTF-8 at byte {error.start}: {fix}") from error
+    if header is not None:
+        return _row_of(text, header)
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadAudio("unreadable", f"manifest entry: not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise BadAudio("unreadable", "manifest entry is not a JSON object")
     return fields
 
 
-def _cells(text: str, delimiter: str) -> list[str]:
-    rows = list(csv.reader([text], delimiter=delimiter, strict=True))
-    return rows[0] if rows else []
+def _row_of(text: str, header: Header) -> dict[str, Any]:
+    try:
+        cells = _cells(text, header.delimiter)
+    except csv.Error as error:
+        quote = "a quote at the beginning of a text that is not closed, or one within it that is not doubled"
+        raise BadAudio("unreadable", f"manifest entry: {quote}: {error}") from error
+    if any(cells[len(header.columns) :]):
+        mark = (
+            "no tab in a text" if header.delimiter == "\t" else f"quotes around a text with {header.delimiter!r} in it"
+        )
+        numbers = f"{len(cells)} cells for {len(header.columns)} columns"
+        raise BadAudio("unreadable", f"manifest entry: {numbers}; there must be {mark}")
+    return dict(zip(header.columns, cells, strict=False))
+
+
+# A text with quotes in it, as spreadsheets and pandas write it; plain TSV has quotes as they are.
+_QUOTED_CELL = re.compile(r'"[^"]*(?:""[^"]*)+"')
+
+
+def _cells(text: str, delimiter: str, *, strict: bool = True) -> list[str]:
+    if delimiter == "\t":
+        cells = text.split("\t")
+        cells = [cell[1:-1].replace('""', '"') if _QUOTED_CELL.fullmatch(cell) else cell for cell in cells]
+    else:
+        cells = next(csv.reader([text], delimiter=delimiter, strict=strict, skipinitialspace=True), [])
+    return [cell.strip() for cell in cells]

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from mowe_ray.data.child_process import ChildDied, ChildProcess
 from mowe_ray.data.decode import header_duration_s
 from mowe_ray.data.sample import BadAudio, BadSample, Sample, bad_audio, is_about_storage
-from mowe_ray.data.shards.audio_field import AUDIO_KEYS
 from mowe_ray.data.shards.fields import (
     ANSWER_KEYS,
+    AUDIO_KEYS,
     CUT_KEYS,
     RATE_KEYS,
     REFERENCES_KEYS,
@@ -199,7 +199,8 @@ def scan(shard: str, reading: Reading, allow_paths: Sequence[str]) -> Iterator[R
         _validate(shard)
         table = _open(shard, _version(shard))
         answers = (*ANSWER_KEYS, *REFERENCES_KEYS, *TURNS_KEYS)
-        if not {*answers, "supervisions"} & {*table.names, *(field for field, _ in reading.columns)}:
+        found = {*map(str.lower, table.names), *(field for field, _ in reading.columns)}
+        if not {*answers, "supervisions"} & found:
             raise ValueError(f"{shard} has the columns {', '.join(table.names)}, but none of {', '.join(answers)}")
         for group in range(table.num_groups):
             yield from _group(shard, table, group, reading, allow_paths)
@@ -221,16 +222,17 @@ def _group(
 ) -> Iterator[Row]:
     texts, audio = _kinds(reading)
     try:
-        rows = _rows(table, group, texts.__contains__)
+        rows = _rows(table, group, _among(texts))
         # Audio is read for the scan only where a row does not declare its length.
         records = [_record(row, reading) for row in rows]
         look = any(record is None or record.duration_s is None or record.history for record in records)
+        look = look or any(row.get(key) for row in rows for key in TURNS_KEYS)  # of several clips, maybe
         if look:
-            rows = _joined(rows, _rows(table, group, audio.__contains__))
+            rows = _joined(rows, _rows(table, group, _among(audio)))
             records = [_record(row, reading) for row in rows]
             if any(record is not None and record.audio is None for record in records):
                 # Text only, if no other column is audio.
-                others = _rows(table, group, lambda name: name not in texts | audio)
+                others = _rows(table, group, lambda name: not _among(texts | audio)(name))
                 rows = _joined(rows, others)
     except Exception as error:  # Arrow raises all kinds of errors for damaged tables
         if is_about_storage(error):
@@ -239,6 +241,11 @@ def _group(
         return
     for number, fields in enumerate(rows):
         yield _row(shard, group, number, fields, look, reading, allow_paths)
+
+
+def _among(names: set[str]) -> Callable[[str], bool]:
+    """Return whether a column has one of these names, perhaps in capital letters."""
+    return lambda name: name in names or name.lower() in names
 
 
 def _record(fields: dict[str, Any], reading: Reading) -> Record | None:
@@ -359,7 +366,7 @@ class _GroupCache:
         with self._lock:  # also keeps two threads from reading through one file object
             if key not in self._groups:
                 table = _open(shard, version)
-                known = [name for name in table.names if name in set().union(*_kinds(reading))]
+                known = list(filter(_among(set().union(*_kinds(reading))), table.names))
                 self._groups[key] = table.read(group, known)
                 self._bytes += self._groups[key].nbytes
             self._groups.move_to_end(key)

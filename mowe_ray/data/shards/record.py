@@ -12,7 +12,7 @@ from mowe_ray.data.audio_headers import suffix_of
 from mowe_ray.data.sample import BadAudio, BadSample, Sample, StorageError, Turn, valid_text
 from mowe_ray.data.shards.audio_field import find_audio
 from mowe_ray.data.shards.choices import answer_among, find_choices, find_groups, with_choices
-from mowe_ray.data.shards.conversation import find_conversation, place_clips
+from mowe_ray.data.shards.conversation import check_answers, find_conversation, place_clips
 from mowe_ray.data.shards.cut import from_cut, is_cut
 from mowe_ray.data.shards.fields import (
     ANSWER_KEYS,
@@ -23,6 +23,7 @@ from mowe_ray.data.shards.fields import (
     REFERENCES_KEYS,
     SPOKEN_KEYS,
     TASK_KEYS,
+    TURNS_KEYS,
     Reading,
     as_text,
     first_text,
@@ -54,6 +55,7 @@ class Record:
         choices: of a multiple-choice question; `groups` are what it is scored apart by.
         unread: what looks like audio but is not read, where `audio` is None.
         no_answer: why there is no answer, where it is empty.
+        others: fields that mean nothing here.
     """
 
     id: str | None
@@ -70,6 +72,7 @@ class Record:
     history: tuple[Turn, ...] = ()
     choices: tuple[str, ...] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def clips(self) -> tuple[str | bytes, ...]:
@@ -106,7 +109,11 @@ def parse_record(fields: Mapping[str, Any], reading: Reading = _ANY, clips: int 
     )
     history, instruction = (talk.history, talk.instruction) if talk else ((), text_under(fields, INSTRUCTION_KEYS))
     number = len(audio) if clips is None else clips
-    history, instruction = place_clips(history, instruction, number, placed=talk is not None and talk.placed)
+    placed = talk is not None and talk.placed
+    strict = fields.get("audios") is not None or (talk is not None and number > 0)
+    history, instruction = place_clips(history, instruction, number, placed=placed, strict=strict)
+    if strict and not placed:
+        check_answers((*history, Turn("user", instruction)), answer, number)
     if reading.last_turn_only:
         history = tuple(turn._replace(learned=False) for turn in history)
     return Record(
@@ -124,6 +131,7 @@ def parse_record(fields: Mapping[str, Any], reading: Reading = _ANY, clips: int 
         history=history,
         choices=find_choices(fields),
         groups=find_groups(fields),
+        others=reading.others(fields),
     )
 
 
@@ -144,9 +152,21 @@ def _no_answer(fields: Mapping[str, Any], has_turns: bool) -> str:
     if has_turns:
         return "the last turn is not the assistant's, or is empty"
     key = next((key for key in ANSWER_KEYS if key in fields), None)
-    if key is None or fields[key] in ("", None):
-        return f"none of {', '.join(ANSWER_KEYS)} has text" if key is None else f"{key!r} is empty"
-    return f"{key!r} is {str(fields[key])[:60]!r}, which is no text"
+    if key is None:
+        rows = next((name for name, value in fields.items() if _holds_rows(value)), None)
+        nested = (
+            "" if rows is None else f"; rows seem to be under {str(rows)!r}: write a list of them, or a line for each"
+        )
+        return f"none of {', '.join(ANSWER_KEYS)} has text{nested}"
+    value = fields[key]
+    if isinstance(value, Mapping) and value:
+        return f"{key!r} holds {', '.join(map(str, value))}: name one, as columns={{answer: {key}.{next(iter(value))}}}"
+    return f"{key!r} is empty" if value in ("", None) else f"{key!r} is {str(value)[:60]!r}, which is no text"
+
+
+def _holds_rows(value: Any) -> bool:
+    first = next(iter(value), None) if isinstance(value, list) else value
+    return isinstance(first, Mapping) and any(key in first for key in (*ANSWER_KEYS, *TURNS_KEYS))
 
 
 def _seconds(fields: Mapping[str, Any], keys: tuple[str, ...]) -> float | None:
@@ -357,6 +377,7 @@ def make_sample(place: Place, record: Record, clips: Sequence[bytes]) -> Sample:
         path=record.audio if isinstance(record.audio, str) else "",
         choices=record.choices,
         groups=record.groups,
+        others=record.others,
     )
 
 

@@ -269,10 +269,11 @@ def file_of_row(beside: str, name: str, allow_paths: Sequence[str] = ()) -> str:
     Raises:
         BadAudio: The file is none of these.
     """
-    path = local_path(name)
+    path, folder = local_path(name), posixpath.dirname(beside)
     if not (is_remote(path) or path.startswith("/")):
-        path = posixpath.join(posixpath.dirname(beside), path)
-    folder = posixpath.dirname(beside)
+        path = posixpath.join(folder, path)
+    if "\\" in path and not is_remote(path) and not Path(path).exists():
+        path = path.replace("\\", "/")  # as Windows writes it
     if is_remote(path):
         host = urlsplit(path).hostname if path.startswith(("http://", "https://")) else None
         allowed = not _EVASIVE.search(name) and (host in allow_paths or _is_below(path, folder, *allow_paths))

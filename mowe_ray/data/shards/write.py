@@ -39,6 +39,7 @@ _PARQUET_SCHEMA = pa.schema(
         ("groups", pa.string()),  # JSON
         ("messages", pa.string()),  # JSON, of conversations
         ("audios", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),  # of samples with several
+        ("others", pa.string()),  # JSON, of what else a row says
     ]
 )
 
@@ -143,7 +144,7 @@ def _split(samples: Iterable[Sample], limit: int) -> Iterator[Iterator[Sample]]:
 
 def _fields(sample: Sample) -> dict[str, Any]:
     """The JSON of a sample, without a duration if that cannot be determined: the index then checks the audio."""
-    fields: dict[str, Any] = {"id": sample.id}
+    fields: dict[str, Any] = {**sample.others, "id": sample.id}
     if sample.history or sample.more_audio or CLIP in sample.instruction:
         fields["messages"] = _messages(sample)
     else:
@@ -181,9 +182,11 @@ def _parquet_row(sample: Sample, number: int) -> dict[str, Any]:
     names = _names(sample, f"{number:09d}")
     clips = [{"bytes": clip, "path": name} for clip, name in zip(sample.clips, names, strict=True)]
     row = {"audio": clips[0] if len(clips) == 1 else None, "audios": clips if len(clips) > 1 else None}
+    row["others"] = json.dumps(dict(sample.others), ensure_ascii=False) if sample.others else None
     texts = {name: json.dumps(fields[name], ensure_ascii=False) for name in ("messages", "groups") if name in fields}
     empty = dict.fromkeys(_PARQUET_SCHEMA.names)
-    return {**empty, **fields, **row, **texts}
+    known = {name: value for name, value in fields.items() if name in empty}
+    return {**empty, **known, **row, **texts}
 
 
 def _names(sample: Sample, key: str) -> list[str]:

@@ -1,16 +1,21 @@
 """Every layout that is read directly gives the same samples, and so the same batches."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from mowe_ray.config.data_section import DataSection
 from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch
+from mowe_ray.model import MoweProcessor
+from mowe_ray.training.collate import collate
 from mowe_ray.training.datasets import index_sources, validation_plan
 from tests.layouts import ANSWERS, CLIPS, LAYOUTS, QUESTION, SECONDS, Source, encoded, labelled_folders
 from tests.layouts import jsonl as plain
+from tests.tiny_models import tiny_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +40,16 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> MicroBatch:
         return first_batch(plain(tmp_path_factory.mktemp("plain")))[0]
 
 
+@pytest.fixture(scope="module")
+def processor() -> MoweProcessor:
+    return MoweProcessor(tiny_tokenizer(chat_template=True), [(400, 160, 0)], 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_gives_the_same_first_batch(tmp_path: Path, expected: MicroBatch, name: str) -> None:
+def test_every_layout_gives_the_same_first_batch(
+    tmp_path: Path, expected: MicroBatch, processor: MoweProcessor, name: str
+) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     found, facts = first_batch(LAYOUTS[name](folder))
@@ -47,6 +59,9 @@ def test_every_layout_gives_the_same_first_batch(tmp_path: Path, expected: Micro
     assert sorted(found.answers) == sorted(ANSWERS)
     assert found.lengths == expected.lengths
     np.testing.assert_array_equal(found.audio, expected.audio)
+    tensors, wanted = (collate(batch, processor).inputs for batch in (found, expected))
+    assert tensors.keys() == wanted.keys() >= {"input_ids", "labels", "input_values", "input_lengths"}
+    assert [key for key in wanted if not torch.equal(tensors[key], wanted[key])] == []
     assert len(set(found.ids)) == CLIPS
     assert (facts["samples"], facts["profile"]["sample_rates"]) == (CLIPS, {"16000": CLIPS})
     assert facts["profile"]["duration_histogram"] == {"0 to 1 s": CLIPS}
@@ -71,6 +86,8 @@ def test_a_layout_that_is_damaged_costs_what_is_damaged(tmp_path: Path) -> None:
     assert len(encoded(0)) > SECONDS
 
 
-def test_every_layout_has_a_row_in_the_documentation() -> None:
+def test_the_table_of_the_documentation_is_of_layouts_that_are_tested() -> None:
     text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
-    assert [name for name in LAYOUTS if f"`{name}`" not in text] == []
+    tests = [row.rpartition("| `")[2] for row in text.splitlines() if row.startswith("| ") and row.endswith("` |")]
+    named = {name for row in tests for name in re.findall(r"\w+", row)}
+    assert named == {*LAYOUTS, test_folders_named_by_their_answer.__name__}

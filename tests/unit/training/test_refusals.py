@@ -1,6 +1,7 @@
 """Data that cannot have been meant as they are stop a run before it starts, with the key and the fix."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def test_columns_that_are_not_known(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=r"data\.train\.0\.path: no sample .* 20 no_answer, such as .* fields of .* are "
-        r"Datei, Antwort \(first: Datei: clips/00\.wav, Antwort: low\); read are audio, .*columns",
+        r"Datei, Antwort \(first: Datei: clips/00\.wav, Antwort: low\), as its first line names them; "
+        r"read are audio, .*columns",
     ):
         index({"path": str(tmp_path / "tones.csv"), "task": "asr"})
     columns = {"audio": "Datei", "answer": "Antwort"}
@@ -136,3 +138,86 @@ def test_one_of_several_questions_is_asked_by_seed_and_id(tmp_path: Path) -> Non
         asked.append([sample.instruction for sample in read_samples(rows) if isinstance(sample, Sample)])
     assert asked[0] == asked[1] != asked[2]
     assert set(asked[0]) == {"a?", "b?"}
+
+
+def _as(text: str, name: str = "t.jsonl") -> Callable[[Path], dict[str, Any]]:
+    def write(folder: Path) -> dict[str, Any]:
+        (folder / name).write_text(text)
+        return {"path": str(folder / name)}
+
+    return write
+
+
+def _clip_alone(folder: Path) -> dict[str, Any]:
+    return {"path": f"{folder}/{write_clips(folder)[0]}"}
+
+
+def _clips_by_pattern(folder: Path) -> dict[str, Any]:
+    write_clips(folder)
+    return {"path": f"{folder}/clips/*.wav"}
+
+
+def _list_of_a_lost_shard(folder: Path) -> dict[str, Any]:
+    (folder / "shards.txt").write_text("a.tar\n")
+    return {"path": f"{folder}/shards.txt"}
+
+
+def _from_another_folder(folder: Path) -> dict[str, Any]:
+    names = write_clips(folder)
+    (folder / "lists").mkdir()
+    return {"path": str(write_lines(folder / "lists/t.jsonl", [{"audio": names[0], "text": "a"}]))}
+
+
+def _too_long(folder: Path) -> dict[str, Any]:
+    return {"path": manifest(folder, duration=500)}
+
+
+REFUSED = {
+    "a clip": (_clip_alone, r"00\.wav' is audio alone: name the folder of the files, or a manifest"),
+    "clips": (_clips_by_pattern, r"\*\.wav' is audio alone: name the folder of the files, or a manifest"),
+    "a zip": (_as("PK", "t.zip"), r"is none of \.tar, .*t\.zip has to be unpacked first"),
+    "a spreadsheet": (_as("PK", "t.xlsx"), r"data\.train\.0\.path: .*t\.xlsx' is none of \.tar"),
+    "a lost shard": (_list_of_a_lost_shard, r"shards\.txt' lists a path a line, and there is no '.*/a\.tar'"),
+    "no header": (
+        _as("a.wav,one\nb.wav,two\n", "t.csv"),
+        r"are a\.wav, one \(first: .*\), as its first line names them",
+    ),
+    "a relative path": (_from_another_folder, r"The names of clips start at the folder of their manifest"),
+    "milliseconds": (_too_long, r"20 too_long in train0.*500 s \(.*data\.max_duration_s sets a limit\)"),
+    "files of no bytes": (_as("", "t.tar"), r"broken_shard in train0.*no header of a tar"),
+}
+
+
+@pytest.mark.parametrize(("write", "why"), REFUSED.values(), ids=REFUSED)
+def test_a_source_of_another_kind_says_what_to_do(
+    tmp_path: Path, write: Callable[[Path], dict[str, Any]], why: str
+) -> None:
+    with pytest.raises(ValueError, match=why) as refused:
+        index({"task": "asr"} | write(tmp_path))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.slow
+def test_what_no_header_says_is_found_by_decoding_a_few(tmp_path: Path) -> None:
+    path = manifest(tmp_path, duration=0.5)
+    for number in range(CLIPS):
+        soundfile.write(tmp_path / f"clips/{number:02d}.wav", 0 * wave(number), RATE)
+    with pytest.raises(ValueError, match=r"data\.train\.0\.path: 16 of 16 .* cannot be decoded, such as .*: silent"):
+        index({"path": path, "task": "asr"})
+
+
+@pytest.mark.slow
+def test_samples_of_validation_whose_audio_is_trained_on(tmp_path: Path) -> None:
+    path = manifest(tmp_path / "one")
+    rows = [{"audio": f"../one/clips/{n:02d}.wav", "answer": a, "id": f"new {n}"} for n, a in enumerate(ANSWERS[:3])]
+    (tmp_path / "two").mkdir()
+    soundfile.write(tmp_path / "two/other.wav", -wave(0), RATE, subtype="PCM_16")
+    held = write_lines(tmp_path / "two/held.jsonl", [*rows, {"audio": "other.wav", "answer": "low"}])
+    found = index({"path": path, "task": "asr"}, validation=[{"path": str(held), "task": "asr"}]).report
+    assert found.warnings == ["held: 3 of the 4 samples that were tried have the audio of a sample to train on"]
+
+
+def test_an_empty_question_is_no_question() -> None:
+    for instruction in ("", " ", [], ["Which?", ""]):
+        with pytest.raises(ValueError, match="instruction"):
+            DataSection.model_validate({"train": [{"path": "a.jsonl", "instruction": instruction}]})

@@ -107,7 +107,7 @@ def test_which_turns_are_learned() -> None:
     [
         (
             talk((USER, "<audio><audio>"), (BOT, "b"), (USER, "c"), (BOT, "d"), audios=["a"]),
-            "2 places <audio> for 1 clips",
+            "2 places <audio> for 1 clip",
         ),
         (talk((USER, "a"), ("tool", "b")), "a turn has a role"),
         (talk((USER, "a"), ("system", "b"), (USER, "c"), (BOT, "d")), "not the first one"),

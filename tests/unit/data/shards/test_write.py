@@ -1,11 +1,13 @@
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from mowe_ray.data.sample import Sample
+from mowe_ray.data.shards.record import parse_record
 from mowe_ray.data.shards.write import write_parquet, write_webdataset
 
 
@@ -77,3 +79,24 @@ def test_parquet_has_small_row_groups_and_the_usual_columns(tmp_path, make_sampl
 
 def test_no_samples_make_no_shards(tmp_path):
     assert write_webdataset([], str(tmp_path / "w")).shards == []
+
+
+def test_what_else_a_row_says_is_kept(tmp_path, make_samples):
+    row = {
+        "audio": "a.wav",
+        "Text": "a",
+        "speaker": "ann",
+        "age": 31,
+        "tags": ["x", None],
+        "gap": float("nan"),
+        "raw": b"",
+    }
+    record = parse_record(row)
+    assert record.others == {"speaker": "ann", "age": 31, "tags": ["x", None]}
+    samples = [replace(sample, others=record.others) for sample in make_samples(1)]
+    with tarfile.open(write_webdataset(samples, str(tmp_path / "w")).shards[0]) as archive:
+        note = json.loads(archive.extractfile("000000000.json").read())
+    assert record.others.items() <= note.items()
+    (again,) = pq.read_table(write_parquet(samples, str(tmp_path / "p")).shards[0]).to_pylist()
+    assert json.loads(again["others"]) == record.others
+    assert again["answer"] == note["answer"] == "answer 0"
