@@ -135,7 +135,7 @@ def _check_source(key: str, source: SourceSection, index: Index, name: str) -> N
         causes = ", ".join(f"{count} {cause}" for cause, count in Counter(s.cause for s in bad).most_common())
         raise ValueError(
             f"{key}.path: no sample of {source.place} can be used: {causes}, such as {of_rows[0].id}: "
-            f"{of_rows[0].detail}. {_fix_of(of_rows[0], key, source)}"
+            f"{of_rows[0].detail}{_fix_of(of_rows[0], key, source)}"
         )
     if samples and not source.text_only and index.text_only_per_source[name] == samples:
         raise ValueError(
@@ -151,15 +151,15 @@ def _check_source(key: str, source: SourceSection, index: Index, name: str) -> N
         )
 
 
-_OF_COLUMNS = ("no_answer", "no_audio", "unknown_audio", "unreadable")
+_OF_COLUMNS = ("no_answer", "no_audio", "unknown_audio")
 
 
 def _fix_of(bad: BadSample, key: str, source: SourceSection) -> str:
-    """Return what to do about a source of such samples alone."""
+    """Return a sentence on what to do about a source of such samples alone, where their cause does not say it."""
     if bad.cause not in _OF_COLUMNS:
-        return "Leave out or replace these clips"
-    missing = "The names of clips start at the folder of their manifest. " if bad.cause == "no_audio" else ""
-    return f"{missing}{_fields_of(key, source)}"
+        return ""
+    missing = " The names of clips start at the folder of their manifest." if bad.cause == "no_audio" else ""
+    return f".{missing} {_fields_of(key, source)}"
 
 
 def _check_columns(spec: SourceSpec) -> None:

@@ -172,7 +172,7 @@ def place_clips(
         # A question alone may have the name of a place in its text, and the processor finds what names a clip.
         return history, instruction
     if places not in (0, clips):
-        raise BadAudio("unreadable", f"{places} places <audio> for {clips} clip{'s' * (clips != 1)}")
+        raise BadAudio("unreadable", f"{_counted(places, 'place')} <audio> for {_counted(clips, 'clip')}")
     first = marked[0].replace(CLIP, "").strip() if _leads(marked) else None
     if places == 0 or first is not None:
         # As a single question has its clips: first, each in a line of its own.
@@ -182,6 +182,10 @@ def place_clips(
     texts = iter(marked)
     turns = tuple(turn._replace(text=next(texts)) if turn.role == "user" else turn for turn in history)
     return turns, next(texts)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def check_answers(turns: Sequence[Turn], answer: str, clips: int) -> None:

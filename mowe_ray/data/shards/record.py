@@ -154,10 +154,10 @@ def _no_answer(fields: Mapping[str, Any], has_turns: bool) -> str:
     key = next((key for key in ANSWER_KEYS if key in fields), None)
     if key is None:
         rows = next((name for name, value in fields.items() if _holds_rows(value)), None)
-        nested = (
-            "" if rows is None else f"; rows seem to be under {str(rows)!r}: write a list of them, or a line for each"
+        within = (
+            "" if rows is None else f"rows seem to be under {str(rows)!r}: write a list of them, or a line for each; "
         )
-        return f"none of {', '.join(ANSWER_KEYS)} has text{nested}"
+        return f"{within}none of {', '.join(ANSWER_KEYS)} has text"
     value = fields[key]
     if isinstance(value, Mapping) and value:
         return f"{key!r} holds {', '.join(map(str, value))}: name one, as columns={{answer: {key}.{next(iter(value))}}}"

@@ -78,8 +78,8 @@ ODD_TURNS: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": [USER | {"content": "<audio><audio>?"}, BOT], "audios": ["a"]},
         "2 places .* 1 clip",
     ),
-    "too few places": ({"messages": [USER, BOT], "audios": ["a", "b"]}, "1 places <audio> for 2 clips"),
-    "no clip": ({"messages": [USER, BOT], "audios": []}, "1 places <audio> for 0 clips"),
+    "too few places": ({"messages": [USER, BOT], "audios": ["a", "b"]}, "1 place <audio> for 2 clips"),
+    "no clip": ({"messages": [USER, BOT], "audios": []}, "1 place <audio> for 0 clips"),
     "spoken by the assistant": (
         {"messages": [USER | {"content": "Say it"}, BOT | {"content": "<audio>"}], "audios": ["a"]},
         "in a turn of the assistant",
