@@ -44,7 +44,6 @@ def test_a_list_of_one_clip_and_a_decoded_one_are_read(tmp_path: Path) -> None:
         {"audio": {"array": WAVE}},
         {"input_values": WAVE},
         {"data": base64.b64encode(CLIP).decode()},
-        {"audio": base64.b64encode(CLIP).decode()},
         {"id": "clip-7.wav"},
         {"sampling_rate": 16_000},
         {"path": "speech.sph"},

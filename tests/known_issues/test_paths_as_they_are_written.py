@@ -18,6 +18,7 @@ from mowe_ray.data.shards.write import write_webdataset
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.prepare import main
 from tests.audio_files import by_sndfile
+from tests.read_source import CLIP, note, read_source, write_tar
 
 WAV = by_sndfile("WAV", "PCM_16", seconds=1.0)
 NAMES = [
@@ -113,3 +114,14 @@ def test_home_in_every_key_that_is_a_path(home):
         assert load_config("quickstart", [f"model.base_encoder={kept}"]).model.base_encoder == kept
     (home / "mine.yaml").write_text("preset: quickstart\nname: mine\n")
     assert load_config("~/mine.yaml").name == "mine"
+
+
+def test_links_to_shards_are_shards(tmp_path: Path) -> None:
+    """As in the cache of the Hugging Face hub, where every file of a snapshot is a link."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    shard = write_tar(tmp_path / "blobs/0123", ("a.flac", CLIP), ("a.json", note()))
+    (tmp_path / "snapshot/a.tar").symlink_to(shard)
+    (tmp_path / "snapshot/b.tar").symlink_to(tmp_path / "nowhere")
+    assert list_shards(str(tmp_path / "snapshot")) == [str(tmp_path / "snapshot/a.tar")]
+    assert read_source(tmp_path / "snapshot", tmp_path / "cache").answers == ["a tone"]

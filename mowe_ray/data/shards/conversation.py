@@ -68,6 +68,8 @@ def find_conversation(fields: Mapping[str, Any]) -> Conversation | None:
     if (system := text_under(fields, SYSTEM_KEYS)) and turns[0].role != "system":
         turns.insert(0, Turn("system", system))
     turns = _merged(turns)
+    if turns and not turns[-1].learned:
+        raise BadAudio("no_answer", "the last turn is not to be learned (loss: false): take it out")
     answer = turns.pop().text if turns and turns[-1].role == "assistant" else None
     instruction = turns.pop().text if turns and turns[-1].role == "user" else ""
     return Conversation(tuple(turns), instruction, answer, tuple(audio), placed)

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from typing import Any, Literal, get_args
 
 from mowe_ray.data.sample import BadAudio
@@ -162,7 +163,7 @@ def as_text(value: Any) -> str:
     """
     if isinstance(value, float):
         return (str(int(value)) if value.is_integer() else str(value)) if math.isfinite(value) else ""
-    return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    return str(value).strip() if isinstance(value, str | int | Decimal) and not isinstance(value, bool) else ""
 
 
 def first_text(value: Any) -> str:

@@ -47,6 +47,8 @@ def list_shards(paths: str | Sequence[str]) -> list[str]:
     """
     given = [paths] if isinstance(paths, str) else list(paths)
     whole = [part for path in given for part in _paths_of(path)]
+    if not whole:
+        raise ValueError(f"data path {', '.join(map(repr, given))} stands for no file at all")
     shards = [shard for path in whole for shard in _shards_of(path)]
     return list(dict.fromkeys(shards))
 

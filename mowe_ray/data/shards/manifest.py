@@ -154,11 +154,13 @@ def manifest_entries(manifest: str) -> Iterator[tuple[int, bytes]]:
     """Yield byte offset, in its `plain` content, and bytes of each entry.
 
     Raises:
-        ValueError: the manifest is in UTF-16.
+        ValueError: the manifest is in UTF-16, or compressed in spite of its name.
         BadAudio: a JSON list ends early; what came before has been yielded.
     """
     with open_file(plain(manifest)) as file:
         head = file.read(4096)
+        if head.startswith(b"\x1f\x8b"):
+            raise ValueError(f"{manifest} is compressed by gzip: let its name end with .gz")
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or 4 * head.count(0) > len(head):
             raise ValueError(f"{manifest} is in UTF-16: convert it, as by `iconv -f UTF-16 -t UTF-8`")
         at = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0

@@ -192,8 +192,7 @@ def first_entry(shard: str) -> dict[str, Any]:
 def scan(shard: str, reading: Reading, allow_paths: Sequence[str]) -> Iterator[Row]:
     """Yield a row for each table row; without a duration column all audio is read, once.
 
-    Raises:
-        ValueError: when no column is known as the answer.
+    Raises ValueError when no column is known as the answer.
     """
     try:
         _validate(shard)
@@ -201,7 +200,8 @@ def scan(shard: str, reading: Reading, allow_paths: Sequence[str]) -> Iterator[R
         answers = (*ANSWER_KEYS, *REFERENCES_KEYS, *TURNS_KEYS)
         found = {*map(str.lower, table.names), *(field for field, _ in reading.columns)}
         if not {*answers, "supervisions"} & found:
-            raise ValueError(f"{shard} has the columns {', '.join(table.names)}, but none of {', '.join(answers)}")
+            known = f"none of {', '.join(answers)}: name yours under columns, as {{audio: NAME, answer: NAME}}"
+            raise ValueError(f"{shard} has the columns {', '.join(table.names)}, but {known}")
         for group in range(table.num_groups):
             yield from _group(shard, table, group, reading, allow_paths)
     except (pa.ArrowException, OSError, UnicodeDecodeError, BadAudio) as error:
@@ -225,8 +225,8 @@ def _group(
         rows = _rows(table, group, _among(texts))
         # Audio is read for the scan only where a row does not declare its length.
         records = [_record(row, reading) for row in rows]
-        look = any(record is None or record.duration_s is None or record.history for record in records)
-        look = look or any(row.get(key) for row in rows for key in TURNS_KEYS)  # of several clips, maybe
+        talks = any(row.get(key) for row in rows for key in TURNS_KEYS)  # of several clips, maybe
+        look = talks or any(record is None or record.duration_s is None or record.history for record in records)
         if look:
             rows = _joined(rows, _rows(table, group, _among(audio)))
             records = [_record(row, reading) for row in rows]

@@ -311,7 +311,7 @@ def expand(path: str) -> tuple[list[str], bool]:
         fs, inner = file_system(path)
         fs.invalidate_cache()  # of what was there when this process looked before
         if fs.isdir(inner):
-            names = [entry["name"] for entry in fs.ls(inner, detail=True) if entry["type"] == "file"]
+            names = [entry["name"] for entry in fs.ls(inner, detail=True) if _is_file(entry)]
         elif _exists(fs, inner):
             if not is_remote(path) and not Path(path).is_file():
                 raise ValueError(f"data path {path!r} is neither a file nor a folder")
@@ -321,6 +321,11 @@ def expand(path: str) -> tuple[list[str], bool]:
         else:
             raise ValueError(f"data path {path!r} does not exist")
     return sorted(fs.unstrip_protocol(name) if is_remote(path) else name for name in names), False
+
+
+def _is_file(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of a folder is a file, or a link to one, as in the cache of the Hugging Face hub."""
+    return entry["type"] == "file" or (bool(entry.get("islink")) and Path(entry["name"]).is_file())
 
 
 def _exists(fs: Any, inner: str) -> bool:

@@ -101,7 +101,9 @@ def scan(shard: str, reading: Reading, allow_paths: Sequence[str]) -> Iterator[R
     with open_file(plain(shard)) as file:
         start = _next_header(file, 0)
         if start is None:
-            yield broken_shard(shard, "no header of a tar in it")
+            file.seek(0)
+            packed = ", but gzip: let its name end with .gz" if file.read(2) == b"\x1f\x8b" else ""
+            yield broken_shard(shard, f"no header of a tar in it{packed}")
             return
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as archive:

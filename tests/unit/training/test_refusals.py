@@ -1,10 +1,13 @@
 """Data that cannot have been meant as they are stop a run before it starts, with the key and the fix."""
 
 import csv
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -168,6 +171,20 @@ def _from_another_folder(folder: Path) -> dict[str, Any]:
     return {"path": str(write_lines(folder / "lists/t.jsonl", [{"audio": names[0], "text": "a"}]))}
 
 
+def _no_numbers(folder: Path) -> dict[str, Any]:
+    return {"path": f"{folder}/{{3..0}}.tar"}
+
+
+def _table_of_other_columns(folder: Path) -> dict[str, Any]:
+    pq.write_table(pa.table({"snd": [b""], "words": ["a"]}), folder / "t.parquet")
+    return {"path": f"{folder}/t.parquet"}
+
+
+def _packed_in_spite_of_its_name(folder: Path) -> dict[str, Any]:
+    (folder / "t.jsonl").write_bytes(gzip.compress(b"{}"))
+    return {"path": f"{folder}/t.jsonl"}
+
+
 def _too_long(folder: Path) -> dict[str, Any]:
     return {"path": manifest(folder, duration=500)}
 
@@ -184,6 +201,9 @@ REFUSED = {
     ),
     "a relative path": (_from_another_folder, r"The names of clips start at the folder of their manifest"),
     "milliseconds": (_too_long, r"20 too_long in train0.*500 s \(.*data\.max_duration_s sets a limit\)"),
+    "no numbers": (_no_numbers, r"\{3\.\.0\}\.tar' stands for no file at all"),
+    "other columns": (_table_of_other_columns, r"has the columns snd, words, but none of .*: name yours under columns"),
+    "a packed manifest": (_packed_in_spite_of_its_name, r"is compressed by gzip: let its name end with \.gz"),
     "files of no bytes": (_as("", "t.tar"), r"broken_shard in train0.*no header of a tar"),
 }
 

@@ -80,6 +80,10 @@ ODD_TURNS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "too few places": ({"messages": [USER, BOT], "audios": ["a", "b"]}, "1 place <audio> for 2 clips"),
     "no clip": ({"messages": [USER, BOT], "audios": []}, "1 place <audio> for 0 clips"),
+    "nothing to learn": (
+        {"messages": [USER, BOT | {"loss": False}], "audios": ["a"]},
+        "the last turn is not to be learned",
+    ),
     "spoken by the assistant": (
         {"messages": [USER | {"content": "Say it"}, BOT | {"content": "<audio>"}], "audios": ["a"]},
         "in a turn of the assistant",
