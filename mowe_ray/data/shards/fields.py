@@ -175,3 +175,25 @@ def first_text(value: Any) -> str:
 def text_under(fields: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     """Return the first text under any of these names; "" if there is none."""
     return next((text for text in (first_text(fields.get(key)) for key in keys) if text), "")
+
+
+def why_no_answer(fields: Mapping[str, Any], *, has_turns: bool) -> str:
+    """Return why a row without an answer has none, for messages."""
+    if has_turns:
+        return "the last turn is not the assistant's, or is empty"
+    key = next((key for key in ANSWER_KEYS if key in fields), None)
+    if key is None:
+        rows = next((name for name, value in fields.items() if _holds_rows(value)), None)
+        within = (
+            "" if rows is None else f"rows seem to be under {str(rows)!r}: write a list of them, or a line for each; "
+        )
+        return f"{within}none of {', '.join(ANSWER_KEYS)} has text"
+    value = fields[key]
+    if isinstance(value, Mapping) and value:
+        return f"{key!r} holds {', '.join(map(str, value))}: name one, as columns={{answer: {key}.{next(iter(value))}}}"
+    return f"{key!r} is empty" if value in ("", None) else f"{key!r} is {str(value)[:60]!r}, which is no text"
+
+
+def _holds_rows(value: Any) -> bool:
+    first = next(iter(value), None) if isinstance(value, list) else value
+    return isinstance(first, Mapping) and any(key in first for key in (*ANSWER_KEYS, *TURNS_KEYS))

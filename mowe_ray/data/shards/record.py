@@ -23,11 +23,11 @@ from mowe_ray.data.shards.fields import (
     REFERENCES_KEYS,
     SPOKEN_KEYS,
     TASK_KEYS,
-    TURNS_KEYS,
     Reading,
     as_text,
     first_text,
     text_under,
+    why_no_answer,
 )
 
 # Asked when a corpus has no instructions, as speech recognition manifests do not.
@@ -126,7 +126,7 @@ def parse_record(fields: Mapping[str, Any], reading: Reading = _ANY, clips: int 
         offset_s=_offset(fields),
         references=tuple(map(reading.named, references)),
         unread=unread,
-        no_answer="" if answer else _no_answer(fields, talk is not None),
+        no_answer="" if answer else why_no_answer(fields, has_turns=talk is not None),
         more_audio=audio[1:],
         history=history,
         choices=find_choices(fields),
@@ -146,27 +146,6 @@ def _references(fields: Mapping[str, Any]) -> tuple[str, ...]:
 def _answer_field(fields: Mapping[str, Any]) -> Any:
     """Return what is under the first name that is there, even if it is empty: the next would be another text."""
     return next((fields[key] for key in ANSWER_KEYS if key in fields), None)
-
-
-def _no_answer(fields: Mapping[str, Any], has_turns: bool) -> str:
-    if has_turns:
-        return "the last turn is not the assistant's, or is empty"
-    key = next((key for key in ANSWER_KEYS if key in fields), None)
-    if key is None:
-        rows = next((name for name, value in fields.items() if _holds_rows(value)), None)
-        within = (
-            "" if rows is None else f"rows seem to be under {str(rows)!r}: write a list of them, or a line for each; "
-        )
-        return f"{within}none of {', '.join(ANSWER_KEYS)} has text"
-    value = fields[key]
-    if isinstance(value, Mapping) and value:
-        return f"{key!r} holds {', '.join(map(str, value))}: name one, as columns={{answer: {key}.{next(iter(value))}}}"
-    return f"{key!r} is empty" if value in ("", None) else f"{key!r} is {str(value)[:60]!r}, which is no text"
-
-
-def _holds_rows(value: Any) -> bool:
-    first = next(iter(value), None) if isinstance(value, list) else value
-    return isinstance(first, Mapping) and any(key in first for key in (*ANSWER_KEYS, *TURNS_KEYS))
 
 
 def _seconds(fields: Mapping[str, Any], keys: tuple[str, ...]) -> float | None:
