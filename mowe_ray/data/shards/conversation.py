@@ -93,20 +93,21 @@ def _turn(entry: Any, audio: list[Any]) -> Turn:
         raise BadAudio("unreadable", f"a turn has a role, {', '.join(_ROLES)}, and not {str(name or entry)[:60]!r}")
     content = next((entry[key] for key in _CONTENT_KEYS if entry.get(key) is not None), "")
     parts = content if isinstance(content, list) else [content]
-    text = ""
-    for part in parts:
-        # Parts of Arrow tables have all keys, most of them null.
-        part = {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else part
-        kind = part.get("type", next(iter(part), "")) if isinstance(part, Mapping) else "text"
-        if kind in _AUDIO_PARTS:
-            clip = _clip(part)
-            audio += [] if clip is None else [clip]
-            text += CLIP
-        elif isinstance(part, Mapping) and part and "text" not in part:
-            raise BadAudio("unreadable", f"a turn has a part of type {str(kind)[:40]!r}; only text and audio are read")
-        else:
-            text += str(part.get("text", "")) if isinstance(part, Mapping) else as_text(part)
+    text = "".join(_part(part, audio) if isinstance(part, Mapping) else as_text(part) for part in parts)
     return Turn(role, text.strip(), entry.get("loss") not in (False, 0))
+
+
+def _part(part: Mapping[str, Any], audio: list[Any]) -> str:
+    """Return the text of a part of a message, or `CLIP` for a clip, which is appended to `audio`."""
+    part = {key: value for key, value in part.items() if value is not None}  # those of Arrow have all keys
+    kind = part.get("type", next(iter(part), ""))
+    if kind in _AUDIO_PARTS:
+        clip = _clip(part)
+        audio += [] if clip is None else [clip]
+        return CLIP
+    if part and "text" not in part:
+        raise BadAudio("unreadable", f"a turn has a part of type {str(kind)[:40]!r}; only text and audio are read")
+    return str(part.get("text", ""))
 
 
 def _clip(part: Mapping[str, Any]) -> Any:

@@ -182,8 +182,9 @@ def _parquet_row(sample: Sample, number: int) -> dict[str, Any]:
     names = _names(sample, f"{number:09d}")
     clips = [{"bytes": clip, "path": name} for clip, name in zip(sample.clips, names, strict=True)]
     row = {"audio": clips[0] if len(clips) == 1 else None, "audios": clips if len(clips) > 1 else None}
-    row["others"] = json.dumps(dict(sample.others), ensure_ascii=False) if sample.others else None
-    texts = {name: json.dumps(fields[name], ensure_ascii=False) for name in ("messages", "groups") if name in fields}
+    as_json = {name: fields[name] for name in ("messages", "groups") if name in fields}
+    as_json |= {"others": dict(sample.others)} if sample.others else {}
+    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in as_json.items()}
     empty = dict.fromkeys(_PARQUET_SCHEMA.names)
     known = {name: value for name, value in fields.items() if name in empty}
     return {**empty, **known, **row, **texts}
