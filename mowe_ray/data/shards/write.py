@@ -182,7 +182,7 @@ def _parquet_row(sample: Sample, number: int) -> dict[str, Any]:
     names = _names(sample, f"{number:09d}")
     clips = [{"bytes": clip, "path": name} for clip, name in zip(sample.clips, names, strict=True)]
     row = {"audio": clips[0] if len(clips) == 1 else None, "audios": clips if len(clips) > 1 else None}
-    as_json = {name: fields[name] for name in ("messages", "groups") if name in fields}
+    as_json: dict[str, Any] = {name: fields[name] for name in ("messages", "groups") if name in fields}
     as_json |= {"others": dict(sample.others)} if sample.others else {}
     texts = {name: json.dumps(value, ensure_ascii=False) for name, value in as_json.items()}
     empty = dict.fromkeys(_PARQUET_SCHEMA.names)
