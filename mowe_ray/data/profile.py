@@ -1,6 +1,5 @@
 """What the samples of a source are like: lengths of all; rates, channels and answers of a few that are read."""
 
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,6 @@ from mowe_ray.data.shards import read_samples
 
 _READ = 200  # samples of a source that are opened, spread over it
 _DECODED = 16  # of these that are decoded, for what no header says
-_COMPARED = 500  # samples to train on whose audio is compared with those that are opened for validation
 _HEAD_BYTES = 4096  # of a file hold its rate and channels, unless pictures come first; the rest is for decoding
 _PATIENCE_S, _DECODING_PATIENCE_S = 60.0, 20.0  # for the samples of a source
 _EDGES_S = (0.0, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, np.inf)
@@ -121,70 +119,9 @@ def _rate_and_channels(clip: bytes) -> tuple[int, int] | None:
         return None  # of a format that libsndfile does not read, or damaged: decoding tells
 
 
-def common_samples(train: Index, validation: Mapping[str, Index]) -> dict[str, int]:
-    """Return how many samples of each validation source have the id and the length of one to train on."""
-    known = _keys(train.table)
-    counts = {
-        name: int(pc.sum(pc.is_in(_keys(index.table), value_set=known)).as_py() or 0) if len(index) else 0
-        for name, index in validation.items()
-    }
-    return {name: count for name, count in counts.items() if count}
-
-
-def _keys(rows: pa.Table) -> pa.ChunkedArray:
-    length = pc.cast(pc.round(rows["duration_s"], 3), pa.string())
-    return pc.binary_join_element_wise(rows["id"], length, " ")
-
-
-def common_audio(child: ChildProcess, train: Index, validation: Mapping[str, Index]) -> dict[str, tuple[int, int]]:
-    """Return how many samples of each validation source were compared, and how many have the audio of one to train on.
-
-    Compared are clips of this machine that are equally long, whatever their ids; see `_COMPARED`.
-    """
-    lengths = np.round(train.durations, 2)
-    counts = {}
-    for name, index in validation.items():
-        held = index.table.take(sample_rows(len(index), _READ))
-        held = held.filter(pa.array(held["duration_s"].to_numpy() > 0))
-        alike = np.flatnonzero(np.isin(lengths, np.round(held["duration_s"].to_numpy(), 2)))
-        if len(alike):
-            trained = train.table.take(pa.array(alike[sample_rows(len(alike), _COMPARED)]))
-            with suppress(ChildDied):
-                counts[name] = len(held), child.call(_count_common, held, trained, timeout_s=_PATIENCE_S)
-    return {name: (tried, count) for name, (tried, count) in counts.items() if count}
-
-
-def _count_common(held: pa.Table, trained: pa.Table) -> int:
-    known = set(_contents(trained))
-    return sum(content in known for content in _contents(held))
-
-
-def _contents(rows: pa.Table) -> list[tuple[Any, ...]]:
-    """Return what tells the audio of each row from others: hashes of its clips, and where in them it is."""
-    local = rows.filter(pc.invert(pc.match_substring(pc.cast(rows["shard"], pa.string()), "://")))
-    return [
-        (
-            sample.offset_s,
-            sample.offset_s and sample.duration_s,
-            *(hashlib.blake2b(clip).digest() for clip in sample.clips),
-        )
-        for sample in (read_samples(local) if len(local) else ())
-        if not isinstance(sample, BadSample) and sample.clips
-    ]
-
-
-def warnings_on(
-    facts: Mapping[str, Mapping[str, Any]], common: Mapping[str, int], same_audio: Mapping[str, tuple[int, int]]
-) -> Sequence[str]:
+def warnings_on(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return what in these facts, by source name, may not be meant."""
-    lines = [
-        f"{name}: {count} samples have the id and length of a sample to train on" for name, count in common.items()
-    ]
-    lines += [
-        f"{name}: {count} of the {tried} samples that were tried have the audio of a sample to train on"
-        for name, (tried, count) in same_audio.items()
-        if name not in common
-    ]
+    lines = []
     for name, known in facts.items():
         if len(known.get("sample_rates", ())) > 1:
             rates = ", ".join(f"{count} at {rate} Hz" for rate, count in known["sample_rates"].items())

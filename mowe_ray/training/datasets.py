@@ -17,7 +17,8 @@ from mowe_ray.data.child_process import ChildProcess
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.epoch_plan import count_samples, plan_epoch
 from mowe_ray.data.index import Index, SourceSpec, build_index
-from mowe_ray.data.profile import common_audio, common_samples, profiles, warnings_on
+from mowe_ray.data.overlap import overlap_warnings
+from mowe_ray.data.profile import profiles, warnings_on
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.scan import ParallelMap
 from mowe_ray.data.shards import first_entry, list_shards
@@ -98,7 +99,7 @@ def check_sources(data: DataSection, sources: Sources, known: Sequence[BadSample
     indexes, limits = [sources.train, *sources.validation.values()], (data.min_duration_s, data.max_duration_s)
     with ChildProcess() as child:  # what is in the files cannot take this process along
         facts = profiles(child, indexes, known, min_s=limits[0], max_s=limits[1])
-        same = common_audio(child, sources.train, sources.validation)
+        overlap = overlap_warnings(child, sources.train, sources.validation)
     keys = {name: key for key, name in train.items()}
     keys |= {name: f"data.validation.{number}" for number, name in enumerate(sources.validation)}
     for name, (found, bad) in facts.items():
@@ -106,10 +107,9 @@ def check_sources(data: DataSection, sources: Sources, known: Sequence[BadSample
         sources.report.add(bad)
         _check_tried(keys[name], found, bad)
     sources.report.check(data.max_bad_fraction)
-    common = common_samples(sources.train, sources.validation)
     own = [source.place for source in data.train if not source.place.startswith(_BUILTIN)]
     builtin = [source.place for source in data.validation if source.place.startswith(_BUILTIN)]
-    lines = [*warnings_on({name: found for name, (found, _) in facts.items()}, common, same)]
+    lines = [*overlap, *warnings_on({name: found for name, (found, _) in facts.items()})]
     if own and builtin:
         lines.append(
             f"data.validation is {builtin[0]}, which says nothing on {own[0]}: give data.validation.0.path, or "
