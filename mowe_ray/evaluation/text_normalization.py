@@ -70,12 +70,13 @@ def normalise_any_transcript(text: str) -> str:
     marks: these are the vowel signs of Indic and Southeast Asian scripts (https://github.com/openai/whisper/issues/858).
     Accents stay too. Between characters of scripts without spaces there are none.
     """
-    text = remove_bracketed(unicodedata.normalize("NFKC", text).lower())
+    text = remove_bracketed(unicodedata.normalize("NFKC", text).lower().replace(*_TURKISH_I))
     kept = (_SEPARATED.get(unicodedata.category(c), _SEPARATED.get(unicodedata.category(c)[0], c)) for c in text)
     words = unicodedata.normalize("NFC", "".join(kept)).split()
     return _SPACE_BESIDE_UNSPACED.sub("", " ".join(words)) or "empty"
 
 
+_TURKISH_I = ("i\u0307", "i")  # the small letter of İ, which Python writes with a dot of its own
 # Categories: format characters such as the zero-width joiner are not seen, punctuation and symbols part words.
 _SEPARATED = {"Cf": "", "P": " ", "S": " "}
 # Thai, Lao, Tibetan, Burmese, Khmer, Japanese and Chinese.
@@ -159,7 +160,7 @@ def normalise_answer(text: str) -> str:
 
 def plain(text: str) -> str:
     """Make texts comparable in any script: without case; punctuation and symbols become single spaces."""
-    composed = unicodedata.normalize("NFC", text.casefold())
+    composed = unicodedata.normalize("NFC", text.casefold().replace(*_TURKISH_I))
     return " ".join("".join(" " if unicodedata.category(c)[0] in "PS" else c for c in composed).split())
 
 

@@ -13,7 +13,7 @@ from mowe_ray.evaluation.predictions import Answer
 from mowe_ray.evaluation.report.summary import table
 from mowe_ray.evaluation.results import EvaluatedModel, Evaluation
 from mowe_ray.evaluation.scoring import score, task_scores
-from mowe_ray.evaluation.text_normalization import normalise_any_transcript, normalise_transcript, seems_english
+from mowe_ray.evaluation.text_normalization import normalise_any_transcript, normalise_transcript, plain, seems_english
 
 ENGLISH = "She said that the café is open, and they were naïve."
 SENTENCES = {
@@ -126,6 +126,7 @@ def test_any_language_is_compared_without_case_punctuation_and_forms_of_writing(
     assert normalise_any_transcript("ＡＢＣ１２") == "abc12"
     assert normalise_any_transcript("की\u200d या") == "की या"
     assert normalise_any_transcript(" … ") == "empty"
+    assert normalise_any_transcript("İstanbul") == plain("İstanbul") == "istanbul"
 
 
 @pytest.mark.parametrize(
