@@ -26,9 +26,10 @@ from mowe_ray.command_line import (
     run_and_print,
     run_supervised,
 )
-from mowe_ray.config import ConfigError, RunConfig, load_config
+from mowe_ray.config import RunConfig, load_config
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.checkpoint.layout import committed_steps
+from mowe_ray.training.clip_length import check_families
 
 
 def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
         config = load_config(arguments.config, arguments.overrides)
         if not (arguments.dry_run or arguments.find_batch or arguments.print_config):
             config.require_data()
-    except ConfigError as error:
+        check_families(config.model)
+    except ValueError as error:
         return reject(error)
     if arguments.print_config:
         print(config.to_yaml(), end="", file=out or sys.stdout)

@@ -111,6 +111,48 @@ def tiny_moonshine_config(**changes: Any) -> Config:
     return {"model_type": "moonshine", **sizes, **layers, **heads, **changes}
 
 
+def tiny_wav2vec2_conformer_config(**changes: Any) -> Config:
+    """A Wav2Vec2-Conformer, otherwise as `tiny_wav2vec2_config`."""
+    return tiny_wav2vec2_config(
+        **{"model_type": "wav2vec2-conformer", "conv_depthwise_kernel_size": 5, "vocab_size": 32, **changes}
+    )
+
+
+def tiny_sew_config(**changes: Any) -> Config:
+    """A SEW, otherwise as `tiny_wav2vec2_config`, whose convolutions it takes."""
+    strides = {"conv_stride": [5, 2, 2, 2, 2, 2, 2], "conv_kernel": [10, 3, 3, 3, 3, 2, 2]}
+    return tiny_wav2vec2_config(**{"model_type": "sew", **strides, **changes})
+
+
+def tiny_sew_d_config(**changes: Any) -> Config:
+    """A SEW-D, otherwise as `tiny_sew_config`."""
+    return tiny_sew_config(**{"model_type": "sew-d", "position_buckets": 8, **changes})
+
+
+def tiny_voxtral_config(**changes: Any) -> Config:
+    """The audio tower of a Voxtral with the real number of positions (30 s)."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    return {"model_type": "voxtral_encoder", **sizes, "num_mel_bins": 20, **changes}
+
+
+def tiny_glmasr_config(**changes: Any) -> Config:
+    """The audio tower of a GLM-ASR, otherwise as `tiny_voxtral_config`."""
+    return tiny_voxtral_config(**{"model_type": "glmasr_encoder", **changes})
+
+
+def tiny_qwen3_asr_config(**changes: Any) -> Config:
+    """The audio tower of a Qwen3-ASR that attends within two seconds."""
+    sizes = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
+    small = {"num_mel_bins": 20, "downsample_hidden_size": 4, "n_window_infer": 200}
+    return {"model_type": "qwen3_asr_encoder", **sizes, **small, **changes}
+
+
+def tiny_clap_config(**changes: Any) -> Config:
+    """The audio tower of a CLAP with two stages, which makes 12.8 frames a second."""
+    sizes = {"num_mel_bins": 16, "spec_size": 128, "patch_embeds_hidden_size": 16, "hidden_size": 32, "window_size": 4}
+    return {"model_type": "clap_audio_model", **sizes, "depths": [2, 2], "num_attention_heads": [2, 4], **changes}
+
+
 ENCODER_CONFIGS = {
     "whisper": tiny_whisper_config,
     "hubert": tiny_hubert_config,
@@ -125,6 +167,13 @@ ENCODER_CONFIGS = {
     "wav2vec2-bert": tiny_wav2vec2_bert_config,
     "parakeet_encoder": tiny_parakeet_config,
     "moonshine": tiny_moonshine_config,
+    "wav2vec2-conformer": tiny_wav2vec2_conformer_config,
+    "sew": tiny_sew_config,
+    "sew-d": tiny_sew_d_config,
+    "voxtral_encoder": tiny_voxtral_config,
+    "glmasr_encoder": tiny_glmasr_config,
+    "qwen3_asr_encoder": tiny_qwen3_asr_config,
+    "clap_audio_model": tiny_clap_config,
 }
 """Maker of a tiny configuration by model_type."""
 
@@ -142,6 +191,13 @@ FULL_MODELS = {
     "wav2vec2-bert": "Wav2Vec2BertForCTC",
     "parakeet_encoder": "ParakeetEncoder",
     "moonshine": "MoonshineForConditionalGeneration",
+    "wav2vec2-conformer": "Wav2Vec2ConformerForCTC",
+    "sew": "SEWForCTC",
+    "sew-d": "SEWDForCTC",
+    "voxtral_encoder": "VoxtralEncoder",
+    "glmasr_encoder": "GlmAsrEncoder",
+    "qwen3_asr_encoder": "Qwen3ASREncoder",
+    "clap_audio_model": "ClapAudioModelWithProjection",
 }
 """A model that contains the encoder under a prefix, as the public checkpoints do."""
 
@@ -179,7 +235,12 @@ def save_encoder_checkpoint(
 
 def feature_extractor(config: Mapping[str, Any]) -> Any:
     """The transformers feature extractor that belongs to an encoder configuration."""
-    if config["model_type"] in ("whisper", "qwen2_audio_encoder", "audioflamingo3_encoder"):
+    if config["model_type"] == "clap_audio_model":
+        truncation = "fusion" if config.get("enable_fusion") else "rand_trunc"
+        return transformers.ClapFeatureExtractor(feature_size=config["num_mel_bins"], truncation=truncation)
+    if config["model_type"] == "qwen3_asr_encoder":
+        return transformers.Qwen3ASRFeatureExtractor(feature_size=config["num_mel_bins"])
+    if "num_mel_bins" in config and config["model_type"] != "audio-spectrogram-transformer":
         return transformers.WhisperFeatureExtractor(feature_size=config["num_mel_bins"])
     if config["model_type"] == "audio-spectrogram-transformer":
         return transformers.ASTFeatureExtractor(num_mel_bins=config["num_mel_bins"], max_length=config["max_length"])

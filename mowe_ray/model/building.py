@@ -220,6 +220,7 @@ def build_processor(model: MoweForConditionalGeneration, tokenizer: PreTrainedTo
         model.config.downsample,
         extra_tokens=0 if model.audio_tower.fusion is None else model.audio_tower.fusion.tokens,
         max_positions=getattr(config, "max_position_embeddings", None),
+        chunk_samples=model.audio_tower.base_encoder.chunk_samples,
     )
 
 

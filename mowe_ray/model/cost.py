@@ -1,17 +1,19 @@
 """Parameters, operations and memory of a model, counted on PyTorch's meta device: no weights and no accelerator."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from .encoders import AudioEncoder, encoder_class, encoder_config, read_config
+from .encoders import AudioEncoder, find_encoder, read_config
 from .frontends import SAMPLE_RATE
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,17 @@ class Cost:
 
 def encoder_on_meta(source: str | Mapping[str, Any]) -> AudioEncoder | None:
     """An encoder without weights; None when its hub id is neither in our table nor within reach."""
-    config = _configuration(source)
-    if config is None:
+    found = _found(source, find_encoder)
+    if found is None:
         return None
-    config = encoder_config(config)
-    family = encoder_class(config)
+    config, family = found
     with torch.device("meta"):
         return family(config, family.make_front_end(config, {}))
 
 
 def language_model_on_meta(source: str | Mapping[str, Any]) -> PreTrainedModel | None:
     """A language model without weights; None as for `encoder_on_meta`."""
-    config = _configuration(source)
+    config = _found(source, read_config)
     if config is None:
         return None
     with torch.device("meta"):
@@ -57,7 +58,8 @@ def encoder_cost(encoder: AudioEncoder, seconds: float) -> Cost:
     features = encoder.front_end(wave, torch.tensor([samples], device="meta"), samples)
     mode = encoder.training
     encoder.eval()  # batch normalisation refuses a clip of one frame in training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # The device for what transformers makes on the way: there are masks that no other tensor can be filled into.
+    with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
         encoder(features)
     encoder.train(mode)
     return _cost(encoder, counter)
@@ -112,11 +114,11 @@ def zero_memory_bytes(
     return {**divided, "total": sum(divided.values())}
 
 
-def _configuration(source: str | Mapping[str, Any]) -> Any:
+def _found(source: str | Mapping[str, Any], find: Callable[[str | Mapping[str, Any]], Found]) -> Found | None:
     if isinstance(source, str) and source in KNOWN_ARCHITECTURES:
-        return AutoConfig.for_model(**KNOWN_ARCHITECTURES[source])
+        return find(KNOWN_ARCHITECTURES[source])
     try:
-        return read_config(source)
+        return find(source)
     except ValueError:
         if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
             return None

@@ -9,20 +9,21 @@ Shapes: C clips, S samples, T frames, D width, L layers.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from math import prod
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .frontends import FrontEnd
+from .frontends import SAMPLE_RATE, FrontEnd, Samples, count_frames
 from .registry import Registry
 
 PadAudio = Literal["bucket", "full30"]
-Samples = TypeVar("Samples", int, Tensor)
 
 # transformers would mask and skip at random on its own account, hold parameters that only its
 # masking reads, and shorten the frames with a text-alignment adapter. Here the trainer decides on
@@ -70,8 +71,13 @@ class AudioEncoder(nn.Module, ABC):
     sees_padding: ClassVar[bool] = False
     """Whether padding is part of what it takes in: it was trained without a mask, on windows of one length."""
 
+    sample_rate: ClassVar[int] = SAMPLE_RATE
+    """Hz that its checkpoints were trained on; the front-end resamples."""
+
     lora_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj")
     """Names of the linear layers that LoRA adapts: the attention, unless LoRA is dead there."""
+
+    _recomputes = False
 
     def __init__(
         self,
@@ -136,7 +142,9 @@ class AudioEncoder(nn.Module, ABC):
             return self.run(features.to(self.dtype), lengths, all_layers)
 
     def run(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
-        """Call `encode`."""
+        """Call `encode`, and again in the backward pass if activations are not kept."""
+        if self._recomputes and self.training:
+            return checkpoint(self.encode, features, lengths, all_layers, use_reentrant=False)
         return self.encode(features, lengths, all_layers)
 
     def load_weights(self) -> None:
@@ -181,9 +189,19 @@ class AudioEncoder(nn.Module, ABC):
 
     def num_frames(self, samples: Samples) -> Samples:
         """Frames of clips of so many samples (an int, or a tensor of any shape); at least 1."""
-        for kernel, stride, padding in self.frame_layers:
-            samples = (samples + (2 * padding - kernel)) // stride + 1
-        return samples.clamp(min=1) if isinstance(samples, Tensor) else max(1, samples)
+        return count_frames(samples, self.frame_layers, self.chunk_samples)
+
+    @property
+    def chunk_samples(self) -> int:
+        """Samples after which the layers of `frame_layers` begin anew; 0: never."""
+        return 0
+
+    @property
+    def hop_samples(self) -> float:
+        """Samples between two frames; the mean, if they come in chunks."""
+        if self.chunk_samples:
+            return self.chunk_samples / count_frames(self.chunk_samples, self.frame_layers)
+        return prod(stride for _, stride, _ in self.frame_layers)
 
     @property
     def first_centre(self) -> float:
@@ -209,4 +227,7 @@ class AudioEncoder(nn.Module, ABC):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
-        self.model.activation_checkpointing_enable({"use_reentrant": False})
+        if self.model.supports_gradient_checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            self._recomputes = True

@@ -22,7 +22,6 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PretrainedConfig
 
 from .encoder_base import AudioEncoder
@@ -58,11 +57,9 @@ class ModuleEncoder(AudioEncoder):
 
     config_class: ClassVar[type[EncoderConfig]]
     model_type: ClassVar[str]
-    sample_rate: ClassVar[int] = 16_000
     num_layers = 0
     lora_targets: ClassVar[tuple[str, ...]] = ()
     model: nn.Module  # type: ignore[assignment]
-    _recomputes = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make a configuration without fields for a class that has only a `model_type`."""
@@ -105,12 +102,6 @@ class ModuleEncoder(AudioEncoder):
         """See `AudioEncoder.forward`."""
         states = super().forward(features, all_layers, lengths)
         return (states,) if all_layers and isinstance(states, Tensor) else states
-
-    def run(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
-        """Call `encode`, and again in the backward pass if activations are not kept."""
-        if self._recomputes and self.training:
-            return checkpoint(self.encode, features, lengths, all_layers, use_reentrant=False)
-        return self.encode(features, lengths, all_layers)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""

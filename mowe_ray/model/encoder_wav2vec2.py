@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedModel,
     UniSpeechModel,
     UniSpeechSatModel,
+    Wav2Vec2ConformerModel,
     Wav2Vec2Model,
     WavLMModel,
 )
@@ -168,11 +169,61 @@ class Data2VecAudioEncoder(Wav2Vec2AudioEncoder):
         self._frames = None if lengths is None else self.num_frames(lengths)
 
     def _silence_padding(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Set (C, D, T) to zero behind each clip's frames, as a convolution pads the end of a clip alone."""
         if self._frames is None:
             return output
-        behind = torch.arange(output.shape[-1], device=output.device) >= self._frames[:, None]
-        return output.masked_fill(behind[:, None], 0)
+        return silent_behind(output, self._frames)
+
+
+class RotaryPositions(nn.Module):
+    """Cosines and sines of rotary positions (arXiv 2104.09864), whose angles are float32 whatever the weights are.
+
+    Transformers saves the inverse frequencies of this family: a model in bfloat16 rounds them, and is a radian off at
+    frame 500. It also keeps what it returned last, in whatever type and mode that was.
+    """
+
+    def __init__(self, head_width: int, base: float):
+        super().__init__()
+        self.head_width, self.base = head_width, base
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return (2, T, 1, 1, head width) for hidden states (C, T, D)."""
+        even = torch.arange(0, self.head_width, 2, device=hidden.device).float()
+        frames = torch.arange(hidden.shape[1], device=hidden.device).float()
+        angles = (frames[:, None] / self.base ** (even / self.head_width)).repeat(1, 2)[:, None, None]
+        return torch.stack([angles.cos(), angles.sin()]).type_as(hidden)
+
+
+@ENCODERS.register("wav2vec2-conformer")
+class Wav2Vec2ConformerAudioEncoder(Wav2Vec2AudioEncoder):
+    """Wav2Vec2 with conformer layers, whose convolutions would spread padding from layer to layer."""
+
+    model_class = Wav2Vec2ConformerModel
+    lora_targets = ("linear_q", "linear_k", "linear_v", "linear_out")
+
+    def __init__(self, config: PretrainedConfig, front_end: FrontEnd, model: PreTrainedModel | None = None) -> None:
+        super().__init__(config, front_end, model)
+        self._frames: Tensor | None = None
+        encoder: Any = self.model.encoder
+        encoder.pos_conv_embed.requires_grad_(False)  # transformers has it, and does not call it
+        for layer in encoder.layers:
+            layer.conv_module.depthwise_conv.register_forward_pre_hook(self._silence_padding)
+        if config.position_embeddings_type == "rotary":
+            head_width = config.hidden_size // config.num_attention_heads
+            encoder.embed_positions = RotaryPositions(head_width, config.rotary_embedding_base)
+
+    def mask_convolutions(self, lengths: Tensor | None) -> None:
+        """Prepare the convolutions, those of the layers too."""
+        super().mask_convolutions(lengths)
+        self._frames = None if lengths is None else self.num_frames(lengths)
+
+    def _silence_padding(self, layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        return None if self._frames is None else (silent_behind(inputs[0], self._frames),)
+
+
+def silent_behind(states: Tensor, frames: Tensor) -> Tensor:
+    """Set (C, D, T) to zero behind each clip's frames (C,), as a convolution pads the end of a clip alone."""
+    behind = torch.arange(states.shape[-1], device=states.device) >= frames[:, None]
+    return states.masked_fill(behind[:, None], 0)
 
 
 @ENCODERS.register("wavlm")

@@ -11,7 +11,14 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AudioFlamingo3Encoder, PretrainedConfig, PreTrainedModel, Qwen2AudioEncoder
+from transformers import (
+    AudioFlamingo3Encoder,
+    GlmAsrEncoder,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2AudioEncoder,
+    VoxtralEncoder,
+)
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -56,9 +63,14 @@ class WhisperAudioEncoder(AudioEncoder):
         return 0.0
 
     @property
+    def positions(self) -> int:
+        """Frames that it has positions for."""
+        return int(self.config.max_source_positions)
+
+    @property
     def max_samples(self) -> int:
         """Longest padded clip: 30 s for every published checkpoint."""
-        return int(self.config.max_source_positions * 2 * self.front_end.hop_length)
+        return self.positions * 2 * self.front_end.hop_length
 
     def pad_samples(self, samples: int, pad_audio: PadAudio) -> int:
         """`bucket`: 2.56 s more, up to a multiple of 2.5 s, at least 5 s; `full30`: all positions.
@@ -70,7 +82,7 @@ class WhisperAudioEncoder(AudioEncoder):
             raise ValueError(
                 f"a clip of {samples / SAMPLE_RATE:.2f} s is longer than the "
                 f"{self.max_samples / SAMPLE_RATE:.2f} s of this Whisper encoder "
-                f"(max_source_positions={self.config.max_source_positions}); "
+                f"({self.positions} positions); "
                 "lower data.max_duration_s"
             )
         if pad_audio == "full30":
@@ -147,3 +159,31 @@ class AudioFlamingo3Tower(Qwen2AudioTower):
     """AF-Whisper, the audio tower of Audio Flamingo 3 and Music Flamingo: Qwen2-Audio's, trained further."""
 
     model_class = AudioFlamingo3Encoder
+
+
+@ENCODERS.register("voxtral_encoder")
+class VoxtralTower(WhisperAudioEncoder):
+    """The audio tower of Voxtral: the encoder of Whisper-large-v3, trained further; 50 frames per second."""
+
+    model_class = VoxtralEncoder
+    key_mapping = MappingProxyType({r"^(model\.)?audio_tower\.": ""})
+
+
+@ENCODERS.register("glmasr_encoder")
+class GlmAsrTower(WhisperAudioEncoder):
+    """The audio tower of GLM-ASR: Whisper's encoder with rotary positions; 50 frames per second."""
+
+    model_class = GlmAsrEncoder
+    key_mapping = MappingProxyType({r"^(model\.)?audio_tower\.": ""})
+    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    @property
+    def positions(self) -> int:
+        """Frames that it was trained on; rotary positions would go on."""
+        return int(self.config.max_position_embeddings)
+
+    def encode(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
+        """Run the transformers model, which has no mask and takes any length."""
+        output = self.model(features, output_hidden_states=all_layers)
+        last: Tensor = output.last_hidden_state
+        return (*output.hidden_states[:-1], last) if all_layers else last

@@ -27,11 +27,13 @@ from transformers.utils import (
 
 from .encoder_ast import ASTAudioEncoder  # noqa: F401 - here and below: the module enters its families
 from .encoder_base import ENCODERS, AudioEncoder, PadAudio
+from .encoder_clap import ClapAudioEncoder  # noqa: F401
 from .encoder_conformer import Wav2Vec2BertAudioEncoder  # noqa: F401
 from .encoder_module import EncoderConfig, ModuleEncoder
+from .encoder_qwen3 import Qwen3AsrTower  # noqa: F401
+from .encoder_sew import SEWAudioEncoder  # noqa: F401
 from .encoder_wav2vec2 import Wav2Vec2AudioEncoder  # noqa: F401
 from .encoder_whisper import WhisperAudioEncoder  # noqa: F401
-from .frontends import SAMPLE_RATE
 
 __all__ = [
     "ENCODERS",
@@ -41,7 +43,7 @@ __all__ = [
     "ModuleEncoder",
     "PadAudio",
     "encoder_class",
-    "encoder_config",
+    "find_encoder",
     "load_encoder",
     "quiet_transformers",
     "read_config",
@@ -71,11 +73,18 @@ def encoder_class(config: PretrainedConfig) -> type[AudioEncoder]:
         ValueError: its family has no adapter; the message lists the families that have.
     """
     if config.model_type not in ENCODERS:
-        raise ValueError(
-            f"encoder family {config.model_type!r} is not supported; known families: {', '.join(sorted(ENCODERS))}. "
-            "A plugin that adds it has to be named: plugins: [FILE.py]"
-        )
+        raise UnknownFamilyError(config.model_type)
     return ENCODERS[config.model_type]
+
+
+class UnknownFamilyError(ValueError):
+    """Raised for a `model_type` that is no encoder's; lists those that are, and says how to add one."""
+
+    def __init__(self, family: str) -> None:
+        super().__init__(
+            f"encoder family {family!r} is not supported; known families: {', '.join(sorted(ENCODERS))}. Another is a "
+            'plugin (docs/encoders.md, "An encoder of your own"), which has to be named: plugins: [FILE.py]'
+        )
 
 
 def load_encoder(source: str | Mapping[str, Any], seed: int = 0) -> tuple[AudioEncoder, EncoderExtras]:
@@ -90,12 +99,11 @@ def load_encoder(source: str | Mapping[str, Any], seed: int = 0) -> tuple[AudioE
         ValueError: the source cannot be read, its family is unknown, weights of the encoder are
             missing, or it expects another sample rate than 16 kHz.
     """
-    config = encoder_config(read_config(source))
-    family = encoder_class(config)
+    config, family = find_encoder(source)
     if isinstance(source, str):
         if issubclass(family, ModuleEncoder):
             raise ValueError(f"{source!r}: {config.model_type} has no checkpoints; give its values inline, as config")
-        preprocessor = _read_preprocessor(source)
+        preprocessor = _read_preprocessor(source, family.sample_rate)
         # What is left over are decoders and heads; of these only the layer weights of classifiers are of use.
         model, leftover = _load_weights(family, source, config)
         weights = _read_tensor(source, "layer_weights") if "layer_weights" in leftover else None
@@ -109,9 +117,19 @@ def load_encoder(source: str | Mapping[str, Any], seed: int = 0) -> tuple[AudioE
         return encoder, EncoderExtras()
 
 
-def encoder_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration of the audio encoder in a checkpoint's: itself, or a part, as in audio language models."""
-    return _known_part(config) or config
+def find_encoder(source: str | Mapping[str, Any]) -> tuple[PretrainedConfig, type[AudioEncoder]]:
+    """The configuration and the adapter class of the encoder in a checkpoint, or in an inline mapping.
+
+    Raises:
+        ValueError: as `read_config`, or its family is not supported.
+    """
+    try:
+        config = read_config(source)
+    except UnknownModelTypeError as error:
+        raise UnknownFamilyError(error.model_type) from error
+    # Itself, or a part of it, as in audio language models.
+    config = _known_part(config) or config
+    return config, encoder_class(config)
 
 
 def _known_part(config: PretrainedConfig) -> PretrainedConfig | None:
@@ -131,6 +149,8 @@ def read_config(source: str | Mapping[str, Any]) -> PretrainedConfig:
     if isinstance(source, str):
         stored_weights(source)
         try:
+            values, _ = PretrainedConfig.get_config_dict(source)
+            _check_known(values.get("model_type"), f"{source!r}: ")
             config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
         except OSError as error:
             raise ValueError(f"cannot read a checkpoint from {source!r}: {error}") from error
@@ -138,9 +158,23 @@ def read_config(source: str | Mapping[str, Any]) -> PretrainedConfig:
     values = dict(source)
     if "model_type" not in values:
         raise ValueError("an inline config needs model_type, for example 'whisper' or 'llama'")
-    if values["model_type"] not in CONFIG_MAPPING:
-        raise ValueError(f"model_type {values['model_type']!r} is unknown; if a plugin adds it: plugins: [FILE.py]")
+    _check_known(values["model_type"])
     return AutoConfig.for_model(**values)
+
+
+class UnknownModelTypeError(ValueError):
+    """Raised for a `model_type` that transformers does not know."""
+
+    def __init__(self, model_type: str, place: str) -> None:
+        self.model_type = model_type
+        super().__init__(f"{place}model_type {model_type!r} is unknown; if a plugin adds it: plugins: [FILE.py]")
+
+
+def _check_known(model_type: str | None, place: str = "") -> None:
+    if model_type is None:
+        raise ValueError(f"{place}its config.json names no model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise UnknownModelTypeError(model_type, place)
 
 
 def stored_weights(folder: str) -> set[str]:
@@ -214,14 +248,14 @@ def _load_weights(
     return model, set(report["unexpected_keys"])
 
 
-def _read_preprocessor(source: str) -> dict[str, Any]:
+def _read_preprocessor(source: str, expected_rate: int) -> dict[str, Any]:
     try:
         values, _ = FeatureExtractionMixin.get_feature_extractor_dict(source)
     except OSError:
         return {}  # the configuration's own values and the family's defaults then decide
-    rate = values.get("sampling_rate", SAMPLE_RATE)
-    if rate != SAMPLE_RATE:
-        raise ValueError(f"{source!r} expects audio at {rate} Hz; encoders here get {SAMPLE_RATE} Hz")
+    rate = values.get("sampling_rate", expected_rate)
+    if rate != expected_rate:
+        raise ValueError(f"{source!r} expects audio at {rate} Hz; encoders of its family get {expected_rate} Hz here")
     return dict(values)
 
 

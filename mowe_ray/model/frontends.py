@@ -8,12 +8,12 @@ Shapes: C clips, S samples, F feature frames, B mel bins.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from math import ceil, gcd
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from .registry import Registry
 
 SAMPLE_RATE = 16_000
 """Hz. Every wave inside the model has this rate."""
+
+Samples = TypeVar("Samples", int, Tensor)
 
 _ZERO_CROSSINGS = 6
 # Samples of a frame, between frames, and of its Fourier transform, in Kaldi's and NeMo's front-ends.
@@ -209,6 +211,24 @@ def front_end_from_dict(values: Mapping[str, Any]) -> FrontEnd:
     """
     fields = dict(values)
     return FRONT_ENDS.find(fields.pop("kind", None))(**fields)
+
+
+def count_frames(samples: Samples, layers: Iterable[Sequence[int]], chunk_samples: int = 0) -> Samples:
+    """Return how many frames layers in time make of so many samples; at least 1.
+
+    Args:
+        samples: An int, or a tensor of any shape.
+        layers: (kernel, stride, padding) of each.
+        chunk_samples: Samples after which they begin anew; 0: never.
+    """
+    before = samples * 0
+    if chunk_samples:
+        before = samples // chunk_samples * count_frames(chunk_samples, layers)
+        samples = samples % chunk_samples
+    for kernel, stride, padding in layers:
+        samples = (samples + (2 * padding - kernel)) // stride + 1
+    frames = samples + before
+    return frames.clamp(min=1) if isinstance(frames, Tensor) else max(1, frames)
 
 
 def resample(wave: Tensor, rate: int) -> Tensor:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ class BaseFrames:
 
     features: Tensor
     valid: Tensor
-    hop: int
+    hop: float
     first_centre: float = 0.0
 
     def of(self, clips: Clips, rows: list[int]) -> BaseFrames:
@@ -109,11 +108,6 @@ class Clips:
     def index(self, rows: list[int]) -> Tensor:
         """Return row numbers as a tensor on the device of the waves."""
         return torch.tensor(rows).to(self.wave.device, non_blocking=True)
-
-
-def hop_samples(encoder: AudioEncoder) -> int:
-    """Samples between two frames of an encoder."""
-    return prod(stride for _, stride, _ in encoder.frame_layers)
 
 
 def align_frames(states: Tensor, valid: Tensor, ratio: float, frames: int, offset: float = 0.0) -> Tensor:
@@ -202,7 +196,7 @@ class PoolMember(nn.Module):
             layers = list(states.unbind(1))
         mixed = learned_sum(layers, self.layer_weights)
         valid = self.encoder.num_frames(lengths)
-        own_hop = hop_samples(self.encoder)
+        own_hop = self.encoder.hop_samples
         # By their centres; but frames of one rate are paired by number: between them, interpolation would only blur.
         offset = 0.0 if base.hop == own_hop else (base.first_centre - self.encoder.first_centre) / own_hop
         frames = base.features.shape[1]

@@ -11,6 +11,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.audio_utils import load_audio
 
 from .chat import ChatTokens, Turn
+from .frontends import SAMPLE_RATE, count_frames
 
 try:
     import soxr
@@ -19,7 +20,6 @@ except ImportError:  # where an export is used without this package
 
 AUDIO_TOKEN = "<|audio|>"
 IGNORED = -100
-SAMPLE_RATE = 16_000
 # More tokens than a tokenizer adds to a text on its own account.
 _SPARE_TOKENS = 16
 
@@ -50,6 +50,7 @@ class MoweProcessor(ProcessorMixin):
         tokenizer: The language model's; gains the audio token if it lacks it.
         frame_layers: (kernel, stride, padding) of the base encoder's layers, from 16 kHz samples to
             frames.
+        chunk_samples: Samples after which these layers begin anew; 0: never.
         downsample: Frames per audio token.
         audio_token: Placeholder of a clip in a text.
         max_positions: Longest row the language model takes, in tokens; None for any.
@@ -69,10 +70,11 @@ class MoweProcessor(ProcessorMixin):
         chat_template: str | None = None,
         max_positions: int | None = None,
         extra_tokens: int = 0,
+        chunk_samples: int = 0,
     ):
         super().__init__(tokenizer, chat_template=chat_template)
         self.tokenizer: PreTrainedTokenizerBase = tokenizer
-        self.frame_layers = [list(layer) for layer in frame_layers]
+        self.frame_layers, self.chunk_samples = [list(layer) for layer in frame_layers], chunk_samples
         self.downsample = downsample
         self.extra_tokens = extra_tokens
         self.audio_token = audio_token
@@ -96,10 +98,8 @@ class MoweProcessor(ProcessorMixin):
 
     def num_audio_tokens(self, samples: int) -> int:
         """Return how many audio tokens `samples` become: ceil(base frames / downsample) + `extra_tokens`."""
-        frames = samples
-        for kernel, stride, padding in self.frame_layers:
-            frames = (frames + 2 * padding - kernel) // stride + 1
-        return -(-max(frames, 1) // self.downsample) + self.extra_tokens
+        frames = count_frames(samples, self.frame_layers, self.chunk_samples)
+        return -(-frames // self.downsample) + self.extra_tokens
 
     def __call__(
         self,

@@ -20,7 +20,7 @@ from .encoders import AudioEncoder, PadAudio, encoder_class
 from .frontends import LogMel, spec_augment
 from .fusion import FUSIONS, Fusion, FusionSizes
 from .hidden_states import LayerSum, chosen_layers
-from .pool import BaseFrames, Clips, PoolMember, WeakEncoderPool, hop_samples
+from .pool import BaseFrames, Clips, PoolMember, WeakEncoderPool
 from .routing import ROUTERS, DataIndependentRouter, RoutingRecord, route, router_inputs
 from .routing_loss import RoutingTotals
 
@@ -338,7 +338,7 @@ class AudioTower(nn.Module):
         mixed = self.pool(
             clips,
             self.fusion.mixtures(record.routings, present),
-            BaseFrames(features, valid, hop_samples(self.base_encoder), self.base_encoder.first_centre),
+            BaseFrames(features, valid, self.base_encoder.hop_samples, self.base_encoder.first_centre),
             self.fusion.places(features.shape[1]),
             enter_idle=self.enter_idle_encoders,
         )

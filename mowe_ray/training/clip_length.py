@@ -1,4 +1,4 @@
-"""The longest clip that the encoders of a configuration take, read from their configurations alone."""
+"""Whether the encoders of a configuration are known, and the longest clip they take, read from their config.json."""
 
 from __future__ import annotations
 
@@ -9,12 +9,57 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
-from mowe_ray.config.fields import InlineConfig
+from mowe_ray.config.fields import CheckpointSource, InlineConfig
 from mowe_ray.config.model_section import ModelSection
 
 _RATE = 16_000
 # Whisper's learned positions, two spectrogram frames of 10 ms each; transformers' own default.
 _POSITIONS, _FRAMES_PER_POSITION, _HOP = 1500, 2, 160
+
+
+# Those of `mowe_ray.model.encoders.ENCODERS` without plugins, which takes seconds to import.
+FAMILIES = frozenset(
+    {
+        "audio-spectrogram-transformer",
+        "audioflamingo3_encoder",
+        "clap_audio_model",
+        "data2vec-audio",
+        "glmasr_encoder",
+        "hubert",
+        "moonshine",
+        "parakeet_encoder",
+        "qwen2_audio_encoder",
+        "qwen3_asr_encoder",
+        "sew",
+        "sew-d",
+        "unispeech",
+        "unispeech-sat",
+        "voxtral_encoder",
+        "wav2vec2",
+        "wav2vec2-bert",
+        "wav2vec2-conformer",
+        "wavlm",
+        "whisper",
+    }
+)
+
+
+def check_families(model: ModelSection) -> None:
+    """Refuse an encoder of a family that is not supported; configurations that are not here are passed over.
+
+    Raises:
+        ValueError: There is one; lists the families, and says how to add another.
+    """
+    for label, source in _sources(model).items():
+        config = _config_of(source)
+        if config.get("model_type") in FAMILIES or not (config or Path(str(source)).is_dir()):
+            continue
+        from mowe_ray.model.encoders import find_encoder  # a plugin's, part of another model, or none
+
+        try:
+            find_encoder(source if isinstance(source, str) else source.config)
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from error
 
 
 def check_clip_length(model: ModelSection, max_s: float, key: str = "data.max_duration_s") -> None:
@@ -51,10 +96,17 @@ def _configs(model: ModelSection) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if model.init_from is not None:
         yield from _exported(_read(model.init_from))
         return
-    sources = {"model.base_encoder": model.base_encoder}
-    sources |= {f"model.weak_encoders {weak.name}": weak.checkpoint for weak in model.weak_encoders}
-    for label, source in sources.items():
-        yield label, source.config if isinstance(source, InlineConfig) else _read(source)
+    for label, source in _sources(model).items():
+        yield label, _config_of(source)
+
+
+def _sources(model: ModelSection) -> dict[str, CheckpointSource]:
+    pool = {f"model.weak_encoders {weak.name}": weak.checkpoint for weak in model.weak_encoders}
+    return {} if model.init_from is not None else {"model.base_encoder": model.base_encoder} | pool
+
+
+def _config_of(source: CheckpointSource) -> Mapping[str, Any]:
+    return source.config if isinstance(source, InlineConfig) else _read(source)
 
 
 def _exported(export: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

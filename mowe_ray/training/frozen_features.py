@@ -23,7 +23,6 @@ from mowe_ray.data.shards.storage import content_fingerprint
 from mowe_ray.model.encoders import AudioEncoder, PadAudio, load_encoder, read_config
 from mowe_ray.model.export import load_tower
 from mowe_ray.model.hidden_states import chosen_layers, layers_of
-from mowe_ray.model.pool import hop_samples
 from mowe_ray.model.precision import cast_weights
 from mowe_ray.training.build import model_dtype
 
@@ -104,7 +103,7 @@ def load_frozen(
 def describe(encoder: AudioEncoder, frozen: FrozenEncoder, pad_audio: str) -> CachedEncoder:
     """Hash an encoder with its weights, and compute the size of its features."""
     layers = len(layers_of(frozen.features, encoder.num_layers))
-    bytes_per_s = 2 * layers * encoder.width * SAMPLE_RATE / hop_samples(encoder)
+    bytes_per_s = 2 * layers * encoder.width * SAMPLE_RATE / encoder.hop_samples
     key = encoder_key(encoder, frozen.features, pad_audio)
     return CachedEncoder(key, frozen.label, frozen.encoder_index, layers, encoder.width, bytes_per_s)
 

@@ -1,5 +1,9 @@
 """What single encoder families do beyond the shared contract."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
@@ -9,6 +13,7 @@ from tests.tiny_models import (
     feature_extractor,
     tiny_ast_config,
     tiny_hubert_config,
+    tiny_voxtral_config,
     tiny_wav2vec2_config,
     tiny_whisper_config,
 )
@@ -16,8 +21,9 @@ from tests.tiny_models import (
 SECOND = 16_000
 
 
-def test_whisper_equals_transformers_bit_for_bit_at_30_s() -> None:
-    encoder, _ = load_encoder(tiny_whisper_config())
+@pytest.mark.parametrize("config", [tiny_whisper_config(), tiny_voxtral_config()], ids=["whisper", "voxtral"])
+def test_whisper_equals_transformers_bit_for_bit_at_30_s(config: dict[str, Any]) -> None:
+    encoder, _ = load_encoder(config)
     encoder.eval()
     features = torch.randn(2, 20, 3000)
     theirs = encoder.model(features, output_hidden_states=True)
@@ -125,6 +131,15 @@ def test_ast_windows_of_a_long_clip_are_evenly_spaced() -> None:
 def test_unknown_family_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'bert' is not supported; known families: .*hubert.*whisper"):
         encoder_class(AutoConfig.for_model("bert"))
+
+
+@pytest.mark.parametrize("family", ["bert", "strange"])
+def test_an_unknown_family_is_told_in_one_line(tmp_path: Path, family: str) -> None:
+    """Of an inline configuration and of a folder, whether transformers knows it or not."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    for source in ({"model_type": family}, str(tmp_path)):
+        with pytest.raises(ValueError, match=rf"^encoder family '{family}' is not .*whisper.*plugins: \[FILE.py\]$"):
+            load_encoder(source)
 
 
 def test_same_weights() -> None:

@@ -1,6 +1,8 @@
 """Families with a front-end of their own, against transformers' feature extractor and model on a padded batch."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,64 +11,148 @@ import transformers
 from transformers import AutoConfig
 
 from mowe_ray.model.encoders import load_encoder
-from tests.tiny_models import ENCODER_CONFIGS, feature_extractor, tiny_language_model_config
+from mowe_ray.model.frontends import resample
+from tests.tiny_models import (
+    ENCODER_CONFIGS,
+    feature_extractor,
+    save_encoder_checkpoint,
+    tiny_language_model_config,
+)
 
 LENGTHS = (16_000, 9_000, 5_555)
-MASK_OF = {"audioflamingo3_encoder": "input_features_mask"}
+CASES = {
+    "wav2vec2-bert": ({}, LENGTHS),
+    "parakeet_encoder": ({}, LENGTHS),
+    "audioflamingo3_encoder": ({"num_mel_bins": 128}, LENGTHS),
+    "voxtral_encoder": ({}, LENGTHS),
+    "glmasr_encoder": ({}, LENGTHS),
+    "qwen3_asr_encoder": ({}, (40_000, 17_000, 5_555)),  # of several windows of attention
+    "clap_audio_model": ({}, LENGTHS),
+}
+FIXED = ("voxtral_encoder", "glmasr_encoder")  # transformers knows 30 s alone, without a mask: padding is a part of it
+NAMES = {"audioflamingo3_encoder": "input_features_mask", "qwen3_asr_encoder": "input_features_mask"}
 
 
-@pytest.mark.parametrize("family", ["wav2vec2-bert", "parakeet_encoder", "audioflamingo3_encoder"])
+def inputs_of(config: dict[str, Any], waves: list[np.ndarray]) -> dict[str, torch.Tensor]:
+    """What the feature extractor of transformers makes of clips, by the names of its model's arguments."""
+    family = config["model_type"]
+    if family == "clap_audio_model":
+        waves = [resample(torch.from_numpy(wave)[None], 48_000)[0].numpy() for wave in waves]
+        return {"input_features": feature_extractor(config)(waves, return_tensors="pt").input_features}
+    made = feature_extractor(config)(waves, sampling_rate=16_000, return_tensors="pt", return_attention_mask=True)
+    masks = {} if family in FIXED else {NAMES.get(family, "attention_mask"): made.attention_mask}
+    return {"input_features": made.input_features, **masks}
+
+
+def states_of(family: str, output: Any, lengths: Sequence[int]) -> list[torch.Tensor]:
+    """A middle layer and the last one of transformers, as (C, T, D)."""
+    middle, last = output.hidden_states[1], output.last_hidden_state
+    if family == "audioflamingo3_encoder":  # its hidden states come before the means of two frames
+        middle = torch.nn.functional.avg_pool1d(middle.transpose(1, 2), 2).transpose(1, 2)
+    if family == "qwen3_asr_encoder":  # all clips in one sequence, none below half a second
+        own = [(mel // 100) * 13 + -(-(mel % 100) // 8) for mel in (-(-max(n, 8_000) // 160) for n in lengths)]
+        middle, last = (torch.nn.utils.rnn.pad_sequence(state.split(own), batch_first=True) for state in (middle, last))
+    if family == "clap_audio_model":  # the spectrogram in eight pieces of 16 columns, one below the other
+        middle = middle.unflatten(2, (8, -1)).mean(3).flatten(2).transpose(1, 2)
+        last = last.mean(2).transpose(1, 2)
+    return [middle, last]
+
+
+@pytest.mark.parametrize("family", CASES)
 def test_a_padded_batch_is_what_transformers_makes_of_it(family: str) -> None:
-    config = ENCODER_CONFIGS[family](**({} if family != "audioflamingo3_encoder" else {"num_mel_bins": 128}))
+    changes, lengths = CASES[family]
+    config = ENCODER_CONFIGS[family](**changes)
     encoder = load_encoder(config)[0].eval()
     theirs = encoder.model_class(encoder.config).eval()
     theirs.load_state_dict(encoder.model.state_dict())
     noise = np.random.default_rng(0)
-    waves = [noise.normal(0, 0.1, length).astype(np.float32) for length in LENGTHS]
-    inputs = feature_extractor(config)(waves, sampling_rate=16_000, return_tensors="pt", return_attention_mask=True)
+    waves = [noise.normal(0, 0.1, length).astype(np.float32) for length in lengths]
+    inputs = inputs_of(config, waves)
     with torch.no_grad():
-        output = theirs(
-            inputs.input_features,
-            **{MASK_OF.get(family, "attention_mask"): inputs.attention_mask},
-            output_hidden_states=True,
-        )
-        wanted = [output.hidden_states[1], output.last_hidden_state]
-        if family == "audioflamingo3_encoder":  # its hidden states come before the means of two frames
-            wanted[0] = torch.nn.functional.avg_pool1d(wanted[0].transpose(1, 2), 2).transpose(1, 2)
-        for padded in (encoder.pad_samples(max(LENGTHS), "bucket"), 48_000):
-            wave = torch.zeros(3, max(LENGTHS))
-            for row, clip in zip(wave, waves, strict=True):
-                row[: len(clip)] = torch.from_numpy(clip)
-            lengths = torch.tensor(LENGTHS)
-            features = encoder.front_end(wave, lengths, padded)
-            if family == "wav2vec2-bert":
-                # Its extractor rounds means of logarithms to float32, which alone moves features by 1e-5: those first,
-                # and then what the network makes of the extractor's own.
-                shared = inputs.input_features.shape[1]
-                torch.testing.assert_close(features[:, :shared], inputs.input_features, atol=2e-5, rtol=1e-5)
-                features[:, :shared] = inputs.input_features
-            states = encoder(features, all_layers=True, lengths=lengths)
-            for row, length in enumerate(LENGTHS):
-                frames = encoder.num_frames(length)
-                for ours, expected in zip((states[1], states[-1]), wanted, strict=True):
-                    torch.testing.assert_close(ours[row, :frames], expected[row, :frames], atol=1e-5, rtol=1e-5)
+        wanted = states_of(family, theirs(**inputs, output_hidden_states=True), lengths)
+        for padded in (480_000,) if family in FIXED else (encoder.pad_samples(max(lengths), "bucket"), 480_000):
+            for rows in ([0, 1, 2], [1]):
+                valid = torch.tensor([lengths[row] for row in rows])
+                clips = [torch.from_numpy(waves[row]) for row in rows]
+                wave = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+                features = encoder.front_end(wave, valid, padded)
+                if family == "wav2vec2-bert":
+                    # Its extractor rounds means of logarithms to float32, which alone moves features by 1e-5: those
+                    # first, and then what the network makes of the extractor's own.
+                    shared = inputs["input_features"][rows]
+                    frames = shared.shape[1]
+                    torch.testing.assert_close(features[:, :frames], shared, atol=2e-5, rtol=1e-5)
+                    features[:, :frames] = shared
+                states = encoder(features, all_layers=True, lengths=valid)
+                for ours, expected in zip(
+                    (states[1 if family != "clap_audio_model" else 0], states[-1]), wanted, strict=True
+                ):
+                    for place, row in enumerate(rows):
+                        count = encoder.num_frames(lengths[row])
+                        torch.testing.assert_close(ours[place, :count], expected[row, :count], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["qwen2_audio", "parakeet_ctc"])
+def test_clips_beyond_the_window_of_clap_are_cut_into_windows() -> None:
+    """Each of which is what transformers makes of that part alone."""
+    config = ENCODER_CONFIGS["clap_audio_model"]()
+    encoder = load_encoder(config)[0].eval()
+    wave = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (1, 192_000)).astype(np.float32))
+    length = torch.tensor([192_000])
+    padded = encoder.pad_samples(192_000, "bucket")
+    assert padded == 320_000
+    with torch.no_grad():
+        frames = encoder(encoder.front_end(wave, length, padded), lengths=length)
+        sound = resample(wave, 48_000)[0].numpy()
+        inputs = feature_extractor(config)([sound[:480_000], sound[480_000:]], return_tensors="pt")
+        wanted = encoder.model(inputs.input_features).last_hidden_state.mean(2).transpose(1, 2)
+    torch.testing.assert_close(frames, wanted.flatten(0, 1)[None], atol=1e-5, rtol=1e-5)
+    assert encoder.num_frames(192_000) == 128 + 25
+
+
+LARGER = {
+    "parakeet_ctc": ("ParakeetForCTC", "encoder", {"pad_token_id": 0, "vocab_size": 16}),
+    "qwen2_audio": ("Qwen2AudioForConditionalGeneration", "model.audio_tower", {"text": "qwen2"}),
+    "voxtral": ("VoxtralForConditionalGeneration", "model.audio_tower", {"text": "llama"}),
+    "glmasr": ("GlmAsrForConditionalGeneration", "model.audio_tower", {"text": "llama"}),
+    "qwen3_asr": ("Qwen3ASRForConditionalGeneration", "model.audio_tower", {"text": "qwen3"}),
+    "clap": ("ClapModel", "audio_model", {"projection_dim": 16}),
+}
+ENCODER_OF = {"clap": "clap_audio_model"}
+
+
+@pytest.mark.parametrize("family", LARGER)
 def test_the_encoder_inside_a_larger_model_is_found(tmp_path: Path, family: str) -> None:
-    """Of a speech recogniser and of an audio language model: its configuration, and its weights alone."""
-    if family == "parakeet_ctc":
-        config = {"model_type": family, "encoder_config": ENCODER_CONFIGS["parakeet_encoder"](), "vocab_size": 16}
-        model = transformers.ParakeetForCTC(AutoConfig.for_model(**config, pad_token_id=0))
-        inside = model.encoder
-    else:
-        text = tiny_language_model_config("qwen2")
-        config = {"model_type": family, "audio_config": ENCODER_CONFIGS["qwen2_audio_encoder"](), "text_config": text}
-        model = transformers.Qwen2AudioForConditionalGeneration(AutoConfig.for_model(**config))
-        inside = model.model.audio_tower
+    """Of speech recognisers, audio language models and CLAP: its configuration, and its weights alone."""
+    name, place, options = LARGER[family]
+    options = dict(options)
+    text = options.pop("text", None)
+    encoder_config = ENCODER_CONFIGS[ENCODER_OF.get(family, f"{family.removesuffix('_ctc')}_encoder")]()
+    config = {"model_type": family, "encoder_config" if family == "parakeet_ctc" else "audio_config": encoder_config}
+    if text is not None:
+        config |= {"text_config": tiny_language_model_config(text)}
+    if family == "clap":
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        config |= {"text_config": sizes | {"vocab_size": 32}}
+    model = getattr(transformers, name)(AutoConfig.for_model(**config, **options))
     model.save_pretrained(tmp_path)
     encoder, _ = load_encoder(str(tmp_path))
+    inside = model.get_submodule(place)
     assert encoder.config.model_type == inside.config.model_type
     loaded = encoder.model.state_dict()
     assert loaded.keys() == inside.state_dict().keys()
     assert all(torch.equal(weight, loaded[name]) for name, weight in inside.state_dict().items())
+
+
+def test_a_clap_that_fuses_hears_short_clips_alike(tmp_path: Path) -> None:
+    """The weights for longer ones are left out; its mel bands are others, as its extractor makes them."""
+    config = ENCODER_CONFIGS["clap_audio_model"](enable_fusion=True, fusion_type="aff_2d")
+    theirs = save_encoder_checkpoint(tmp_path, config).eval()
+    encoder = load_encoder(str(tmp_path))[0].eval()
+    wave = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, 30_000).astype(np.float32))[None]
+    inputs = feature_extractor(config)(resample(wave, 48_000)[0].numpy(), return_tensors="pt").input_features
+    length = torch.tensor([30_000])
+    features = encoder.front_end(wave, length, encoder.pad_samples(30_000, "bucket"))
+    torch.testing.assert_close(features, inputs[:, :1], atol=1e-4, rtol=1e-5)
+    with torch.no_grad():
+        wanted = theirs.audio_model(inputs, is_longer=torch.zeros(1, 1)).last_hidden_state.mean(2).transpose(1, 2)
+        torch.testing.assert_close(encoder(features, lengths=length), wanted, atol=1e-5, rtol=1e-5)

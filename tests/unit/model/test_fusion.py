@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ ROUTERS = [
     {"router_input": "prompt", "router_hidden": 5},
     TOP_TWO_OF_FRAMES | {"router_input": "audio+prompt"},
     {"router_granularity": "frame", "router_data_independent": False},
+]
+# All pairs: with a router that hears nothing as well, and of the fusions without routers.
+PAIRS = [
+    *product(ROUTED, [*ROUTERS, {"router_data_dependent": False}]),
+    *((name, {}) for name, fusion in FUSIONS.items() if not fusion.routed),
 ]
 
 
@@ -235,11 +241,11 @@ def test_tokens_of_a_clip_do_not_depend_on_its_neighbours(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize(("fusion", "routers"), PAIRS, ids=name_of)
 def test_an_export_answers_alike(
-    make_model: MakeModel, make_batch: MakeBatch, tokenizer: Any, tmp_path: Path, fusion: str
+    make_model: MakeModel, make_batch: MakeBatch, tokenizer: Any, tmp_path: Path, fusion: str, routers: Any
 ) -> None:
-    model = make_model(weak_encoders=POOL, fusion=fusion, router_input="audio+prompt", router_hidden=4, latents=3)
+    model = make_model(weak_encoders=POOL, fusion=fusion, latents=3, **routers)
     batch = make_batch(model.eval(), ROWS)
     if model.config.routed:
         decided(model, batch)
@@ -253,7 +259,8 @@ def test_an_export_answers_alike(
         == processor.num_audio_tokens(16_000)
         == model.audio_tower.token_counts([16_000])[0]
     )
-    assert processor.num_audio_tokens(16_000) == 7 + (2 * 3 if fusion == "latents" else 0)
+    kept = model.config.num_routers * model.config.router_top_k
+    assert processor.num_audio_tokens(16_000) == 7 + (kept * 3 if fusion == "latents" else 0)
 
 
 def test_a_gate_is_closed_at_first(make_model: MakeModel, make_batch: MakeBatch) -> None:

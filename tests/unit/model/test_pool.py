@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mowe_ray.model.encoders import AudioEncoder, load_encoder
 from mowe_ray.model.fusion import Mixture
-from mowe_ray.model.pool import BaseFrames, Clips, PoolMember, WeakEncoderPool, align_frames, hop_samples
+from mowe_ray.model.pool import BaseFrames, Clips, PoolMember, WeakEncoderPool, align_frames
 from mowe_ray.model.tower import AudioTower
 from tests.tiny_models import tiny_ast_config, tiny_hubert_config, tiny_whisper_config
 from tests.unit.model.conftest import MakeModel, waves
@@ -91,7 +91,7 @@ def test_frames_of_another_rate_are_aligned_by_their_centres() -> None:
 
 @pytest.mark.slow
 def test_hop_is_20_ms_for_speech_encoders() -> None:
-    hops = [hop_samples(member.encoder) for member in make_pool()]
+    hops = [member.encoder.hop_samples for member in make_pool()]
     assert hops == [320, 320, 1600]
 
 
