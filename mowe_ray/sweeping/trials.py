@@ -217,8 +217,16 @@ def entry_name(name: str) -> str:
     return "pool" if name == POOL_KEY else rest if section in _SECTIONS and rest else name
 
 
-def point_label(values: Mapping[str, Any]) -> str:
-    """Write a point: the pool, then the other entries as `name = value`."""
+def point_label(values: Mapping[str, Any], most: int | None = None) -> str:
+    """Write a point: the pool, then the other entries as `name = value`.
+
+    With more than `most` characters, words stand without their names, and the rest is left out.
+    """
     pool = [entry_label(values[POOL_KEY])] if POOL_KEY in values else []
-    others = [f"{entry_name(name)} = {entry_label(value)}" for name, value in values.items() if name != POOL_KEY]
-    return ", ".join([*pool, *others]) or "the base configuration"
+    others = {f"{entry_name(name)} = ": value for name, value in values.items() if name != POOL_KEY}
+    label = ", ".join([*pool, *(name + entry_label(value) for name, value in others.items())])
+    if most is not None and len(label) > most:
+        words = (("" if isinstance(value, str) else name) + entry_label(value) for name, value in others.items())
+        label = ", ".join([*pool, *words])
+        label = label if len(label) <= most else label[: most - 1] + "…"
+    return label or "the base configuration"

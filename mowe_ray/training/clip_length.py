@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ _RATE = 16_000
 # Whisper's learned positions, two spectrogram frames of 10 ms each; transformers' own default.
 _POSITIONS, _FRAMES_PER_POSITION, _HOP = 1500, 2, 160
 
+_NAMES_OF_POSITIONS = {"glmasr_encoder": "max_position_embeddings"} | dict.fromkeys(
+    ("whisper", "qwen2_audio_encoder", "audioflamingo3_encoder", "voxtral_encoder"), "max_source_positions"
+)
 
 # Those of `mowe_ray.model.encoders.ENCODERS` without plugins, which takes seconds to import.
 FAMILIES = frozenset(
@@ -44,20 +47,28 @@ FAMILIES = frozenset(
 )
 
 
+# Of language models transformers has hundreds: these spare the import.
+_LANGUAGE_MODELS = frozenset({"gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3"})
+
+
 def check_families(model: ModelSection) -> None:
-    """Refuse an encoder of a family that is not supported; configurations that are not here are passed over.
+    """Refuse networks of families that are not known; configurations that are not here are passed over.
 
     Raises:
-        ValueError: There is one; lists the families, and says how to add another.
+        ValueError: There is one; for an encoder, it lists the families, and says how to add another.
     """
-    for label, source in _sources(model).items():
-        config = _config_of(source)
-        if config.get("model_type") in FAMILIES or not (config or Path(str(source)).is_dir()):
+    if model.init_from is not None:
+        return
+    for label, source in {**_sources(model), "model.language_model": model.language_model}.items():
+        config, is_language_model = _config_of(source), label == "model.language_model"
+        known = _LANGUAGE_MODELS if is_language_model else FAMILIES
+        if config.get("model_type") in known or not (config or Path(str(source)).is_dir()):
             continue
-        from mowe_ray.model.encoders import find_encoder  # a plugin's, part of another model, or none
+        from mowe_ray.model.encoders import find_encoder, read_config  # a plugin's, a part of another model, or none
 
+        find: Callable[[str | Mapping[str, Any]], object] = read_config if is_language_model else find_encoder
         try:
-            find_encoder(source if isinstance(source, str) else source.config)
+            find(source if isinstance(source, str) else source.config)
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from error
 
@@ -82,13 +93,18 @@ def check_exported_clip_length(export: Mapping[str, Any], max_s: float, key: str
 
 def _check(configs: Iterable[tuple[str, Mapping[str, Any]]], max_s: float, key: str) -> None:
     for label, config in configs:
-        if config.get("model_type") != "whisper":
-            continue
-        longest = config.get("max_source_positions", _POSITIONS) * _FRAMES_PER_POSITION * _HOP / _RATE
+        longest = min(_limits(config), default=max_s)
         if max_s > longest:
             raise ValueError(
                 f"{key}: {max_s:g} s is more than the {longest:g} s that {label} takes; set {key}={longest:g} or lower"
             )
+
+
+def _limits(config: Mapping[str, Any]) -> Iterator[float]:
+    """Yield the longest clip in seconds of an encoder with positions, which may be a part of another model."""
+    for part in (config, *config.values()):
+        if isinstance(part, Mapping) and (name := _NAMES_OF_POSITIONS.get(part.get("model_type", ""))):
+            yield part.get(name, _POSITIONS) * _FRAMES_PER_POSITION * _HOP / _RATE
 
 
 def _configs(model: ModelSection) -> Iterator[tuple[str, Mapping[str, Any]]]:

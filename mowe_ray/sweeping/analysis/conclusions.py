@@ -15,6 +15,7 @@ from mowe_ray.sweeping.analysis.points import (
     counts,
     finite,
     is_clear,
+    majority,
     metric_label,
     number,
     pareto_front,
@@ -41,6 +42,7 @@ def answer(config: SweepConfig, trials: Sequence[Trial]) -> str:
     front = [_front(config, measured)] if config.objective.against else []
     return " ".join(
         [
+            *_nothing_learned(config, order[0]),
             _winner(config, order),
             *_as_good(config, order),
             *front,
@@ -94,6 +96,15 @@ def _winner(config: SweepConfig, order: Sequence[Point]) -> str:
         f"{name} came out best, with {measured}, but cannot be told apart from the runner-up, {runner_up}: "
         f"the difference is {plus_minus(difference, error)}."
     )
+
+
+def _nothing_learned(config: SweepConfig, first: Point) -> Iterator[str]:
+    guessed, metric = majority(first, config.objective.metric), metric_label(config.objective.metric)
+    if guessed is not None and first.mean is not None and first.mean <= guessed:
+        yield (
+            f"No point does better than always giving the most frequent answer ({metric} {number(guessed)}): "
+            "train longer before points are compared."
+        )
 
 
 def _as_good(config: SweepConfig, order: Sequence[Point]) -> Iterator[str]:

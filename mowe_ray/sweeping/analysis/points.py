@@ -44,6 +44,13 @@ class Point:
         return self.cost.active if self.cost else math.inf
 
 
+def majority(point: Point, metric: str) -> float | None:
+    """Return the score of always giving the most frequent answer; None if the metric is no score."""
+    kind, _, wanted = metric.partition(".")
+    tasks = [values for trial in point.trials for name, values in trial.tasks.items() if wanted in ("", name)]
+    return sum(values["majority"] for values in tasks) / len(tasks) if tasks and kind == "score" else None
+
+
 def finite(value: float | None) -> float | None:
     """Return `value`, or None if it is not a finite number."""
     return value if value is not None and math.isfinite(value) else None

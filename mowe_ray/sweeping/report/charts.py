@@ -109,7 +109,7 @@ def _labels(places: Sequence[tuple[Point, float, float]], first: Sequence[Point 
     taken = [(at * _ASSUMED_WIDTH - 7, y - 7, at * _ASSUMED_WIDTH + 7, y + 7) for _, at, y in places]
     written: list[str] = []
     for point, at, y in ordered:
-        label = _short(point_label(point.values), 44)
+        label = point_label(point.values, 44)
         # The mean width of a character of this font in pixels; the page cannot be measured here.
         width = 6.7 * len(label)
         for anchor, dx, dy in _PLACES:
@@ -127,10 +127,6 @@ def _labels(places: Sequence[tuple[Point, float, float]], first: Sequence[Point 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _short(label: str, most: int) -> str:
-    return label if len(label) <= most else label[: most - 1] + "…"
 
 
 @dataclass(frozen=True)
@@ -238,7 +234,7 @@ def _ends_named(curves: Sequence[Curve], y: Axis, colours: Colouring) -> str:
     # 16 pixels: the height of a line of text.
     places = spread_out([sum(ends[colour]) / len(ends[colour]) for colour in named], 16)
     return "".join(
-        tag("text", escape(_short(colours.labels[c], 19)), x="100%", y=place + 4, dx=8, class_="label",
+        tag("text", escape(colours.short(c, 19)), x="100%", y=place + 4, dx=8, class_="label",
             style=f"fill:color-mix(in oklab, {c} 72%, var(--ink))")
         for c, place in zip(named, places, strict=True)
     )  # fmt: skip
@@ -272,6 +268,13 @@ class Colouring:
             low, high, at = (math.log(x) if self.factor.log else x for x in (self.low, self.high, value))
             return shade((at - low) / (high - low))
         return self.by_value.get(json.dumps(value, sort_keys=True, default=str), PLAIN)
+
+    def short(self, colour: str, most: int) -> str:
+        """Return the label of a colour in so many characters: without the factor's name, if it does not fit."""
+        label = self.labels[colour]
+        if len(label) > most:
+            label = label.removeprefix(f"{self.title} ")
+        return label if len(label) <= most else label[: most - 1] + "…"
 
     def legend(self, narrow: bool = False) -> str:
         """Return a legend; with `narrow` it is shown only where the page is too narrow for labels at curves."""

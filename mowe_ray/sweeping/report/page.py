@@ -16,6 +16,7 @@ from mowe_ray.sweeping.analysis.points import (
     by_status,
     counts,
     finite,
+    majority,
     metric_label,
     number,
     plus_minus,
@@ -95,11 +96,8 @@ def _answer(config: SweepConfig, trials: Sequence[Trial], winner: Point | None, 
 def _tiles(config: SweepConfig, trials: Sequence[Trial], winner: Point | None, elapsed_s: float | None) -> str:
     wall_s, device_s = sum(t.wall_s for t in trials), sum(t.device_s for t in trials)
     metric = metric_label(config.objective.metric)
-    tasks = [values for t in winner.trials for values in t.tasks.values()] if winner else []
-    majority = sum(values["majority"] for values in tasks) / len(tasks) if tasks else None
-    chance = (
-        f"{number(majority)} by the most frequent answer" if majority and config.objective.metric == "score" else ""
-    )
+    guessed = majority(winner, config.objective.metric) if winner else None
+    chance = f"{number(guessed)} by the most frequent answer" if guessed else ""
     contents = [
         (_unbroken(plus_minus(winner.mean, winner.error)) if winner else "–", f"best {metric}", chance),
         (str(len(trials)), f"trials of {len({t.point for t in trials})} points", counts(by_status(trials))),

@@ -19,9 +19,12 @@ from mowe_ray.model.building import (
 )
 from mowe_ray.model.export import export
 from tests.tiny_models import (
+    ENCODER_CONFIGS,
     tiny_ast_config,
     tiny_hubert_config,
     tiny_language_model_config,
+    tiny_qwen3_asr_config,
+    tiny_wav2vec2_conformer_config,
     tiny_wavlm_config,
     tiny_whisper_config,
 )
@@ -89,6 +92,29 @@ def test_export_merges_lora_and_gives_the_same_logits(
     processor = AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(processor, MoweProcessor)
     assert processor.num_audio_tokens(9999) == build_processor(trained, tokenizer).num_audio_tokens(9999)
+
+
+@pytest.mark.slow
+def test_every_family_survives_an_export(
+    make_model: MakeModel, make_batch: MakeBatch, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """With the buffers that its network computes; and the base encoder's frames are counted alike."""
+    configs = [make() for make in ENCODER_CONFIGS.values()]
+    configs.append(tiny_wav2vec2_conformer_config(position_embeddings_type="rotary"))
+    model = make_model(
+        base_encoder=tiny_qwen3_asr_config(),
+        weak_encoders=[WeakEncoder(f"member{number}", config) for number, config in enumerate(configs)],
+        fusion="concat",
+    ).eval()
+    processor = build_processor(model, tokenizer)
+    export(model, processor, tmp_path)
+    batch = make_batch(model, [[0.5], [2.3, 0.6]])
+    loaded = MoweForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits_of(loaded, batch), logits_of(model, batch))
+    read = MoweProcessor.from_pretrained(tmp_path)
+    for samples in (400, 15_999, 16_000, 16_001, 40_000):
+        wanted = model.audio_tower.token_counts([samples])[0]
+        assert read.num_audio_tokens(samples) == processor.num_audio_tokens(samples) == wanted
 
 
 @pytest.mark.slow

@@ -14,7 +14,17 @@ from mowe_ray.sweeping.progress import best_trial, summary, table
 from mowe_ray.sweeping.report.results import ResultsWriter
 from mowe_ray.sweeping.schema import ObjectiveSection, SweepConfig
 from mowe_ray.sweeping.study import Study
-from mowe_ray.sweeping.trials import ModelCost, Trial, history, joined, load_all, objective, run_folder, save
+from mowe_ray.sweeping.trials import (
+    ModelCost,
+    Trial,
+    history,
+    joined,
+    load_all,
+    objective,
+    point_label,
+    run_folder,
+    save,
+)
 
 TASKS = {"asr": {"score": 0.2, "majority": 0.1, "samples": 5}, "er": {"score": 0.6, "majority": 0.3, "samples": 5}}
 
@@ -146,3 +156,10 @@ def test_the_results_of_a_study_under_way_are_files(tmp_path: Path) -> None:
         assert (tmp_path / "s" / name).stat().st_size > 0, name
     assert ResultsWriter(study(tmp_path / "empty", [])).write()["best"] is None
     assert not (tmp_path / "empty/s/best.yaml").exists()
+
+
+def test_a_point_is_named_by_its_words_where_there_is_no_room() -> None:
+    values = {"model.base_encoder_features": "layer:1", "pool": "with_pool", "model.router.top_k": 2}
+    assert point_label(values) == "base_encoder_features = layer:1, pool = with_pool, router.top_k = 2"
+    assert point_label(values, 40) == "layer:1, with_pool, router.top_k = 2"
+    assert point_label(values, 20) == "layer:1, with_pool,…"

@@ -23,6 +23,17 @@ def test_clear_winner() -> None:
     )
 
 
+def test_what_has_not_learned_is_not_compared_without_a_word() -> None:
+    config = sweep(TOP_K, seeds=[0, 1])
+    made = trials(config, DESIGN, lambda values: 0.1 * values["model.router.top_k"])
+    assert answer(config, made).startswith(
+        "No point does better than always giving the most frequent answer (score 0.300): train longer before points "
+        "are compared. router.top_k = 3 "
+    )
+    made = trials(config, DESIGN, lambda values: 0.02 + 0.1 * values["model.router.top_k"])
+    assert "most frequent" not in answer(config, made)
+
+
 def test_tie_is_said_to_be_one_and_the_cheaper_value_named() -> None:
     config = sweep(TOP_K, seeds=[0, 1, 2])
     made = trials(config, DESIGN, lambda values: 0.5 + 0.001 * values["model.router.top_k"])
