@@ -109,4 +109,5 @@ class Qwen3AsrTower(WhisperAudioEncoder):
             hidden = F.gelu(convolution(hidden))
         hidden = model.conv_out(hidden.permute(0, 3, 1, 2).flatten(2))
         hidden = hidden + model.positional_embedding(hidden.shape[1]).to(hidden.dtype)
-        return hidden.unflatten(0, chunks.shape[:2]).flatten(1, 2)
+        embedded: Tensor = hidden.unflatten(0, chunks.shape[:2]).flatten(1, 2)
+        return embedded

@@ -3,12 +3,12 @@
 The frames are averaged in pairs before the transformer, and each of its outputs becomes two again.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import SEWDModel, SEWModel
+from transformers import PreTrainedModel, SEWDModel, SEWModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from .encoder_base import ENCODERS
@@ -24,7 +24,7 @@ class SEWAudioEncoder(Wav2Vec2AudioEncoder):
     have one rate. [ours] The last frame of an odd number is zero, as in transformers.
     """
 
-    model_class = SEWModel
+    model_class: ClassVar[type[PreTrainedModel]] = SEWModel
     model: Any
 
     @property
