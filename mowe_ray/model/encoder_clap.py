@@ -97,8 +97,8 @@ class ClapAudioEncoder(AudioEncoder):
     @property
     def frame_layers(self) -> list[tuple[int, int, int]]:
         """Columns of the last grid, of which each row of the folded spectrogram has its own."""
-        _, columns = self.model.audio_encoder.input_resolutions[-1]
-        hop = WINDOW_S * SAMPLE_RATE // (columns * self.model.audio_encoder.freq_ratio)
+        encoder: Any = self.model.audio_encoder
+        hop = WINDOW_S * SAMPLE_RATE // (encoder.input_resolutions[-1][1] * encoder.freq_ratio)
         return [(hop, hop, 0)]
 
     def pad_samples(self, samples: int, pad_audio: PadAudio) -> int:
@@ -119,7 +119,7 @@ class ClapAudioEncoder(AudioEncoder):
 
         def as_frames(patches: Tensor) -> Tensor:
             # The image holds the spectrogram in `freq_ratio` pieces, one below the other.
-            grid = patches.unflatten(1, (encoder.freq_ratio, rows // encoder.freq_ratio, columns))
+            grid: Tensor = patches.unflatten(1, (encoder.freq_ratio, rows // encoder.freq_ratio, columns))
             return grid.mean(2).reshape(clips, windows * encoder.freq_ratio * columns, -1)
 
         states = [hidden]

@@ -33,11 +33,11 @@ class WindowAttention(nn.Module):
             cu_seqlens: (R, 1, 1, N) what may be attended to; the name is that of transformers' layer.
             **_: What else the layer passes.
         """
-        heads = (
+        query, key, value = (
             projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        attended = F.scaled_dot_product_attention(*heads, attn_mask=cu_seqlens)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=cu_seqlens)
         projected: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         return projected
 
