@@ -150,6 +150,8 @@ def read_config(source: str | Mapping[str, Any]) -> PretrainedConfig:
         stored_weights(source)
         try:
             values, _ = PretrainedConfig.get_config_dict(source)
+            if not values:
+                raise OSError("it has no config.json")
             _check_known(values.get("model_type"), f"{source!r}: ")
             config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
         except OSError as error:
