@@ -27,7 +27,7 @@ def written(processor: MoweProcessor, tokens: torch.Tensor) -> str:
 @pytest.mark.parametrize("family", ENCODER_CONFIGS)
 def test_token_count_is_the_encoders(family: str, downsample: int, tokenizer: PreTrainedTokenizerBase) -> None:
     encoder, _ = load_encoder(ENCODER_CONFIGS[family](), 0)
-    processor = MoweProcessor(tokenizer, encoder.frame_layers, downsample)
+    processor = MoweProcessor(tokenizer, encoder.frame_layers, downsample, chunk_samples=encoder.chunk_samples)
     for samples in (1, 400, 1599, 1600, 1601, 8000, 16_000, 123_457):
         wanted = -(-encoder.num_frames(samples) // downsample)
         assert processor.num_audio_tokens(samples) == wanted
