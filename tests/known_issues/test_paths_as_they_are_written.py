@@ -125,3 +125,16 @@ def test_links_to_shards_are_shards(tmp_path: Path) -> None:
     (tmp_path / "snapshot/b.tar").symlink_to(tmp_path / "nowhere")
     assert list_shards(str(tmp_path / "snapshot")) == [str(tmp_path / "snapshot/a.tar")]
     assert read_source(tmp_path / "snapshot", tmp_path / "cache").answers == ["a tone"]
+
+
+def test_links_to_folders_of_clips_are_followed_once(tmp_path: Path) -> None:
+    """Half of the classes were passed over without a word where their folders are links."""
+    for label in ("high", "low"):
+        (tmp_path / "elsewhere" / label).mkdir(parents=True)
+        (tmp_path / "elsewhere" / label / "a.wav").write_bytes(CLIP)
+    (tmp_path / "data/high").mkdir(parents=True)
+    (tmp_path / "data/high/a.wav").write_bytes(CLIP)
+    (tmp_path / "data/low").symlink_to(tmp_path / "elsewhere/low")
+    (tmp_path / "data/high/again").symlink_to(tmp_path / "data")
+    found = read_source(tmp_path / "data", tmp_path / "cache", "asr")
+    assert sorted(found.answers) == ["high", "low"]

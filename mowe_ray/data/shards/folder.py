@@ -1,8 +1,10 @@
 """A folder of audio files: the text of each lies beside it (`a.wav`, `a.txt`), or is the name of its folder."""
 
+import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mowe_ray.data.decode import header_duration_s
@@ -32,9 +34,21 @@ _SPLITS = {"train", "training", "test", "testing", "eval", "validation", "valid"
 
 
 def files_below(folder: str) -> dict[str, Any]:
-    """Return what the file system says of each file below a folder, sorted, by its path; hidden ones are left out."""
+    """Return what the file system says of each file below a folder, sorted, by its path; hidden ones are left out.
+
+    Links to folders are followed, each folder once.
+    """
     fs, inner = file_system(folder)
-    found = fs.find(inner, detail=True)
+    found, waiting, seen = {}, [inner], set()
+    while waiting:
+        place = waiting.pop()
+        real = place if is_remote(folder) else os.path.realpath(place)
+        for name, info in fs.find(place, detail=True).items() if real not in seen else ():
+            if info.get("islink") and Path(name).is_dir():
+                waiting.append(name)
+            else:
+                found[name] = info
+        seen.add(real)
     names = {(fs.unstrip_protocol(name) if is_remote(folder) else name): info for name, info in found.items()}
     below = len(folder.rstrip("/")) + 1
     return {name: names[name] for name in sorted(names) if not f"/{name[below:]}".count("/.")}
