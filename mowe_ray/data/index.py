@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mowe_ray.data.sample import BadSample
-from mowe_ray.data.scan import SHARD_FIELD, ParallelMap, scan_source
+from mowe_ray.data.scan import ParallelMap, ScanRequest, scan_source
 from mowe_ray.data.shards import list_shards, shard_versions, with_options
 from mowe_ray.data.shards.completion import WrittenShard, check_size, hash_ids, written_shards
 from mowe_ray.data.shards.fields import Reading
+from mowe_ray.data.shards.kept_scans import SHARD_FIELD
 from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS
 from mowe_ray.data.shards.storage import first_contact
 
@@ -150,6 +151,7 @@ def build_index(
     max_s: float,
     allow_paths: Sequence[str] = (),
     run_map: ParallelMap = map,
+    index_folder: str | None = None,
 ) -> Index:
     """Scan the shards of all sources, or take the cached scan, and keep what is within the limits.
 
@@ -160,6 +162,7 @@ def build_index(
         max_s: longer clips go to `Index.bad`.
         allow_paths: what rows may open beside the folder of their shard: folders, URLs, and hosts.
         run_map: applies the scan to shards, in order; Ray passes its own.
+        index_folder: for scans of remote shards that cannot be kept beside them.
 
     Raises:
         ValueError: when a path has no shards or two sources share a name.
@@ -173,8 +176,8 @@ def build_index(
     fingerprints: list[str] = []
     for source_number, source in enumerate(sources):
         shards, prints, written = _fingerprints(source)
-        place, reading = (source.path, source.paths), source.options
-        rows = scan_source(place, shards, prints, written, reading, Path(cache_dir), allow_paths, run_map)
+        request = ScanRequest((source.path, source.paths), shards, prints, written, source.options, allow_paths)
+        rows = scan_source(request, Path(cache_dir), index_folder, run_map)
         usable, unusable = _split(rows, min_s, max_s if source.max_s is None else min(max_s, source.max_s))
         usable = _limited(usable, source)
         bad += [BadSample(source=source.name, **fields) for fields in unusable.to_pylist()]

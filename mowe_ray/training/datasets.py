@@ -24,8 +24,9 @@ from mowe_ray.data.scan import ParallelMap
 from mowe_ray.data.shards import first_entry, list_shards
 from mowe_ray.data.shards.compressed import cache_folder, plain_name
 from mowe_ray.data.shards.fields import ANSWER_KEYS, AUDIO_KEYS, INSTRUCTION_KEYS, Reading
+from mowe_ray.data.shards.kept_scans import FOLDER
 from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS
-from mowe_ray.data.shards.storage import with_storage_timeout
+from mowe_ray.data.shards.storage import storage_timeout, with_storage_timeout
 from mowe_ray.data.synthetic_corpus import builtin_corpus
 
 _BUILTIN = "builtin:"
@@ -43,19 +44,25 @@ class Sources:
 
 
 def index_sources(
-    data: DataSection, run_map: ParallelMap = map, *, seed: int = 0, known: Sequence[BadSample] = ()
+    data: DataSection,
+    run_map: ParallelMap = map,
+    *,
+    seed: int = 0,
+    known: Sequence[BadSample] = (),
+    storage: str | None = None,
 ) -> Sources:
     """Index all sources of a run, and reject data with too many unusable samples.
 
     Args:
         run_map: As for `scan_sources`.
         seed: As for `scan_sources`.
+        storage: As for `scan_sources`.
         known: As for `check_sources`.
 
     Raises:
         ValueError: A path holds no shards, too much in it is unusable, or nothing in it has audio or is asked.
     """
-    sources = scan_sources(data, run_map, seed=seed)
+    sources = scan_sources(data, run_map, seed=seed, storage=storage)
     check_sources(data, sources, known)
     talks = pc.any(pc.or_(pc.greater(sources.train.table["clips"], 1), pc.greater(sources.train.table["turns"], 1)))
     if data.feature_cache is not None and talks.as_py():
@@ -68,18 +75,21 @@ def index_sources(
     return sources
 
 
-def scan_sources(data: DataSection, run_map: ParallelMap = map, *, seed: int = 0) -> Sources:
+def scan_sources(
+    data: DataSection, run_map: ParallelMap = map, *, seed: int = 0, storage: str | None = None
+) -> Sources:
     """Find all samples of a run, good and bad; scans are cached, so only new shards cost time.
 
     Args:
         run_map: Applies the scan to shards, in order; the cluster passes a parallel one.
         seed: Of what sources draw.
+        storage: Folder or URL for scans of remote shards that cannot be kept beside them.
 
     Raises:
         ValueError: A path holds no shards, or not the columns that are given.
     """
-    train = _build(data, [spec for key, spec in source_specs(data, seed).items() if ".train." in key], run_map)
-    validation = scan_validation(data, run_map, seed=seed)
+    train = _build(data, [spec for key, spec in source_specs(data, seed).items() if ".train." in key], run_map, storage)
+    validation = scan_validation(data, run_map, seed=seed, storage=storage)
     return Sources(train, validation, data_report([train, *validation.values()]))
 
 
@@ -200,10 +210,12 @@ def _fields_of(key: str, source: SourceSection) -> str:
     )
 
 
-def scan_validation(data: EvaluatedData, run_map: ParallelMap = map, *, seed: int = 0) -> dict[str, Index]:
+def scan_validation(
+    data: EvaluatedData, run_map: ParallelMap = map, *, seed: int = 0, storage: str | None = None
+) -> dict[str, Index]:
     """Find the samples of each validation source, by its name; as `scan_sources`."""
     specs = [spec for key, spec in source_specs(data, seed).items() if ".validation." in key]
-    return {spec.name: _build(data, [spec], run_map) for spec in specs}
+    return {spec.name: _build(data, [spec], run_map, storage) for spec in specs}
 
 
 def data_report(indexes: Iterable[Index]) -> DataReport:
@@ -218,8 +230,9 @@ def data_report(indexes: Iterable[Index]) -> DataReport:
     return report
 
 
-def _build(data: EvaluatedData, specs: list[SourceSpec], run_map: ParallelMap) -> Index:
+def _build(data: EvaluatedData, specs: list[SourceSpec], run_map: ParallelMap, storage: str | None) -> Index:
     limits = {"min_s": data.min_duration_s, "max_s": data.max_duration_s}
+    index_folder = f"{storage.rstrip('/')}/{FOLDER}" if storage else None
 
     for spec in specs:
         if spec.reading.columns:
@@ -228,7 +241,9 @@ def _build(data: EvaluatedData, specs: list[SourceSpec], run_map: ParallelMap) -
     def patient_map(scan: Callable[..., pa.Table], shards: Iterable[str]) -> Iterable[pa.Table]:
         return run_map(partial(with_storage_timeout, data.storage_timeout_s, scan), shards)
 
-    return build_index(specs, cache_folder(), allow_paths=data.allow_paths, run_map=patient_map, **limits)
+    options = {"allow_paths": data.allow_paths, "run_map": patient_map, "index_folder": index_folder}
+    with storage_timeout(data.storage_timeout_s):
+        return build_index(specs, cache_folder(), **options, **limits)
 
 
 def validation_plan(

@@ -75,7 +75,7 @@ def test_trials_with_equal_data_share_one_index(ray_cluster: None, tiny_corpus: 
 
     def published(*overrides: str) -> PublishedSources:
         config = tiny_config(tiny_corpus, tmp_path, "unused", "training.max_steps=1", *overrides)
-        return sources_of(config.data, config.seed, [])
+        return sources_of(config, [])
 
     first, same, shorter = (
         published(),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from queue import LifoQueue
 from typing import Any, Literal, TypeVar
 
@@ -18,7 +19,8 @@ from mowe_ray.data.sample import BadSample, Sample, bad_audio, valid_text
 from mowe_ray.data.shards import scan_shard
 from mowe_ray.data.shards.completion import NOTE, Note, WrittenShard, hash_ids, read_note, write_note
 from mowe_ray.data.shards.fields import as_text
-from mowe_ray.data.shards.storage import file_system, first_contact, whole_file
+from mowe_ray.data.shards.kept_scans import FOLDER, ScanWriter, options_key
+from mowe_ray.data.shards.storage import file_system, fingerprint, first_contact, whole_file
 from mowe_ray.data.shards.write import Written, write_parquet, write_webdataset
 from mowe_ray.data.synthetic_corpus.sounds import encode_flac
 from mowe_ray.output.lease import OWNER_FILE, held
@@ -30,7 +32,7 @@ Format = Literal["webdataset", "parquet"]
 REPORT = "data_report.json"
 _WRITERS = {"webdataset": (write_webdataset, "tar"), "parquet": (write_parquet, "parquet")}
 _OURS = re.compile(
-    rf"(?:^|/)(?:\d{{5}}\.(?:tar|parquet)|{re.escape(REPORT)}|{re.escape(NOTE)})(?:\.[0-9a-f]{{32}}\.part)?$"
+    rf"(?:^|/)(?:\d{{5}}\.(?:tar|parquet)|{re.escape(REPORT)}|{re.escape(NOTE)}|{FOLDER}/[^/]+\.pq)(?:\.[0-9a-f]{{32}}\.part)?$"
 )
 
 
@@ -116,20 +118,22 @@ def _pack(
         if _begin(base, list(folders.values()), request, overwrite=overwrite):
             log(f"continuing what was begun in {out}")
     bad: list[BadSample] = []
-    written = {}
+    written, kept = {}, {}
     for side, held_out in sides.items():
         write, suffix = _WRITERS[packing.format]
-        before, ids = _whole_shards(folders[side], suffix)
+        scans = ScanWriter([f"{folders[side]}/{FOLDER}"], folders[side], options_key((), ()))
+        before, ids = _whole_shards(folders[side], suffix, scans)
         items = _side(with_unique_ids(track(read(), f"preparing {folders[side]}", total)), packing, held_out)
         samples = _good(_after(items, ids, folders[side]), packing, bad)
-        written[side] = write(samples, folders[side], packing.shard_bytes, before)
-
+        written[side] = write(samples, folders[side], packing.shard_bytes, before, partial(_keep_scan, scans))
+        scans.flush()
+        kept[side] = scans.names
     report = DataReport({source: sum(part.samples for part in written.values())})
     report.add_unindexed(bad)
     with whole_file(f"{base}/{REPORT}") as file:
         file.write(json.dumps(report.to_json(), indent=2).encode())
     for side, part in written.items():
-        _finish(folders[side], request, part)
+        _finish(folders[side], request, part, kept[side])
     result = {**_summary(*written.values()), "bad": report.bad_count, "out": out}
     if len(written) > 1:
         result["splits"] = {side: _summary(written[side]) for side in ("train", "validation")}
@@ -166,7 +170,12 @@ def _begin(out: str, folders: list[str], request: dict[str, Any], *, overwrite: 
     return bool(unfinished)
 
 
-def _whole_shards(folder: str, suffix: str) -> tuple[Written, deque[str]]:
+def _keep_scan(scans: ScanWriter, shard: str, local: str) -> None:
+    """Scan a shard, so that nobody has to scan it again."""
+    scans.add(shard, fingerprint(shard), scan_shard(local))
+
+
+def _whole_shards(folder: str, suffix: str, scans: ScanWriter) -> tuple[Written, deque[str]]:
     """Return what an interrupted run has written to a folder, and the ids of its samples."""
     fs, inner = file_system(folder)
     contents: dict[str, WrittenShard] = {}
@@ -176,6 +185,7 @@ def _whole_shards(folder: str, suffix: str) -> tuple[Written, deque[str]]:
         if rows["cause"].null_count < len(rows):
             break  # damaged since: it and those after it are written again
         found = rows["id"].to_pylist()
+        scans.add(f"{folder}/{name}", fingerprint(f"{folder}/{name}"), rows)
         contents[f"{folder}/{name}"] = WrittenShard(len(rows), fs.size(f"{inner}/{name}"), hash_ids(rows["id"]))
         seconds += float(rows["duration_s"].to_numpy().sum(dtype=float))
         ids.extend(found)
@@ -196,13 +206,13 @@ def _after(items: Iterable[Sample | BadSample], ids: deque[str], folder: str) ->
         )
 
 
-def _finish(folder: str, request: dict[str, Any], written: Written) -> None:
+def _finish(folder: str, request: dict[str, Any], written: Written, kept: list[str]) -> None:
     """Remove what an interrupted run has left besides, and mark the folder as complete."""
     fs, inner = file_system(folder)
     shards = {path.rpartition("/")[2]: content for path, content in written.contents.items()}
-    for path in fs.find(inner, maxdepth=1):
+    for path in [*fs.find(inner, maxdepth=1), *fs.find(f"{inner}/{FOLDER}")]:
         name = path.rpartition("/")[2]
-        if _OURS.search(name) and name not in (*shards, REPORT, NOTE):
+        if _OURS.search(path) and name not in (*shards, *kept, REPORT, NOTE):
             fs.rm(path)
     write_note(folder, Note(complete=True, request=request, shards=shards))
 

@@ -108,7 +108,7 @@ def _remote(url: str) -> Iterator[None]:
         raise StorageError(f"{url}: {_reason(error)}") from error
 
 
-def _retried(url: str, read: Callable[[], T]) -> T:
+def retried(url: str, read: Callable[[], T]) -> T:
     """Return what `read` returns; called again, after growing pauses, while the storage fails.
 
     Raises:
@@ -162,7 +162,7 @@ class _RemoteFile(io.RawIOBase):
             self._file.seek(at)
             return bytes(self._file.read(len(buffer)))
 
-        content = _retried(self._url, read)
+        content = retried(self._url, read)
         buffer[: len(content)] = content
         return len(content)
 
@@ -185,7 +185,7 @@ def open_file(path: str) -> BinaryIO:
             raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "not a regular file", path)
         return local.open("rb")
     fs, inner = file_system(path)
-    file = _retried(path, lambda: fs.open(inner, "rb", block_size=_REMOTE_BLOCK_BYTES))
+    file = retried(path, lambda: fs.open(inner, "rb", block_size=_REMOTE_BLOCK_BYTES))
     return cast(BinaryIO, io.BufferedReader(_RemoteFile(path, file), _REMOTE_BLOCK_BYTES))
 
 
@@ -397,4 +397,4 @@ def _read_remote(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError
             raise failures[0]
         return [contents[number] for number in range(len(ranges))]
 
-    return _retried(ranges[0][0], read) if ranges else []
+    return retried(ranges[0][0], read) if ranges else []

@@ -21,6 +21,7 @@ from mowe_ray.data.shards.fields import Reading
 from mowe_ray.data.shards.members import ANSWER_SUFFIXES, Part, pack_parts, parse_json, read, record_of
 from mowe_ray.data.shards.record import Row, bad_row, broken_shard, check_record, row_of
 from mowe_ray.data.shards.storage import open_file
+from mowe_ray.data.shards.walked import open_to_walk
 
 __all__ = ["members_of", "read", "scan"]
 
@@ -98,7 +99,7 @@ def scan(shard: str, reading: Reading, allow_paths: Sequence[str]) -> Iterator[R
 
     The members of a sample are joined wherever they lie. Rows come as soon as all before them are complete.
     """
-    with open_file(plain(shard)) as file:
+    with open_to_walk(plain(shard)) as file:
         start = _next_header(file, 0)
         if start is None:
             file.seek(0)

@@ -22,6 +22,7 @@ from mowe_ray.data.shards.members import Part, pack_parts, parse_json, read, rec
 from mowe_ray.data.shards.record import Row, bad_row, check_record, row_of
 from mowe_ray.data.shards.storage import fingerprint, is_remote, open_file
 from mowe_ray.data.shards.tar import members_of
+from mowe_ray.data.shards.walked import open_to_walk
 
 __all__ = ["first_entry", "manifest_of", "read", "scan"]
 
@@ -63,7 +64,7 @@ def first_entry(manifest: str) -> dict[str, Any]:
 def scan(shard: str, manifest: str, reading: Reading) -> Iterator[Row]:
     """Yield a row for each entry of the manifest that is about this tar, in the order of the manifest."""
     by_name: dict[str, Part] = {}
-    with open_file(plain(shard)) as file:
+    with open_to_walk(plain(shard)) as file:
         for member in members_of(file):
             stem, _, suffix = member.name.rpartition(".")
             if has_audio_suffix(suffix):

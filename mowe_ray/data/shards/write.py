@@ -7,11 +7,13 @@ copied as it is, and every sample carries its duration, so that indexing opens n
 import io
 import json
 import posixpath
+import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from tempfile import NamedTemporaryFile
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +23,7 @@ from mowe_ray.data.decode import header_duration_s
 from mowe_ray.data.sample import AUDIO_SUFFIXES, CLIP, BadAudio, Sample, Turn
 from mowe_ray.data.shards.completion import WrittenShard, hash_ids
 from mowe_ray.data.shards.fields import as_text
-from mowe_ray.data.shards.storage import whole_file
+from mowe_ray.data.shards.storage import is_remote, whole_file
 
 _SHARD_BYTES = 256 << 20
 _GROUP_BYTES = 2 << 20  # shuffled reading fetches a row group for every sample
@@ -62,22 +64,34 @@ class Written:
         return sum(shard.samples for shard in self.contents.values())
 
 
+AfterShard = Callable[[str, str], None]
+"""Called with the path of a shard that was written, and with that of a file of this machine that holds the same."""
+
+
 def write_webdataset(
-    samples: Iterable[Sample], out: str, shard_bytes: int = _SHARD_BYTES, after: Written | None = None
+    samples: Iterable[Sample],
+    out: str,
+    shard_bytes: int = _SHARD_BYTES,
+    after: Written | None = None,
+    after_shard: AfterShard | None = None,
 ) -> Written:
     """Write `OUT/00000.tar`, ... of about `shard_bytes`, with KEY.SUFFIX and KEY.json a sample.
 
     Args:
         after: Shards that are there already; the next are numbered from there on.
     """
-    return _write(samples, out, shard_bytes, after, "tar", _write_tar)
+    return _write(samples, out, shard_bytes, after, "tar", _write_tar, after_shard)
 
 
 def write_parquet(
-    samples: Iterable[Sample], out: str, shard_bytes: int = _SHARD_BYTES, after: Written | None = None
+    samples: Iterable[Sample],
+    out: str,
+    shard_bytes: int = _SHARD_BYTES,
+    after: Written | None = None,
+    after_shard: AfterShard | None = None,
 ) -> Written:
     """Write `OUT/00000.parquet`, ... in the Hugging Face layout, with row groups of about 2 MiB; see above."""
-    return _write(samples, out, shard_bytes, after, "parquet", _write_table)
+    return _write(samples, out, shard_bytes, after, "parquet", _write_table, after_shard)
 
 
 def _write(
@@ -87,6 +101,7 @@ def _write(
     after: Written | None,
     suffix: str,
     write: Callable[[BinaryIO, Iterator[Sample], int], Iterator[dict[str, Any]]],
+    after_shard: AfterShard | None,
 ) -> Written:
     """Write shards with a writer of one, which takes the number of its first sample and yields the fields of each."""
     contents, seconds = (dict(after.contents), after.seconds) if after else ({}, 0.0)
@@ -94,7 +109,7 @@ def _write(
     for entries in _split(samples, shard_bytes):
         path = posixpath.join(out, f"{len(contents):05d}.{suffix}")
         ids = []
-        with whole_file(path) as file:
+        with _shard_file(path, after_shard) as file:
             for fields in write(file, entries, count):
                 ids.append(as_text(fields["id"]))
                 seconds += fields.get("duration") or 0.0
@@ -102,6 +117,23 @@ def _write(
         contents[path] = WrittenShard(len(ids), size, hash_ids(pa.array(ids, pa.string())))
         count += len(ids)
     return Written(contents, seconds)
+
+
+@contextmanager
+def _shard_file(path: str, after_shard: AfterShard | None) -> Iterator[BinaryIO]:
+    """Write a shard; a remote one that is read afterwards is written to this machine first."""
+    if after_shard is None or not is_remote(path):
+        with whole_file(path) as file:
+            yield file
+        if after_shard is not None:
+            after_shard(path, path)
+        return
+    with NamedTemporaryFile(suffix=f".{path.rpartition('.')[2]}") as copy:
+        yield cast(BinaryIO, copy)
+        copy.seek(0)
+        with whole_file(path) as file:
+            shutil.copyfileobj(copy, file, 1 << 20)
+        after_shard(path, copy.name)
 
 
 def _write_tar(file: BinaryIO, samples: Iterator[Sample], first: int) -> Iterator[dict[str, Any]]:

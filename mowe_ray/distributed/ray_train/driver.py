@@ -78,7 +78,7 @@ def _train(
     _check_resources(folder, config, log)
     # Samples that ended a process earlier in this run, by its report: they are not tried again.
     killers = killers_in(folder.find_json(_REPORT, "bad_samples", warn=log) or {"bad_samples": []})
-    sources = sources_of(config.data, config.seed, killers)
+    sources = sources_of(config, killers)
     sources.report.add(killer for killer in killers if killer.file in sources.shards)
     for line in sources.report.warnings:
         log(f"warning: {line}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
-from mowe_ray.config.data_section import DataSection
+from mowe_ray.config import RunConfig
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.sample import BadSample
 from mowe_ray.distributed.errors import cause_of
@@ -35,22 +35,21 @@ class PublishedSources:
     shards: frozenset[str]
 
 
-SourcesOf = Callable[[DataSection, int, Sequence[BadSample]], PublishedSources]
-"""From the data, a seed and the samples that ended a process earlier to the sources of a run."""
+SourcesOf = Callable[[RunConfig, Sequence[BadSample]], PublishedSources]
+"""From a run and the samples that ended a process in it earlier to its sources."""
 
 
-def publish(data: DataSection, seed: int, known: Sequence[BadSample] = ()) -> PublishedSources:
+def publish(config: RunConfig, known: Sequence[BadSample] = ()) -> PublishedSources:
     """Index all sources of a run; the objects live as long as this process.
 
     Args:
-        data: Names the sources.
-        seed: Of what sources draw.
+        config: Names the sources.
         known: As for `check_sources`.
 
     Raises:
         ValueError: As `index_sources`.
     """
-    sources = index_sources(data, parallel_map, seed=seed, known=known)
+    sources = index_sources(config.data, parallel_map, seed=config.seed, known=known, storage=config.storage)
     shards = {name for index in (sources.train, *sources.validation.values()) for name in index.shard_names}
     validation = {name: ray.put(index) for name, index in sources.validation.items()}
     return PublishedSources(ray.put(sources.train), validation, sources.report, frozenset(shards))
@@ -62,12 +61,13 @@ class SourceStore:
     def __init__(self) -> None:
         self._published: dict[str, PublishedSources] = {}
 
-    def get(self, data: DataSection, seed: int) -> PublishedSources:
-        """Return the sources of a configuration."""
+    def get(self, config: RunConfig) -> PublishedSources:
+        """Return the sources of a run."""
+        data, seed = config.data, config.seed
         # The specifications hold the seed only where a source draws from it.
         key = f"{data.model_dump_json(exclude=_OF_NO_MATTER)} {sorted(source_specs(data, seed).items())}"
         if key not in self._published:
-            self._published[key] = publish(data, seed)
+            self._published[key] = publish(config)
         return self._published[key]
 
 
@@ -79,10 +79,10 @@ def publisher_of_store() -> SourcesOf:
     # Wherever there is room: inside of a trial, it would belong to what that has reserved.
     store = ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")(SourceStore).remote()
 
-    def ask(data: DataSection, seed: int, known: Sequence[BadSample]) -> PublishedSources:
+    def ask(config: RunConfig, known: Sequence[BadSample]) -> PublishedSources:
         # What a trial knows is left: the store has looked at the samples once, for all of them.
         try:
-            published: PublishedSources = ray.get(store.get.remote(data, seed))
+            published: PublishedSources = ray.get(store.get.remote(config))
         except ray.exceptions.RayTaskError as error:
             raise ValueError(cause_of(error)) from error
         return published
