@@ -193,7 +193,7 @@ class DataSection(EvaluatedData):
     shuffle_buffer: PositiveInt = 10_000
     """Samples mixed at a time: larger mixes tasks better, smaller reads shards in order."""
     feature_cache: Location | None = None
-    """Folder on all nodes with decoded audio and features of frozen encoders, reused by later runs."""
+    """Folder on all nodes, or URL, with decoded audio and features of frozen encoders, reused by later runs."""
 
     @model_validator(mode="after")
     def _trains(self) -> Self:
@@ -201,10 +201,6 @@ class DataSection(EvaluatedData):
             f"data.batch_seconds: {self.batch_seconds:g} cannot hold one clip of "
             f"data.max_duration_s ({self.max_duration_s:g})"
             if self.batch_seconds < self.max_duration_s
-            else None,
-            f"data.feature_cache: {self.feature_cache!r} must be a folder that is mounted on all nodes: "
-            "its files are mapped into memory, which no URL can be"
-            if self.feature_cache and "://" in self.feature_cache
             else None,
         )
         return self

@@ -17,8 +17,9 @@ from transformers.utils import CONFIG_NAME, cached_file
 
 from mowe_ray.config.fields import InlineConfig
 from mowe_ray.config.model_section import ModelSection
+from mowe_ray.data.cached_shards import CachedShard
 from mowe_ray.data.decode import SAMPLE_RATE
-from mowe_ray.data.feature_cache import CachedAudio, CachedEncoder
+from mowe_ray.data.feature_cache import CachedEncoder
 from mowe_ray.data.shards.storage import content_fingerprint
 from mowe_ray.model.encoders import AudioEncoder, PadAudio, load_encoder, read_config
 from mowe_ray.model.export import load_tower
@@ -141,7 +142,7 @@ def _version(file: Path) -> tuple[str, str, int]:
 def encode_clips(
     encoder: AudioEncoder,
     features: str,
-    audio: CachedAudio,
+    audio: CachedShard,
     *,
     pad_audio: PadAudio,
     device: torch.device,
@@ -155,8 +156,8 @@ def encode_clips(
     for rows, samples in _equally_padded(encoder, audio.lengths, pad_audio, batch_seconds, max_batch_size):
         lengths = torch.from_numpy(audio.lengths[rows].astype(np.int64)).to(device)
         wave = np.zeros((len(rows), int(lengths.max())), np.float32)
-        for clip, row in zip(wave, rows, strict=True):
-            clip[: audio.lengths[row]] = audio.wave(row)
+        for clip, samples_of_clip in zip(wave, audio.waves(rows), strict=True):
+            clip[: len(samples_of_clip)] = samples_of_clip
         with torch.no_grad():
             inputs = encoder.front_end(torch.from_numpy(wave).to(device), lengths, samples)
             states = torch.stack(chosen_layers(encoder, features, inputs, lengths), 1)

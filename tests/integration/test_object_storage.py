@@ -9,11 +9,14 @@ import fsspec
 import pytest
 
 from mowe_ray.output.run_folder import RunFolder
-from tests.end_to_end import run_command
+from tests.end_to_end import Finished, run_command
 from tests.s3_server import BUCKET, S3Server, make_bucket
 from tests.tiny_runs import Corpus, tiny_arguments, write_corpus
+from tests.tiny_sweeps import write_sweep
 
 pytestmark = pytest.mark.slow
+URL = f"s3://{BUCKET}"
+SETTINGS = ["--config", "quickstart", "training.save_every=3", "training.eval_every=6", "training.log_samples=true"]
 # Of the requests for data and records, those that fail: more in a row than clients try again by themselves.
 DATA = rf"(GET|PUT) /{BUCKET}/.*(tar|metrics|samples)"
 
@@ -27,29 +30,46 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
         yield running
 
 
-def test_a_run_from_s3_to_s3_equals_one_on_a_disk(server: S3Server, tmp_path: Path) -> None:
-    local = write_corpus(tmp_path / "corpus")
-    fs = fsspec.filesystem("s3", skip_instance_cache=True)
-    fs.put(str(tmp_path / "corpus"), f"{BUCKET}/corpus", recursive=True)
-    url = f"s3://{BUCKET}"
-    corpus, name = Corpus(f"{url}/corpus/train", f"{url}/corpus/validation"), f"run-{uuid4().hex[:6]}"  # type: ignore[arg-type]
-    settings = ["--config", "quickstart", "training.save_every=3", "training.eval_every=6", "training.log_samples=true"]
+@pytest.fixture
+def corpus(server: S3Server, tmp_path: Path) -> Corpus:
+    """The tiny corpus, in the bucket; also at `tmp_path / "corpus"`."""
+    write_corpus(tmp_path / "corpus")
+    fsspec.filesystem("s3", skip_instance_cache=True).put(str(tmp_path / "corpus"), f"{BUCKET}/corpus", recursive=True)
+    return Corpus(f"{URL}/corpus/train", f"{URL}/corpus/validation")  # type: ignore[arg-type]
 
+
+def _run(corpus: Corpus, name: str, steps: int) -> Finished:
+    return run_command(*SETTINGS, *tiny_arguments(corpus, f"{URL}/runs", name), f"training.max_steps={steps}")  # type: ignore[arg-type]
+
+
+def test_a_run_from_s3_to_s3_loses_nothing_to_faults(server: S3Server, corpus: Corpus) -> None:
+    name = f"run-{uuid4().hex[:6]}"
     server.faults.latency_s, server.faults.only, server.faults.rate = 0.01, DATA, 0.05
-    run = [*settings, *tiny_arguments(corpus, f"{url}/runs", name)]  # type: ignore[arg-type]
     server.faults.fail(12, 503)
-    first = run_command(*run, "training.max_steps=3")
-    assert first.code == 0, first.err
+    done = _run(corpus, name, 2)
+    assert done.code == 0, done.err
+    assert done.result["samples"] == {"lost": 0, "repeated": 0}
+    folder = RunFolder(f"{URL}/runs", name)
+    assert folder.read_json("data_report.json")["bad_samples"] == []
+    assert [r["step"] for r in folder.read_records("metrics.jsonl") if r["kind"] == "train"] == [1, 2]
+    assert folder.exists("export/model.safetensors")
+
+
+@pytest.mark.soak  # four commands
+def test_a_run_that_resumes_on_s3_equals_one_on_a_disk(server: S3Server, corpus: Corpus, tmp_path: Path) -> None:
+    name = f"run-{uuid4().hex[:6]}"
+    server.faults.latency_s, server.faults.only, server.faults.rate = 0.01, DATA, 0.05
+    assert (first := _run(corpus, name, 3)).code == 0, first.err
     server.faults.fail(12, "reset")
-    resumed = run_command(*run, "training.max_steps=6")
+    resumed = _run(corpus, name, 6)
     assert resumed.code == 0, resumed.err
     assert "continuing after step 3" in resumed.err
     assert resumed.result["samples"] == {"lost": 0, "repeated": 0}
-    folder = RunFolder(f"{url}/runs", name)
-    assert folder.read_json("data_report.json")["bad_samples"] == []
+    folder = RunFolder(f"{URL}/runs", name)
     assert [r["step"] for r in folder.read_records("metrics.jsonl") if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
 
-    whole = run_command(*settings, *tiny_arguments(local, tmp_path / "runs", name), "training.max_steps=6")
+    local = Corpus(tmp_path / "corpus" / "train", tmp_path / "corpus" / "validation")
+    whole = run_command(*SETTINGS, *tiny_arguments(local, tmp_path / "runs", name), "training.max_steps=6")
     assert whole.code == 0, whole.err
     export = folder.read_bytes("export/model.safetensors")
     assert export == (tmp_path / "runs" / name / "export" / "model.safetensors").read_bytes()
@@ -58,3 +78,18 @@ def test_a_run_from_s3_to_s3_equals_one_on_a_disk(server: S3Server, tmp_path: Pa
     assert scored.code == 0, scored.err
     assert len(folder.read_lines("evaluation/predictions/held_out.jsonl")) == 10
     assert json.loads(folder.read_text("evaluation/scores.json"))
+
+
+@pytest.mark.soak  # a study of two runs
+def test_a_study_from_s3_to_s3(server: S3Server, corpus: Corpus, tmp_path: Path) -> None:
+    server.faults.latency_s, server.faults.only, server.faults.rate = 0.01, DATA, 0.05
+    space = {"model.router.top_k": {"choice": [1, 2]}}
+    tiny = {"training.max_steps": 2, "training.eval_every": 2}
+    keys = {"name": f"study-{uuid4().hex[:6]}", "storage": f"{URL}/studies", "space": space, "set": tiny}
+    sweep = write_sweep(tmp_path, corpus, search={"kind": "grid"}, **keys)
+    done = run_command(sweep, module="mowe_ray.sweep", timeout_s=480)
+    assert done.code == 0, done.err
+    folder = RunFolder(f"{URL}/studies", str(keys["name"]))
+    assert folder.read_text("results.csv").count("finished") == 2
+    assert folder.exists("report.html")
+    assert folder.exists("best.yaml")

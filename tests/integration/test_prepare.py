@@ -148,7 +148,7 @@ def test_a_folder_with_content_is_left_alone_unless_told(tmp_path, capsys):
     assert (tmp_path / "00000.tar").read_bytes() == b"old"
     assert _run(capsys, *arguments, "--overwrite")[0] == 0
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["00000.parquet", "data_report.json", "notes.txt", "prepared.json"]
+    assert names == ["00000.parquet", "_index", "data_report.json", "notes.txt", "prepared.json"]
 
 
 def test_a_source_that_cannot_be_read_replaces_nothing(tmp_path, capsys):

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from mowe_ray.data.cached_shards import open_cached, write_audio
 from mowe_ray.data.corpora.prepare import Packing, pack
 from mowe_ray.data.data_report import DataReport, killers_in
-from mowe_ray.data.feature_cache import open_audio, write_audio
 from mowe_ray.data.index import SourceSpec, build_index
 from mowe_ray.data.micro_batch import load_in_child, load_micro_batch, without_known
 from mowe_ray.data.sample import BadSample, Sample
@@ -144,8 +144,15 @@ def test_a_block_that_ended_its_decoder_is_decoded_sample_by_sample(rows, tmp_pa
     assert bad == [killer]
     assert len(load_in_child(rows.slice(0, 0), 0.1, 9.0).ids) == 0
 
-    write_audio(tmp_path / "a.arrow", rows, 0.1, 9.0, in_child=True)
-    assert open_audio(tmp_path / "a.arrow").table["cause"].to_pylist() == [None, "crashed", None, "wrong_type", None]
+    path = str(tmp_path / "a.arrow")
+    write_audio(path, rows, 0.1, 9.0, in_child=True)
+    assert open_cached(path).table["cause"].to_pylist() == [
+        None,
+        "crashed",
+        None,
+        "wrong_type",
+        None,
+    ]
 
 
 def test_prepare_counts_the_clips_that_ended_their_decoder(tmp_path):

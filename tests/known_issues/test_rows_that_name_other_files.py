@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mowe_ray.config import ConfigError, load_config
-from mowe_ray.data.feature_cache import open_audio, shard_rows, write_audio
+from mowe_ray.data.cached_shards import open_cached, write_audio
+from mowe_ray.data.feature_cache import shard_rows
 from mowe_ray.data.index import SourceSpec, build_index
 from mowe_ray.data.micro_batch import load_micro_batch
 from mowe_ray.data.sample import BadAudio, BadSample
@@ -156,8 +157,8 @@ def test_prepare_and_cached_audio_keep_to_it(tmp_path, server):
     spec = [SourceSpec("s", str(path), "asr")]
     index = build_index(spec, tmp_path / "cache", min_s=0.1, max_s=30.0, allow_paths=[str(tmp_path), server.url])
     [(_, rows)] = shard_rows(index, 0.1, 30.0).values()
-    write_audio(tmp_path / "a.arrow", rows, 0.1, 30.0)
-    assert all(open_audio(tmp_path / "a.arrow").lengths == 16_000)
+    write_audio(str(tmp_path / "a.arrow"), rows, 0.1, 30.0)
+    assert all(open_cached(str(tmp_path / "a.arrow")).lengths == 16_000)
 
 
 def test_the_key_takes_folders_urls_and_hosts():

@@ -1,8 +1,11 @@
 """Which files are the shards of a path: a file, a folder, a pattern, or a file that lists paths."""
 
 import json
+import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from mowe_ray.data.sample import is_about_storage, valid_text
@@ -32,14 +35,15 @@ _SPLIT = re.compile(
     r"^(?:.*[-_])?(train|test|validation|valid|val|dev|eval)(?:-\d+(?:-of-\d+)?)?\.[a-z]+$", re.IGNORECASE
 )
 _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
+_HEAD_BYTES = 4096
 _LONGEST_LIST = 100_000  # paths that braces may stand for
 
 
 def list_shards(paths: str | Sequence[str]) -> list[str]:
     """List the shards of one or several folders (without sub-folders), patterns, files or fsspec URLs, by name.
 
-    A pattern may have braces (`{00000..00127}.tar`); a `.txt` lists paths, one a line. A folder of audio files alone is
-    one shard. Hidden files and the `cache-*.arrow` of `datasets` are no shards.
+    A pattern may have braces (`{00000..00127}.tar`); a `.txt` lists paths, one a line, a `.json` of wids URLs.
+    A folder of audio files alone is one shard. Hidden files and the `cache-*.arrow` of `datasets` are no shards.
 
     Raises:
         ValueError: when there is none, a folder mixes formats or splits, `prepare` has not finished it, or it is one
@@ -49,7 +53,8 @@ def list_shards(paths: str | Sequence[str]) -> list[str]:
     whole = [part for path in given for part in _paths_of(path)]
     if not whole:
         raise ValueError(f"data path {', '.join(map(repr, given))} stands for no file at all")
-    shards = [shard for path in whole for shard in _shards_of(path)]
+    known = _listed(whole)
+    shards = [shard for path in whole for shard in ([path] if path in known else _shards_of(path))]
     return list(dict.fromkeys(shards))
 
 
@@ -64,6 +69,20 @@ def exists(path: str) -> bool:
     return bool(fs.exists(inner))
 
 
+def _listed(paths: Sequence[str]) -> set[str]:
+    """Return those of many remote tars that a listing of their folder has; asking for each costs a request or two."""
+    folders = Counter(posixpath.dirname(path) for path in paths if is_remote(path) and path.endswith(".tar"))
+    found: set[str] = set()
+    for folder in [folder for folder, number in folders.items() if number > 1]:
+        fs, inner = file_system(folder)
+        fs.invalidate_cache(inner)
+        with suppress(Exception):  # each file system has errors of its own, and some cannot list
+            found |= {
+                fs.unstrip_protocol(entry["name"]) for entry in fs.ls(inner, detail=True) if entry["type"] == "file"
+            }
+    return found & set(paths)
+
+
 def _paths_of(path: str) -> list[str]:
     """Return the paths that one with braces, or a list of paths in a file, stands for."""
     path = local_path(path)
@@ -75,11 +94,27 @@ def _paths_of(path: str) -> list[str]:
         if lost is not None:
             raise ValueError(f"data path {path!r} lists a path a line, and there is no {lost!r}")
         return listed
+    if path.lower().endswith(".json") and (urls := _urls_of_wids(path)):
+        return [file_of_row(path, url) for url in urls]
     match = _BRACES.search(path)
     # A folder or file of that very name is what is meant.
     if match is None or exists(path[: match.end()] + path[match.end() :].partition("/")[0]):
         return [path]
     return list(_expanded(path))
+
+
+def _urls_of_wids(path: str) -> list[str]:
+    """Return the shards that an index of wids (of webdataset) lists; none of another JSON file."""
+    if not exists(path) or is_folder(path):
+        return []  # which is told where shards are listed
+    with first_contact(path), open_file(path) as file:
+        if b'"shardlist"' not in file.read(_HEAD_BYTES):
+            return []
+        file.seek(0)
+        try:
+            return [str(shard["url"]) for shard in json.load(file)["shardlist"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"data path {path!r} is a damaged index of wids: {error}") from error
 
 
 def _expanded(path: str) -> Iterator[str]:

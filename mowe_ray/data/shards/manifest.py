@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from mowe_ray.data.decode import header_duration_s
-from mowe_ray.data.sample import BadAudio, BadSample, Sample, bad_audio, is_about_storage
+from mowe_ray.data.sample import BadAudio, BadSample, Sample, bad_audio
 from mowe_ray.data.shards.compressed import plain, plain_name
 from mowe_ray.data.shards.fields import Reading
 from mowe_ray.data.shards.record import (
@@ -26,6 +26,7 @@ from mowe_ray.data.shards.record import (
     check_record,
     make_sample,
     parse_record,
+    raise_if_storage,
     row_of,
 )
 from mowe_ray.data.shards.storage import file_of_row, open_file, read_ranges
@@ -87,8 +88,7 @@ def read(places: list[Place]) -> Iterator[Sample | BadSample]:
         try:
             headers[shard] = manifest_header(shard)
         except OSError as error:
-            if is_about_storage(error):
-                raise
+            raise_if_storage(shard, error)
             headers[shard] = error
     entries = read_ranges([(files[p.shard], p.meta_at, p.meta_size) for p in places])
     for place, entry in zip(places, entries, strict=True):

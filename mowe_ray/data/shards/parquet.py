@@ -40,6 +40,7 @@ from mowe_ray.data.shards.record import (
     check_record,
     make_sample,
     parse_record,
+    raise_if_storage,
     row_of,
 )
 from mowe_ray.data.shards.storage import fingerprint, is_remote, open_file
@@ -390,8 +391,7 @@ def _sample(place: Place) -> Sample | BadSample:
             group = _CACHE.get(place.shard, place.audio_at, place.reading)
             classes = _open(place.shard, _version(place.shard)).classes
         except (pa.ArrowException, OSError) as error:
-            if is_about_storage(error):
-                raise
+            raise_if_storage(place.shard, error)
             raise BadAudio("unreadable", f"{place.shard}: {error}") from error
         row = name_classes(python_rows(group.slice(place.meta_at, 1))[0], classes)
         record = parse_record(row, place.reading)

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from mowe_ray.data.audio_headers import suffix_of
-from mowe_ray.data.sample import BadAudio, BadSample, Sample, StorageError, Turn, valid_text
+from mowe_ray.data.sample import BadAudio, BadSample, Sample, StorageError, Turn, is_about_storage, valid_text
 from mowe_ray.data.shards.audio_field import find_audio
 from mowe_ray.data.shards.choices import answer_among, find_choices, find_groups, with_choices
 from mowe_ray.data.shards.conversation import check_answers, find_conversation, place_clips
@@ -29,6 +29,7 @@ from mowe_ray.data.shards.fields import (
     text_under,
     why_no_answer,
 )
+from mowe_ray.data.shards.storage import is_remote
 
 # Asked when a corpus has no instructions, as speech recognition manifests do not.
 DEFAULT_INSTRUCTIONS = {
@@ -306,6 +307,17 @@ def _check_text(name: str, text: str) -> None:
         raise BadAudio("unreadable", f"{name} is not valid Unicode at character {error.start}: {around!r}") from error
     if name == "audio" and "\0" in text:
         raise BadAudio("unreadable", f"{name} has a NUL in its path: {text!r}")
+
+
+def raise_if_storage(shard: str, error: Exception) -> None:
+    """Raise an error of reading an indexed shard that is the storage's.
+
+    So is one of a remote shard that is gone: it was there when it was indexed.
+    """
+    if is_about_storage(error):
+        raise error
+    if is_remote(shard) and isinstance(error, FileNotFoundError):
+        raise StorageError(f"{shard} was there when it was indexed, and is gone") from error
 
 
 @dataclass(frozen=True, slots=True)

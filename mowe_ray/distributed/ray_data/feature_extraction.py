@@ -17,18 +17,10 @@ import ray
 import torch
 
 from mowe_ray.config import RunConfig
-from mowe_ray.data.feature_cache import (
-    CachedEncoder,
-    FeatureCache,
-    is_complete,
-    open_audio,
-    remove_abandoned_parts,
-    shard_rows,
-    write_audio,
-    write_features,
-)
+from mowe_ray.data.cached_shards import is_complete, open_cached, remove_parts, write_audio, write_features
+from mowe_ray.data.feature_cache import CachedEncoder, FeatureCache, shard_rows
 from mowe_ray.data.index import Index
-from mowe_ray.data.shards.storage import storage_timeout
+from mowe_ray.data.shards.storage import is_remote, storage_timeout, whole_file
 from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.ray_data.pipeline import ModelActors, has_died_twice, stream_blocks
 from mowe_ray.output.terminal import ProgressReporter
@@ -54,8 +46,9 @@ def fill_cache(config: RunConfig, indexes: Iterable[Index], log: Callable[[str],
         ValueError: The folder cannot be written, or an encoder cannot be loaded.
     """
     assert config.data.feature_cache is not None
-    folder = str(Path(config.data.feature_cache).absolute())
-    remove_abandoned_parts(folder)
+    place = config.data.feature_cache.rstrip("/")
+    folder = place if is_remote(place) else str(Path(place).absolute())
+    remove_parts(folder)
     shards: dict[str, tuple[str, pa.Table]] = {}
     for index in indexes:
         for shard, keyed in shard_rows(index, config.data.min_duration_s, config.data.max_duration_s).items():
@@ -69,6 +62,7 @@ def fill_cache(config: RunConfig, indexes: Iterable[Index], log: Callable[[str],
     missing = cache.missing()
     what = ", ".join(["decoded audio", *(f"features of {encoder.label}" for encoder in encoders)])
     log(f"feature_cache: {what}: {len(shards) - len(missing)} of {len(shards)} shards found in {folder}")
+    part = f"{uuid.uuid4().hex[:8]}-"
     wanted = {encoder.key: encoder for lacking in missing.values() for encoder in lacking}
     try:
         if missing:
@@ -76,10 +70,11 @@ def fill_cache(config: RunConfig, indexes: Iterable[Index], log: Callable[[str],
             labels = ", ".join(encoder.label for encoder in wanted.values())
             label = f"features of {labels}" if labels else "decoded audio"
             progress = ProgressReporter(label, len(rows), unit="shards", log=log)
-            for done in _compute.remote(rows, replace(cache, encoders=list(wanted.values())), config):
+            for done in _compute.remote(rows, replace(cache, encoders=list(wanted.values()), part=part), config):
                 progress.advance(ray.get(done))
             progress.finish()
     except ray.exceptions.RayTaskError as error:
+        remove_parts(folder, part)  # of tasks that end now because one has failed
         raise ValueError(f"data.feature_cache: {cause_of(error)}") from error
     return cache
 
@@ -108,11 +103,12 @@ def _compute(missing: list[pa.Table], cache: FeatureCache, config: RunConfig) ->
 def _decode(rows: pa.Table, cache: ray.ObjectRef, config: RunConfig) -> pa.Table:
     """Decodes a shard, unless the cache has it."""
     shard = rows["shard"][0].as_py()
-    path = ray.get(cache).audio_path(shard)
+    known: FeatureCache = ray.get(cache)
+    path = known.audio_path(shard)
     if not is_complete(path):
         limits = config.data.min_duration_s, config.data.max_duration_s
         with storage_timeout(config.data.storage_timeout_s):
-            write_audio(path, rows, *limits, in_child=has_died_twice())
+            write_audio(path, rows, *limits, part=known.part, in_child=has_died_twice())
     return pa.table({"shard": [shard]})
 
 
@@ -140,7 +136,7 @@ class _Encoder:
         """Writes the features of shards."""
         data = self._config.data
         for shard in shards["shard"].to_pylist():
-            audio = open_audio(self._cache.audio_path(shard))
+            audio = open_cached(self._cache.audio_path(shard))
             for encoder in self._cache.encoders:
                 path = self._cache.features_path(encoder, shard)
                 if is_complete(path):
@@ -154,7 +150,7 @@ class _Encoder:
                     batch_seconds=data.batch_seconds,
                     max_batch_size=data.max_batch_size,
                 )
-                write_features(path, batches)
+                write_features(path, batches, part=self._cache.part)
         return shards
 
 
@@ -162,8 +158,7 @@ def _described(frozen: list[FrozenEncoder], config: RunConfig, folder: str) -> l
     """Returns the keys of the frozen encoders; weights that were hashed before are not loaded again."""
     gpu = config.compute.gpus_per_worker > 0
     notes = [
-        Path(folder, "encoders", f"{origin_key(config.model, encoder, seed=config.seed, gpu=gpu)}.json")
-        for encoder in frozen
+        f"{folder}/encoders/{origin_key(config.model, encoder, seed=config.seed, gpu=gpu)}.json" for encoder in frozen
     ]
     unknown = [(encoder, note) for encoder, note in zip(frozen, notes, strict=True) if CachedEncoder.read(note) is None]
     if unknown:
@@ -175,14 +170,11 @@ def _described(frozen: list[FrozenEncoder], config: RunConfig, folder: str) -> l
 
 
 @ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")
-def _describe(encoders: list[tuple[FrozenEncoder, Path]], config: RunConfig) -> None:
+def _describe(encoders: list[tuple[FrozenEncoder, str]], config: RunConfig) -> None:
     """Loads encoders and writes a note about each; in a task, because the driver's machine may be small."""
     loaded = load_frozen(
         config.model, [encoder for encoder, _ in encoders], seed=config.seed, gpu=config.compute.gpus_per_worker > 0
     )
     for encoder, note in encoders:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own, then a rename: another run may write the same note now.
-        part = note.with_name(f"{note.name}.{uuid.uuid4().hex}.part")
-        part.write_text(describe(loaded[encoder.encoder_index], encoder, config.model.pad_audio).to_json())
-        part.replace(note)
+        with whole_file(note) as file:
+            file.write(describe(loaded[encoder.encoder_index], encoder, config.model.pad_audio).to_json().encode())

@@ -32,7 +32,6 @@ def problem(*overrides: str) -> str:
         (["data.batch_seconds=11.9"], "data.batch_seconds"),
         (["data.train.0.path=builtin:test"], "data.train.0.path"),
         (["data.train.0.weight=0"], "data.train.0.weight"),
-        (["data.feature_cache=s3://bucket/cache"], "data.feature_cache"),
         (["data.validation.1.path=x", "data.validation.1.name=builtin"], "data.validation"),
         (["compute.offload=cpu", "compute.zero_stage=0"], "compute.offload"),
         (["compute.zero_stage=4"], "compute.zero_stage"),

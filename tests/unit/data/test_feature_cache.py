@@ -1,21 +1,16 @@
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from mowe_ray.data.feature_cache import (
-    CachedEncoder,
-    FeatureCache,
-    is_complete,
-    open_audio,
-    remove_abandoned_parts,
-    shard_rows,
-    write_audio,
-    write_features,
-)
+from mowe_ray.data.cached_shards import is_complete, open_cached, prune, remove_parts, write_audio, write_features
+from mowe_ray.data.feature_cache import CachedEncoder, FeatureCache, shard_rows
 from mowe_ray.data.index import Index, SourceSpec, build_index
 from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch
 from mowe_ray.data.sample import Sample
@@ -55,12 +50,12 @@ def features_of(encoder: CachedEncoder, row: int, length: int) -> np.ndarray:
     return random.integers(0, 1 << 16, (encoder.layers, frames, encoder.width)).astype(np.uint16)
 
 
-def filled(index: Index, folder: Path) -> FeatureCache:
+def filled(index: Index, folder: Path | str) -> FeatureCache:
     shards = shard_rows(index, SHORTEST_S, LONGEST_S)
     cache = FeatureCache(str(folder), {shard: key for shard, (key, _) in shards.items()}, ENCODERS)
     for shard, (_, rows) in shards.items():
         write_audio(cache.audio_path(shard), rows, SHORTEST_S, LONGEST_S)
-        lengths = open_audio(cache.audio_path(shard)).lengths
+        lengths = open_cached(cache.audio_path(shard)).lengths
         clips = np.flatnonzero(lengths)[::-1].tolist()  # any order
         for encoder in ENCODERS:
             pairs = [(row, features_of(encoder, row, int(lengths[row]))) for row in clips]
@@ -162,19 +157,19 @@ def test_half_a_file_is_computed_again(corpus, tmp_path):
     index = index_of(corpus)
     cache = filled(index, tmp_path / "cache")
     shard = index.shard_names[0]
-    path = cache.features_path(ENCODERS[1], shard)
+    path = Path(cache.features_path(ENCODERS[1], shard))
     content = path.read_bytes()
     path.rename(path.with_suffix(".arrow.0.part"))  # as a killed writer leaves it
     assert cache.missing() == {shard: [ENCODERS[1]]}
     path.write_bytes(content[:-100])  # as a broken disk leaves it
-    assert not is_complete(path)
+    assert not is_complete(str(path))
     rows = index.table.filter(pa.compute.equal(index.table["shard"].cast(pa.string()), shard))
     with pytest.raises(ValueError, match=rf"data\.feature_cache: {path} is cut and was removed; run the same command"):
         cache.load(rows)
     assert cache.missing() == {shard: [ENCODERS[1]]}
     path.write_bytes(content)
     assert cache.missing() == {}
-    cache.audio_path(shard).unlink()
+    Path(cache.audio_path(shard)).unlink()
     assert cache.missing() == {shard: []}
 
 
@@ -185,7 +180,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
 
     path = tmp_path / "key" / "shard.arrow"
     with pytest.raises(OSError, match="full"):
-        write_features(path, batches())
+        write_features(str(path), batches())
     assert list(path.parent.iterdir()) == []
 
 
@@ -201,11 +196,11 @@ def test_the_note_of_an_encoder_keeps_its_keys(tmp_path: Path) -> None:
     note = '{"key": "all", "label": "member", "place": 2, "layers": 3, "width": 2, "bytes_per_s": 600.0}'
     assert ENCODERS[1].to_json() == note
     (tmp_path / "note.json").write_text(note)
-    assert CachedEncoder.read(tmp_path / "note.json") == ENCODERS[1]
+    assert CachedEncoder.read(str(tmp_path / "note.json")) == ENCODERS[1]
     for damaged in ("", note[:20], "[]", '{"place": 1, "other": 2}'):
         (tmp_path / "note.json").write_text(damaged)
-        assert CachedEncoder.read(tmp_path / "note.json") is None
-    assert CachedEncoder.read(tmp_path / "absent.json") is None
+        assert CachedEncoder.read(str(tmp_path / "note.json")) is None
+    assert CachedEncoder.read(str(tmp_path / "absent.json")) is None
 
 
 @pytest.mark.parametrize("kind", ["audio", "features"])
@@ -213,7 +208,7 @@ def test_a_damaged_row_is_found_and_its_file_computed_again(corpus, tmp_path, ki
     index = index_of(corpus)
     cache = filled(index, tmp_path / "cache")
     shard = index.shard_names[0]
-    path = cache.audio_path(shard) if kind == "audio" else cache.features_path(ENCODERS[0], shard)
+    path = Path(cache.audio_path(shard) if kind == "audio" else cache.features_path(ENCODERS[0], shard))
     with path.open("r+b") as file:  # in what was decoded: the file is still opened by its schema and its footer
         file.seek(path.stat().st_size // 2)
         byte = file.read(1)[0]
@@ -249,5 +244,65 @@ def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_stays(tm
     two_hours_ago = time.time() - 7200
     for path in (abandoned, tmp_path / "key" / "a.arrow"):
         os.utime(path, (two_hours_ago, two_hours_ago))
-    remove_abandoned_parts(str(tmp_path))
+    remove_parts(str(tmp_path))
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.arrow", "b.arrow.2.part"]
+
+
+def test_parts_of_a_pass_that_failed_are_removed_and_those_of_others_stay(tmp_path):
+    for name in ("a.arrow.mine-1.part", "a.arrow.other-1.part"):
+        (tmp_path / "key").mkdir(exist_ok=True)
+        (tmp_path / "key" / name).touch()
+    remove_parts(str(tmp_path), "mine-")
+    assert [path.name for path in (tmp_path / "key").iterdir()] == ["a.arrow.other-1.part"]
+
+
+@pytest.fixture
+def url():
+    """A cache in an object store."""
+    yield (url := f"memory://{uuid4().hex}/cache")
+    with suppress(FileNotFoundError):
+        fsspec.filesystem("memory").rm(url, recursive=True)
+
+
+@pytest.mark.slow
+def test_a_cache_at_a_url_is_that_of_a_folder(corpus, tmp_path, url):
+    index = index_of(corpus)
+    expected, cache = filled(index, tmp_path / "cache"), filled(index, url)
+    assert cache.missing() == {}
+    rows = index.table.take(pa.array(np.random.default_rng(0).permutation(len(index))[:50]))
+    found, local = cache.load(rows), expected.load(rows)
+    assert np.array_equal(found.audio, local.audio)
+    assert (found.ids, found.bad, found.references) == (local.ids, local.bad, local.references)
+    for one, other in zip(found.features, local.features, strict=True):
+        assert np.array_equal(one.values, other.values)
+    fs, shard = fsspec.filesystem("memory"), index.shard_names[0]
+    damaged = cache.features_path(ENCODERS[0], shard)
+    content = bytearray(fs.cat_file(damaged))
+    content[len(content) // 2] ^= 1
+    fs.pipe_file(damaged, bytes(content))
+    with pytest.raises(ValueError, match=f"{damaged} does not match its checksums and was removed"):
+        cache.load(index.table)
+    assert cache.missing() == {shard: [ENCODERS[0]]}
+    with pytest.raises(FileNotFoundError, match=r"data\.feature_cache.*run the same command again"):
+        FeatureCache(f"{url}/elsewhere", cache.shards, []).load(rows)
+
+
+@pytest.mark.parametrize("place", ["folder", "url"])
+def test_what_was_written_longest_ago_goes_first(tmp_path, url, place):
+    folder = str(tmp_path / "cache") if place == "folder" else url
+    paths = [f"{folder}/{key}/{name}.arrow" for key in ("audio-3", "one") for name in "ab"]
+    for path in paths:
+        write_features(path, [([0], [np.zeros((1, 50, 10), np.uint16)])])
+        time.sleep(0.01)
+    fs = fsspec.filesystem("memory" if place == "url" else "file")
+    fs.makedirs(f"{folder}/encoders")
+    fs.pipe_file(f"{folder}/encoders/note.json", b"{}")
+    size = sum(fs.size(path) for path in fs.find(folder) if not path.endswith(".json"))
+    assert prune(folder, max_bytes=size, max_age_s=3600) == (0, 0)
+    assert prune(folder, max_bytes=size * 0.6, max_age_s=None) == (2, size // 2)
+    left = {path.rpartition("/")[2] for path in fs.find(folder)}
+    assert left == {"note.json", "a.arrow", "b.arrow"} | ({"a.arrow.rows", "b.arrow.rows"} if place == "url" else set())
+    assert not fs.exists(paths[0])
+    assert prune(folder, max_bytes=None, max_age_s=0) == (2, size // 2)
+    with pytest.raises(ValueError, match="is no feature cache"):
+        prune(folder, max_bytes=0, max_age_s=None)

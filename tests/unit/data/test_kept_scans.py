@@ -1,5 +1,6 @@
 """Scans that are kept beside their shards, and remote tars that are walked in windows."""
 
+import json
 import shutil
 import struct
 from functools import partial
@@ -12,8 +13,8 @@ import pytest
 
 from mowe_ray.data.corpora.prepare import Packing, pack
 from mowe_ray.data.index import SourceSpec, build_index
-from mowe_ray.data.sample import Sample
-from mowe_ray.data.shards import scan_shard
+from mowe_ray.data.sample import Sample, StorageError
+from mowe_ray.data.shards import parquet, read_samples, scan_shard
 from mowe_ray.data.shards.kept_scans import FOLDER, ScanWriter, options_key
 from mowe_ray.data.shards.storage import fingerprint
 from mowe_ray.data.shards.walked import WalkedFile, open_to_walk
@@ -120,6 +121,33 @@ def test_scans_go_to_the_second_place_where_the_first_cannot_be_written(tmp_path
     writer.add(shard, fingerprint(shard), scan_shard(shard))
     writer.flush()
     assert [path.name for path in (tmp_path / "other").iterdir()] == writer.names
+
+
+def test_an_index_of_wids_names_the_shards(store, tmp_path, make_samples, indexed):
+    write_webdataset(make_samples(6), store, 20_000)
+    shards = [{"url": f"{number:05d}.tar", "nsamples": 2, "filesize": 1} for number in (1, 0)]
+    index = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards}
+    fsspec.filesystem("memory").pipe_file(f"{store}/index.json", json.dumps(index).encode())
+    expected = [*indexed(f"{store}/00001.tar")["id"].to_pylist(), *indexed(f"{store}/00000.tar")["id"].to_pylist()]
+    assert len(expected) < 6
+    assert indexed(f"{store}/index.json")["id"].to_pylist() == expected
+    fsspec.filesystem("memory").pipe_file(f"{store}/index.json", b'{"shardlist": [{}]}')
+    with pytest.raises(ValueError, match="damaged index of wids"):
+        indexed(f"{store}/index.json")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "tsv"])
+def test_a_remote_shard_that_is_gone_is_no_bad_sample(store, make_samples, indexed, suffix):
+    fs = fsspec.filesystem("memory")
+    if suffix == "parquet":
+        write_parquet(make_samples(2), store)
+    else:
+        fs.pipe({f"{store}/a.flac": make_samples(1)[0].audio, f"{store}/a.tsv": b"audio\ttext\na.flac\thello\n"})
+    rows = indexed(store, "asr")
+    fs.rm(rows["shard"][0].as_py())
+    parquet._open.cache_clear()  # as another process, which has not opened it yet
+    with pytest.raises(StorageError, match="was there when it was indexed, and is gone"):
+        list(read_samples(rows))
 
 
 def test_reads_of_a_walked_file_are_those_of_the_file(store):

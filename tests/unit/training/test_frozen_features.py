@@ -1,5 +1,4 @@
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +8,8 @@ import torch
 
 from mowe_ray.config.model_section import ModelSection
 from mowe_ray.config.training_section import MoweLossSection
+from mowe_ray.data.cached_shards import CachedShard
 from mowe_ray.data.decode import to_int16
-from mowe_ray.data.feature_cache import CachedAudio
 from mowe_ray.data.micro_batch import Features
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
 from mowe_ray.model.export import export
@@ -72,18 +71,18 @@ def origins(section: ModelSection, seed: int = SEED) -> list[str]:
 
 
 @pytest.fixture
-def audio() -> CachedAudio:
+def audio() -> CachedShard:
     """Noise in the form of the cache."""
     random = np.random.default_rng(0)
     rows = [to_int16(random.uniform(-0.5, 0.5, round(16_000 * s)).astype(np.float32)) for s in SECONDS]
     samples = pa.array([wave.tobytes() for wave, _ in rows], pa.large_binary())
     lengths = pa.array([len(wave) for wave, _ in rows], pa.int32())
-    return CachedAudio(
-        Path("unused"), pa.table({"samples": samples, "length": lengths, "scale": [scale for _, scale in rows]})
+    return CachedShard(
+        "unused", pa.table({"samples": samples, "length": lengths, "scale": [scale for _, scale in rows]})
     )
 
 
-def encoded(encoder: Any, features: str, audio: CachedAudio, batch_seconds: float = 60.0) -> dict[int, torch.Tensor]:
+def encoded(encoder: Any, features: str, audio: CachedShard, batch_seconds: float = 60.0) -> dict[int, torch.Tensor]:
     batches = encode_clips(
         encoder,
         features,
@@ -168,7 +167,7 @@ def test_features_are_those_in_float32_to_half_a_step_of_bfloat16(make_section, 
     for one in frozen:
         encoder = loaded[one.encoder_index]
         for row, found in encoded(encoder, one.features, audio).items():
-            wave, length = torch.from_numpy(audio.wave(row))[None], torch.tensor([audio.lengths[row]])
+            wave, length = torch.from_numpy(audio.waves([row])[0])[None], torch.tensor([audio.lengths[row]])
             inputs = encoder.front_end(wave, length, encoder.pad_samples(int(length), "bucket"))
             exact = torch.stack(chosen_layers(encoder, one.features, inputs, length), 1)[0]
             exact = exact[:, : encoder.num_frames(int(length))]
