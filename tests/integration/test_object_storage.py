@@ -38,8 +38,9 @@ def corpus(server: S3Server, tmp_path: Path) -> Corpus:
     return Corpus(f"{URL}/corpus/train", f"{URL}/corpus/validation")  # type: ignore[arg-type]
 
 
-def _run(corpus: Corpus, name: str, steps: int) -> Finished:
-    return run_command(*SETTINGS, *tiny_arguments(corpus, f"{URL}/runs", name), f"training.max_steps={steps}")  # type: ignore[arg-type]
+def _run(corpus: Corpus, name: str, steps: int, *settings: str) -> Finished:
+    tiny = tiny_arguments(corpus, f"{URL}/runs", name)  # type: ignore[arg-type]
+    return run_command(*SETTINGS, *tiny, f"training.max_steps={steps}", *settings)
 
 
 def test_a_run_from_s3_to_s3_loses_nothing_to_faults(server: S3Server, corpus: Corpus) -> None:
@@ -78,6 +79,20 @@ def test_a_run_that_resumes_on_s3_equals_one_on_a_disk(server: S3Server, corpus:
     assert scored.code == 0, scored.err
     assert len(folder.read_lines("evaluation/predictions/held_out.jsonl")) == 10
     assert json.loads(folder.read_text("evaluation/scores.json"))
+
+
+@pytest.mark.soak  # two commands
+def test_features_at_a_url_are_computed_once(server: S3Server, corpus: Corpus) -> None:
+    settings = ("model.train_base=frozen", f"data.feature_cache={URL}/cache")
+    one, other = f"run-{uuid4().hex[:6]}", f"run-{uuid4().hex[:6]}"
+    first = _run(corpus, one, 2, *settings)
+    assert first.code == 0, first.err
+    before = len(server.faults.requests)
+    second = _run(corpus, other, 2, *settings)
+    assert second.code == 0, second.err
+    assert not [request for request in server.faults.requests[before:] if request.startswith(f"PUT /{BUCKET}/cache")]
+    exports = [RunFolder(f"{URL}/runs", name).read_bytes("export/model.safetensors") for name in (one, other)]
+    assert exports[0] == exports[1]
 
 
 @pytest.mark.soak  # a study of two runs

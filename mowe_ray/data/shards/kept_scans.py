@@ -144,7 +144,7 @@ def _files(place: str, prefix: str) -> list[tuple[str, int]]:
     fs.invalidate_cache(inner)  # what another machine has written since
     try:
         entries: list[dict[str, Any]] = fs.ls(inner, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
     named = {posixpath.basename(entry["name"]): int(entry["size"]) for entry in entries if entry["type"] == "file"}
     names = sorted(name for name in named if name.startswith(prefix) and name.endswith(_SUFFIX))

@@ -114,7 +114,7 @@ def _samples_of(path: str, size: int) -> list[int]:
 
 
 def _energon(content: bytes) -> list[int]:
-    return np.frombuffer(content, "<u8").tolist()
+    return [int(place) for place in np.frombuffer(content, "<u8")]
 
 
 def _dali(content: bytes) -> list[int]:
