@@ -231,9 +231,6 @@ def data_report(indexes: Iterable[Index]) -> DataReport:
 
 
 def _build(data: EvaluatedData, specs: list[SourceSpec], run_map: ParallelMap, storage: str | None) -> Index:
-    limits = {"min_s": data.min_duration_s, "max_s": data.max_duration_s}
-    index_folder = f"{storage.rstrip('/')}/{FOLDER}" if storage else None
-
     for spec in specs:
         if spec.reading.columns:
             _check_columns(spec)
@@ -241,9 +238,16 @@ def _build(data: EvaluatedData, specs: list[SourceSpec], run_map: ParallelMap, s
     def patient_map(scan: Callable[..., pa.Table], shards: Iterable[str]) -> Iterable[pa.Table]:
         return run_map(partial(with_storage_timeout, data.storage_timeout_s, scan), shards)
 
-    options = {"allow_paths": data.allow_paths, "run_map": patient_map, "index_folder": index_folder}
     with storage_timeout(data.storage_timeout_s):
-        return build_index(specs, cache_folder(), **options, **limits)
+        return build_index(
+            specs,
+            cache_folder(),
+            min_s=data.min_duration_s,
+            max_s=data.max_duration_s,
+            allow_paths=data.allow_paths,
+            run_map=patient_map,
+            index_folder=f"{storage.rstrip('/')}/{FOLDER}" if storage else None,
+        )
 
 
 def validation_plan(
