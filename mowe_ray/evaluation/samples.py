@@ -142,7 +142,7 @@ def _values(metric: Metric, answers: Sequence[Answer]) -> npt.NDArray[np.float64
 
 def _unsure(answer: Answer) -> float:
     """Entropy of the router that looks at the clip, in nats; 0 without one."""
-    return -sum(p * math.log(p) for p in answer.dependent.probabilities if p > 0) if answer.dependent else 0.0
+    return sum(-p * math.log(p) for p in answer.dependent.probabilities if 0 < p < 1) if answer.dependent else 0.0
 
 
 def _routing(answer: Answer, members: Sequence[str]) -> dict[str, list[tuple[str, float, bool]]]:

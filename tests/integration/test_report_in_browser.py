@@ -130,7 +130,8 @@ def test_samples_are_played_sought_filtered_and_reached_from_a_confusion(
         shown = "[...document.querySelectorAll('.sample:not([hidden])')]"
         tab.run("""(() => { const form = document.querySelector("#samples form"); form.task.value = "asr";
                 form.show.value = "differ"; form.dispatchEvent(new Event("input")); })()""")
-        assert tab.run(f"{shown}.map(card => card.dataset.task + (card.dataset.spread > 0)).join()") == "asrtrue"
+        kept = tab.run(f"{shown}.map(card => [card.dataset.task, card.dataset.spread > 0])")
+        assert kept == [["asr", True]] * 5
         said = tab.run("""(() => { const cell = document.querySelector("[data-cell]:not(.hit *)"); cell.click();
                 return [cell.textContent, cell.dataset.said + " \\u00d7"]; })()""")
         assert tab.run(f"[String({shown}.length), document.activeElement.textContent]") == said

@@ -289,7 +289,7 @@ def _deciding(answer: SampleAnswer) -> list[tuple[str, float, bool]]:
 
 
 def _entropy(answer: SampleAnswer) -> float:
-    return -sum(p * math.log(p) for _, p, _ in answer.routing.get("dependent", []) if p > 0)
+    return sum(-p * math.log(p) for _, p, _ in answer.routing.get("dependent", []) if 0 < p < 1)
 
 
 _WORD = re.compile(r"\S+")

@@ -41,7 +41,7 @@ RECORDS = [
 ]
 
 
-def made_run(folder: Path, name: str = "one", **training: Any) -> RunFolder:
+def made_run(folder: Path | str, name: str = "one", **training: Any) -> RunFolder:
     run = RunFolder(str(folder), name)
     members = [{"name": "a", "train": "frozen"}, {"name": "b", "train": "frozen"}]
     keys = {"max_steps": 60, "learning_rate": 1e-3, **training}
@@ -95,8 +95,9 @@ def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
     assert "at step 0, for 3 epochs" in page.of("li")
 
 
-def test_the_page_is_there_when_the_run_has_ended(tmp_path: Path) -> None:
-    run, said = made_run(tmp_path), list[str]()
+@pytest.mark.parametrize("where", ["disk", "object storage"])
+def test_the_page_is_there_when_the_run_has_ended(where: str, tmp_path: Path) -> None:
+    run, said = made_run(tmp_path if where == "disk" else f"memory://{tmp_path.name}"), list[str]()
     with page_while_training(run, said.append):
         run.write_json("result.json", {"steps": 30})
     assert "finished after 30 steps" in run.read_text("report.html")
