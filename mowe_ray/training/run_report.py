@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from mowe_ray.evaluation.report.summary import listed
 from mowe_ray.output.charts import Axis, Series, chips, colour, escape, line_chart, tag
 from mowe_ray.output.html_page import page, section, tiles
 from mowe_ray.output.run_folder import RunFolder
@@ -81,7 +82,10 @@ def run_page(runs: Sequence[Run]) -> str:
     )
 
 
-_SCORES = "From 0 to 1, higher is better. Dashed: the score of always giving the most frequent answer."
+_SCORES = (
+    "From 0 to 1, higher is better. Dashed: the score of always giving the most frequent answer. Clearly above it is a "
+    "score from two standard errors on, by the number of samples."
+)
 _ROUTING = (
     "Means over the clips of all steps since the record before. Mutual information of clip and encoder: 0 where all "
     "clips are sent alike, up to the entropy of an even choice (dashed), in nats."
@@ -112,11 +116,20 @@ def _answer(run: Run) -> str:
     last = _last_scores(run)
     if not last:
         return f"Step {run.step}: nothing has been validated yet." if run.step else "Nothing has been trained yet."
-    above = [task for task, scores in last.items() if scores["score"] > scores["majority"]]
-    all_ = f"{len(above)} of {len(last)} tasks score" if len(last) > 1 else f"{next(iter(last))} scores"
-    if len(last) == 1 and not above:
-        all_ = f"{next(iter(last))} does not score"
-    return f"{all_} above the most frequent answer after step {max(int(v['step']) for v in run.of('validation'))}."
+    above = [name for name, scores in last.items() if _is_above(scores)]
+    after = f"the most frequent answer after step {max(int(record['step']) for record in run.of('validation'))}"
+    if not above:
+        return f"No task scores clearly above {after}."
+    if len(above) == len(last):
+        return f"{'All tasks score' if len(last) > 1 else f'{above[0]} scores'} clearly above {after}."
+    verb = "score" if len(above) > 1 else "scores"
+    return f"{len(above)} of {len(last)} tasks ({listed(above, 5)}) {verb} clearly above {after}."
+
+
+def _is_above(scores: Mapping[str, float]) -> bool:
+    """Whether a score is two standard errors above the most frequent answer's; over n samples it counts as binomial."""
+    error = math.sqrt(max(0.0, scores["score"] * (1 - scores["score"])) / max(1.0, scores.get("samples", 1)))
+    return scores["score"] - scores["majority"] > 2 * error
 
 
 def _last_scores(run: Run) -> dict[str, dict[str, float]]:

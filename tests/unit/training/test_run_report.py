@@ -29,7 +29,7 @@ def train(step: int, **more: Any) -> dict[str, Any]:
 
 
 ROUTERS = ("dependent", "independent")
-TASKS = {"asr": {"score": 0.4, "majority": 0.2, "samples": 9}, "er": {"score": 0.1, "majority": 0.3, "samples": 9}}
+TASKS = {"asr": {"score": 0.4, "majority": 0.2, "samples": 90}, "er": {"score": 0.4, "majority": 0.3, "samples": 90}}
 RECORDS = [
     train(10),
     {"kind": "validation", "source": "built", "step": 10, "loss": 2.5, "tasks": TASKS},
@@ -65,7 +65,7 @@ def test_the_page_of_a_run_shows_its_course_and_its_events(tmp_path: Path) -> No
     assert page.stands_alone()
     assert page.not_numbers() == []
     assert page.headings() == ["Learning", "Scores on validation", "Speed", "Routers", "What happened"]
-    assert page.of("p")[1:2] == ["1 of 2 tasks score above the most frequent answer after step 10."]
+    assert page.of("p")[1:2] == ["1 of 2 tasks (asr) scores clearly above the most frequent answer after step 10."]
     assert "at step 30 of 60, 1m35s left at this pace" in page.of("li")
     assert {"2.5 GB", "40", "2", "1"} <= set(page.of("div", "b"))
     events = page.of("td")
