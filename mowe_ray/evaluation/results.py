@@ -207,6 +207,7 @@ class ShownSample:
     Attributes:
         where: Its shard, and its file in there if that has a name.
         why: What makes it worth a look.
+        choices: Of a multiple-choice question.
         clip: To listen to; None without audio, or where the page has no room for it.
         file: The clip's file beside the page, if it is not in the page.
     """
@@ -220,6 +221,7 @@ class ShownSample:
     where: str
     answers: list[SampleAnswer]
     why: str = ""
+    choices: list[str] = field(default_factory=list)
     clip: Clip | None = None
     file: str = ""
 

@@ -123,9 +123,16 @@ class _TestSet:
                 made[answer.id].append(SampleAnswer(model, answer.answer, scores, error, routing, cells[i]))
         for name in names:
             first = next(found[name] for found in self._answers.values() if name in found)
-            where = f"{first.shard} {first.path}".strip()
             yield ShownSample(
-                self.dataset, self.task, name, first.instruction, first.references, first.duration_s, where, made[name]
+                self.dataset,
+                self.task,
+                name,
+                first.instruction,
+                first.references,
+                first.duration_s,
+                f"{first.shard} {first.path}".strip(),
+                made[name],
+                choices=first.choices,
             )
 
 

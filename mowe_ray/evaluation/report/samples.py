@@ -216,6 +216,8 @@ def _card(
         title=sample.where,
     )
     asked = tag("p", escape(sample.instruction), class_="asked") if sample.instruction else ""
+    if sample.choices:
+        asked += tag("p", escape(f"Choices: {', '.join(sample.choices)}"), class_="note")
     right = tag("h4", "Reference" if len(sample.references) == 1 else "References")
     right += "".join(tag("p", escape(text)) for text in sample.references)
     sides = [tag("div", right, class_="side")]
