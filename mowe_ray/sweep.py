@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     try:
         sweep = load_sweep(arguments.sweep, arguments.overrides)
         if not arguments.dry_run:
-            SearchSpace(sweep).base.require_data()
+            base = SearchSpace(sweep).base
+            base.require_data()
+            base.tracking.require()
     except ConfigError as error:
         return reject(error)
     return run_and_print(

@@ -11,6 +11,7 @@ Ctrl-C save and end the run. The last line on stdout is the result as JSON.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
@@ -28,6 +29,7 @@ from mowe_ray.command_line import (
 )
 from mowe_ray.config import RunConfig, load_config
 from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.output.terminal import RunDisplay, format_table, labelled
 from mowe_ray.training.checkpoint.layout import committed_steps
 from mowe_ray.training.clip_length import check_families
 
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
         config = load_config(arguments.config, arguments.overrides)
         if not (arguments.dry_run or arguments.find_batch or arguments.print_config):
             config.require_data()
+            config.tracking.require()
         check_families(config.model)
     except ValueError as error:
         return reject(error)
@@ -78,12 +81,33 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> tuple[dict[str, An
         return _dry_run(config), SUCCESS
     if arguments.find_batch:
         return _find_batch(config, arguments.memory_bytes), SUCCESS
-    from mowe_ray.distributed.ray_train.driver import is_exact, train  # imports torch and ray
+    with RunDisplay() as show:
+        show(labelled("run", f"{RunFolder(config.storage, config.name).url}, starting Ray"))
+        from mowe_ray.distributed.ray_train.driver import is_exact, train  # takes seconds: imports ray
 
-    result = train(config, log)
+        result = train(config, show)
+    if "stopped_at_step" in result:
+        log(f"stopped at step {result['stopped_at_step']}; to go on: {_command()}")
+    else:
+        log(_closing_table(result))
     if "signal" in result:
         return result, 128 + result["signal"]
     return result, SUCCESS if is_exact(result) else FAILURE
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "mowe_ray.train", *sys.argv[1:]])
+
+
+def _closing_table(result: dict[str, Any]) -> str:
+    """Format the scores of a finished run, and what to type next."""
+    rows = [
+        [task, *(f"{scores[key]:.3f}" for key in ("score", "majority"))] for task, scores in result["tasks"].items()
+    ]
+    scores = format_table(rows, ["task", "score", "majority"], right={1, 2}) if rows else ""
+    run = shlex.quote(result["run"])
+    commands = [f"evaluate {run}", f'ask {run} CLIP.wav "Write down what is said."', f"serve {run}"]
+    return f"{scores}next:\n" + "\n".join(f"  python -m mowe_ray.{command}" for command in commands)
 
 
 def _dry_run(config: RunConfig) -> dict[str, Any]:

@@ -6,6 +6,9 @@ keys raises `ValueError` whose lines each start with the dotted key to change.
 
 from __future__ import annotations
 
+import netrc
+import os
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -94,8 +97,37 @@ class TrackingSection(Section):
     """Metrics besides metrics.jsonl, which is always written."""
 
     wandb: WandbSection = WandbSection()
+    mlflow: Location | None = None
+    """Also log to MLflow, an address or a folder as it takes them (http://..., file:///...); null does not."""
     tensorboard: bool = False
-    """Also write TensorBoard event files into the run folder."""
+    """Also write TensorBoard event files into the run folder, while it trains."""
+
+    def missing(self) -> list[str]:
+        """Return what this process lacks to track a run, one `key: what` line each."""
+        lacks = []
+        if self.wandb.mode == "online" and not _has_wandb_key():
+            lacks.append(
+                "tracking.wandb.mode: online needs a key and there is none here: set WANDB_API_KEY "
+                "(cluster/README.md, Secrets), or take tracking.wandb.mode=offline"
+            )
+        if self.mlflow is not None and find_spec("mlflow") is None:
+            lacks.append("tracking.mlflow: needs a package that is not installed: pip install 'mowe-ray[mlflow]'")
+        return lacks
+
+    def require(self) -> None:
+        """Raise ConfigError if this process lacks something to track a run."""
+        if lacks := self.missing():
+            raise ConfigError(lacks)
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].split("/")[0].split(":")[0]
+    try:  # where `wandb login` keeps it
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 class RunConfig(Section):

@@ -9,14 +9,16 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from mowe_ray.distributed import ray_internals
+from mowe_ray.distributed.errors import cause_of
 
 
-def join(cpus: float, log: Callable[[str], None] = lambda line: None) -> None:
-    """Connect to Ray unless that is done already.
+def join(cpus: float, log: Callable[[str], None] = lambda line: None) -> str | None:
+    """Connect to Ray unless that is done already; returns the address of its dashboard, None if it is not known.
 
     Under `ray job submit` (RAY_ADDRESS set) this is the cluster of the job. Elsewhere a local
     Ray starts with at least `cpus` logical CPUs, so that a laptop's tasks share its cores; only
@@ -24,18 +26,21 @@ def join(cpus: float, log: Callable[[str], None] = lambda line: None) -> None:
 
     Args:
         log: Shows a line to the user.
+
+    Raises:
+        ValueError: Ray cannot be reached or started; says why.
     """
     if ray.is_initialized():
-        return
+        return None
     keep_token_private(log, create="RAY_ADDRESS" not in os.environ)
     if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False)
+        dashboard = _init(log_to_driver=False)
         _settle_ray_data()
-        return
+        return dashboard
     # Most of a run's processes only wait, and share a core; Ray would warn of their number every few seconds.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(os.cpu_count() or 1, 16)))
     with _on_loopback():
-        ray.init(
+        return _init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
             # Off, Ray would leak the CPUs of killed trials and controllers (its cleaner lives there).
@@ -43,6 +48,18 @@ def join(cpus: float, log: Callable[[str], None] = lambda line: None) -> None:
             log_to_driver=False,
             logging_level="ERROR",
         )
+
+
+def _init(**options: Any) -> str | None:
+    """Call `ray.init`; returns the address of the dashboard."""
+    try:
+        address: str | None = ray.init(**options).dashboard_url
+    except Exception as error:  # Ray's own, of the operating system, of the network
+        why = next((line.strip() for line in cause_of(error).splitlines() if line.strip()), type(error).__name__)
+        place = os.environ.get("RAY_ADDRESS")
+        what = "Ray does not start on this machine" if place is None else f"no Ray answers at RAY_ADDRESS={place}"
+        raise ValueError(f"{what}: {why}") from error
+    return f"http://{address}" if address else None
 
 
 def keep_token_private(log: Callable[[str], None], *, create: bool) -> None:

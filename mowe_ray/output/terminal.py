@@ -1,6 +1,7 @@
-"""Text for people: progress of counted work with its rate and time left, tables, and numbers with their units.
+"""Text for people: the lines of a run, progress of counted work, tables, and numbers with their units.
 
-All is plain text without colour codes, the same on a terminal, in a pipe and in a log file.
+All is plain text without colour codes. What is under way moves in place on a terminal, and is a line with the time each
+time elsewhere.
 """
 
 from __future__ import annotations
@@ -12,16 +13,89 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from types import TracebackType
 from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 Item = TypeVar("Item")
 Clock = Callable[[], float]
 
+LINE = 71
+"""Characters of a line that fits 80 columns after the time of day."""
 _UNLIMITED = 100_000  # columns; rich needs a number
+
+
+class ProgressLine(str):
+    """A line about work under way, which a terminal shows in place of the one before.
+
+    Attributes:
+        done: Fraction of the work that is done.
+    """
+
+    def __new__(cls, line: str, done: float) -> ProgressLine:
+        made = super().__new__(cls, line)
+        made.done = done
+        return made
+
+    done: float
+
+    def __reduce__(self) -> tuple[type[ProgressLine], tuple[str, float]]:
+        return ProgressLine, (str(self), self.done)
+
+
+class RunDisplay:
+    """Shows the lines of a run on standard error; use it as a context and call it with each line.
+
+    On a terminal the last `ProgressLine` stays below the others, above a bar. Elsewhere every line has the time.
+    """
+
+    def __init__(self) -> None:
+        self._live = None
+        if sys.stderr.isatty():
+            console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            self._live = Live(console=console, auto_refresh=False, redirect_stdout=False)
+        self._started = False
+
+    def __enter__(self) -> RunDisplay:
+        return self
+
+    def __call__(self, line: str) -> None:
+        """Show a line; from any thread."""
+        if self._live is None:
+            _log_to_stderr(f"{time.strftime('%H:%M:%S')} {line}")
+        elif isinstance(line, ProgressLine):
+            if not self._started:
+                self._started = True
+                self._live.start()
+            bar = ProgressBar(total=1.0, completed=min(line.done, 1.0), width=LINE)
+            self._live.update(Group(Text(line), bar), refresh=True)
+        else:
+            self._live.console.print(Text(line))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live is not None and self._started:
+            self._live.stop()
+
+
+def folded(parts: Sequence[str]) -> str:
+    """Join parts by two spaces, as lines of at most `LINE` characters where each part allows it."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + 2 + len(part) <= LINE:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(f"  {part}")
+    return "\n".join(lines)
+
+
+def labelled(label: str, text: str) -> str:
+    """Return a line of the header of a run."""
+    return f"{label:<10} {text}"
 
 
 class Pace:

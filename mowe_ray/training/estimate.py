@@ -30,7 +30,7 @@ from mowe_ray.training.flops import (
     audio_tokens,
     expected_share,
     part_gflops,
-    runs_all_members,
+    running_members,
 )
 
 # Any small configuration will do: no number that depends on a stand-in is reported.
@@ -105,13 +105,7 @@ def estimate(section: ModelSection) -> Estimate:
         if "language_model" in missing and lora is not None:
             lora = replace(lora, target_modules="all-linear")  # any other choice may not fit the stand-in
         make_trainable(model, lora)
-    members = len(model.config.weak_encoders or [])
-    if runs_all_members(model.config):
-        running = (members, members)
-    else:
-        k = min(model.config.router_top_k, members)
-        most = members if model.config.routes_frames else k * model.config.num_routers
-        running = k, min(members, most)
+    running = running_members(model.config)
     tokens = audio_tokens(model, CLIP_S)
     parts = _parts(model, missing, tokens)
     return Estimate(

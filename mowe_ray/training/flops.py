@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,27 @@ class Amount:
 def runs_all_members(config: MoweConfig) -> bool:
     """Whether every clip runs every pool member."""
     return not config.routed or config.router_execution == "dense"
+
+
+def running_members(config: MoweConfig) -> tuple[int, int]:
+    """Return how many pool members run for one clip, at least and at most."""
+    members = len(config.weak_encoders or [])
+    if runs_all_members(config):
+        return members, members
+    k = min(config.router_top_k, members)
+    return k, members if config.routes_frames else min(members, k * config.num_routers)
+
+
+def parameters_of(model: MoweForConditionalGeneration) -> tuple[Amount, int]:
+    """Count the weights of a model, also of one that ZeRO-3 has sharded, and how many of them are trained."""
+    members = len(model.config.weak_encoders or [])
+    counts, trained = [0.0] * (members + 1), 0
+    for name, parameter in model.named_parameters():
+        member = re.match(r"audio_tower\.pool\.members\.(\d+)\.", name)
+        size = int(getattr(parameter, "ds_numel", parameter.numel()))
+        counts[int(member[1]) + 1 if member else 0] += size
+        trained += size * parameter.requires_grad
+    return Amount(counts[0], tuple(counts[1:])), trained
 
 
 def expected_share(config: MoweConfig) -> float:

@@ -16,9 +16,9 @@ import torch
 
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.sample import BadSample
-from mowe_ray.evaluation.routing import RoutingSums, router_report, write_router_report
+from mowe_ray.evaluation.routing import RoutingSums, draw, router_report, write_router_report
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.output.terminal import Clock, Pace, duration
+from mowe_ray.output.terminal import LINE, Clock, Pace, ProgressLine, duration, folded
 from mowe_ray.training.loop import StepResult
 from mowe_ray.training.protocols import Ranks, RunError
 from mowe_ray.training.tracker import Tracker
@@ -47,6 +47,7 @@ class Monitor:
         log_every: int,
         max_bad_fraction: float,
         max_skipped_steps: int,
+        learning_rates: Mapping[str, float],
         work: TrainingWork | None = None,
     ):
         """Start where `start_progress` (0 to 1) of the run is done; `tracker` is None on all ranks but 0.
@@ -55,6 +56,7 @@ class Monitor:
             report: What scanning the shards found; what decoding finds comes on top.
             members: Names of the pool members.
             max_steps: Length of the run, if it is given in steps.
+            learning_rates: Peaks, by their names in records.
             work: What micro-batches cost, on rank 0, to log the useful share of it.
         """
         self._work, self._lengths = work, list[tuple[list[float], list[int]]]()
@@ -62,6 +64,7 @@ class Monitor:
         self._report, self._new_bad = report, list[BadSample]()
         self._members = members
         self._routing: RoutingSums | None = None  # of the steps since the last line: those of one are a zigzag
+        self._peak_rates = learning_rates
         self._max_steps, self._log_every, self._max_bad_fraction = max_steps, log_every, max_bad_fraction
         self._averages = RunningAverages(start_progress)
         self._max_skipped_steps, self._skipped, self._skipped_in_a_row = max_skipped_steps, 0, 0
@@ -93,6 +96,7 @@ class Monitor:
         self._check_data()
         averages = self._averages.take(progress) | self._useful_share_and_memory()
         routing, self._routing = self._routing, None
+        averages |= {name: result.learning_rate_factor * peak for name, peak in self._peak_rates.items()}
         if self._tracker is None:
             return
         self._tracker.log(
@@ -100,14 +104,14 @@ class Monitor:
                 "kind": "train",
                 "step": result.step,
                 **averages,
-                "learning_rate_factor": result.learning_rate_factor,
                 "answer_tokens": result.answer_tokens,
                 "clips": result.clips,
                 "skipped_steps": self._skipped,
+                "bad_samples": self._report.bad_count,
                 **({} if routing is None else {"routing": routing.summary(self._members)}),
             }
         )
-        self._ranks.log(progress_line(result.step, self._max_steps, progress, averages))
+        self._ranks.log(ProgressLine(progress_line(result.step, self._max_steps, progress, averages), progress))
 
     def recovered(self, step: int, spans: Mapping[str, float]) -> None:
         """Log how long it took to come back after a failure, by phase in seconds; on rank 0 alone."""
@@ -126,8 +130,21 @@ class Monitor:
             self._tracker.log(
                 {"kind": "validation", "source": name, "step": step, "loss": result.loss, "tasks": result.tasks}
             )
-            scores = "  ".join(f"{t} {v['score']:.2f} (majority {v['majority']:.2f})" for t, v in result.tasks.items())
-            self._ranks.log(f"validation {name} at step {step}: loss {result.loss:.3f}  {scores}")
+            scores = [f"{t} {v['score']:.2f} (majority {v['majority']:.2f})" for t, v in result.tasks.items()]
+            self._ranks.log(folded([f"validation {name} at step {step}: loss {result.loss:.3f}", *scores]))
+            self._show(step, name, result)
+
+    def _show(self, step: int, source: str, result: ValidationResult) -> None:
+        """Show answers with their audio, and what the routers chose, in the trackers that can."""
+        assert self._tracker is not None
+        if not self._tracker.shows_media:
+            return
+        answers = [answer for answer in result.answers if answer.id in result.waves]
+        if answers:
+            self._tracker.log_samples(source, step, answers, result.waves)
+        if self._members and result.routing:
+            chosen = router_report(self._members, {source: result.routing}, [])
+            self._tracker.log_picture(f"routing/{source}", step, draw(chosen))
 
     def finish(self, results: dict[str, ValidationResult]) -> None:
         """Write the reports of the finished run."""
@@ -263,7 +280,7 @@ class RunningAverages:
         Returns:
             `loss`, `lm_loss`, `routing_loss`, `grad_norm` over the steps that were not skipped, NaN if all were, and
             `routing_loss_NAME` for each part of the routing loss;
-            `audio_s_per_s`, audio seconds of all ranks a second;
+            `step_s`, seconds of a step; `audio_s_per_s`, audio seconds of all ranks a second;
             `data_wait_share`, fraction of the time this rank waited for data; `padding_share` of the audio;
             `left_s`, seconds until the end of the run at the pace since the start; infinite while progress is not
             above the start, as after shards were added to a run at rest.
@@ -279,6 +296,7 @@ class RunningAverages:
         parts = {name for step in taken for name in step.routing_losses}
         mean |= {f"routing_loss_{n}": sum(s.routing_losses[n] for s in taken) / len(taken) for n in sorted(parts)}
         return mean | {
+            "step_s": seconds / len(steps),
             "audio_s_per_s": sum(s.audio_s for s in steps) / seconds,
             "data_wait_share": sum(s.data_wait_s for s in steps) / seconds,
             "padding_share": 1.0 - sum(s.audio_s for s in steps) / padded if padded else 0.0,
@@ -290,15 +308,15 @@ _AVERAGED = ("loss", "lm_loss", "routing_loss", "grad_norm")
 
 
 def progress_line(step: int, max_steps: int | None, progress: float, averages: dict[str, float]) -> str:
-    """Format what `RunningAverages.take` returned for the user."""
+    """Format what `RunningAverages.take` returned for the user, with the learning rate; fits 80 columns."""
     a = averages
     place = f"{step} ({int(100 * progress)} %)" if max_steps is None else f"{step:>{len(str(max_steps))}}/{max_steps}"
-    left = f"  {duration(a['left_s'])} left" if math.isfinite(a["left_s"]) else ""
-    return (
-        f"step {place}  loss {a['loss']:.3f} (lm {a['lm_loss']:.3f}, "
-        f"routing {a['routing_loss']:.3f})  {a['audio_s_per_s']:.0f} audio-s/s  "
-        f"data wait {a['data_wait_share']:.0%}  padding {a['padding_share']:.0%}{left}"
-    )
+    rate = f"{a['learning_rate']:.1e}".replace("e-0", "e-")
+    parts = [f"step {place}", f"loss {a['loss']:.3f}", f"lr {rate}", f"{a['audio_s_per_s']:.0f} audio-s/s"]
+    wait = f"wait {a['data_wait_share']:.0%}"
+    left = [f"{duration(a['left_s'])} left"] if math.isfinite(a["left_s"]) else []
+    line = "  ".join([*parts, wait, *left])
+    return line if len(line) <= LINE else "  ".join([*parts, *left])  # a run of a million steps has no room for it
 
 
 _LEVEL = 20  # steps the expected loss is the median of, and history it takes before anything is called a spike

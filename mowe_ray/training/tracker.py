@@ -1,18 +1,19 @@
-"""Metric writers: metrics.jsonl always; TensorBoard and wandb when the configuration enables them."""
+"""Metrics of a run: metrics.jsonl always, and the trackers that the configuration enables."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
-import shutil
-import tempfile
 import threading
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
 
+from mowe_ray.config.schema import TrackingSection
+from mowe_ray.evaluation.predictions import Answer
 from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.training.trackers import MetricTracker, Waves, tracker_openers
 
 _EVERY_S = 10.0  # between two writes to an object store, each of which is an object
 
@@ -24,6 +25,7 @@ class Tracker:
 
     Attributes:
         validated: Step and source of the validations that an earlier start of the run has recorded.
+        shows_media: Whether a tracker is on that takes pictures and audio.
     """
 
     def __init__(
@@ -33,52 +35,38 @@ class Tracker:
         name: str,
         config: Mapping[str, Any],
         resume_step: int,
-        wandb_mode: Literal["off", "offline", "online"],
-        wandb_project: str,
-        wandb_group: str | None,
-        tensorboard: bool,
-        warn: Callable[[str], object] | None = None,
+        tracking: TrackingSection,
+        others: Sequence[MetricTracker] = (),
+        warn: Callable[[str], object] = lambda line: None,
     ):
         """Open the trackers; only rank 0 may.
 
         Args:
-            warn: Shows a line to the user about records that are damaged and left out.
+            others: Get every record besides, also those of earlier starts; neither pictures nor audio is made for them.
+            warn: Shows a line to the user: records that are damaged and left out, a tracker that fails.
         """
-        self._folder = folder
+        self._folder, self._warn = folder, warn
         self._unwritten: list[str] = []
         self._writing, self._closed = threading.Lock(), threading.Event()
+        self._failed: set[str] = set()
+        folder.keep_lines_up_to("metrics.jsonl", resume_step, warn)
+        validations = (record for record in self.records() if record["kind"] == "validation")
+        self.validated = {(record["step"], record.get("source")) for record in validations}
+        self._trackers: list[MetricTracker] = []
+        for open_tracker in tracker_openers(
+            folder, tracking, name=name, config=config, resume_step=resume_step, records=self.records
+        ):
+            with self._told():
+                self._trackers.append(open_tracker())
+        self.shows_media = bool(self._trackers)
+        self._trackers += others
+        for other, record in product(others, self.records()):
+            other.log(record)
         # To an object store they go in a thread: a step does not wait for it.
         self._thread = None
         if folder.local_path("") is None:
             self._thread = threading.Thread(target=self._write_now_and_then, daemon=True, name="metrics")
             self._thread.start()
-        self._latest_step = resume_step
-        folder.keep_lines_up_to("metrics.jsonl", resume_step, warn)
-        validations = (record for record in self.records() if record["kind"] == "validation")
-        self.validated = {(record["step"], record.get("source")) for record in validations}
-        self._scratch = Path(tempfile.mkdtemp(prefix="mowe_ray_tracking_"))
-        self._tensorboard = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # optional: slow to import
-
-            self._tensorboard = SummaryWriter(str(self._scratch / "tensorboard"))
-            # What a run that was interrupted had written went with its machine; metrics.jsonl has it all.
-            for record in self.records():
-                self._add_scalars(record)
-        self._wandb = None
-        if wandb_mode != "off":
-            import wandb  # optional: starts a service process
-
-            self._wandb = wandb.init(
-                mode=wandb_mode,
-                project=wandb_project,
-                group=wandb_group,
-                name=name,
-                id=name if wandb_group is None else f"{wandb_group}-{name}",  # trials of two studies share names
-                resume="allow",
-                dir=str(self._scratch),
-                config=dict(config),
-            )
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append `record`, which has a `step` and names its `kind`, to all enabled writers.
@@ -89,18 +77,33 @@ class Tracker:
         record = {key: _finite(value) for key, value in record.items()}
         self._unwritten.append(json.dumps(record, allow_nan=False) + "\n")
         if self._thread is None:
-            self.flush()
-        if self._tensorboard is not None:
-            self._add_scalars(record)
-        if self._wandb is not None:
-            # wandb takes no earlier step than its last, and an async validation may arrive late; `numbers` has its own.
-            self._latest_step = max(self._latest_step, record["step"])
-            self._wandb.log(_numbers(record), step=self._latest_step)
+            with contextlib.suppress(OSError):  # the checkpoints on the same storage report it
+                self._write()
+        self._each(lambda tracker: tracker.log(record))
 
-    def _add_scalars(self, record: Mapping[str, Any]) -> None:
-        assert self._tensorboard is not None
-        for key, value in _numbers(record).items():
-            self._tensorboard.add_scalar(key, value, record["step"])
+    def log_picture(self, name: str, step: int, png: bytes) -> None:
+        """Show a picture in the trackers."""
+        self._each(lambda tracker: tracker.log_picture(name, step, png))
+
+    def log_samples(self, source: str, step: int, answers: Sequence[Answer], waves: Waves) -> None:
+        """Show answers in the trackers, with the audio of each by its id."""
+        self._each(lambda tracker: tracker.log_samples(source, step, answers, waves))
+
+    def _each(self, use: Callable[[MetricTracker], object]) -> None:
+        for tracker in self._trackers:
+            with self._told():
+                use(tracker)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell an error inside, once for each kind, and go on: a tracker is no reason to stop training."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - each tracker raises its own
+            kind = type(error).__name__
+            if kind not in self._failed:
+                self._failed.add(kind)
+                self._warn(f"warning: a tracker failed, training goes on: {kind}: {str(error).partition(chr(10))[0]}")
 
     def records(self) -> list[dict[str, Any]]:
         """Return all records of the run, oldest first."""
@@ -111,6 +114,7 @@ class Tracker:
         """Write what is not written yet, from any thread; before a checkpoint, so that no restored run misses it."""
         with contextlib.suppress(OSError):  # the checkpoints on the same storage report it
             self._write()
+        self._each(lambda tracker: tracker.flush())
 
     def _write(self) -> None:
         with self._writing:
@@ -123,35 +127,13 @@ class Tracker:
             self.flush()
 
     def close(self) -> None:
-        """Finish the trackers and move their files into the run folder."""
+        """Finish the trackers."""
         if self._thread is not None:
             self._closed.set()
             self._thread.join()
             self._write()
             self._folder.write_lines("metrics.jsonl", self._folder.read_lines("metrics.jsonl"))  # one file again
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._folder.upload(self._scratch / "tensorboard", "tensorboard")
-        if self._wandb is not None:
-            self._wandb.finish()
-            self._folder.upload(self._scratch / "wandb", "wandb")
-        shutil.rmtree(self._scratch, ignore_errors=True)  # wandb's own service may still hold a log in it
-
-
-def _numbers(record: Mapping[str, Any]) -> dict[str, int | float]:
-    """Return the numbers of a record by their names in trackers."""
-    return {f"{record['kind']}/{key}": v for key, v in flatten(record).items() if isinstance(v, int | float)}
-
-
-def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+        self._each(lambda tracker: tracker.close())
 
 
 def _finite(value: Any) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from mowe_ray.data.micro_batch import MicroBatch
@@ -21,6 +23,7 @@ from mowe_ray.training.protocols import EvaluationEngine
 
 # Room for an answer to be wrong by being longer than the longest reference of its batch.
 _EXTRA_TOKENS = 8
+_KEPT_WAVES = 8  # clips to listen to in a tracker
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class ValidationResult:
         answers: All answers, in order of id.
         routing: Summed decisions by task; empty without routers.
         bad: Samples that could not be used.
+        waves: A few clips that this rank has heard, by the id of the answer: 16 kHz, -1 to 1.
     """
 
     loss: float
@@ -40,6 +44,26 @@ class ValidationResult:
     answers: list[Answer]
     routing: dict[str, RoutingSums]
     bad: list[Any]
+    waves: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The score of each task, rounded for people."""
+        return {task: round(values["score"], 4) for task, values in self.tasks.items()}
+
+
+def scores_of_tasks(results: Mapping[str, ValidationResult]) -> dict[str, dict[str, float]]:
+    """Return score and majority of each task, over all samples of all sources: the tasks of one more source join in."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for result in results.values():
+        for task, values in result.tasks.items():
+            found.setdefault(task, []).append(values)
+    return {task: {key: round(_mean(key, rows), 4) for key in ("score", "majority")} for task, rows in found.items()}
+
+
+def _mean(key: str, rows: Iterable[Mapping[str, float]]) -> float:
+    rows = list(rows)
+    return math.fsum(row[key] * row["samples"] for row in rows) / math.fsum(row["samples"] for row in rows)
 
 
 @torch.no_grad()
@@ -62,6 +86,7 @@ def validate(
     routing: dict[str, RoutingSums] = {}
     bad: list[Any] = []
     loss_sum, tokens = 0.0, 0
+    waves: dict[str, npt.NDArray[np.float32]] = {}
     for micro_batch in micro_batches:
         batch = collate(micro_batch, processor, max_text_tokens=max_text_tokens).on(engine.device)
         kept = _kept(micro_batch, batch)
@@ -73,8 +98,16 @@ def validate(
         _add_routing(routing, output, batch)
         answers += _answer(engine, processor, kept, batch, audio)
         bad += batch.bad
+        _keep_waves(waves, kept)
     model.train(was_training)
-    return _join(engine.gather((loss_sum, tokens, answers, routing, bad)))
+    return replace(_join(engine.gather((loss_sum, tokens, answers, routing, bad))), waves=waves)
+
+
+def _keep_waves(waves: dict[str, npt.NDArray[np.float32]], micro_batch: MicroBatch) -> None:
+    """Keep the first clips of the source: the same ones in every validation."""
+    if len(waves) < _KEPT_WAVES:
+        heard = {name: clips[0] for name, clips in zip(micro_batch.ids, micro_batch.clips(), strict=True) if clips}
+        waves |= dict(list(heard.items())[: _KEPT_WAVES - len(waves)])
 
 
 def _kept(micro_batch: MicroBatch, batch: Batch) -> MicroBatch:

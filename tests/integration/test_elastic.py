@@ -58,7 +58,7 @@ def test_workers_come_and_go_within_an_epoch(tiny_corpus: Corpus, storage: Path,
     curve, expected = (records(run["run"], "train") for run in (finished.result, undisturbed))
     assert [r["step"] for r in curve] == [r["step"] for r in expected] == list(range(1, len(expected) + 1))
     assert [r["clips"] for r in curve] == [r["clips"] for r in expected], "the same global batches"
-    assert [r["learning_rate_factor"] for r in curve] == [r["learning_rate_factor"] for r in expected]
+    assert [r["learning_rate"] for r in curve] == [r["learning_rate"] for r in expected]
     gaps = np.abs([a["lm_loss"] - b["lm_loss"] for a, b in zip(curve, expected, strict=True)])
     noise = np.abs(np.diff([r["lm_loss"] for r in expected])).mean()
     print(f"largest gap to the undisturbed run {gaps.max():.2e}, step-to-step noise {noise:.2e}")

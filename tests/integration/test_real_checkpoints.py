@@ -180,8 +180,8 @@ def test_a_run_from_folders_with_lora_exports_a_model_that_loads(checkpoints, ra
 
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert code == 0
-    assert set(result["tasks"]) == {"one/aqa", "one/ac", "two/aqa", "two/ac"}
-    assert result["tasks"]["one/aqa"] == result["tasks"]["two/aqa"]
+    assert set(result["tasks"]) == {"aqa", "ac"}
+    assert result["sources"]["one"] == result["sources"]["two"]
     model = AutoModel.from_pretrained(result["export"])
     processor = AutoProcessor.from_pretrained(result["export"])
     assert not [name for name, _ in model.named_parameters() if "lora" in name]

@@ -16,6 +16,7 @@ import pytest
 
 from mowe_ray.config import load_config
 from mowe_ray.config.data_section import DataSection
+from mowe_ray.config.schema import TrackingSection
 from mowe_ray.data.index import SourceSpec, build_index
 from mowe_ray.distributed.ray_train.driver import _claim
 from mowe_ray.evaluation.judge.judge import _Judgements
@@ -55,10 +56,7 @@ def test_damaged_metrics_cost_their_line(folder: RunFolder, damage: str) -> None
         name="run",
         config={},
         resume_step=3,
-        wandb_mode="off",
-        wandb_project="p",
-        wandb_group=None,
-        tensorboard=False,
+        tracking=TrackingSection(),
         warn=said.append,
     )
     tracker.log({"kind": "train", "step": 4})

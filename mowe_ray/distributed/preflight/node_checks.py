@@ -35,6 +35,7 @@ from mowe_ray.distributed.preflight.requirements import (
     Check,
     Finding,
     Needs,
+    by_value,
     check_disks,
     check_shared_memory,
     check_spilling,
@@ -213,6 +214,16 @@ def check_checkpoints(config: RunConfig, runner: NodeRunner) -> Check:
         findings += check_place(key, results.values, results.errors, remedy)
     fine = f"read by {_count(nodes)}: {', '.join(dict.fromkeys(places.values()))}" if places else "none to load"
     return conclude("checkpoints", fine, findings)
+
+
+def check_tracking(config: RunConfig, runner: NodeRunner) -> Check:
+    """Checks that the driver and every worker node have the keys and packages of the trackers that are on."""
+    tracking, nodes = config.tracking, worker_nodes(config, runner)
+    results = runner.map(lambda _: tracking.missing(), nodes, driver=True)
+    findings = [Finding("failed", f"{node}: {why}", "ray status") for node, why in results.errors.items()]
+    for line, lacking in by_value({node: "; ".join(lacks) for node, lacks in results.values.items() if lacks}).items():
+        findings.append(Finding("failed", f"on {', '.join(lacking)}: {line}", "cluster/README.md, Secrets"))
+    return conclude("tracking", f"keys and packages on the driver and {_count(nodes)}", findings)
 
 
 def check_audio(config: RunConfig, runner: NodeRunner) -> Check:

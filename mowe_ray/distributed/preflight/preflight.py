@@ -22,6 +22,7 @@ from mowe_ray.distributed.preflight.node_checks import (
     check_checkpoints,
     check_space,
     check_storage,
+    check_tracking,
     check_versions,
     within,
 )
@@ -81,6 +82,8 @@ def _on_every_node(config: RunConfig, timeout_s: float) -> Iterator[Check]:
     yield _check("versions", limit_s, partial(check_versions, runner))
     yield _check("storage", limit_s, partial(check_storage, config, runner))
     yield _check("checkpoints", limit_s, partial(check_checkpoints, config, runner))
+    if config.tracking.wandb.mode == "online" or config.tracking.mlflow is not None:
+        yield _check("tracking", limit_s, partial(check_tracking, config, runner))
     yield _check("audio", limit_s, partial(check_audio, config, runner))
     yield _check("space", limit_s, lambda: check_space(config, runner, needs_of(config)))
 
@@ -100,6 +103,7 @@ _FIXES = {
     "versions": "install the packages of constraints.txt on every node",
     "storage": "storage: a folder or URL that every node may write",
     "checkpoints": "model: checkpoints that every node sees",
+    "tracking": "tracking: what the trackers need, on every node that may train",
     "audio": "data: shards that every node sees",
     "space": "model, data: what the checks above say",
     "round trip": "open all TCP ports between the nodes, and name their network in the environment of ray start: "

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import queue
-import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -115,25 +114,19 @@ def _decoding_options(*, reserved: bool) -> dict[str, Any]:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         # The worker's own bundle holds these CPUs already; to reserve them again would need twice as many.
         return {"num_cpus": 0, "scheduling_strategy": here}
-    # Called before each task, because nodes come and go. Deprecated, to be removed in Ray 2.64; 2.60 has no other way
-    # to choose a node for each task. What it has, a `label_selector` on `ray.io/accelerator-type` with a
-    # `fallback_strategy`, is the same for all tasks, and has to name every type of accelerator that it excludes.
-    return {"num_cpus": 1, "ray_remote_args_fn": _away_from_gpus}
+    return {"num_cpus": 1, **_away_from_gpus()}
 
 
 def _away_from_gpus() -> dict[str, Any]:
-    """Chooses a node without GPUs that has a CPU to spare; any node if there is none."""
-    total = ray_internals.total_resources_per_node()
-    candidates = [
-        node
-        for node, free in ray_internals.available_resources_per_node().items()
-        if free.get("CPU", 0.0) >= 1 and not total.get(node, {}).get("GPU")
-    ]
-    if not candidates:
-        return {"scheduling_strategy": "SPREAD"}
-    # What is free is old by a moment: a node that has filled up meanwhile passes the task on.
-    node = NodeAffinitySchedulingStrategy(random.choice(candidates), soft=True, _spill_on_unavailable=True)
-    return {"scheduling_strategy": node}
+    """Prefers nodes without GPUs that have a CPU to spare, then any node.
+
+    GPU nodes that join later are not known: those of this run restart its workers, and so its pipelines.
+    """
+    gpu_nodes = [node for node, total in ray_internals.total_resources_per_node().items() if total.get("GPU")]
+    if not gpu_nodes:
+        return {}
+    elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(gpu_nodes))})"}
+    return {"label_selector": elsewhere, "fallback_strategy": [{"label_selector": {}}]}
 
 
 def decode_micro_batches(

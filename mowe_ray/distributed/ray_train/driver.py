@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from mowe_ray.distributed.ray_train.published import PublishedSources, SourcesOf
 from mowe_ray.distributed.ray_train.worker_group import fit, in_thread, stop_on_signals
 from mowe_ray.output.lease import held
 from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.output.terminal import counted, labelled
 from mowe_ray.training.checkpoint.layout import committed_steps
 from mowe_ray.training.clip_length import check_clip_length
 from mowe_ray.training.run_report import page_while_training
@@ -74,12 +75,14 @@ def _train(
     sources_of: SourcesOf,
 ) -> dict[str, Any]:
     _claim(folder, config)
-    cluster.join(resources.cpus_of(config, config.compute.max_workers), log)
+    dashboard = cluster.join(resources.cpus_of(config, config.compute.max_workers), log)
     _check_resources(folder, config, log)
     # Samples that ended a process earlier in this run, by its report: they are not tried again.
     killers = killers_in(folder.find_json(_REPORT, "bad_samples", warn=log) or {"bad_samples": []})
     sources = sources_of(config, killers)
     sources.report.add(killer for killer in killers if killer.file in sources.shards)
+    for line in _header(config, folder, sources, dashboard):
+        log(line)
     for line in sources.report.warnings:
         log(f"warning: {line}")
     for name, count in sources.report.text_only.items():
@@ -127,6 +130,28 @@ def _fit(
         folder.write_json("config.json", config.model_dump(mode="json"))
     folder.write_json("result.json", result)
     return result
+
+
+def _header(config: RunConfig, folder: RunFolder, sources: PublishedSources, dashboard: str | None) -> Iterator[str]:
+    """Yield what a run has found and where it shows itself; the model is told by its rank 0."""
+    compute, tracking = config.compute, config.tracking
+    good = {name: facts["good"] for name, facts in sources.report.to_json()["sources"].items()}
+    held_out = sum(good[name] for name in sources.validation)
+    yield labelled("data", f"{sum(good.values()) - held_out:,} samples to train on, {held_out:,} to validate")
+    least = f"{compute.min_workers} to " if compute.elastic else ""
+    gpus = f", {counted(compute.gpus_per_worker, 'GPU')}" if compute.gpus_per_worker else ""
+    yield labelled(
+        "workers", f"{least}{counted(compute.max_workers, 'worker')} of {counted(compute.cpus_per_worker, 'CPU')}{gpus}"
+    )
+    if dashboard is not None:
+        yield labelled("dashboard", dashboard)
+    yield labelled("page", folder.path("report.html"))
+    if tracking.tensorboard:
+        yield labelled("tracking", f"tensorboard --logdir {folder.path('tensorboard')}")
+    if tracking.wandb.mode != "off":
+        yield labelled("tracking", f"wandb {tracking.wandb.mode}, project {tracking.wandb.project}")
+    if tracking.mlflow is not None:
+        yield labelled("tracking", f"mlflow {tracking.mlflow}")
 
 
 def _filled_cache(

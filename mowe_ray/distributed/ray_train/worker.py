@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,15 +18,18 @@ from mowe_ray.data.shards.storage import storage_timeout
 from mowe_ray.distributed.engine.deepspeed_engine import DeepSpeedEngine, build_engine
 from mowe_ray.distributed.ray_train.async_validation import AsyncValidation
 from mowe_ray.distributed.ray_train.coordinator import WorkerSetup
+from mowe_ray.distributed.ray_train.ray_metrics import RayMetrics
 from mowe_ray.distributed.ray_train.train_run import RayReporter, TrainRun
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
 from mowe_ray.model.export_check import try_export
 from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.output.terminal import amount, labelled
 from mowe_ray.training.build import own_tokenizer, tokenizer_of, write_export
 from mowe_ray.training.checkpoint.reader import Checkpoint, newest_checkpoint
 from mowe_ray.training.checkpoint.writer import CheckpointWriter
 from mowe_ray.training.fault_tolerance.out_of_memory import OutOfMemoryRecords
 from mowe_ray.training.fault_tolerance.watchdog import ActivityTracker
+from mowe_ray.training.flops import parameters_of, running_members
 from mowe_ray.training.frozen_features import encoder_key
 from mowe_ray.training.ledger import keep_ids, load_ids
 from mowe_ray.training.monitor import Monitor
@@ -36,7 +38,7 @@ from mowe_ray.training.sample_audit import SampleAuditLog
 from mowe_ray.training.sampler import EpochSampler
 from mowe_ray.training.tracker import Tracker
 from mowe_ray.training.useful_work import TrainingWork
-from mowe_ray.training.validation import ValidationResult
+from mowe_ray.training.validation import scores_of_tasks
 
 
 def train_worker(setup: WorkerSetup) -> dict[str, Any]:
@@ -76,7 +78,8 @@ def _train(setup: WorkerSetup) -> dict[str, Any]:
         "export": run.folder.path("export"),
         "steps": run.sampler.step,
         "epochs": run.sampler.epochs_finished,
-        "tasks": _scores(validation),
+        "tasks": scores_of_tasks(validation),
+        "sources": {name: result.scores for name, result in validation.items()},
     }
 
 
@@ -93,6 +96,7 @@ def _start(setup: WorkerSetup, log: Callable[[str], object]) -> TrainRun:
     if setup.feature_cache is not None and not engine.sharded:
         _check_cache(ray.get(setup.feature_cache), engine)
     ranks = Ranks(engine.rank, engine.world_size, engine.gather, engine.all_reduce, log)
+    log(_model_line(engine.model))
     checkpoint = newest_checkpoint(folder, ranks)
     if checkpoint is not None:
         engine.restore(checkpoint)
@@ -126,6 +130,13 @@ def _start(setup: WorkerSetup, log: Callable[[str], object]) -> TrainRun:
         coordinator=setup.coordinator,
         activity=activity,
     )
+
+
+def _model_line(model: MoweForConditionalGeneration) -> str:
+    weights, trained = parameters_of(model)
+    fewest, most = map(amount, weights.active(running_members(model.config)))
+    active = fewest if fewest == most else f"{fewest} to {most}"
+    return labelled("model", f"{amount(weights.total)} weights: {active} run for a clip, {amount(trained)} are trained")
 
 
 def _sampler(config: RunConfig, index: Index, folder: RunFolder, checkpoint: Checkpoint | None) -> EpochSampler:
@@ -212,22 +223,21 @@ def _monitor(
     sampler: EpochSampler,
     work: TrainingWork | None,
 ) -> Monitor:
-    tracking = config.tracking
-    tracker = (
-        Tracker(
+    # On the node of rank 0, where the trackers are: the driver may have a key that it lacks.
+    if lacks := ranks.gather(config.tracking.missing() if ranks.is_rank_zero else [])[0]:
+        raise RunError("\n".join(lacks))
+    tracker = None
+    if ranks.is_rank_zero:
+        tracker = Tracker(
             folder,
             name=config.name,
             config=config.model_dump(mode="json"),
             resume_step=sampler.step,
-            wandb_mode=tracking.wandb.mode,
-            wandb_project=tracking.wandb.project,
-            wandb_group=tracking.wandb.group,
-            tensorboard=tracking.tensorboard,
+            tracking=config.tracking,
+            others=[RayMetrics(config.name)],
             warn=ranks.log,
         )
-        if ranks.is_rank_zero
-        else None
-    )
+    parts = {f"learning_rate_{part}": rate for part, rate in config.training.lr_per_part if rate is not None}
     return Monitor(
         ranks=ranks,
         folder=folder,
@@ -239,6 +249,7 @@ def _monitor(
         log_every=config.training.log_every,
         max_bad_fraction=config.data.max_bad_fraction,
         max_skipped_steps=config.training.max_skipped_steps,
+        learning_rates={"learning_rate": config.training.learning_rate, **parts},
         work=work,
     )
 
@@ -248,13 +259,3 @@ def _export(run: TrainRun) -> None:
     if run.ranks.is_rank_zero:
         merge = run.config.model.merges_lora
         write_export(run.engine.model, run.processor, weights, run.folder, "export", merge=merge)
-
-
-def _scores(validation: dict[str, ValidationResult]) -> dict[str, dict[str, float]]:
-    """Score and majority by task; by SOURCE/TASK where several validation sources have the task."""
-    sources = Counter(task for result in validation.values() for task in result.tasks)
-    return {
-        task if sources[task] == 1 else f"{name}/{task}": {key: round(scores[key], 4) for key in ("score", "majority")}
-        for name, result in validation.items()
-        for task, scores in result.tasks.items()
-    }

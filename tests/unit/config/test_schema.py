@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from mowe_ray.config import ConfigError, RunConfig, load_config
+from mowe_ray.config.schema import TrackingSection
 
 POOL = "model.weak_encoders=[{name: a, checkpoint: x/tiny}, {name: b, checkpoint: x/tiny}]"
 
@@ -130,3 +131,22 @@ def test_every_field_says_what_it_does() -> None:
         assert documentation.endswith("."), key.path
         assert "\n" not in documentation, key.path
     assert RunConfig.__doc__
+
+
+def test_a_tracker_that_needs_a_key_says_so_before_the_start(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    keys = tmp_path / "netrc"
+    monkeypatch.setenv("NETRC", str(keys))
+    tracking = TrackingSection.model_validate({"wandb": {"mode": "online"}})
+    with pytest.raises(ConfigError, match=r"^tracking\.wandb\.mode: .*WANDB_API_KEY"):
+        tracking.require()
+    assert TrackingSection.model_validate({"wandb": {"mode": "offline"}}).missing() == []
+    keys.write_text("machine other.host login user password x\n")
+    keys.chmod(0o600)
+    assert len(tracking.missing()) == 1
+    monkeypatch.setenv("WANDB_BASE_URL", "https://other.host:8080")
+    assert tracking.missing() == []
+    monkeypatch.delenv("WANDB_BASE_URL")
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    assert tracking.missing() == []

@@ -1,11 +1,25 @@
 """Progress with a clock of the test's own, and tables at any width."""
 
+import contextlib
 import io
+import pickle
+import re
 import sys
 
 import pytest
 
-from mowe_ray.output.terminal import Pace, ProgressReporter, amount, duration, format_table, track
+from mowe_ray.output.terminal import (
+    LINE,
+    Pace,
+    ProgressLine,
+    ProgressReporter,
+    RunDisplay,
+    amount,
+    duration,
+    folded,
+    format_table,
+    track,
+)
 
 
 class Clock:
@@ -116,3 +130,43 @@ def test_durations_are_told_in_two_units_at_most(seconds, text):
 )
 def test_amounts_have_three_digits(value, text):
     assert amount(value) == text
+
+
+def shown(stream: io.StringIO) -> str:
+    with contextlib.redirect_stderr(stream), RunDisplay() as show:
+        show("data       3 samples")
+        for step in (1, 2):
+            show(ProgressLine(f"step {step}/2", step / 2))
+        show("validation of [held]")
+    return stream.getvalue()
+
+
+def test_without_a_terminal_every_line_of_a_run_has_the_time():
+    lines = shown(io.StringIO()).splitlines()
+    assert [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in lines] == [
+        "data       3 samples",
+        "step 1/2",
+        "step 2/2",
+        "validation of [held]",
+    ]
+    assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in lines)
+
+
+def test_on_a_terminal_the_last_progress_stays_below_the_other_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    screen = shown(Terminal())
+    assert screen.count("data       3 samples") == 1
+    assert screen.index("validation of [held]") < screen.rindex("step 2/2") < screen.rindex("━")
+    assert "\x1b[2K" in screen, "the earlier line is taken away"
+
+
+def test_a_progress_line_travels_between_processes_with_its_fraction():
+    line = pickle.loads(pickle.dumps(ProgressLine("step 1/4", 0.25)))
+    assert (line, line.done) == ("step 1/4", 0.25)
+
+
+def test_long_lines_are_folded_between_their_parts():
+    lines = folded(["validation held at step 5: loss 1.000", *["asr 0.75 (majority 0.50)"] * 4]).split("\n")
+    assert all(len(line) <= LINE for line in lines)
+    assert "".join(lines).count("asr 0.75 (majority 0.50)") == 4
+    assert lines[1].startswith("  asr")

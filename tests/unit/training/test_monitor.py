@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mowe_ray.config.schema import TrackingSection
 from mowe_ray.data.data_report import DataReport, killers_in
 from mowe_ray.data.sample import BadSample
 from mowe_ray.evaluation.predictions import Answer, RouterChoice
@@ -15,7 +16,7 @@ from mowe_ray.training.collate import Batch
 from mowe_ray.training.monitor import Monitor
 from mowe_ray.training.protocols import Ranks, RunError
 from mowe_ray.training.tracker import Tracker
-from mowe_ray.training.validation import ValidationResult
+from mowe_ray.training.validation import ValidationResult, scores_of_tasks
 from tests.thread_ranks import on_ranks, thread_ranks
 from tests.unit.training.test_monitor_progress import result
 
@@ -35,8 +36,9 @@ def skipped(step: int, loss: float, rank: int):
 
 
 def make_monitor(ranks: Ranks, folder: RunFolder, lines: list[str], **changes) -> Monitor:
-    off = {"wandb_mode": "off", "wandb_project": "p", "wandb_group": None, "tensorboard": False}
-    tracker = Tracker(folder, name="r", config={}, resume_step=0, **off) if ranks.is_rank_zero else None
+    tracker = None
+    if ranks.is_rank_zero:
+        tracker = Tracker(folder, name="r", config={}, resume_step=0, tracking=TrackingSection())
     values = {
         "report": DataReport({"made": 10}),
         "members": ["a", "b"],
@@ -45,6 +47,7 @@ def make_monitor(ranks: Ranks, folder: RunFolder, lines: list[str], **changes) -
         "log_every": 2,
         "max_bad_fraction": 0.3,
         "max_skipped_steps": 3,
+        "learning_rates": {"learning_rate": 2e-4},
     }
     return Monitor(ranks=replace(ranks, log=lines.append), folder=folder, tracker=tracker, **values | changes)
 
@@ -247,3 +250,23 @@ def test_routing_is_that_of_all_steps_since_the_line_before(tmp_path):
     assert first["routing"]["dependent"]["mutual_information"] > 0
     assert second["routing"]["dependent"]["load"] == {"a": 0.0, "b": 1.0}
     assert first["peak_memory_bytes"] > 1_000_000
+
+
+def test_scores_keep_their_names_when_a_source_is_added():
+    one = ValidationResult(1.0, {"asr": {"score": 1.0, "majority": 0.5, "samples": 1}}, [], {}, [])
+    two = ValidationResult(
+        1.0,
+        {
+            "asr": {"score": 0.2, "majority": 0.1, "samples": 3},
+            "er": {"score": 0.5, "majority": 0.5, "samples": 2},
+        },
+        [],
+        {},
+        [],
+    )
+    assert scores_of_tasks({"one": one}) == {"asr": {"score": 1.0, "majority": 0.5}}
+    assert scores_of_tasks({"one": one, "two": two}) == {
+        "asr": {"score": 0.4, "majority": 0.2},
+        "er": {"score": 0.5, "majority": 0.5},
+    }
+    assert two.scores == {"asr": 0.2, "er": 0.5}

@@ -1,7 +1,10 @@
 import pytest
 
+from mowe_ray.output.terminal import LINE
 from mowe_ray.training.loop import StepResult
 from mowe_ray.training.monitor import RunningAverages, progress_line
+
+RATE = {"learning_rate": 2.5e-4}
 
 
 def result(step: int, **changes) -> StepResult:
@@ -48,16 +51,24 @@ def test_averages_cover_the_steps_since_the_last_line():
     assert progress_after(progress, 1.0)["left_s"] == 0
     longer = progress_after(progress, 0.3)
     assert longer["left_s"] == float("inf"), "new shards have made the run longer"
-    assert progress_line(7, 10, 0.3, longer).endswith("padding 25%")
+    assert progress_line(7, 10, 0.3, longer | RATE).endswith("wait 25%")
     progress.add(result(7, audio_s=0.0, padded_s=0.0))
     assert progress.take(0.7)["loss"] == 7.0
-    line = progress_line(7, 10, 0.7, taken)
+    line = progress_line(7, 10, 0.7, taken | RATE)
     assert line.startswith("step  7/10  loss")
-    assert progress_line(7, None, 0.3599, taken).startswith("step 7 (35 %)  loss")
+    assert progress_line(7, None, 0.3599, taken | RATE).startswith("step 7 (35 %)  loss")
     assert "loss 5.500" in line
     assert "3 audio-s/s" in line
-    assert "data wait 25%" in line
+    assert "lr 2.5e-4" in line
+    assert "wait 25%" in line
     assert line.endswith("8s left")
+
+
+def test_the_line_of_a_long_run_fits_80_columns_with_the_time_of_day():
+    taken = {"loss": 12.345, "audio_s_per_s": 52000.0, "data_wait_share": 1.0, "left_s": 900_000.0, **RATE}
+    line = progress_line(999_999, 1_000_000, 0.99, taken)
+    assert len(line) <= LINE
+    assert line.endswith("250h00m left")
 
 
 def test_text_only_steps_have_no_padding():
@@ -78,4 +89,4 @@ def test_skipped_steps_leave_the_averages_alone():
     progress.add(result(4, loss=nan, skipped=True))
     taken = progress.take(1.0)
     assert taken["loss"] != taken["loss"], "no step to average"
-    assert "loss nan" in progress_line(4, 4, 1.0, taken)
+    assert "loss nan" in progress_line(4, 4, 1.0, taken | RATE)

@@ -1,12 +1,18 @@
 import contextlib
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mowe_ray.config.schema import TrackingSection
+from mowe_ray.evaluation.predictions import Answer
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.training.tracker import Tracker, flatten
+from mowe_ray.training.tracker import Tracker
+from mowe_ray.training.trackers import flatten
+from tests.trackers import tensorboard_of, wandb_history
 
 
 @pytest.fixture
@@ -15,8 +21,8 @@ def folder(tmp_path) -> RunFolder:
 
 
 def make_tracker(folder: RunFolder, resume_step: int = 0, **changes) -> Tracker:
-    off = {"wandb_mode": "off", "wandb_project": "p", "wandb_group": None, "tensorboard": False}
-    return Tracker(folder, name="run", config={"seed": 1}, resume_step=resume_step, **off | changes)
+    tracking = TrackingSection.model_validate(changes)
+    return Tracker(folder, name="run", config={"seed": 1}, resume_step=resume_step, tracking=tracking)
 
 
 def record(step: int) -> dict:
@@ -46,7 +52,7 @@ def test_tensorboard_files_end_up_in_the_run_folder(folder, tmp_path):
         tracker.log(record(step))
     tracker.close()
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert set(events.Tags()["scalars"]) == {"train/step", "train/loss", "train/routing.load.a"}
+    assert set(events.Tags()["scalars"]) == {"train/loss", "train/routing.load.a"}
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
 
 
@@ -82,7 +88,7 @@ def test_numbers_that_are_not_finite_are_null_in_the_file_and_absent_elsewhere(f
         "list": [None, 1, "x"],
     }
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert set(events.Tags()["scalars"]) == {"train/step", "train/routing.load.b"}
+    assert set(events.Tags()["scalars"]) == {"train/routing.load.b"}
 
 
 def fill(ballast: Path) -> None:
@@ -108,21 +114,132 @@ def test_a_full_disk_keeps_records_until_there_is_room(small_disk):
     assert [r["step"] for r in tracker.records()] == list(range(1, 61))
 
 
+def validation(step: int, source: str) -> dict:
+    tasks = {"asr": {"score": 0.5 * step, "majority": 0.1, "samples": 4}}
+    return {"kind": "validation", "source": source, "step": step, "loss": 1.0, "tasks": tasks}
+
+
+def test_validation_sources_have_names_of_their_own(folder, tmp_path):
+    tracker = make_tracker(folder, tensorboard=True)
+    for step in (1, 2):
+        for source in ("clean", "noisy"):
+            tracker.log(validation(step, source))
+    tracker.close()
+    scalars = tensorboard_of(tmp_path / "run")
+    assert {f"validation/{source}/{name}" for source in ("clean", "noisy") for name in ("loss", "asr/score")} <= set(
+        scalars
+    )
+    assert scalars["validation/noisy/asr/score"] == [(1, 0.5), (2, 1.0)]
+
+
+def test_tensorboard_is_complete_while_a_run_goes_on_and_after_it_was_killed(folder, tmp_path):
+    killed = make_tracker(folder, tensorboard=True)
+    for step in (1, 2, 3, 4):
+        killed.log(record(step))
+        assert [s for s, _ in tensorboard_of(tmp_path / "run")["train/loss"]] == list(range(1, step + 1))
+    (file,) = (tmp_path / "run" / "tensorboard").iterdir()
+    file.write_bytes(file.read_bytes()[:-5])  # a record that was being written
+    resumed = make_tracker(folder, resume_step=2, tensorboard=True)
+    for step in (3, 4, 5):
+        resumed.log(record(step))
+    assert tensorboard_of(tmp_path / "run")["train/loss"] == [(s, pytest.approx(1 / s)) for s in range(1, 6)]
+
+
+def test_tensorboard_on_an_object_store_survives_the_machine(tmp_path):
+    folder = RunFolder("memory://tracked", "run")
+    lost = make_tracker(folder, tensorboard=True)
+    for step in (1, 2, 3):
+        lost.log(record(step))
+    lost.flush()  # before the checkpoint of step 3
+    lost.log(record(4))  # never copied
+    resumed = make_tracker(folder, resume_step=3, tensorboard=True)
+    for step in (4, 5):
+        resumed.log(record(step))
+    resumed.close()
+    (tmp_path / "tensorboard").mkdir()
+    for name in folder.names("tensorboard"):
+        folder.fetch(f"tensorboard/{name}", tmp_path / "tensorboard" / name)
+    assert [step for step, _ in tensorboard_of(tmp_path)["train/loss"]] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
+def test_tensorboard_catches_up_after_a_full_disk(small_disk):
+    folder = RunFolder(str(small_disk), "run")
+    lines: list[str] = []
+    tracking = TrackingSection(tensorboard=True)
+    tracker = Tracker(folder, name="run", config={}, resume_step=0, tracking=tracking, warn=lines.append)
+    tracker.log(record(1))
+    fill(small_disk / "ballast")
+    for step in range(2, 80):
+        tracker.log(record(step))
+    (small_disk / "ballast").unlink()
+    tracker.log(record(80))
+    assert [step for step, _ in tensorboard_of(small_disk / "run")["train/loss"]] == list(range(1, 81))
+    assert all(file.stat().st_size for file in (small_disk / "run" / "tensorboard").iterdir())
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: a tracker failed, training goes on: OSError")
+
+
+def test_answers_are_heard_and_pictures_seen_in_tensorboard(folder, tmp_path):
+    from matplotlib import pyplot
+
+    tracker = make_tracker(folder, tensorboard=True)
+    picture = io.BytesIO()
+    pyplot.imsave(picture, np.zeros((4, 6, 4)), format="png")
+    answers = [Answer("a|1", "asr", "say it", "x", ["y"])]
+    for step in (1, 2):
+        tracker.log_picture("routing/held", step, picture.getvalue())
+        tracker.log_samples("held", step, answers, {"a|1": np.zeros(160, np.float32)})
+    tracker.close()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [(image.width, image.height) for image in events.Images("routing/held")] == [(6, 4)] * 2
+    assert [audio.step for audio in events.Audio("validation/held/a|1")] == [1], "a clip never changes"
+    text = events.Tensors("validation/held/samples/text_summary")[1].tensor_proto.string_val[0].decode()
+    assert r"a\|1|asr|say it|y|x" in text
+
+
 @pytest.mark.slow
-def test_trials_of_two_studies_are_two_runs_in_wandb(tmp_path):
-    for study in ("first", "second"):
+def test_mlflow_goes_on_with_its_run(folder, tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    uri = (tmp_path / "mlruns").as_uri()
+    killed = make_tracker(folder, mlflow=uri)
+    for step in (1, 2, 3):
+        killed.log(record(step))
+    killed.close()
+    resumed = make_tracker(folder, resume_step=2, mlflow=uri)
+    for step in (3, 4):
+        resumed.log(record(step))
+    resumed.log(validation(4, "held"))
+    resumed.log_samples("held", 4, [Answer("a", "asr", "say it", "x", ["y"])], {"a": np.zeros(160, np.float32)})
+    resumed.close()
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("mowe_ray").experiment_id])
+    assert run.info.run_id == json.loads(folder.read_text("trackers.json"))["mlflow"]
+    assert run.data.params == {"seed": "1"}
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(metric.step, metric.value) for metric in history] == [(s, pytest.approx(1 / s)) for s in range(1, 5)]
+    assert run.data.metrics["validation/held/asr/score"] == 2.0
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "samples/held")] == [
+        "samples/held/a.flac",
+        "samples/held/step-00000004.json",
+    ]
+
+
+@pytest.mark.slow
+def test_wandb_offline_is_one_history_and_a_run_has_an_id_of_its_own(tmp_path):
+    ids = set()
+    for study in ("first", "second"):  # trials of two studies share names
         folder = RunFolder(str(tmp_path / study), "trial-0000")
-        tracker = Tracker(
-            folder,
-            name="trial-0000",
-            config={"seed": 1},
-            resume_step=0,
-            wandb_mode="offline",
-            wandb_project="p",
-            wandb_group=study,
-            tensorboard=False,
-        )
-        tracker.log(record(1))
-        tracker.close()
-        (written,) = (tmp_path / study / "trial-0000" / "wandb").glob("offline-run-*")
-        assert written.name.endswith(f"-{study}-trial-0000")
+        killed = make_tracker(folder, wandb={"mode": "offline", "group": study})
+        for step in (1, 2, 3):
+            killed.log(record(step))
+        killed.close()
+        resumed = make_tracker(folder, resume_step=2, wandb={"mode": "offline", "group": study})
+        for step in (3, 4):
+            resumed.log(record(step))
+        resumed.close()
+        rows = wandb_history(tmp_path / study / "trial-0000")
+        assert [row["train/step"] for row in rows if "train/step" in row] == [1, 2, 3, 4]
+        ids.add(json.loads(folder.read_text("trackers.json"))["wandb"])
+    assert len(ids) == 2
