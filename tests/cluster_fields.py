@@ -57,9 +57,16 @@ KUBERAY = {
     "ServiceAccount": "apiVersion:str automountServiceAccountToken:bool kind:str metadata:ObjectMeta",
     "NetworkPolicy": "apiVersion:str kind:str metadata:ObjectMeta spec:NetworkPolicySpec",
     "NetworkPolicySpec": "ingress:[NetworkPolicyIngressRule] podSelector:LabelSelector policyTypes:[str]",
-    "NetworkPolicyIngressRule": "from:[NetworkPolicyPeer]",
+    "NetworkPolicyIngressRule": "from:[NetworkPolicyPeer] ports:[NetworkPolicyPort]",
+    "NetworkPolicyPort": "endPort:int port:int protocol:str",
     "NetworkPolicyPeer": "namespaceSelector:LabelSelector podSelector:LabelSelector",
-    "LabelSelector": "matchLabels:map",
+    "LabelSelector": "matchExpressions:[LabelSelectorRequirement] matchLabels:map",
+    "LabelSelectorRequirement": "key:str operator:str values:[str]",
+    # The operator of Prometheus, monitoring.coreos.com/v1
+    "PodMonitor": "apiVersion:str kind:str metadata:ObjectMeta spec:PodMonitorSpec",
+    "PodMonitorSpec": "jobLabel:str podMetricsEndpoints:[PodMetricsEndpoint] podTargetLabels:[str] "
+    "selector:LabelSelector",
+    "PodMetricsEndpoint": "interval:str path:str port:str scheme:str scrapeTimeout:str",
 }
 
 EC2 = {

@@ -1,6 +1,7 @@
 """The Kubernetes files have no field that KubeRay lacks, and Ray's autoscaler reads them as meant."""
 
 import importlib
+import re
 import shlex
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mowe_ray.distributed.ray_serve.deployment import ServiceArguments
 from tests.cluster_fields import KUBERAY, wrong_fields
 
 ROOT = Path(__file__).parents[3]
-FILES = ["kuberay-namespace.yaml", "kuberay-cluster.yaml", "kuberay-job.yaml", "kuberay-service.yaml"]
+FILES = [f"kuberay-{name}.yaml" for name in ("namespace", "cluster", "job", "service", "monitoring")]
 
 
 def read(name):
@@ -140,3 +141,10 @@ def test_the_service_is_an_application_of_ours_that_asks_for_a_token():
         assert pod["volumes"][0]["name"] == mount["name"]
     cpus = int(spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
     assert cpus > arguments.cpus  # a replica, and the gateway
+
+
+def test_the_dashboard_asks_for_figures_that_runs_have():
+    asked = set(re.findall(r"ray_mowe_(\w+)", (ROOT / "cluster" / "grafana-dashboard.json").read_text()))
+    source = (ROOT / "mowe_ray" / "distributed" / "ray_train" / "ray_metrics.py").read_text()
+    assert {name for name in asked if f'"{name}"' not in source} == set()
+    assert {"step_seconds", "audio_seconds_per_second", "data_wait_ratio", "router_load", "restarts"} < asked

@@ -43,6 +43,6 @@ def test_runs_are_told_what_they_understand_and_to_write_where_all_nodes_see_it(
 
 def test_every_file_that_is_named_exists_and_every_file_is_named():
     folder = ROOT / "cluster"
-    named = set(re.findall(r"(?:cluster/|`)([\w.-]+\.(?:yaml|sh|txt|md|py))", README)) | {"Dockerfile"}
+    named = set(re.findall(r"(?:cluster/|`)([\w.-]+\.(?:yaml|json|sh|txt|md|py))", README)) | {"Dockerfile"}
     assert {name for name in named if not (folder / name).exists() and not (ROOT / name).exists()} == set()
     assert {path.name for path in folder.iterdir()} - named == {"README.md", "Dockerfile.dockerignore"}
