@@ -312,11 +312,12 @@ def progress_line(step: int, max_steps: int | None, progress: float, averages: d
     a = averages
     place = f"{step} ({int(100 * progress)} %)" if max_steps is None else f"{step:>{len(str(max_steps))}}/{max_steps}"
     rate = f"{a['learning_rate']:.1e}".replace("e-0", "e-")
-    parts = [f"step {place}", f"loss {a['loss']:.3f}", f"lr {rate}", f"{a['audio_s_per_s']:.0f} audio-s/s"]
-    wait = f"wait {a['data_wait_share']:.0%}"
+    parts = [f"step {place}", f"loss {a['loss']:.3f}", f"lr {rate}"]
+    speed = [f"{a['audio_s_per_s']:.0f} audio-s/s", f"wait {a['data_wait_share']:.0%}"]
     left = [f"{duration(a['left_s'])} left"] if math.isfinite(a["left_s"]) else []
-    line = "  ".join([*parts, wait, *left])
-    return line if len(line) <= LINE else "  ".join([*parts, *left])  # a run of a million steps has no room for it
+    # A run of a million steps has no room for all of it; the records have.
+    lines = ["  ".join([*parts, *speed[:count], *left]) for count in (2, 1, 0)]
+    return next((line for line in lines if len(line) <= LINE), lines[-1])
 
 
 _LEVEL = 20  # steps the expected loss is the median of, and history it takes before anything is called a spike

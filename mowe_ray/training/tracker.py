@@ -13,7 +13,10 @@ from typing import Any
 from mowe_ray.config.schema import TrackingSection
 from mowe_ray.evaluation.predictions import Answer
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.training.trackers import MetricTracker, Waves, tracker_openers
+from mowe_ray.training.trackers.base import MetricTracker, Records, Waves
+from mowe_ray.training.trackers.mlflow import Mlflow
+from mowe_ray.training.trackers.tensorboard import TensorBoard
+from mowe_ray.training.trackers.wandb import Wandb
 
 _EVERY_S = 10.0  # between two writes to an object store, each of which is an object
 
@@ -53,7 +56,7 @@ class Tracker:
         validations = (record for record in self.records() if record["kind"] == "validation")
         self.validated = {(record["step"], record.get("source")) for record in validations}
         self._trackers: list[MetricTracker] = []
-        for open_tracker in tracker_openers(
+        for open_tracker in _openers(
             folder, tracking, name=name, config=config, resume_step=resume_step, records=self.records
         ):
             with self._told():
@@ -134,6 +137,31 @@ class Tracker:
             self._write()
             self._folder.write_lines("metrics.jsonl", self._folder.read_lines("metrics.jsonl"))  # one file again
         self._each(lambda tracker: tracker.close())
+
+
+def _openers(
+    folder: RunFolder,
+    tracking: TrackingSection,
+    *,
+    name: str,
+    config: Mapping[str, Any],
+    resume_step: int,
+    records: Records,
+) -> list[Callable[[], MetricTracker]]:
+    """Return what opens each tracker that is on, for a run that continues after `resume_step`; for rank 0 only.
+
+    Args:
+        name: Of the run, for people.
+        records: Returns all records up to `resume_step`, and those that were logged since.
+    """
+    openers: list[Callable[[], MetricTracker]] = []
+    if tracking.tensorboard:
+        openers.append(lambda: TensorBoard(folder, resume_step, records))
+    if tracking.wandb.mode != "off":
+        openers.append(lambda: Wandb(folder, tracking, name, config, records))
+    if (uri := tracking.mlflow) is not None:
+        openers.append(lambda: Mlflow(folder, uri, name, config, records))
+    return openers
 
 
 def _finite(value: Any) -> Any:

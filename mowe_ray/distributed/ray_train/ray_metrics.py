@@ -8,7 +8,7 @@ from typing import Any
 from ray.util.metrics import Gauge
 
 from mowe_ray.evaluation.predictions import Answer
-from mowe_ray.training.trackers import Record, Waves
+from mowe_ray.training.trackers.base import Record, Waves
 
 # Of a training record, by its key; Prometheus shows them as `ray_mowe_NAME`.
 _TRAINING = {

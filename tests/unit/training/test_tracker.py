@@ -11,7 +11,7 @@ from mowe_ray.config.schema import TrackingSection
 from mowe_ray.evaluation.predictions import Answer
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.tracker import Tracker
-from mowe_ray.training.trackers import flatten
+from mowe_ray.training.trackers.base import flatten
 from tests.trackers import tensorboard_of, wandb_history
 
 
