@@ -148,12 +148,7 @@ def _openers(
     resume_step: int,
     records: Records,
 ) -> list[Callable[[], MetricTracker]]:
-    """Return what opens each tracker that is on, for a run that continues after `resume_step`; for rank 0 only.
-
-    Args:
-        name: Of the run, for people.
-        records: Returns all records up to `resume_step`, and those that were logged since.
-    """
+    """Return what opens each tracker that is on."""
     openers: list[Callable[[], MetricTracker]] = []
     if tracking.tensorboard:
         openers.append(lambda: TensorBoard(folder, resume_step, records))

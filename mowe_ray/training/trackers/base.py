@@ -1,7 +1,7 @@
 """What a tracker takes, and the names it gives: those of a record begin with the record's kind.
 
-A record has a `kind` (train, validation, ...), a `step` and numbers. Those of a validation begin with `validation/SOURCE`, so
-that sources never overwrite each other.
+A record has a `kind` (train, validation, ...), a `step` and numbers. Those of a validation begin with
+`validation/SOURCE`, so that sources never overwrite each other.
 """
 
 from __future__ import annotations
