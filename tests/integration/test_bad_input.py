@@ -289,6 +289,7 @@ def test_a_run_that_is_stuck_in_its_data_stops_within_30_s(train, validation, st
     assert checkpoints[-1:] == [step], "the last finished step is saved"
 
 
+@pytest.mark.soak  # the watchdog's: test_faults.py hangs a step
 def test_a_validation_that_hangs_ends(hanging, tmp_path):
     corpus = Corpus(hanging / "good", hanging / "stuck")
     settings = ("training.max_steps=2", "training.step_timeout_s=8", "compute.max_failures=0", "data.max_batch_size=2")

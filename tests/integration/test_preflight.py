@@ -67,6 +67,7 @@ def healthy(nodes: Nodes, tiny_corpus: Corpus, storage: Path, model: Path) -> Fi
     return preflight(nodes, tiny_corpus, storage, model, "compute.num_workers=2")
 
 
+@pytest.mark.soak  # the faulty one is the same two nodes and two more, and everything else of it is healthy
 def test_a_healthy_cluster_passes(healthy: Finished, storage: Path, model: Path, tiny_corpus: Corpus) -> None:
     assert healthy.code == 0, healthy.err
     assert healthy.result["preflight"] == "ok"
@@ -83,7 +84,7 @@ def test_a_healthy_cluster_passes(healthy: Finished, storage: Path, model: Path,
 
 @pytest.fixture(scope="module")
 def faulty(
-    healthy: Finished, nodes: Nodes, tiny_corpus: Corpus, storage: Path, model: Path, tmp_path_factory: Any
+    nodes: Nodes, tiny_corpus: Corpus, storage: Path, model: Path, tmp_path_factory: Any
 ) -> Finished:
     """The same, with two nodes more that have something wrong, for a run that needs more GPUs than there are."""
     shadow = tmp_path_factory.mktemp("shadow") / "peft-0.1.dist-info"

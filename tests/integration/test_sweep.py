@@ -26,7 +26,7 @@ from tests.tiny_sweeps import log_of, run_here, trials_in, write_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-RATES = {"training.learning_rate": {"choice": [3e-3, 1e-7, 1e-8]}}
+RATES = {"training.learning_rate": {"choice": [3e-3, 1e-8]}}
 
 
 def free_cpus() -> float:
@@ -58,15 +58,15 @@ def test_early_stopping_gives_the_workers_back_at_once(ray_cluster: None, tiny_c
     )
     study = run_here(sweep, show=show)
     trials = study.trials
-    assert [trials[n].status for n in range(3)] == ["finished", "stopped", "stopped"]
-    assert [trials[n].step for n in range(3)] == [12, 4, 4]
-    assert sorted(waits) == [1, 2]
+    assert [trials[n].status for n in range(2)] == ["finished", "stopped"]
+    assert [trials[n].step for n in range(2)] == [12, 4]
+    assert sorted(waits) == [1]
     print("seconds until the CPUs of a stopped trial were free:", waits)
     assert free_cpus() == whole
     # A stopped trial has saved what it has, and is not run again.
     assert list((tmp_path / "runs/study/trial-0001/checkpoints").glob("step-*/checkpoint.json"))
     again = run_here(sweep)
-    assert [trial.attempts for trial in again.trials.values()] == [1, 1, 1]
+    assert [trial.attempts for trial in again.trials.values()] == [1, 1]
 
 
 def test_trials_with_equal_data_share_one_index(ray_cluster: None, tiny_corpus: Corpus, tmp_path: Path) -> None:
