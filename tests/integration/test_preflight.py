@@ -83,9 +83,7 @@ def test_a_healthy_cluster_passes(healthy: Finished, storage: Path, model: Path,
 
 
 @pytest.fixture(scope="module")
-def faulty(
-    nodes: Nodes, tiny_corpus: Corpus, storage: Path, model: Path, tmp_path_factory: Any
-) -> Finished:
+def faulty(nodes: Nodes, tiny_corpus: Corpus, storage: Path, model: Path, tmp_path_factory: Any) -> Finished:
     """The same, with two nodes more that have something wrong, for a run that needs more GPUs than there are."""
     shadow = tmp_path_factory.mktemp("shadow") / "peft-0.1.dist-info"
     shadow.mkdir()
