@@ -49,20 +49,21 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> ServerPlan:
-    try:
-        from mowe_ray.distributed.ray_serve.deployment import Door, Replicas, ServerPlan  # imports torch and ray
-        from mowe_ray.serving.app import Limits
-    except ImportError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'mowe-ray[serve]'") from error
-
+    # What is wrong is said at once: the imports below take ten seconds.
     if not 1 <= arguments.port <= 65_535:
         raise ValueError(f"--port: {arguments.port} is none; take one from 1 to 65535")
     is_local = arguments.host in _LOOPBACK
     if not is_local and arguments.token_file is None:
         raise ValueError("--token-file: is needed to listen on other addresses than this machine's own, 127.0.0.1")
     fewest, most = _range(arguments.replicas)
+    token, models = _token(arguments.token_file), find_models(arguments.models)
+    try:
+        from mowe_ray.distributed.ray_serve.deployment import Door, Replicas, ServerPlan
+        from mowe_ray.serving.app import Limits
+    except ImportError as error:
+        raise ValueError(f"{error.name} is missing: pip install 'mowe-ray[serve]'") from error
     return ServerPlan(
-        find_models(arguments.models),
+        models,
         Replicas(fewest, most, arguments.cpus, arguments.gpus, arguments.max_batch_size, arguments.batch_seconds),
         Limits(
             arguments.max_audio_s,
@@ -72,7 +73,7 @@ def _plan(arguments: argparse.Namespace) -> ServerPlan:
             max_in_flight=arguments.max_requests,
             timeout_s=arguments.timeout,
         ),
-        Door(arguments.host, arguments.port, _token(arguments.token_file), _LOOPBACK if is_local else None),
+        Door(arguments.host, arguments.port, token, _LOOPBACK if is_local else None),
     )
 
 
