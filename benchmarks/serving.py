@@ -1,8 +1,10 @@
 """A server under load: clients with clips of mixed lengths, all at once, against one request at a time.
 
 The real command in a process of its own, one replica on one core; answers of at most --new-tokens tokens. Every answer
-under load is compared with the one that was given alone. Then malformed requests: each must get a 4xx, and the server
-must answer as before. Figures of a busy machine say little; the ratio is of one run.
+under load is compared with the one that was given alone, and the memory of the replicas must not grow: the line through
+it, second by second, is taken. Then malformed requests: each must get a 4xx. Then the model's replica is killed under
+load: no answer may be wrong, and the server must answer as before. Figures of a busy machine say little; the ratio is
+of one run.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import argparse
 import asyncio
 import base64
 import io
+import itertools
 import json
 import socket
 import statistics
@@ -18,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,11 +104,21 @@ def ask(http: httpx.Client, url: str, body: dict[str, Any]) -> str:
 
 
 async def under_load(
-    url: str, bodies: list[dict[str, Any]], wanted: list[str], clients: int, seconds: float
+    url: str,
+    bodies: list[dict[str, Any]],
+    wanted: list[str],
+    clients: int,
+    seconds: float,
+    every_s: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Let clients ask again and again; returns counts, latencies and batch sizes."""
+    """Let clients ask again and again, and call `every_s` each second; returns counts, latencies and batch sizes."""
     end, latencies, batches = time.monotonic() + seconds, [], []
     found = {"wrong": 0, "lost": 0}
+
+    async def watch() -> None:
+        while time.monotonic() < end:
+            every_s()
+            await asyncio.sleep(1)
 
     async def client(number: int, http: httpx.AsyncClient) -> None:
         turn = number
@@ -115,7 +128,9 @@ async def under_load(
             began = time.monotonic()
             answer = await http.post(f"{url}/v1/chat/completions", json=bodies[which])
             if answer.status_code != 200:
+                assert answer.status_code == 503, answer.text
                 found["lost"] += 1
+                await asyncio.sleep(1)  # as Retry-After asks, more or less
                 continue
             latencies.append(time.monotonic() - began)
             batches.append(answer.json()["mowe"]["batch_size"])
@@ -123,7 +138,7 @@ async def under_load(
 
     began = time.monotonic()
     async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=clients)) as http:
-        await asyncio.gather(*(client(number, http) for number in range(clients)))
+        await asyncio.gather(watch(), *(client(number, http) for number in range(clients)))
     elapsed = time.monotonic() - began
     cuts = statistics.quantiles(latencies, n=100) if len(latencies) > 1 else [0.0] * 99
     return {
@@ -134,6 +149,17 @@ async def under_load(
         "p95_s": round(cuts[94], 3),
         "mean_batch": round(statistics.mean(batches or [0]), 1),
     }
+
+
+def after_a_restart(url: str, body: dict[str, Any]) -> str:
+    """Return the answer to a request, once there is a replica again."""
+    for _ in range(60):
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120)
+        if answer.status_code == 200:
+            return str(answer.json()["choices"][0]["message"]["content"])
+        assert answer.status_code == 503, answer.text
+        time.sleep(1)
+    raise RuntimeError("no replica came back")
 
 
 def malformed(url: str, name: str, count: int) -> dict[int, int]:
@@ -159,10 +185,21 @@ def malformed(url: str, name: str, count: int) -> dict[int, int]:
     return statuses
 
 
-def memory_mb(process: psutil.Process) -> float:
-    """Memory of the server's replicas."""
-    replicas = [child for child in process.children(recursive=True) if "ServeReplica" in " ".join(child.cmdline())]
-    return sum(child.memory_info().rss for child in replicas) / 1e6
+def replicas_of(process: psutil.Process) -> dict[str, psutil.Process]:
+    """Return the processes of the server's replicas by deployment: the gateway, and the model."""
+    found = {}
+    for child in process.children(recursive=True):
+        title = " ".join(child.cmdline())
+        if "ServeReplica:" in title:
+            found["gateway" if "Gateway" in title else "model"] = child
+    return found
+
+
+def growth(memory_mb: list[float]) -> float:
+    """Return the end of the straight line through measurements, divided by its beginning."""
+    times = np.arange(len(memory_mb))
+    slope, start = np.polyfit(times, memory_mb, 1) if len(memory_mb) > 2 else (0.0, 1.0)
+    return float((start + slope * times[-1]) / start)
 
 
 def main() -> int:
@@ -190,26 +227,41 @@ def main() -> int:
                 began = time.monotonic()
                 wanted = [ask(http, url, body) for body in bodies]
                 alone_per_s = len(bodies) / (time.monotonic() - began)
-            asyncio.run(under_load(url, bodies, wanted, arguments.clients, min(5.0, arguments.seconds)))  # buffers grow
-            before = memory_mb(process)
-            load = asyncio.run(under_load(url, bodies, wanted, arguments.clients, arguments.seconds))
-            after = memory_mb(process)
+            seconds, parts = arguments.seconds, replicas_of(process)
+            memory: dict[str, list[float]] = {name: [] for name in parts}
+
+            def weigh() -> None:
+                for name, part in parts.items():
+                    memory[name].append(part.memory_info().rss / 1e6)
+
+            asyncio.run(under_load(url, bodies, wanted, arguments.clients, seconds / 4))  # buffers grow
+            load = asyncio.run(under_load(url, bodies, wanted, arguments.clients, seconds, weigh))
             statuses = malformed(url, name, arguments.malformed)
             still = httpx.post(f"{url}/v1/chat/completions", json=bodies[0], timeout=60)
+            second = itertools.count()
+
+            def kill_once() -> None:
+                if next(second) == 2:
+                    parts["model"].kill()
+
+            kill = asyncio.run(under_load(url, bodies, wanted, arguments.clients, max(4.0, seconds / 4), kill_once))
+            after = after_a_restart(url, bodies[0])
     good = sum(count for status, count in statuses.items() if 400 <= status < 500)
-    assert load["wrong"] == load["lost"] == 0, load
-    assert still.json()["choices"][0]["message"]["content"] == wanted[0]
+    assert load["wrong"] == load["lost"] == kill["wrong"] == 0, (load, kill)
+    assert still.json()["choices"][0]["message"]["content"] == after == wanted[0]
     checks = [
         Check("throughput, under load / one at a time", load["per_s"] / alone_per_s, 2.0, at_most=False),
-        Check("memory of the replicas, after / before", after / before, 1.1),
+        Check("memory of the model's replica, end / start of the load", growth(memory["model"]), 1.1),
+        Check("memory of the gateway, end / start of the load", growth(memory["gateway"]), 1.1),
         Check("malformed requests that got a 4xx", good / max(1, sum(statuses.values())), 1.0, at_most=False),
     ]
     table = {
         "one at a time": f"{alone_per_s:.2f} answers a second",
         f"{arguments.clients} clients": f"{load['per_s']:.2f} answers a second, {load['answers']} in all, none wrong",
         "latency": f"p50 {load['p50_s']} s, p95 {load['p95_s']} s; batches of {load['mean_batch']} in the mean",
-        "memory": f"{before:.0f} MB before, {after:.0f} MB after",
+        "memory": ", ".join(f"{name} {mb[0]:.0f} to {mb[-1]:.0f} MB" for name, mb in memory.items()),
         "malformed": ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items())),
+        "replica killed": f"{kill['answers']} answers, none wrong; {kill['lost']} requests were told to come again",
     }
     return conclude("serving", table, checks, **load)
 

@@ -32,6 +32,14 @@ from mowe_ray.training.clip_length import check_exported_clip_length
 from mowe_ray.training.datasets import scan_validation
 
 APPLICATION = "mowe_ray"
+# oneDNN keeps what it compiled for each of the last 1,024 shapes, and batches of clips have a new shape nearly every
+# time. Small blocks that live so long, between large ones that do not, cost a replica a gigabyte of holes within two
+# minutes; with these settings it stays as it is after a few seconds (benchmarks/serving.py).
+_MEMORY = {
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
+}
 _DECODERS = 2
 _EXAMPLES = 12
 # A replica that is lost says so in several ways.
@@ -66,7 +74,11 @@ class Replicas:
             scaling = {"autoscaling_config": {**limits, "target_ongoing_requests": self.max_batch_size}}
         return {
             "name": f"model-{name}",
-            "ray_actor_options": {"num_cpus": self.cpus, "num_gpus": self.gpus},
+            "ray_actor_options": {
+                "num_cpus": self.cpus,
+                "num_gpus": self.gpus,
+                "runtime_env": {"env_vars": _MEMORY},
+            },
             # Twice what is answered at a time: the next batch is there when one is done.
             "max_ongoing_requests": 2 * self.max_batch_size,
             "max_queued_requests": self.max_queued,
