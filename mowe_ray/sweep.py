@@ -1,10 +1,11 @@
 """Run a study: the trainings that a sweep file defines, and an answer to its question.
 
-python -m mowe_ray.sweep SWEEP.yaml [key=value ...] [--dry-run]
+python -m mowe_ray.sweep SWEEP [key=value ...] [--dry-run]
 
-A key is one of the sweep file (search.kind=random) or of the configuration, for all trials (training.epochs=2). Joins
-the Ray cluster it was submitted to, else starts a local one. Run the same command again to go on after any
-interruption. The last line on stdout is the result as JSON.
+SWEEP is a YAML file, or the name of a study that is shipped, such as pool_size. A key is one of the sweep file
+(search.kind=random) or of the configuration, for all trials (training.epochs=2). Joins the Ray cluster it was submitted
+to, else starts a local one. Run the same command again to go on after any interruption. The last line on stdout is the
+result as JSON.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def _cost(config: RunConfig) -> ModelCost | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("sweep", __doc__, render_sweep_help())
-    parser.add_argument("sweep", metavar="SWEEP.yaml", help="the study")
+    parser.add_argument("sweep", metavar="SWEEP", help="YAML file, or name of a shipped study")
     parser.add_argument("--dry-run", action="store_true", help="print trials, resources and costs; start nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="wins over the file")
     return parser

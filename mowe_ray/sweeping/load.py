@@ -17,6 +17,7 @@ from mowe_ray.config import ConfigError, preset_names
 from mowe_ray.config.fields import Section
 from mowe_ray.config.keys import WIDTH, is_known, members, nearest_key, set_key
 from mowe_ray.config.load import parse_yaml
+from mowe_ray.shipped import shipped
 from mowe_ray.sweeping.schema import Entry, LibraryEncoder, SweepConfig
 
 # Their keys are names of the user's own, dots included.
@@ -29,16 +30,14 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """Build a study.
 
     Args:
-        file: YAML file with the keys of `SweepConfig`.
+        file: YAML file with the keys of `SweepConfig`, or the name of a study that is shipped, such as pool_size.
         overrides: `key=value`, the value in YAML. `search.kind=random` is a key of the sweep,
             `training.epochs=2` one of the configuration, which all trials then have.
 
     Raises:
         ConfigError: Names every bad key and the nearest known one.
     """
-    path = Path(file)
-    if not path.is_file():
-        raise ConfigError([f"sweep: {file} is not a file"])
+    path = _path(file)
     tree = parse_yaml(path.read_text(encoding="utf-8"), str(file))
     problems: list[str] = []
     for_trials: dict[str, Any] = {}
@@ -74,6 +73,17 @@ def _located(base: str, beside: Path) -> str:
     if base in preset_names() or Path(base).is_file() or not (beside / base).is_file():
         return base
     return str(beside / base)
+
+
+def _path(file: str | Path) -> Path:
+    """Return the path of a file, or of a study that is shipped under this name."""
+    folder = shipped("sweeps")
+    if Path(file).is_file():
+        return Path(file)
+    if folder is not None and (named := folder / f"{file}.yaml").is_file() and named.parent == folder:
+        return named
+    names = ", ".join(sorted(found.stem for found in folder.glob("*.yaml"))) if folder is not None else "none"
+    raise ConfigError([f"sweep: {file} is neither a file nor a study that is shipped: {names}"])
 
 
 def _parts(key: str) -> list[str]:

@@ -84,5 +84,5 @@ def test_errors_name_the_key(tmp_path: Path, keys: dict[str, object], overrides:
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml is not a file"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml is neither a file nor a study that is shipped: .*pool_size"):
         load_sweep(tmp_path / "nowhere.yaml")
