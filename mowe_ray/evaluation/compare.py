@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from mowe_ray.evaluation.metrics.classification import confusion
 from mowe_ray.evaluation.metrics.metric import Metric
 from mowe_ray.evaluation.metrics.registry import DatasetMetrics
+from mowe_ray.evaluation.model_card import CARD, CardScore, with_scores
 from mowe_ray.evaluation.predictions import Answer, by_task
 from mowe_ray.evaluation.report.page import report
 from mowe_ray.evaluation.results import (
@@ -25,7 +27,7 @@ from mowe_ray.evaluation.routing import router_report, routing_of, write_router_
 from mowe_ray.evaluation.samples import shown_samples
 from mowe_ray.evaluation.scoring import paired_difference, task_scores
 from mowe_ray.evaluation.shapley import Subset, joining_orders, shapley_values, utilization
-from mowe_ray.evaluation.targets import Target, evaluation_folder, report_folder
+from mowe_ray.evaluation.targets import Target, evaluation_folder, folder_at, report_folder
 
 MOST_SHOWN = 500
 DatasetAnswers = Mapping[str, Sequence[Answer]]
@@ -74,7 +76,7 @@ def compare(
         ValueError: There is nothing to score by.
     """
     # The natural baseline: what the pool adds is the question.
-    poolless = next((model for model in models if not model.members), models[0])
+    poolless = next((model for model in models if not model.members and model.stored is not None), models[0])
     reference = next((model for model in models if model.name == baseline), poolless)
     differences = [
         Difference(model.name, pair.dataset, pair.task, pair.metric.name, pair.interval, len(pair.ours))
@@ -196,10 +198,19 @@ def write_results(evaluation: Evaluation, targets: Sequence[Target], out: str | 
         folder.write_json("scores.json", content)
         if routing is not None:
             write_router_report(folder, routing)
+        _put_on_card(model, target)
         result["models"][model.name] = {"evaluation": folder.url, "scores": _main_scores(model)}
     folder = report_folder(targets, out)
     folder.write_text("report.html", report(evaluation))
     return {**result, "report": folder.path("report.html")}
+
+
+def _put_on_card(model: EvaluatedModel, target: Target) -> None:
+    """Put the main scores on the model card of an export of ours that has one; a folder nobody may write to stays."""
+    if target.served_as is None and (export := folder_at(target.export)).exists(CARD):
+        card = with_scores(export.read_text(CARD), [CardScore.of(scores) for scores in model.scores])
+        with contextlib.suppress(PermissionError):
+            export.write_text(CARD, card)
 
 
 def _main_scores(model: EvaluatedModel) -> dict[str, dict[str, float]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import ray.train
 import torch
 
+from mowe_ray import __version__
 from mowe_ray.config import RunConfig
 from mowe_ray.config.plugins import plugin_frame
 from mowe_ray.data.data_report import DataReport
@@ -20,6 +21,7 @@ from mowe_ray.distributed.ray_train.async_validation import AsyncValidation
 from mowe_ray.distributed.ray_train.coordinator import WorkerSetup
 from mowe_ray.distributed.ray_train.ray_metrics import RayMetrics
 from mowe_ray.distributed.ray_train.train_run import RayReporter, TrainRun
+from mowe_ray.evaluation.model_card import CARD, model_card, while_training
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
 from mowe_ray.model.export_check import try_export
 from mowe_ray.output.run_folder import RunFolder
@@ -71,7 +73,7 @@ def _train(setup: WorkerSetup) -> dict[str, Any]:
     validation = run.validate()
     # The last one: schedulers and Ray's dashboard see the final scores.
     run.reporter.report()
-    _export(run)
+    _export(run, validation)
     run.monitor.finish(validation)
     return {
         "run": run.folder.url,
@@ -254,8 +256,11 @@ def _monitor(
     )
 
 
-def _export(run: TrainRun) -> None:
+def _export(run: TrainRun, validation: Mapping[str, ValidationResult]) -> None:
     weights = run.engine.full_state_dict()
     if run.ranks.is_rank_zero:
         merge = run.config.model.merges_lora
         write_export(run.engine.model, run.processor, weights, run.folder, "export", merge=merge)
+        scores = while_training({name: result.tasks for name, result in validation.items()})
+        card = model_card(run.config.name, run.config.model_dump(mode="json"), scores, __version__)
+        run.folder.write_text(f"export/{CARD}", card)
