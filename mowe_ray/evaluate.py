@@ -1,6 +1,7 @@
 """Score trained models: answers to every dataset, standard metrics, and routing statistics.
 
 python -m mowe_ray.evaluate RUN_OR_EXPORT [MORE ...] [section.key=value ...]
+python -m mowe_ray.evaluate RUN_OR_EXPORT http://localhost:8000/v1[#MODEL] ...     # beside a model that is served
 
 Data and resources are those of the (first) run unless given. Several models are compared on the same samples. Joins
 the Ray cluster it was submitted to, else starts a local one. Run the same command again to go on after any
@@ -26,11 +27,18 @@ from mowe_ray.command_line import (
 )
 from mowe_ray.config import ConfigError, EvaluationConfig, load_evaluation, render_help
 from mowe_ray.config.data_section import ValidationSource
-from mowe_ray.evaluation.judge.client import ChatEndpoint
+from mowe_ray.evaluation.chat_endpoint import ChatEndpoint
 from mowe_ray.evaluation.judge.judge import Judge
 from mowe_ray.evaluation.metrics.captions import sentence_similarity
 from mowe_ray.evaluation.metrics.registry import JUDGED_SCALES, DatasetMetrics, check_names, judged_metric
-from mowe_ray.evaluation.targets import Target, check_baseline, evaluation_folder, find_models, report_folder
+from mowe_ray.evaluation.targets import (
+    Target,
+    check_baseline,
+    evaluation_folder,
+    find_models,
+    is_server,
+    report_folder,
+)
 from mowe_ray.output.lease import held
 from mowe_ray.output.terminal import outlive_terminal
 
@@ -55,10 +63,12 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     models = [text for text in arguments.arguments if "=" not in text]
     overrides = [text for text in arguments.arguments if "=" in text]
     try:
-        targets = find_models(models)
-        if not targets:
+        if not models:
             raise ConfigError(["RUN_OR_EXPORT: name at least one run or export"])
-        config = load_evaluation(targets[0].config, overrides)
+        folders = find_models([path for path in models if not is_server(path)])
+        config = load_evaluation(folders[0].config if folders else None, overrides)
+        targets = find_models(models, lambda url: _first_model(url, config))
+        _check_servers(targets, config)
         if not config.data.validation:
             raise ConfigError(["data.validation: nothing to evaluate on; add data.validation.0.path=FOLDER"])
         for i, source in enumerate(config.data.validation):
@@ -72,6 +82,17 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     except KeyboardInterrupt:
         log("interrupted: run the same command again to go on")
         return print_result({**subject, "interrupted": True}, INTERRUPTED, out)
+
+
+def _first_model(url: str, config: EvaluationConfig) -> str:
+    return ChatEndpoint(url, "", **config.server.model_dump(), section="server").first_model()
+
+
+def _check_servers(targets: Sequence[Target], config: EvaluationConfig) -> None:
+    if targets[0].served_as is not None and config.out is None:
+        raise ConfigError(["out: name a folder for the results of a server, out=FOLDER, or a run before the server"])
+    if config.generation.num_beams > 1 and any(target.served_as for target in targets):
+        raise ConfigError(["generation.num_beams: must be 1, servers search no beams"])
 
 
 def _evaluate(targets: Sequence[Target], config: EvaluationConfig, options: _Options) -> dict[str, Any]:

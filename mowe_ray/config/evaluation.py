@@ -34,21 +34,26 @@ class GenerationSection(Section):
     """Use the instruction of each sample, or draw one of the task's usual phrasings, by the seed."""
 
 
-class JudgeSection(Section):
+class ServerSection(Section):
+    """Requests to models that are served elsewhere, behind an OpenAI-compatible endpoint."""
+
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself is never part of a configuration."""
+    concurrency: PositiveInt = 8
+    """Largest number of concurrent requests; of each worker."""
+    timeout_s: PositiveFloat = 60.0
+    """Time limit of a reply, in seconds."""
+    max_retries: NonNegativeInt = 5
+    """Retries of a failed request, with growing pauses."""
+
+
+class JudgeSection(ServerSection):
     """A language model that scores answers, behind any OpenAI-compatible endpoint."""
 
     base_url: str | None = None
     """Address of the endpoint, such as http://localhost:8000/v1; null uses no judge."""
     model: str | None = None
     """Name of the model there."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; the key itself is never part of a configuration."""
-    concurrency: PositiveInt = 8
-    """Largest number of concurrent requests."""
-    timeout_s: PositiveFloat = 60.0
-    """Time limit of a reply, in seconds."""
-    max_retries: NonNegativeInt = 5
-    """Retries of a failed request, with growing pauses."""
 
     @model_validator(mode="after")
     def _is_complete(self) -> JudgeSection:
@@ -75,6 +80,7 @@ class EvaluationConfig(Section):
     """Longest wait for the next answers, loading the model included, in seconds; then the evaluation ends."""
     data: EvaluationData = EvaluationData()
     generation: GenerationSection = GenerationSection()
+    server: ServerSection = ServerSection()
     judge: JudgeSection = JudgeSection()
     compute: WorkersSection = WorkersSection()
     _plugins: Plugins = PrivateAttr()

@@ -20,6 +20,7 @@ Cause = Literal[
     "unknown_audio",  # something looks like audio, but is not where or how audio is read
     "wrong_type",  # not audio, whatever its suffix says
     "broken_shard",  # the shard ends early or cannot be opened; counted once per shard
+    "refused",  # by the server that was to answer it; the detail has its words
     "crashed",  # an exception that no check foresees, or the end of the process; the detail says which
 ]
 CAUSES: tuple[Cause, ...] = get_args(Cause)

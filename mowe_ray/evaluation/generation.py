@@ -26,7 +26,7 @@ _SHORTEST_S = 1.0
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
     """The clips of a row, or one chunk of its only clip; none for a row of text alone."""
 
     row: int
@@ -66,7 +66,7 @@ def answer_micro_batch(
         instruct: Takes task and id, and returns an instruction to use in place of the sample's own, or None.
     """
     instructions = instructions_of(micro_batch, instruct)
-    chunks = _chunks(micro_batch, max_audio_s, chunked_tasks)
+    chunks = chunks_of(micro_batch, max_audio_s, chunked_tasks)
     texts: list[list[str]] = [[] for _ in instructions]
     choices_of_row: list[list[tuple[RouterChoice | None, RouterChoice | None]]] = [[] for _ in instructions]
     for group in _groups(chunks, batch_seconds, max_batch_size):
@@ -82,6 +82,23 @@ def answer_micro_batch(
         for chunk, text in zip(group, generated, strict=True):
             texts[chunk.row].append(text)
             choices_of_row[chunk.row] += [next(clips) for _ in chunk.waves]
+    return as_answers(micro_batch, instructions, texts, choices_of_row)
+
+
+def as_answers(
+    micro_batch: MicroBatch,
+    instructions: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    choices_of_row: Sequence[Sequence[tuple[RouterChoice | None, RouterChoice | None]]],
+) -> list[Answer]:
+    """Return the answer to each row.
+
+    Args:
+        micro_batch: The samples.
+        instructions: What was asked of each row.
+        texts: What was said to its chunks.
+        choices_of_row: The routers' choices for its clips, if they are known.
+    """
     return [
         Answer(
             id=micro_batch.ids[row],
@@ -162,15 +179,15 @@ def _mean(chunks: Sequence[RouterChoice | None]) -> RouterChoice | None:
     return RouterChoice(load, probabilities)
 
 
-def _chunks(micro_batch: MicroBatch, max_audio_s: float, chunked_tasks: Collection[str]) -> list[_Chunk]:
+def chunks_of(micro_batch: MicroBatch, max_audio_s: float, chunked_tasks: Collection[str]) -> list[Chunk]:
     """Return the clips of all rows, long ones chunked or cut, in row order; those of a row with several are cut."""
     most = round(max_audio_s * SAMPLE_RATE)
     chunks = []
     for row, (clips, task) in enumerate(zip(micro_batch.clips(), micro_batch.tasks, strict=True)):
         if len(clips) == 1:
-            chunks += [_Chunk(row, [wave]) for wave in cut(clips[0], most, task in chunked_tasks)]
+            chunks += [Chunk(row, [wave]) for wave in cut(clips[0], most, task in chunked_tasks)]
         else:
-            chunks.append(_Chunk(row, [clip[:most] for clip in clips]))
+            chunks.append(Chunk(row, [clip[:most] for clip in clips]))
     return chunks
 
 
@@ -185,9 +202,9 @@ def cut(clip: Wave, samples: int, chunked: bool) -> list[Wave]:
     return [*full, np.pad(last, (0, missing))]
 
 
-def _groups(chunks: Sequence[_Chunk], batch_seconds: float, max_batch_size: int) -> Iterator[list[_Chunk]]:
+def _groups(chunks: Sequence[Chunk], batch_seconds: float, max_batch_size: int) -> Iterator[list[Chunk]]:
     """Group chunks into batches within the limits; a chunk that exceeds them is a batch of its own."""
-    group: list[_Chunk] = []
+    group: list[Chunk] = []
     longest = 0
     for chunk in chunks:
         longest_with = max(longest, chunk.longest)

@@ -105,16 +105,16 @@ class ModelFacts:
         name: Unique in the evaluation.
         folder: Path or URL of the export.
         members: Names of the M pool members.
-        stored, active: Weights, all and those that run for a clip on average.
+        stored, active: Weights, all and those that run for a clip on average; None of a model at a server.
         gflops: Work per clip of 30 s; None where it cannot be counted.
-        real_time_factor: Seconds one worker needs for a second of audio.
+        real_time_factor: Seconds one worker needs for a second of audio; None of a model at a server.
     """
 
     name: str
     folder: str
     members: list[str]
-    stored: float
-    active: float
+    stored: float | None
+    active: float | None
     gflops: float | None
     real_time_factor: float | None
 

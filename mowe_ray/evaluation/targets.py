@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ class Target:
         export: Folder or URL of the export.
         config: The run's configuration; None without a run.
         history: Its training records with `step` and `routing`, oldest first.
+        served_as: Name of the model at a server, whose address is `export`; its results go to the `home` of another.
     """
 
     name: str
@@ -30,25 +31,42 @@ class Target:
     export: str
     config: dict[str, Any] | None
     history: list[dict[str, Any]]
+    served_as: str | None = None
 
 
-def find_models(paths: Sequence[str]) -> list[Target]:
+def find_models(paths: Sequence[str], first_model: Callable[[str], str] | None = None) -> list[Target]:
     """Find the models, and give those of equal name a number.
+
+    Args:
+        paths: Runs, exports, and servers as URL or URL#MODEL.
+        first_model: Returns the name of the first model of a server; None where there cannot be servers.
 
     Raises:
         ValueError: A path is neither a run with an export, nor an export.
     """
     targets: list[Target] = []
     for path in paths:
-        target = _find(path.rstrip("/"))
+        if is_server(path) and first_model is not None:
+            url, _, model = path.partition("#")
+            model = model or first_model(url)
+            home = targets[0].home if targets else ""
+            target = Target(model.rpartition("/")[2], home, url.rstrip("/"), None, [], served_as=model)
+        else:
+            target = _find(path.rstrip("/"))
         same = sum(other.name.split("#")[0] == target.name for other in targets)
         targets.append(replace(target, name=f"{target.name}#{same + 1}") if same else target)
     return targets
 
 
+def is_server(path: str) -> bool:
+    """Whether an argument names a server, not a folder."""
+    return path.startswith(("http://", "https://"))
+
+
 def evaluation_folder(target: Target, out: str | None) -> RunFolder:
     """Return where a model's results go: below `out` if that is given, else beside the model."""
-    return folder_at(f"{out.rstrip('/')}/{target.name}" if out is not None else f"{target.home}/{FOLDER}")
+    beside = f"{target.home}/{FOLDER}" + (f"/{target.name}" if target.served_as is not None else "")
+    return folder_at(beside if out is None else f"{out.rstrip('/')}/{target.name}")
 
 
 def report_folder(targets: Sequence[Target], out: str | None) -> RunFolder:

@@ -13,12 +13,16 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from mowe_ray.config import load_config
 from mowe_ray.data.shards.write import write_webdataset
 from mowe_ray.evaluate import main
+from mowe_ray.evaluation.model_card import model_card
+from mowe_ray.serving.app import Limits
 from tests.browser import needs_browser, opened, serving
 from tests.chat_server import Reply, chat_server
 from tests.end_to_end import ROOT, tone_samples
 from tests.exported_models import MEMBERS, TASKS, collapsed_model, export_to, steered_model, write_task_sounds
+from tests.serving import serving as serving_models
 
 pytestmark = pytest.mark.slow
 PER_TASK = 6
@@ -30,6 +34,8 @@ def made(tmp_path_factory) -> Path:
     """A folder with two exports and a corpus."""
     folder = tmp_path_factory.mktemp("made")
     export_to(folder / "steered", steered_model(PER_TASK))
+    run = load_config("quickstart").model_dump(mode="json")
+    (folder / "steered" / "README.md").write_text(model_card("steered", run, [], "0"))
     export_to(folder / "collapsed", collapsed_model())
     write_task_sounds(folder / "sounds", PER_TASK)
     return folder
@@ -52,6 +58,29 @@ def evaluated(made, ray_cluster, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("evaluated")
     assert main(arguments(made, out, models=("steered", "collapsed"))) == 0
     return out
+
+
+def test_a_model_at_a_server_is_scored_as_the_one_in_this_process(made, ray_cluster, tmp_path, capsys):
+    with serving_models({"steered": steered_model(PER_TASK)}, Limits(max_new_tokens=5)) as server:
+        words = arguments(made, tmp_path, f"{server.url}/v1", "ablation_samples=0")
+        assert main(words) == 0
+    own, other = (tmp_path / name / "predictions" / "validation.jsonl" for name in ("steered", "steered#2"))
+    answers = [
+        [(a["id"], a["answer"]) for a in map(json.loads, file.read_text().splitlines())] for file in (own, other)
+    ]
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 5 * PER_TASK
+    scores = [json.loads((tmp_path / name / "scores.json").read_text()) for name in ("steered", "steered#2")]
+    assert [one["scores"] for one in scores[0]["scores"]] == [one["scores"] for one in scores[1]["scores"]]
+    assert scores[1]["stored"] is scores[1]["real_time_factor"] is None
+    assert scores[1]["baseline"] == "steered"
+    # The card of the export has what was found.
+    assert "| validation | transcription |" in (made / "steered" / "README.md").read_text()
+    # Nobody is asked again: the server is gone.
+    assert main([*words[:-2], f"{server.url}/v1#steered", words[-1]]) == 0
+    capsys.readouterr()
+    assert main([f"{server.url}/v1#steered", *(word for word in words[1:-2] if not word.startswith("out="))]) == 2
+    assert "out: name a folder" in capsys.readouterr().err
 
 
 def test_every_model_has_its_files_and_the_report_holds_both(evaluated):

@@ -31,10 +31,12 @@ from mowe_ray.data.shards.compressed import cache_folder
 from mowe_ray.data.shards.storage import fingerprint
 from mowe_ray.distributed.errors import cause_of
 from mowe_ray.distributed.ray_data.pipeline import ModelActors, decode_micro_batches, stream_blocks
+from mowe_ray.evaluation.chat_endpoint import ChatEndpoint
 from mowe_ray.evaluation.generation import answer_micro_batch, instruction_of, instructions_of
 from mowe_ray.evaluation.positions import drop_too_long
 from mowe_ray.evaluation.predictions import Answer, Predictions
-from mowe_ray.evaluation.targets import folder_at
+from mowe_ray.evaluation.served_answers import ask_server
+from mowe_ray.evaluation.targets import Target, folder_at
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
 from mowe_ray.output.terminal import ProgressReporter
 from mowe_ray.training.estimate import ExportCost, estimate_export
@@ -79,11 +81,11 @@ def _inspect(export: str, config: EvaluationConfig) -> ExportCost:  # which brin
     return estimate_export(local_copy(export))
 
 
-def answer_all(export: str, jobs: Sequence[AnswerJob], config: EvaluationConfig, log: Callable[[str], None]) -> None:
+def answer_all(target: Target, jobs: Sequence[AnswerJob], config: EvaluationConfig, log: Callable[[str], None]) -> None:
     """Answers the samples of all jobs that have no stored answer yet.
 
     Args:
-        export: Folder or URL of the model.
+        target: The model.
         jobs: The datasets to answer.
         config: The evaluation.
         log: Called with each line of progress.
@@ -102,7 +104,7 @@ def answer_all(export: str, jobs: Sequence[AnswerJob], config: EvaluationConfig,
     # Small, and known to every actor from the start: blocks only carry the number of their job.
     settings = [(job.excluded_members, job.labels) for job in jobs]
     try:
-        results = _execute.remote(export, work, settings, datasets, config)
+        results = _execute.remote(target, work, settings, datasets, config)
         for i, ((n, number), size) in enumerate(zip(work, rows, strict=True)):
             _store(jobs[n], number, _next(results, config.timeout_s))
             progress.label = f"answering, now {jobs[n].label}"
@@ -111,7 +113,7 @@ def answer_all(export: str, jobs: Sequence[AnswerJob], config: EvaluationConfig,
                 progress.restart()
         progress.finish()
     except ray.exceptions.RayError as error:
-        raise ValueError(f"{export}: {cause_of(error)}") from error
+        raise ValueError(f"{target.export}: {cause_of(error)}") from error
     finally:
         for job in jobs:
             job.predictions.close()
@@ -147,7 +149,7 @@ def places_of(index: Index, rows: Rows) -> dict[str, dict[str, Any]]:
 # A task of its own, because Ray Data writes much to the terminal of the process that starts it.
 @ray.remote(num_cpus=0)
 def _execute(
-    export: str,
+    target: Target,
     work: list[tuple[int, int]],
     settings: list[tuple[tuple[int, ...], list[str] | None]],
     datasets: dict[str, Any],
@@ -175,7 +177,7 @@ def _execute(
         arguments,
         decode_cpus=data.decode_cpus * config.compute.max_workers,
         preserve_order=True,
-        actors=ModelActors(_Answerer, {"export": export, "config": config, "settings": settings}, config.compute),
+        actors=ModelActors(_Answerer, {"target": target, "config": config, "settings": settings}, config.compute),
     )
     for block in blocks:
         for row in block.to_pylist():  # noqa: UP028 - Ray sends into what it yields from, and a list takes nothing
@@ -183,15 +185,39 @@ def _execute(
 
 
 class _Answerer:
-    """Answers micro-batches with the model that it holds; one actor of the pipeline."""
+    """Answers micro-batches; one actor of the pipeline."""
 
     def __init__(
         self,
-        export: str,
+        target: Target,
         config: EvaluationConfig,
         settings: list[tuple[tuple[int, ...], list[str] | None]],
     ):
         self._config, self._settings = config, settings
+        self._model = _Loaded(target.export, config) if target.served_as is None else _Served(target, config)
+
+    def __call__(self, decoded: pa.Table) -> pa.Table:
+        """Answers the micro-batches of a table; returns a row of `_ANSWERED` for each."""
+        return pa.Table.from_pylist([self._answer(decoded, row) for row in range(decoded.num_rows)], schema=_ANSWERED)
+
+    def _answer(self, decoded: pa.Table, row: int) -> dict[str, Any]:
+        excluded, labels = self._settings[decoded["dataset"][row].as_py()]
+        began = time.monotonic()
+        instruct = partial(_task_instruction, self._config, labels)
+        answers, micro_batch = self._model.answer(MicroBatch.from_row(decoded, row), excluded, instruct)
+        return {
+            "lines": [answer.to_line() for answer in answers],
+            "bad": [{k: getattr(bad, k) for k in ("id", "source", "cause", "detail")} for bad in micro_batch.bad],
+            "audio_s": sum(answer.duration_s for answer in answers),
+            "seconds": time.monotonic() - began,
+        }
+
+
+class _Loaded:
+    """A model in this process."""
+
+    def __init__(self, export: str, config: EvaluationConfig):
+        self._config = config
         gpu = config.compute.gpus_per_worker > 0
         if not gpu:
             torch.set_num_threads(config.compute.cpus_per_worker)
@@ -200,16 +226,12 @@ class _Answerer:
         self._model: MoweForConditionalGeneration = model.to("cuda" if gpu else "cpu").eval()
         self._processor: MoweProcessor = MoweProcessor.from_pretrained(folder)
 
-    def __call__(self, decoded: pa.Table) -> pa.Table:
-        """Answers the micro-batches of a table; returns a row of `_ANSWERED` for each."""
-        return pa.Table.from_pylist([self._answer(decoded, row) for row in range(decoded.num_rows)], schema=_ANSWERED)
-
     @torch.inference_mode()
-    def _answer(self, decoded: pa.Table, row: int) -> dict[str, Any]:
-        config, micro_batch = self._config, MicroBatch.from_row(decoded, row)
-        self._model.audio_tower.excluded_members, labels = self._settings[decoded["dataset"][row].as_py()]
-        began = time.monotonic()
-        instruct = partial(_task_instruction, config, labels)
+    def answer(
+        self, micro_batch: MicroBatch, excluded: tuple[int, ...], instruct: Callable[[str, str], str | None]
+    ) -> tuple[list[Answer], MicroBatch]:
+        config = self._config
+        self._model.audio_tower.excluded_members = excluded
         micro_batch = drop_too_long(
             micro_batch,
             self._processor,
@@ -227,12 +249,28 @@ class _Answerer:
             max_batch_size=config.data.max_batch_size,
             instruct=instruct,
         )
-        return {
-            "lines": [answer.to_line() for answer in answers],
-            "bad": [{k: getattr(bad, k) for k in ("id", "source", "cause", "detail")} for bad in micro_batch.bad],
-            "audio_s": sum(answer.duration_s for answer in answers),
-            "seconds": time.monotonic() - began,
-        }
+        return answers, micro_batch
+
+
+class _Served:
+    """A model behind a server."""
+
+    def __init__(self, target: Target, config: EvaluationConfig):
+        assert target.served_as is not None
+        self._generation = config.generation
+        self._endpoint = ChatEndpoint(
+            target.export,
+            target.served_as,
+            **config.server.model_dump(),
+            max_tokens=config.generation.max_new_tokens,
+            section="server",
+        )
+
+    def answer(
+        self, micro_batch: MicroBatch, excluded: tuple[int, ...], instruct: Callable[[str, str], str | None]
+    ) -> tuple[list[Answer], MicroBatch]:
+        limits = self._generation.model_dump(include={"max_audio_s", "chunked_tasks"})
+        return ask_server(self._endpoint, micro_batch, **limits, instruct=instruct)
 
 
 def _task_instruction(config: EvaluationConfig, labels: list[str] | None, task: str, sample_id: str) -> str | None:

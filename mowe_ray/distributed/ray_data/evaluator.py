@@ -49,10 +49,11 @@ def answer_datasets(
     if waits := resources.check_resources(resources.total_resources(compute, data.decode_cpus, compute.min_workers)):
         log(waits)
     for target in targets:
-        export = folder_at(target.export).read_json("config.json")
-        check_exported_clip_length(export, config.generation.max_audio_s, "generation.max_audio_s")
+        if target.served_as is None:
+            export = folder_at(target.export).read_json("config.json")
+            check_exported_clip_length(export, config.generation.max_audio_s, "generation.max_audio_s")
     # Before any data are read: a missing weight should not cost an hour of answers.
-    costs = [inspect_export(target.export, config) for target in targets]
+    costs = [None if target.served_as is not None else inspect_export(target.export, config) for target in targets]
     indexes = scan_validation(data, parallel_map, seed=config.seed)
     check_validation(data, indexes)
     data_report(indexes.values()).check(data.max_bad_fraction)
@@ -74,17 +75,18 @@ def _require_tasks(indexes: Mapping[str, Index]) -> None:
 
 def _answered(
     target: Target,
-    cost: ExportCost,
+    cost: ExportCost | None,
     indexes: Mapping[str, Index],
     config: EvaluationConfig,
     log: Callable[[str], None],
     shapley: bool,
 ) -> AnsweredModel:
-    ablated, every = bool(config.ablation_samples), range(len(cost.members))
+    members = [] if cost is None else cost.members
+    ablated, every = bool(config.ablation_samples), range(len(members))
     single = [frozenset(every) - {member} for member in every if ablated]
     running = subsets_of(joining_orders(len(every), config.seed))[:-1] if ablated and shapley and every else []
     jobs: dict[tuple[str, Subset], AnswerJob] = {
-        (name, subset): _job(target, config, name, index, [cost.members[i] for i in out], out)
+        (name, subset): _job(target, config, name, index, [members[i] for i in out], out)
         for subset in dict.fromkeys([frozenset(every), *single, *running])
         for out in [tuple(i for i in every if i not in subset)]
         for name, index in indexes.items()
@@ -92,27 +94,29 @@ def _answered(
     for job in jobs.values():
         if job.predictions.replaced:
             log(f"{job.label}: answered anew, for {', '.join(job.predictions.replaced)} changed")
-    answer_all(target.export, list(jobs.values()), config, log)
+    answer_all(target, list(jobs.values()), config, log)
     predictions_by_name = {name: jobs[name, frozenset(every)].predictions for name in indexes}
     _check_bad(predictions_by_name, config.data.max_bad_fraction)
     answers = {name: predictions.answers() for name, predictions in predictions_by_name.items()}
-    loads = _loads([answer for found in answers.values() for answer in found], cost)
     audio_s = sum(predictions.audio_s for predictions in predictions_by_name.values())
+    # Of a server it would tell of its load, and of the way to it.
+    factor = sum(p.seconds for p in predictions_by_name.values()) / audio_s if audio_s and cost is not None else None
+    loads = [] if cost is None else _loads([answer for found in answers.values() for answer in found], cost)
     return AnsweredModel(
         name=target.name,
         folder=target.export,
-        members=cost.members,
+        members=members,
         history=target.history,
         answers=answers,
         without={
-            cost.members[member]: {name: jobs[name, subset].predictions.answers() for name in indexes}
+            members[member]: {name: jobs[name, subset].predictions.answers() for name in indexes}
             for member, subset in zip(every, single, strict=False)
         },
         subsets={subset: {name: jobs[name, subset].predictions.answers() for name in indexes} for subset in running},
-        stored=cost.weights.total,
-        active=cost.weights.at(loads),
-        gflops=cost.gflops.at(loads),
-        real_time_factor=sum(p.seconds for p in predictions_by_name.values()) / audio_s if audio_s else None,
+        stored=None if cost is None else cost.weights.total,
+        active=None if cost is None else cost.weights.at(loads),
+        gflops=None if cost is None else cost.gflops.at(loads),
+        real_time_factor=factor,
         bad={name: predictions.bad for name, predictions in predictions_by_name.items() if predictions.bad},
     )
 
@@ -126,14 +130,14 @@ def _job(
     chosen = index if not without else Index(index.table.take(subset), index.source_names, [], index.fingerprints)
     longest = config.data.max_text_tokens
     settings = {
-        "model": export_version(folder_at(target.export)),
+        "model": _version(target),
         "data": [source.path, index.fingerprints, config.data.min_duration_s, config.data.max_duration_s]
         + ([] if longest is None else [longest]),  # stored answers of before this key keep their settings
         "samples": len(chosen),
         "batches": [config.data.batch_seconds, config.data.max_batch_size],
         "generation": config.generation.model_dump(mode="json"),
         "seed": config.seed if config.generation.instruction == "task" else None,
-        "numbers": "bfloat16" if config.compute.gpus_per_worker else "float32",
+        "numbers": _numbers(target, config),
         # Not a list for a single one, as stored answers have it.
         "without": without[0] if len(without) == 1 else list(without) or None,
     }
@@ -142,6 +146,18 @@ def _job(
     plan = [step[0] for step in validation_plan(chosen, config.data)]
     predictions = Predictions(evaluation_folder(target, config.out), file, settings)
     return AnswerJob(label, chosen, plan, excluded, predictions, source.labels)
+
+
+def _version(target: Target) -> dict[str, str]:
+    if target.served_as is not None:
+        return {"server": target.export, "name": target.served_as}
+    return export_version(folder_at(target.export))
+
+
+def _numbers(target: Target, config: EvaluationConfig) -> str | None:
+    if target.served_as is not None:
+        return None
+    return "bfloat16" if config.compute.gpus_per_worker else "float32"
 
 
 def _check_bad(predictions_by_name: Mapping[str, Predictions], max_bad_fraction: float) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mowe_ray.evaluation.judge.client import ChatEndpoint, JudgeError
+from mowe_ray.evaluation.chat_endpoint import ChatEndpoint, EndpointError
 from mowe_ray.evaluation.predictions import Answer
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.output.terminal import Clock, ProgressReporter
@@ -74,7 +74,7 @@ class Judge:
         """Return the verdict on each answer; only questions without a cached reply are sent.
 
         Raises:
-            JudgeError: The judge gave no reply. Earlier replies are kept.
+            EndpointError: The judge gave no reply. Earlier replies are kept.
         """
         keys: list[str] = []
         questions: dict[str, tuple[str, str]] = {}
@@ -110,12 +110,15 @@ class Judge:
             progress.advance()
 
         try:
-            self._endpoint.ask({key: question for key, (_, question) in missing.items()}, keep)
+            asked = {key: [{"role": "user", "content": question}] for key, (_, question) in missing.items()}
+            self._endpoint.ask(asked, keep)
             progress.finish()
-        except JudgeError as error:
+        except EndpointError as error:
             done = progress.done
             kept = f"{done} of {len(missing)} answers of {self._dataset} were judged and are kept in {self._file.path}"
-            raise JudgeError(f"{error}\n{kept}: the same command goes on from there" if done else str(error)) from None
+            raise EndpointError(
+                f"{error}\n{kept}: the same command goes on from there" if done else str(error)
+            ) from None
         finally:
             self._file.save()
 

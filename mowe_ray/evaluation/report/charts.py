@@ -76,7 +76,8 @@ def _row(metric: MetricRow, test_set: str, model: str, fill: str, several: bool)
 
 def quality_charts(evaluation: Evaluation, metrics: Sequence[MetricRow]) -> str:
     """Draw each test set's main metric against active parameters, and folded away against GFLOPs."""
-    by_size = _figures(evaluation, metrics, "active parameters", {m.name: m.active for m in evaluation.models})
+    sizes = {m.name: m.active for m in evaluation.models if m.active is not None}
+    by_size = _figures(evaluation, metrics, "active parameters", sizes)
     works = {m.name: m.gflops for m in evaluation.models if m.gflops is not None}
     by_work = _figures(evaluation, metrics, "GFLOPs of a 30 s clip", works)
     more = tag("details", tag("summary", "The same against GFLOPs"), by_work) if by_work else ""

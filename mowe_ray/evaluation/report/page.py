@@ -115,13 +115,16 @@ def _alarms(sentences: Sequence[str]) -> str:
     )
 
 
+_ELSEWHERE = "runs at a server"
+
+
 def _tiles(evaluation: Evaluation) -> str:
     """Costs: a tile for each number of one model, a tile for each of several models."""
     if len(evaluation.models) == 1:
         return tiles([(number, name, more) for number, name, more in _costs(evaluation.models[0])])
     return tiles(
         [
-            (model.name, *(f"{number} {name}" for number, name, _ in _costs(model) if number != "–"))
+            (model.name, *([f"{number} {name}" for number, name, _ in _costs(model) if number != "–"] or [_ELSEWHERE]))
             for model in evaluation.models
         ]
     )
@@ -130,8 +133,9 @@ def _tiles(evaluation: Evaluation) -> str:
 def _costs(model: EvaluatedModel) -> list[tuple[str, str, str]]:
     factor = model.real_time_factor
     speed = "" if not factor else f"{1 / factor:.3g} s of audio a second"
+    pool = f"with a pool of {len(model.members)}" if model.members else "no pool"
     return [
-        (amount(model.stored), "parameters", f"with a pool of {len(model.members)}" if model.members else "no pool"),
+        (amount(model.stored), "parameters", _ELSEWHERE if model.stored is None else pool),
         (amount(model.active), "of them run for a clip", "on average"),
         ("–" if model.gflops is None else f"{model.gflops:.3g}", "GFLOPs per clip", "of 30 s"),
         ("–" if factor is None else f"{factor:.3g}", "real-time factor", speed and f"one worker hears {speed}"),

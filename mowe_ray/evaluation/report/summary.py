@@ -288,7 +288,7 @@ def _where(names: Sequence[str], count: int, sets: str) -> str:
 
 
 def _cost(model: EvaluatedModel, base: EvaluatedModel) -> str:
-    if not base.active or f"{model.active / base.active:.3g}" == "1":
+    if model.active is None or not base.active or f"{model.active / base.active:.3g}" == "1":
         return ""
     work = "" if model.gflops is None or not base.gflops else f" and {model.gflops / base.gflops:.3g} times its GFLOPs"
     return (

@@ -13,7 +13,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from mowe_ray.evaluation.judge.client import ChatEndpoint, JudgeError
+from mowe_ray.evaluation.chat_endpoint import ChatEndpoint, EndpointError
 from mowe_ray.evaluation.judge.judge import Judge, judge_question, verdict
 from mowe_ray.evaluation.metrics.registry import JUDGED_SCALES, JUDGED_TASKS, judged_metric
 from mowe_ray.evaluation.predictions import Answer
@@ -240,7 +240,7 @@ def test_a_text_without_rating_counts_0_and_is_not_asked_again(judge, local):
     ids=["500", "slow", "429", "html"],
 )
 def test_a_server_that_is_always_down_stops_the_evaluation(judge, reply, message):
-    with chat_server(lambda _n, _r: reply) as server, pytest.raises(JudgeError, match=message):
+    with chat_server(lambda _n, _r: reply) as server, pytest.raises(EndpointError, match=message):
         judge(server, timeout_s=0.2).scores([answer(0)], "graded")
     assert len(server.requests) == 2
 
@@ -267,7 +267,7 @@ def test_nobody_at_the_address(judge):
 def test_what_no_retry_would_change_is_not_tried_again(judge, monkeypatch, status, message):
     monkeypatch.setenv(KEY_NAME, KEY)
     refusal = Reply(status=status, body='{"error": {"message": "the reason"}}')
-    with chat_server(lambda _n, _r: refusal) as server, pytest.raises(JudgeError, match=message):
+    with chat_server(lambda _n, _r: refusal) as server, pytest.raises(EndpointError, match=message):
         judge(server, max_retries=5, concurrency=1).scores([answer(i) for i in range(9)], "graded")
     assert len(server.requests) == 1
 
@@ -281,10 +281,10 @@ def test_the_key_is_sent_and_appears_nowhere_else(judge, local, said, monkeypatc
     echo = json.dumps({"error": {"message": f"wrong key: {KEY}"}})
     with chat_server(lambda n, _r: Reply() if n < 2 else Reply(status=401, body=echo)) as server, caplog.at_level(0):
         asking = judge(server, concurrency=1, log_every_s=0)
-        with pytest.raises(JudgeError) as refused:
+        with pytest.raises(EndpointError) as refused:
             asking.scores([answer(i) for i in range(3)], "graded")
         server.script = lambda _n, _r: Reply(body=echo)
-        with pytest.raises(JudgeError) as rubbish:
+        with pytest.raises(EndpointError) as rubbish:
             asking.scores([answer(i) for i in range(3)], "graded")
     assert all(request.headers["Authorization"] == f"Bearer {KEY}" for request in server.requests)
     assert "(the key)" in str(refused.value)
@@ -301,14 +301,14 @@ def test_local_servers_need_no_key(judge, monkeypatch):
     with chat_server() as server:
         assert judge(server).scores([answer(0)], "graded")[0].ok
         server.script = lambda _n, _r: Reply(status=401, body="who are you")
-        with pytest.raises(JudgeError, match=rf"without a key, and there is none in {KEY_NAME}: .*who are you"):
+        with pytest.raises(EndpointError, match=rf"without a key, and there is none in {KEY_NAME}: .*who are you"):
             judge(server).scores([answer(1)], "graded")
 
 
 def test_a_key_that_cannot_be_sent(judge, monkeypatch):
     for value in ("schlüssel", "two\nlines"):
         monkeypatch.setenv(KEY_NAME, value)
-        with pytest.raises(JudgeError, match=rf"^judge\.api_key_env: {KEY_NAME} holds") as error:
+        with pytest.raises(EndpointError, match=rf"^judge\.api_key_env: {KEY_NAME} holds") as error:
             judge("http://localhost:1/v1").scores([answer(0)], "graded")
         assert value not in str(error.value)
 
@@ -383,7 +383,7 @@ def test_a_failure_keeps_what_was_judged(judge, folder):
         kept = (
             rf"\n5 of 8 answers of clips were judged and are kept in {re.escape(folder.path(FILE))}: the same command"
         )
-        with pytest.raises(JudgeError, match=kept):
+        with pytest.raises(EndpointError, match=kept):
             judge(server, folder, concurrency=1, max_retries=0).scores(answers, "graded")
         server.script = lambda _n, _r: Reply()
         before = len(server.requests)
@@ -394,7 +394,7 @@ def test_a_failure_keeps_what_was_judged(judge, folder):
 def test_one_failure_gives_up_what_is_on_its_way(judge):
     with chat_server(lambda n, _r: Reply(status=400, body="no") if n == 1 else Reply(delay_s=3)) as server:
         begin = time.monotonic()
-        with pytest.raises(JudgeError, match=r"^judge\.model"):
+        with pytest.raises(EndpointError, match=r"^judge\.model"):
             judge(server, concurrency=2).scores([answer(i) for i in range(9)], "graded")
         assert time.monotonic() - begin < 2.5, "the slow reply is not waited for"
     assert len(server.requests) == 2
@@ -404,7 +404,7 @@ KILLED = """
 import signal
 import sys
 from mowe_ray.evaluation.predictions import Answer
-from mowe_ray.evaluation.judge.client import ChatEndpoint
+from mowe_ray.evaluation.chat_endpoint import ChatEndpoint
 from mowe_ray.evaluation.judge.judge import Judge
 from mowe_ray.output.run_folder import RunFolder
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it

@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     import openai
 
-# Enough for a model that thinks before it writes its two lines, and an end for one that never stops.
-_MAX_TOKENS = 1024
 _NO_KEY = "no-key"  # the library insists on one
+# The messages of a conversation, as the interface takes them.
+Conversation = Sequence[Mapping[str, Any]]
+# Of a question that this server does not take: others may do better.
+_REFUSED = (400, 413, 415, 422)
 
 
-class JudgeError(ValueError):
-    """The judge cannot be asked, or gave no reply; the message names the key to change."""
+class EndpointError(ValueError):
+    """An endpoint cannot be asked, or gave no reply; the message names the key to change."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class ChatEndpoint:
         concurrency: Most questions on their way at a time.
         timeout_s: Longest wait for a reply.
         max_retries: Tries after the first.
+        max_tokens: Longest reply, in tokens. The default is enough for a judge that thinks before it writes its two
+            lines, and an end for one that never stops.
+        section: Of the configuration, for messages: `judge`, or `server`, whose address and model are arguments.
     """
 
     base_url: str
@@ -40,31 +45,67 @@ class ChatEndpoint:
     concurrency: int = 8
     timeout_s: float = 60.0
     max_retries: int = 5
+    max_tokens: int = 1024
+    section: Literal["judge", "server"] = "judge"
 
     def __post_init__(self) -> None:
         address = urlsplit(self.base_url)
         if address.scheme not in ("http", "https") or not address.hostname:
-            raise JudgeError(f"judge.base_url: must be like http://localhost:8000/v1, got {self.base_url!r}")
+            raise EndpointError(
+                f"{self._key('base_url')}: must be like http://localhost:8000/v1, got {self.base_url!r}"
+            )
 
-    def ask(self, questions: Mapping[str, str], on_reply: Callable[[str, str], None]) -> None:
+    def first_model(self) -> str:
+        """Return the name of the first model that the server lists.
+
+        Raises:
+            EndpointError: It lists none.
+        """
+        import openai  # half a second, and most evaluations ask nobody
+
+        key = self._api_key()
+        client = openai.OpenAI(
+            base_url=self.base_url, api_key=key, timeout=self.timeout_s, max_retries=min(1, self.max_retries)
+        )
+        try:
+            return next(iter(client.models.list())).id
+        except (openai.APIStatusError, openai.APIConnectionError) as error:
+            raise EndpointError(self._problem(error, key)) from None
+        except (StopIteration, AttributeError, ValueError, TypeError):  # another service, or none of its models
+            raise EndpointError(
+                f"{self._key('model')}: {self.base_url} lists no models; name one as {self.base_url}#MODEL"
+            ) from None
+
+    def ask(
+        self,
+        questions: Mapping[str, Conversation],
+        on_reply: Callable[[str, str], None],
+        on_refused: Callable[[str, str], None] | None = None,
+    ) -> None:
         """Ask every question once.
 
         429, 5xx, timeouts and broken connections are retried with exponential backoff, or the server's Retry-After.
 
         Args:
-            questions: Texts by name.
+            questions: Conversations by name, each of which ends with a question.
             on_reply: Called with the name and the reply of each question, in the order of arrival.
+            on_refused: Called with the name of a question that the server does not take, and why; None ends all.
 
         Raises:
-            JudgeError: A question got no reply; requests in flight are cancelled.
+            EndpointError: A question got no reply; requests in flight are cancelled.
         """
         try:
-            asyncio.run(self._ask_all(questions, on_reply))
+            asyncio.run(self._ask_all(questions, on_reply, on_refused))
         except BaseExceptionGroup as failures:  # one for each worker that failed: usually the same
             raise failures.exceptions[0] from None
 
-    async def _ask_all(self, questions: Mapping[str, str], on_reply: Callable[[str, str], None]) -> None:
-        import openai  # half a second, and most evaluations have no judge
+    async def _ask_all(
+        self,
+        questions: Mapping[str, Conversation],
+        on_reply: Callable[[str, str], None],
+        on_refused: Callable[[str, str], None] | None,
+    ) -> None:
+        import openai
 
         waiting = iter(questions.items())  # shared: each question goes to the first worker that is free
         async with openai.AsyncOpenAI(
@@ -77,34 +118,40 @@ class ChatEndpoint:
                         reply = await self._ask(client, question)
                     except (openai.APIStatusError, openai.APIConnectionError) as error:
                         # Not from the error: what it holds may show the key.
-                        raise JudgeError(self._problem(error, client.api_key)) from None
-                    on_reply(name, reply)
+                        problem = self._problem(error, client.api_key)
+                        if on_refused is None or getattr(error, "status_code", None) not in _REFUSED:
+                            raise EndpointError(problem) from None
+                        on_refused(name, problem)
+                    else:
+                        on_reply(name, reply)
 
             async with asyncio.TaskGroup() as workers:
                 for _ in range(min(self.concurrency, len(questions))):
                     workers.create_task(work())
 
-    async def _ask(self, client: openai.AsyncOpenAI, question: str) -> str:
+    async def _ask(self, client: openai.AsyncOpenAI, question: Conversation) -> str:
         for attempt in range(self.max_retries + 1):
             if attempt:
                 # The client retries errors itself; this is for replies that are no chat completion.
                 await asyncio.sleep(min(0.25 * 2**attempt, 8))
             response = await client.chat.completions.with_raw_response.create(
                 model=self.model,
-                messages=[{"role": "user", "content": question}],
+                messages=question,  # type: ignore[arg-type]
                 temperature=0,
-                max_tokens=_MAX_TOKENS,
+                max_tokens=self.max_tokens,
             )
             reply = _content(response.text)
             if reply is not None:
                 return reply
         detail = _shown(response.text, client.api_key)
-        raise JudgeError(f"judge.base_url: {self.base_url} answers, but not with chat completions: {detail}")
+        raise EndpointError(
+            f"{self._key('base_url')}: {self.base_url} answers, but not with chat completions: {detail}"
+        )
 
     def _api_key(self) -> str:
         key = os.environ.get(self.api_key_env, "").strip()
         if not (key.isascii() and key.isprintable()):
-            raise JudgeError(f"judge.api_key_env: {self.api_key_env} holds characters that no key has")
+            raise EndpointError(f"{self._key('api_key_env')}: {self.api_key_env} holds characters that no key has")
         return key or _NO_KEY
 
     def _problem(self, error: openai.APIStatusError | openai.APIConnectionError, key: str) -> str:
@@ -113,13 +160,20 @@ class ChatEndpoint:
         status = getattr(error, "status_code", None)
         if status in (401, 403):
             held = "the key in" if key != _NO_KEY else "to answer without a key, and there is none in"
-            return f"judge.api_key_env: {self.base_url} refuses {held} {self.api_key_env}: {detail}"
+            return f"{self._key('api_key_env')}: {self.base_url} refuses {held} {self.api_key_env}: {detail}"
         if status == 404:
-            return f"judge.model or judge.base_url: {self.base_url} knows no chat model {self.model!r}: {detail}"
+            where = " or ".join(dict.fromkeys((self._key("model"), self._key("base_url"))))
+            return f"{where}: {self.base_url} knows no chat model {self.model!r}: {detail}"
         if status is not None and status < 500 and status not in (408, 409, 429):
-            return f"judge.model: {self.model!r} at {self.base_url} refuses the question: {detail}"
+            return f"{self._key('model')}: {self.model!r} at {self.base_url} refuses the question: {detail}"
         tries = "1 try" if not self.max_retries else f"{self.max_retries + 1} tries"
-        return f"judge.base_url: {self.base_url} gave no reply in {tries} (judge.max_retries): {detail}"
+        retries = self._key("max_retries")
+        return f"{self._key('base_url')}: {self.base_url} gave no reply in {tries} ({retries}): {detail}"
+
+    def _key(self, name: str) -> str:
+        """Return what to change: a key, or the argument that names the server and its model."""
+        is_argument = self.section == "server" and name in ("base_url", "model")
+        return "RUN_OR_EXPORT" if is_argument else f"{self.section}.{name}"
 
 
 def _content(body: str) -> str | None:
