@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
@@ -63,18 +63,17 @@ class ChatEndpoint:
         """
         import openai  # half a second, and most evaluations ask nobody
 
-        key = self._api_key()
+        key, once_more = self._api_key(), replace(self, max_retries=min(1, self.max_retries))
         client = openai.OpenAI(
-            base_url=self.base_url, api_key=key, timeout=self.timeout_s, max_retries=min(1, self.max_retries)
+            base_url=self.base_url, api_key=key, timeout=self.timeout_s, max_retries=once_more.max_retries
         )
         try:
             return next(iter(client.models.list())).id
+        except (openai.NotFoundError, StopIteration, AttributeError, ValueError, TypeError):  # or it is another service
+            named = f"{self.base_url} lists no models; name one as {self.base_url}#MODEL"
+            raise EndpointError(f"{self._key('model')}: {named}") from None
         except (openai.APIStatusError, openai.APIConnectionError) as error:
-            raise EndpointError(self._problem(error, key)) from None
-        except (StopIteration, AttributeError, ValueError, TypeError):  # another service, or none of its models
-            raise EndpointError(
-                f"{self._key('model')}: {self.base_url} lists no models; name one as {self.base_url}#MODEL"
-            ) from None
+            raise EndpointError(once_more._problem(error, key)) from None
 
     def ask(
         self,

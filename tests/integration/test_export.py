@@ -121,7 +121,10 @@ def test_the_trained_model_is_not_the_untrained_one(run, clips):
     assert difference.max() > 0.1
 
 
-def test_the_export_holds_safetensors_code_and_json_only(run):
+def test_the_export_holds_safetensors_code_json_and_a_model_card(run):
     suffixes = {path.suffix for path in (run / "export").rglob("*") if path.is_file()}
-    assert suffixes <= {".safetensors", ".json", ".py", ".jinja", ".txt"}
+    assert suffixes <= {".safetensors", ".json", ".py", ".jinja", ".txt", ".md"}
     assert ".safetensors" in suffixes
+    card = (run / "export" / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "| builtin | transcription | validation score" in card

@@ -109,6 +109,7 @@ def test_a_server_that_answers_nothing_ends_the_evaluation(reply, message):
         ask_server(endpoint(server.url), batch, **LIMITS)
 
 
+@pytest.mark.slow
 def test_the_first_model_of_a_server_is_found_and_no_server_is_said():
     with serving({"one": steered_model(2)}) as served:
         assert endpoint(f"{served.url}/v1").first_model() == "one"
