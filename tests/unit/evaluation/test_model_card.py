@@ -46,7 +46,14 @@ def test_the_hub_finds_what_it_looks_for():
 
 def test_it_says_what_the_model_is_and_not_where_files_lie():
     card = model_card("mowe", paper(), [], "0.1.0")
-    for text in ("# mowe", "`whisper", "librispeech/train", "trust_remote_code=True", "mowe_ray.ask", "Not scored yet"):
+    for text in (
+        "# mowe",
+        "weak encoder `",
+        "librispeech/train",
+        "trust_remote_code=True",
+        "mowe_ray.ask",
+        "Not scored yet",
+    ):
         assert text in card
     assert "secret" not in card
     assert "bucket" not in card

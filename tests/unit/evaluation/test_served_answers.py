@@ -120,7 +120,7 @@ def test_the_first_model_of_a_server_is_found_and_no_server_is_said():
 @pytest.mark.slow
 def test_answers_of_a_server_are_those_of_the_model_in_this_process():
     model, processor = steered_model(2)
-    batch = joined(*(micro_batch([kind], seed=kind) for kind in (0, None, 3, 1)))
+    batch = joined(*(micro_batch([kind], seed=kind or 0) for kind in (0, None, 3, 1)))
     options = {"max_new_tokens": 6, "num_beams": 1, "batch_seconds": 120.0, "max_batch_size": 4}
     long = {"max_audio_s": 0.6, "chunked_tasks": batch.tasks[:1]}
     for limits in (LIMITS, long):
