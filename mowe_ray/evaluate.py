@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
         check_baseline(targets, config.baseline)
     except ValueError as error:
         return reject(error)
-    subject = {"models": [target.home for target in targets]}
+    subject = {"models": [target.home if target.served_as is None else target.export for target in targets]}
     try:
         return run_and_print(lambda: (_evaluate(targets, config, options), SUCCESS), subject, out, (ConfigError,))
     except KeyboardInterrupt:

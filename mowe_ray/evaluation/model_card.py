@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mowe_ray.evaluation.results import Interval, TaskScores
 
@@ -102,10 +102,10 @@ def model_card(name: str, run: Mapping[str, Any], scores: Sequence[CardScore], v
 
 def with_scores(card: str, scores: Sequence[CardScore]) -> str:
     """Return a card with these scores in place of those that it has; what else somebody wrote into it stays."""
-    from huggingface_hub import EvalResult, ModelCard
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     made = ModelCard(card, ignore_metadata_errors=True)
-    made.data.eval_results = [
+    cast(ModelCardData, made.data).eval_results = [
         EvalResult(
             task_type=_HUB_TASKS.get(score.task, _PIPELINE),
             task_name=_TITLES.get(score.task, score.task),
