@@ -2,7 +2,8 @@
 (() => {
   const $ = id => document.getElementById(id);
   const COLOURS = ["--c0", "--c1", "--c2", "--c3", "--c4", "--c5", "--c6"];
-  const PARTS = [["decode", "--c5"], ["queue", "--muted"], ["encoders", "--c1"], ["generation", "--c0"]];
+  // One hue: the others belong to encoders.
+  const PARTS = [["decode", "--pale"], ["queue", "--muted"], ["encoders", "--accent"], ["generation", "--strong"]];
   const PHRASES = ["Write down what is said.", "What emotion does the speaker have?", "Describe the sound."];
   const HEIGHT = 128, WINDOW = 512;
   const colour = name => `var(${name})`;
