@@ -40,8 +40,7 @@ from mowe_ray.training.sample_audit import SampleAuditLog
 from mowe_ray.training.sampler import EpochSampler
 from mowe_ray.training.tracker import Tracker
 from mowe_ray.training.useful_work import TrainingWork
-from mowe_ray.training.validation import scores_of_tasks
-from mowe_ray.training.validation import ValidationResult
+from mowe_ray.training.validation import ValidationResult, scores_of_tasks
 
 
 def train_worker(setup: WorkerSetup) -> dict[str, Any]:
