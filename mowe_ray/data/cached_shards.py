@@ -5,6 +5,7 @@ On a file system a file is mapped into memory. Of a URL two objects are kept: `N
 ranges. Each row is compared with its checksum; files of before there were checksums are taken as they are.
 """
 
+import json
 import os
 import time
 import uuid
@@ -36,8 +37,9 @@ _AUDIO_SCHEMA = pa.schema(
         ("instruction", pa.string()),
         ("answer", pa.string()),
         ("references", pa.list_(pa.string())),
-        ("choices", pa.list_(pa.string())),  # older files have neither these nor groups
+        ("choices", pa.list_(pa.string())),  # older files lack these, groups, and history
         ("groups", pa.map_(pa.string(), pa.string())),
+        ("history", pa.string()),  # JSON, of conversations: the turns before the instruction
         ("cause", pa.string()),
         ("detail", pa.string()),
         ("crc32", pa.uint32()),  # of the other columns
@@ -84,6 +86,7 @@ def _audio_table(batch: MicroBatch, ids: list[str]) -> pa.Table:
             "references": column(batch.references),
             "choices": column(batch.choices),
             "groups": column([list(groups.items()) for groups in batch.groups]),
+            "history": column([json.dumps(turns) if turns else None for turns in batch.turns_before]),
             "cause": [bad[name].cause if name in bad else None for name in ids],
             "detail": [bad[name].detail if name in bad else None for name in ids],
         },

@@ -15,13 +15,14 @@ import av
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import soundfile
 import soxr
 
 from mowe_ray.data.cached_shards import open_cached, read_cells, whole_names
 from mowe_ray.data.index import Index
 from mowe_ray.data.micro_batch import Features, MicroBatch
-from mowe_ray.data.sample import BadSample
+from mowe_ray.data.sample import BadSample, Turn
 from mowe_ray.data.shards.record import sample_of_texts
 from mowe_ray.data.shards.storage import file_system, retried
 
@@ -114,19 +115,23 @@ class FeatureCache:
         files = [open_cached(self.audio_path(shard)) for shard in shards]
         cells = read_cells(list(zip(files, numbers, strict=True)))
         places = zip(shards, files, numbers, cells, names, strict=True)
-        for shard, audio, number, cell, (sample_id, task, source) in places:
-            if cause := audio.table["cause"][number].as_py():
-                batch.bad.append(BadSample(sample_id, source, cause, audio.table["detail"][number].as_py()))
+        for shard, file, number, cell, (sample_id, task, source) in places:
+            if cause := file.table["cause"][number].as_py():
+                batch.bad.append(BadSample(sample_id, source, cause, file.table["detail"][number].as_py()))
                 continue
             clips.append(cell.view(np.int16))
             if len(clips[-1]):
                 with_audio.append((shard, number))
             batch.lengths.append(len(clips[-1]))
-            batch.scales.append(audio.table["scale"][number].as_py())
-            texts = {name: audio.table[name][number].as_py() for name in _TEXTS if name in audio.table.column_names}
+            batch.scales.append(file.table["scale"][number].as_py())
+            texts = {name: file.table[name][number].as_py() for name in _TEXTS if name in file.table.column_names}
             batch.add_texts(sample_of_texts(texts, sample_id, task, source))
+            kept = file.table["history"][number].as_py() if "history" in file.table.column_names else None
+            batch.histories.append([Turn(*turn) for turn in json.loads(kept or "[]")])
         features = [self._features(encoder, with_audio) for encoder in self.encoders]
-        return MicroBatch(**{**vars(batch), "audio": np.concatenate([batch.audio, *clips]), "features": features})
+        audio = np.concatenate([batch.audio, *clips])
+        histories = batch.histories if any(batch.histories) else []
+        return MicroBatch(**{**vars(batch), "audio": audio, "features": features, "histories": histories})
 
     def _features(self, encoder: CachedEncoder, clips: list[tuple[str, int]]) -> Features:
         files = [open_cached(self.features_path(encoder, shard)) for shard, _ in clips]
@@ -155,6 +160,8 @@ def shard_rows(index: Index, min_s: float, max_s: float) -> dict[str, tuple[str,
         places = [rows[name].combine_chunks() for name in _PLACE]
         for place in places:
             digest.update(np.ascontiguousarray(place.to_numpy(zero_copy_only=False)).astype(np.int64).tobytes())
+        if pc.any(pc.greater(rows["turns"], 1)).as_py():
+            digest.update(b"turns")  # files of before they were kept are others
         blank = pa.array([""] * len(rows))
         columns = {"id": rows["id"], "source": rows["source"], "task": blank, "shard": [shard] * len(rows)}
         columns |= {"duration_s": rows["duration_s"], "parts": rows["parts"], **dict(zip(_PLACE, places, strict=True))}

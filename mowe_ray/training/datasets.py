@@ -64,11 +64,9 @@ def index_sources(
     """
     sources = scan_sources(data, run_map, seed=seed, storage=storage)
     check_sources(data, sources, known)
-    talks = pc.any(pc.or_(pc.greater(sources.train.table["clips"], 1), pc.greater(sources.train.table["turns"], 1)))
-    if data.feature_cache is not None and talks.as_py():
-        raise ValueError(
-            "data.feature_cache: conversations of several clips or turns are not cached yet: set it to null"
-        )
+    indexes = [sources.train, *sources.validation.values()]
+    if data.feature_cache is not None and any(pc.any(pc.greater(one.table["clips"], 1)).as_py() for one in indexes):
+        raise ValueError("data.feature_cache: samples of several clips are not cached yet: set it to null")
     if not count_samples(sources.train.sources, [source.weight for source in data.train]):
         paths = ", ".join(source.place for source in data.train)
         raise ValueError(f"data.train: no usable sample in {paths}, or too few for the weight")

@@ -1,6 +1,7 @@
 import os
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,7 +14,7 @@ from mowe_ray.data.cached_shards import is_complete, open_cached, prune, remove_
 from mowe_ray.data.feature_cache import CachedEncoder, FeatureCache, shard_rows
 from mowe_ray.data.index import Index, SourceSpec, build_index
 from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch
-from mowe_ray.data.sample import Sample
+from mowe_ray.data.sample import Sample, Turn
 from mowe_ray.data.shards.write import write_webdataset
 
 SHORTEST_S, LONGEST_S = 0.1, 30.0
@@ -92,6 +93,18 @@ def test_cached_micro_batches_are_those_that_are_decoded(corpus, tmp_path):
                 encoder.width,
             )
     assert {bad.cause for bad in found.bad} == {"truncated", "silent"}
+
+
+def test_turns_before_the_question_are_kept(tmp_path, make_samples):
+    turns = (Turn("user", "Who speaks?"), Turn("assistant", "A woman.", learned=False))
+    samples = [replace(sample, history=turns[: 2 * (number % 2)]) for number, sample in enumerate(make_samples(4))]
+    write_webdataset(samples, str(tmp_path / "w"))
+    index = index_of(tmp_path / "w")
+    found = filled(index, tmp_path / "cache").load(index.table)
+    expected = load_micro_batch(index.table, SHORTEST_S, LONGEST_S)
+    assert found.histories == expected.histories
+    assert [[turn.learned for turn in history] for history in found.histories] == [[], [True, False], [], [True, False]]
+    assert found.instructions == expected.instructions
 
 
 @pytest.mark.slow
