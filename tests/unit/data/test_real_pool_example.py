@@ -1,13 +1,15 @@
 """The example on real recordings, without its packages: splits, shifts, questions, MIDI, and its configuration."""
 
 import random
+import re
+import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mowe_ray.config import load_config
+from mowe_ray.config import load_config, load_evaluation
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "real_pool"
 
@@ -70,7 +72,14 @@ def test_midi_holds_every_note_where_it_belongs(example):
     assert midi.endswith(b"\xff\x2f\x00")
 
 
-def test_its_configuration_loads():
+def test_its_configuration_and_what_its_readme_changes_in_it_load():
     config = load_config(str(EXAMPLE / "train.yaml"), [])
     assert config.model.weak_encoders == []
     assert config.data.feature_cache
+    commands = (EXAMPLE / "README.md").read_text().replace("\\\n", " ")
+    (pool,) = re.findall(r"train\.yaml (name=pool .*)", commands)
+    assert [weak.name for weak in load_config(str(EXAMPLE / "train.yaml"), shlex.split(pool)).model.weak_encoders] == [
+        "a"
+    ]
+    (scored,) = re.findall(r"evaluate runs/real_pool runs/pool (.*?) *#", commands)
+    assert load_evaluation(config.model_dump(mode="json"), shlex.split(scored)).data.validation_names
