@@ -7,6 +7,7 @@ import io
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class TensorBoard:
         self._lock = threading.RLock()  # of the training thread and the one that copies
         earlier = any("tfevents" in name for name in folder.names("tensorboard"))
         self._missing_from = resume_step + 1 if earlier else 0
-        self._failed = False
+        self._failed, self._tried_s = False, int(time.time())
         self._writer: Any = None
         self._reopen()
 
@@ -74,6 +75,10 @@ class TensorBoard:
                 raise
 
     def _try_again(self) -> None:
+        # TensorBoard reads files in the order of their names, which begin with the second.
+        if int(time.time()) == self._tried_s:
+            return
+        self._tried_s = int(time.time())
         try:
             self._reopen()
         except OSError:
@@ -101,6 +106,8 @@ class TensorBoard:
 
     def flush(self) -> None:
         with self._lock:
+            if self._failed:
+                self._try_again()
             self._writer.flush()
             sizes = {file: file.stat().st_size for file in self._path.glob("*tfevents*")}
             grown = [file for file, size in sizes.items() if self._copied.get(file.name) != size]

@@ -96,6 +96,7 @@ class Wandb(ContinuedTracker):
 
     def close(self) -> None:
         self._run.finish()
+        self._wandb.teardown()  # until its service has ended, its files may grow
         if self._scratch is not None:
             self._folder.upload(self._scratch / "wandb", "wandb")
             shutil.rmtree(self._scratch, ignore_errors=True)  # its service may still hold a log in it

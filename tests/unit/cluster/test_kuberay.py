@@ -107,11 +107,14 @@ def test_one_namespace_holds_all_and_only_it_reaches_its_pods():
     documents = [document for name in FILES for document in read(name)]
     (namespace,) = [d["metadata"]["name"] for d in documents if d["kind"] == "Namespace"]
     assert {d["metadata"]["namespace"] for d in documents if d["kind"] != "Namespace"} == {namespace}
-    (policy,) = [d["spec"] for d in documents if d["kind"] == "NetworkPolicy"]
+    policy, metrics = [d["spec"] for d in documents if d["kind"] == "NetworkPolicy"]
     assert policy["podSelector"] == {}
     (rule,) = policy["ingress"]
     operator = {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}
     assert rule["from"] == [{"podSelector": {}}, {"namespaceSelector": {}, "podSelector": operator}]
+    (rule,) = metrics["ingress"]
+    assert rule["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 8080}]
 
 
 @pytest.mark.parametrize("name", FILES)

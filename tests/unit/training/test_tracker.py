@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,7 @@ def test_tensorboard_on_an_object_store_survives_the_machine(tmp_path):
     assert [step for step, _ in tensorboard_of(tmp_path)["train/loss"]] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow  # a second between two tries
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
 def test_tensorboard_catches_up_after_a_full_disk(small_disk):
     folder = RunFolder(str(small_disk), "run")
@@ -173,6 +175,7 @@ def test_tensorboard_catches_up_after_a_full_disk(small_disk):
     for step in range(2, 80):
         tracker.log(record(step))
     (small_disk / "ballast").unlink()
+    time.sleep(1.1)
     tracker.log(record(80))
     assert [step for step, _ in tensorboard_of(small_disk / "run")["train/loss"]] == list(range(1, 81))
     assert all(file.stat().st_size for file in (small_disk / "run" / "tensorboard").iterdir())
