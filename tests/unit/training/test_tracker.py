@@ -1,6 +1,8 @@
 import contextlib
 import io
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -246,3 +248,40 @@ def test_wandb_offline_is_one_history_and_a_run_has_an_id_of_its_own(tmp_path):
         assert [row["train/step"] for row in rows if "train/step" in row] == [1, 2, 3, 4]
         ids.add(json.loads(folder.read_text("trackers.json"))["wandb"])
     assert len(ids) == 2
+
+
+ENDLESS = """
+import itertools, sys, time
+from mowe_ray.config.schema import TrackingSection
+from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.training.tracker import Tracker
+tracking = TrackingSection.model_validate({"tensorboard": True, "wandb": {"mode": "offline"}})
+tracker = Tracker(RunFolder(sys.argv[1], "run"), name="run", config={}, resume_step=0, tracking=tracking)
+for step in itertools.count(1):
+    tracker.log({"kind": "train", "step": step, "loss": 1 / step})
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_logs_leaves_one_history(folder, tmp_path):
+    """The trackers' part of `tests/integration/test_tracking.py`, which kills a whole run."""
+    process = subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path)], cwd=Path(__file__).parents[3])
+    try:
+        deadline = time.monotonic() + 120
+        while len(folder.read_lines("metrics.jsonl")) < 40:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    killed_at = len(folder.read_lines("metrics.jsonl"))
+    both = {"tensorboard": True, "wandb": {"mode": "offline"}}
+    resumed = make_tracker(folder, resume_step=killed_at - 7, **both)
+    steps = list(range(1, killed_at + 6))
+    for step in steps[killed_at - 7 :]:
+        resumed.log({"kind": "train", "step": step, "loss": 1 / step})
+    resumed.close()
+    assert [step for step, _ in tensorboard_of(tmp_path / "run")["train/loss"]] == steps
+    assert [row["train/step"] for row in wandb_history(tmp_path / "run")] == steps
