@@ -19,7 +19,7 @@ from mowe_ray.command_line import FAILURE, SUCCESS, USAGE_ERROR, log, make_parse
 from mowe_ray.config.plugins import import_plugins
 from mowe_ray.data.corpora.layout import Defaults
 from mowe_ray.data.corpora.manifest_and_folders import check_labels
-from mowe_ray.data.corpora.prepare import REPORT, Packing, pack
+from mowe_ray.data.corpora.prepare import Packing, pack
 from mowe_ray.data.corpora.registry import KINDS, check_source, count_samples, detect_kind, read_source
 from mowe_ray.data.sample import BadSample, Sample
 from mowe_ray.data.shards.fields import FIELDS, Reading
@@ -69,8 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except ValueError as error:
         parser.exit(USAGE_ERROR, f"{parser.prog}: error: {error}\n")
-    if result["bad"]:
-        log(f"left out {result['bad']}, listed in {options.out}/{REPORT}")
     if not result["samples"]:
         log(f"{options.source} has no usable sample")
     return print_result(result, SUCCESS if result["samples"] else FAILURE)

@@ -132,6 +132,9 @@ def _pack(
     report.add_unindexed(bad)
     with whole_file(f"{base}/{REPORT}") as file:
         file.write(json.dumps(report.to_json(), indent=2).encode())
+    if bad:
+        example = f"{bad[0].id}: {bad[0].cause}: {bad[0].detail}"
+        log(f"left out {len(bad)}, such as {example}; all are listed in {base}/{REPORT}")
     for side, part in written.items():
         _finish(folders[side], request, part, kept[side])
     result = {**_summary(*written.values()), "bad": report.bad_count, "out": out}
