@@ -171,9 +171,8 @@ def test_prepare_counts_the_clips_that_ended_their_decoder(tmp_path):
         log=told.append,
     )
     assert (result["samples"], result["bad"]) == (4, 2)
-    assert told == [
-        f"left out 2, such as 1: crashed: signal SIGSEGV ended the process; all are listed in {tmp_path}/data_report.json"
-    ]
+    (line,) = told
+    assert line.startswith("left out 2, such as 1: crashed: signal SIGSEGV ended the process; all are listed in ")
     report = json.loads((tmp_path / "data_report.json").read_text())
     assert report["sources"]["made"]["causes"] == {"crashed": 2}
     assert [bad["id"] for bad in report["bad_samples"]] == ["1", "3"]
