@@ -88,17 +88,17 @@ def trained(*, event: bool, steps: int, **router: Any) -> tuple[float, torch.Ten
 
 
 def test_what_only_the_question_tells_is_routed_by_the_prompt_and_not_by_the_audio() -> None:
-    score, chosen, batch = trained(event=False, steps=250, input="prompt")
+    score, chosen, batch = trained(event=False, steps=100, input="prompt")
     assert score > 0.95
     # A question about the first fact goes to the first member, always.
     assert torch.equal(chosen[:, 1].long(), batch["asked"])
     # By the audio, the clip gets the same member whatever is asked: one of the two questions is left to guessing.
-    deaf, _, _ = trained(event=False, steps=250, input="audio")
+    deaf, _, _ = trained(event=False, steps=100, input="audio")
     assert deaf < 0.9
 
 
 def test_a_member_that_matters_in_a_part_of_a_clip_is_found_by_frames() -> None:
-    score, chosen, batch = trained(event=True, steps=350, granularity="frame")
+    score, chosen, batch = trained(event=True, steps=260, granularity="frame")
     assert score > 0.95
     second, happens = chosen[..., 1].numpy(), batch["happens"]
     # In each clip's event, and there more often than not in both frames; elsewhere the first member is heard.
@@ -106,5 +106,5 @@ def test_a_member_that_matters_in_a_part_of_a_clip_is_found_by_frames() -> None:
     assert second[happens].mean() > 0.8
     assert second[~happens].mean() < 0.5
     # One member for the whole clip hears one of the two facts, and guesses the other.
-    half, _, _ = trained(event=True, steps=350, granularity="clip")
+    half, _, _ = trained(event=True, steps=260, granularity="clip")
     assert half < 0.75
