@@ -19,7 +19,8 @@ from ray.util.state import list_tasks
 from mowe_ray.config import load_config
 from mowe_ray.data.index import Index
 from mowe_ray.distributed import cluster
-from mowe_ray.distributed.ray_data.pipeline import decode_stream, parallel_map
+from mowe_ray.distributed.ray_data.parallel_map import parallel_map
+from mowe_ray.distributed.ray_data.pipeline import decode_stream
 from mowe_ray.distributed.resources import bundle_of
 from mowe_ray.training.datasets import index_sources
 

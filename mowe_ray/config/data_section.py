@@ -192,6 +192,8 @@ class DataSection(EvaluatedData):
     """Sources that are mixed for training."""
     shuffle_buffer: PositiveInt = 10_000
     """Samples mixed at a time: larger mixes tasks better, smaller reads shards in order."""
+    lookahead_gb: PositiveFloat = 4.0
+    """Decoded audio and features that are held ahead of training, at most, in GB per worker."""
     feature_cache: Location | None = None
     """Folder on all nodes, or URL, with decoded audio and features of frozen encoders, reused by later runs."""
 

@@ -23,7 +23,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mowe_ray.data.micro_batch import MicroBatch, load_in_child, load_micro_batch, read_cell
-from mowe_ray.data.shards.storage import file_system, is_remote, read_ranges, retried, whole_file
+from mowe_ray.data.shards.byte_ranges import read_ranges
+from mowe_ray.data.shards.storage import file_system, is_remote, retried, whole_file
 from mowe_ray.output.run_folder import sync
 
 _CHUNK_ROWS = 64  # samples that are decoded, and lie in memory, together

@@ -87,6 +87,33 @@ class Index:
         """(N,) shard number of each sample; the samples of a shard are neighbours."""
         return _codes(self.table["shard"])
 
+    def take(self, rows: Sequence[int] | npt.NDArray[np.integer]) -> pa.Table:
+        """Return rows of the table, in the given order.
+
+        Looks only at the chunks they lie in: Arrow's own `take` joins all chunks of a text column first, which takes
+        100 ms at ten million samples, and cannot join more than 2 GiB.
+        """
+        wanted = np.asarray(rows, np.int64)
+        batches, ends = self._batches
+        chunk = np.searchsorted(ends, wanted, side="right")
+        parts = []
+        for number in np.unique(chunk).tolist():
+            first = int(ends[number - 1]) if number else 0
+            part = batches[number].take(pa.array(wanted[chunk == number] - first))
+            # As text: joining the chunks of a dictionary compares all of its entries.
+            texts = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in part.columns]
+            parts.append(pa.table(texts, names=part.schema.names))
+        if not parts:
+            return self.table.slice(0, 0)
+        place = np.argsort(np.argsort(chunk, kind="stable"), kind="stable")
+        return pa.concat_tables(parts).take(pa.array(place)).replace_schema_metadata(self.table.schema.metadata)
+
+    @cached_property
+    def _batches(self) -> tuple[list[pa.RecordBatch], npt.NDArray[np.int64]]:
+        """The chunks of the table, and the number of rows up to the end of each."""
+        batches = self.table.to_batches()
+        return batches, np.cumsum([len(batch) for batch in batches])
+
     @property
     def shard_names(self) -> list[str]:
         """Path of each shard, by shard number; a shard of two sources has two numbers."""

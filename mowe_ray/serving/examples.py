@@ -45,7 +45,7 @@ def examples_of(index: Index, count: int, min_s: float, max_s: float) -> list[Ex
     turns = [row for rows in _in_turn(list(by_task.values())) for row in rows][:count]
     if not turns:
         return []
-    batch = load_in_child(index.table.take(np.array(turns)), min_s, max_s)
+    batch = load_in_child(index.take(turns), min_s, max_s)
     return [
         Example(batch.ids[row], batch.tasks[row], batch.instructions[row], batch.answers[row], _flac(clips[0]))
         for row, (clips, history) in enumerate(zip(batch.clips(), batch.turns_before, strict=True))

@@ -117,7 +117,7 @@ def own_tokenizer(model: ModelSection, train: Index, folder: RunFolder) -> str |
     if not isinstance(model.language_model, InlineConfig) or model.init_from is not None:
         return None
     if not folder.exists("tokenizer.json"):
-        rows = train.table.take(sample_rows(len(train), _TOKENIZER_SAMPLES))
+        rows = train.take(sample_rows(len(train), _TOKENIZER_SAMPLES))
         samples = [sample for sample in read_samples(rows) if isinstance(sample, Sample)]
         texts = [text for sample in samples for text in (sample.instruction, sample.answer)]
         texts += [turn.text for sample in samples for turn in sample.history]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from mowe_ray.data.index import Index, source_key
 from mowe_ray.output.run_folder import RunFolder
@@ -52,7 +51,7 @@ class SampleAuditLog:
 
     def data_changed(self, step: int, epoch: int, index: Index, new: Sequence[int] | np.ndarray) -> None:
         """Note that the data have changed before `step + 1`; `new` are the rows that were added."""
-        rows = index.table.select(["source", "id"]).take(pa.array(new, pa.int64())).to_pylist()
+        rows = index.take(new).select(["source", "id"]).to_pylist()
         line = {"step": step, "epoch": epoch, "samples": [], "new": [[row["source"], row["id"]] for row in rows]}
         self._lines.append(json.dumps(line) + "\n")
 

@@ -10,7 +10,8 @@ import ray
 
 from mowe_ray.data.index import Index
 from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch
-from mowe_ray.distributed.ray_data.pipeline import decode_stream, parallel_map, prefetch
+from mowe_ray.distributed.ray_data.parallel_map import parallel_map
+from mowe_ray.distributed.ray_data.pipeline import decode_stream, prefetch
 from mowe_ray.training.datasets import index_sources
 from tests.tiny_runs import Corpus, tiny_config
 

@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mowe_ray.data.shards.byte_ranges import read_ranges
 from mowe_ray.data.shards.record import ROW_SCHEMA
-from mowe_ray.data.shards.storage import file_system, is_remote, read_ranges, whole_file
+from mowe_ray.data.shards.storage import file_system, is_remote, whole_file
 
 SCAN_VERSION = 6  # raise it when a scan would give other rows, so that old ones are not used
 FOLDER = "_index"

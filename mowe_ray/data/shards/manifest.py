@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from mowe_ray.data.decode import header_duration_s
 from mowe_ray.data.sample import BadAudio, BadSample, Sample, bad_audio
+from mowe_ray.data.shards.byte_ranges import read_ranges
 from mowe_ray.data.shards.compressed import plain, plain_name
 from mowe_ray.data.shards.fields import Reading
 from mowe_ray.data.shards.record import (
@@ -29,7 +30,7 @@ from mowe_ray.data.shards.record import (
     raise_if_storage,
     row_of,
 )
-from mowe_ray.data.shards.storage import file_of_row, open_file, read_ranges
+from mowe_ray.data.shards.storage import file_of_row, open_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mowe_ray.data.sample import AUDIO_SUFFIXES, BadAudio, BadSample, Sample, bad_audio
+from mowe_ray.data.shards.byte_ranges import read_ranges
 from mowe_ray.data.shards.compressed import plain
 from mowe_ray.data.shards.fields import ANSWER_KEYS, TURNS_KEYS, Reading
 from mowe_ray.data.shards.record import Place, Record, bad_sample, make_sample, parse_record
-from mowe_ray.data.shards.storage import read_ranges
 
 # Members that hold the answer where there is no JSON, or none in it; the first present one wins.
 ANSWER_SUFFIXES = ("txt", "text", "transcript", "transcription", "caption", "answer", "lab", "label", "trn", "cls")

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from mowe_ray.data.sample import BadAudio, StorageError, is_about_storage
+from mowe_ray.data.sample import BadAudio, StorageError
 
 # Remote shards are walked from header to header: a megabyte ahead costs less than a request each.
 _REMOTE_BLOCK_BYTES = 1 << 20
-_SHORTER = 416  # HTTP: shorter than was asked for
-_ABOUT_A_FILE = (404, 410, _SHORTER)  # not found, gone
+SHORTER = 416  # HTTP: shorter than was asked for
+_ABOUT_A_FILE = (404, 410, SHORTER)  # not found, gone
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ def file_system(url: str) -> tuple[Any, str]:
         fix = f"pip install {package[1]}" if package else str(error)
         raise ValueError(f"{url!r} needs a package that is not installed: {fix}") from error
     except Exception as error:  # each file system has errors of its own, for credentials or an unknown protocol
-        raise ValueError(f"{url!r} cannot be opened: {_reason(error)}") from error
+        raise ValueError(f"{url!r} cannot be opened: {reason(error)}") from error
 
 
 @contextmanager
@@ -86,10 +86,10 @@ def first_contact(url: str) -> Iterator[None]:
     except ValueError:
         raise
     except Exception as error:  # aiohttp, botocore and huggingface_hub have errors of their own
-        raise ValueError(f"{url!r} cannot be reached: {_reason(error)}") from error
+        raise ValueError(f"{url!r} cannot be reached: {reason(error)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Return the last cause of an error: fsspec says "not found" of a server that does not answer."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -105,7 +105,7 @@ def _remote(url: str) -> Iterator[None]:
     except Exception as error:  # each file system has errors of its own; all are raised
         if isinstance(error, StorageError) or _is_about_a_file(error):
             raise
-        raise StorageError(f"{url}: {_reason(error)}") from error
+        raise StorageError(f"{url}: {reason(error)}") from error
 
 
 def retried(url: str, read: Callable[[], T]) -> T:
@@ -344,57 +344,3 @@ def _local_glob(path: str) -> list[str]:
     pattern = Path(path).absolute()
     folder = next(parent for parent in pattern.parents if parent.is_dir())
     return [str(file) for file in folder.glob(str(pattern.relative_to(folder))) if file.is_file()]
-
-
-def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes | OSError]:
-    """Yield the bytes of each (path, offset, size), or why there are none.
-
-    Local ranges are read one by one as they are taken; remote ones at once, in concurrent requests.
-
-    Raises:
-        OSError: the storage fails, and not for one file.
-    """
-    remote = iter(_read_remote([part for part in ranges if is_remote(part[0])]))
-    with ExitStack() as stack:
-        files: dict[str, BinaryIO] = {}
-        for path, at, size in ranges:
-            if is_remote(path):
-                yield next(remote)
-                continue
-            try:
-                if path not in files:
-                    # Unbuffered: ranges are read at random places, and read-ahead would be thrown away.
-                    files[path] = stack.enter_context(Path(path).open("rb", buffering=0))
-                files[path].seek(at)
-                content: bytes | OSError = files[path].read(size)
-            except OSError as error:
-                if is_about_storage(error):
-                    raise
-                content = error
-            yield content
-
-
-def _read_remote(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError]:
-    """Read ranges at once; those that fail are read again."""
-    contents: dict[int, bytes | OSError] = {}
-
-    def read() -> list[bytes | OSError]:
-        left = [number for number in range(len(ranges)) if number not in contents]
-        paths, starts, ends = zip(
-            *((path, at, at + size) for path, at, size in map(ranges.__getitem__, left)), strict=True
-        )
-        fs, _ = file_system(paths[0])  # the shards of one source share a file system
-        found = fs.cat_ranges([*paths], [*starts], [*ends], on_error="return")
-        failures = []
-        for number, content in zip(left, found, strict=True):
-            if isinstance(content, bytes):
-                contents[number] = content
-            elif getattr(content.__cause__ or content, "status", None) == _SHORTER:
-                contents[number] = OSError(str(content))
-            else:  # also a shard that is gone: it was there when it was indexed
-                failures.append(StorageError(f"{ranges[number][0]}: {_reason(content)}"))
-        if failures:
-            raise failures[0]
-        return [contents[number] for number in range(len(ranges))]
-
-    return retried(ranges[0][0], read) if ranges else []

@@ -18,7 +18,8 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from mowe_ray.data.shards.storage import file_system, is_remote, open_file, read_ranges, retried
+from mowe_ray.data.shards.byte_ranges import read_ranges
+from mowe_ray.data.shards.storage import file_system, is_remote, open_file, retried
 
 _WINDOW_BYTES = 4096
 _LARGEST_BYTES = 1 << 20

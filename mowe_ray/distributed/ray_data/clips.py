@@ -16,7 +16,7 @@ from mowe_ray.config.evaluation import EvaluationData
 from mowe_ray.data.index import Index
 from mowe_ray.data.micro_batch import load_in_child, load_micro_batch
 from mowe_ray.data.shards.storage import with_storage_timeout
-from mowe_ray.distributed.ray_data.pipeline import parallel_map
+from mowe_ray.distributed.ray_data.parallel_map import parallel_map
 from mowe_ray.evaluation.results import Clip, Evaluation, ShownSample
 from mowe_ray.evaluation.samples import BITS_PER_S, encoded_clip
 from mowe_ray.output.run_folder import RunFolder

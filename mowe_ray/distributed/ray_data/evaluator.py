@@ -13,7 +13,7 @@ from mowe_ray.data.index import Index
 from mowe_ray.data.profile import sample_rows
 from mowe_ray.distributed import cluster, resources
 from mowe_ray.distributed.ray_data.batch_inference import AnswerJob, answer_all, inspect_export
-from mowe_ray.distributed.ray_data.pipeline import parallel_map
+from mowe_ray.distributed.ray_data.parallel_map import parallel_map
 from mowe_ray.evaluation.compare import AnsweredModel
 from mowe_ray.evaluation.predictions import Answer, Predictions
 from mowe_ray.evaluation.shapley import Subset, joining_orders, subsets_of

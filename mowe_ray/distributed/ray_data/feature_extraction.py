@@ -22,7 +22,8 @@ from mowe_ray.data.feature_cache import CachedEncoder, FeatureCache, shard_rows
 from mowe_ray.data.index import Index
 from mowe_ray.data.shards.storage import is_remote, storage_timeout, whole_file
 from mowe_ray.distributed.errors import cause_of
-from mowe_ray.distributed.ray_data.pipeline import ModelActors, has_died_twice, stream_blocks
+from mowe_ray.distributed.ray_data.parallel_map import has_died_twice
+from mowe_ray.distributed.ray_data.pipeline import ModelActors, stream_blocks
 from mowe_ray.output.terminal import ProgressReporter
 from mowe_ray.training.frozen_features import (
     FrozenEncoder,

@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -28,10 +29,12 @@ from mowe_ray.config import RunConfig
 from mowe_ray.config.schema import WorkersSection
 from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.data.epoch_plan import Rows
+from mowe_ray.data.index import Index
 from mowe_ray.data.micro_batch import MicroBatch, load_in_child, load_micro_batch, without_known
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards.storage import with_storage_timeout
 from mowe_ray.distributed import ray_internals
+from mowe_ray.distributed.ray_data.parallel_map import has_died_twice
 from mowe_ray.distributed.resources import ray_options, worker_bundle
 from mowe_ray.training.datasets import validation_plan
 
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
     from mowe_ray.training.sampler import EpochSampler, PlannedStep
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def decode_micro_batches(
     load = load_in_child if has_died_twice() else load_micro_batch
     for item in work.to_pylist():
         dataset, number = item["dataset"], item["number"]
-        samples, bad = without_known(ray.get(indexes[dataset]).table.take(rows[dataset][number]), known)
+        samples, bad = without_known(_index(indexes[dataset]).take(rows[dataset][number]), known)
         if features is None:
             batch = with_storage_timeout(storage_timeout_s, load, samples, min_duration_s, max_duration_s)
         else:
@@ -161,16 +163,14 @@ def decode_micro_batches(
         yield batch.to_row().append_column("dataset", pa.array([dataset]))
 
 
-def has_died_twice() -> bool:
-    """Whether two processes that ran the present task have ended before it was done.
+@lru_cache(maxsize=4)  # each holds its object in the store: of a run, and of studies and evaluations in one process
+def _index(reference: ray.ObjectRef) -> Index:
+    """Return an index in the object store; unpacked once a process, since it has an array for each chunk and column."""
+    index: Index = ray.get(reference)
+    return index
 
-    The second time it is hardly the machine's fault: something in its data may end whoever decodes it.
-    """
-    return int(ray_internals.global_worker.core_worker.get_current_task_attempt_number()) >= 2
 
-
-# Micro-batches a Ray Data execution runs. Starting one costs about a second of decoding; up to two are held at a
-# time, so this bounds memory: at 120 s a micro-batch, 2 x 2 GB a rank.
+# Micro-batches a Ray Data execution runs, at most: starting one costs about a second of decoding.
 _PER_EXECUTION = 512
 _AUDIO_BYTES_PER_S = 2 * SAMPLE_RATE
 # Micro-batches a task decodes: a task costs some 10 ms of scheduling, and the output of a whole task
@@ -211,9 +211,6 @@ def decode_stream(
         "max_duration_s": max_duration_s,
         "storage_timeout_s": storage_timeout_s,
     }
-    if cache is not None:  # features are larger than audio: as many bytes, not as many micro-batches
-        added = sum(encoder.bytes_per_s for encoder in ray.get(cache).encoders)
-        per_execution = max(_PER_TASK, round(per_execution * _AUDIO_BYTES_PER_S / (_AUDIO_BYTES_PER_S + added)))
     rows_left = iter(row_lists)
     running: deque[Iterator[MicroBatch]] = deque()
     while chunk := list(itertools.islice(rows_left, per_execution)):
@@ -356,9 +353,14 @@ def _decoded(
     cache: ray.ObjectRef | None,
     known: Callable[[], Sequence[BadSample]],
 ) -> Iterator[MicroBatch]:
+    # Up to two executions are held at a time, as audio and features.
+    encoders = [] if cache is None else ray.get(cache).encoders
+    bytes_per_s = _AUDIO_BYTES_PER_S + sum(encoder.bytes_per_s for encoder in encoders)
+    ahead = int(config.data.lookahead_gb * 1e9 / (2 * bytes_per_s * config.data.batch_seconds))
     return decode_stream(
         index,
         rows,
+        per_execution=max(1, min(_PER_EXECUTION, ahead)),
         min_duration_s=config.data.min_duration_s,
         max_duration_s=config.data.max_duration_s,
         storage_timeout_s=config.data.storage_timeout_s,
@@ -367,27 +369,3 @@ def _decoded(
         cache=cache,
         known=known,
     )
-
-
-def parallel_map(function: Callable[..., R], items: Iterable[T], in_flight: int = 64) -> Iterator[R]:
-    """Applies `function` to `items` in Ray tasks of one CPU; yields the results in order.
-
-    Args:
-        function: Called with `in_child=True` for an item that has ended two processes.
-    """
-    # Once, not with every task: the function may hold a large closure.
-    shared = ray.put(function)
-    # Bounded: results that wait for their turn take memory in the object store.
-    pending: deque[ray.ObjectRef] = deque()
-    for item in items:
-        pending.append(_apply.remote(shared, item))
-        if len(pending) >= in_flight:
-            yield ray.get(pending.popleft())
-    while pending:
-        yield ray.get(pending.popleft())
-
-
-# Anywhere in the cluster: inside a Tune trial, tasks would by default run on what the trial has reserved, its driver's.
-@ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")
-def _apply(function: Callable[..., R], item: T) -> R:
-    return function(item, in_child=True) if has_died_twice() else function(item)

@@ -19,7 +19,7 @@ from ray.serve.schema import LoggingConfig
 from mowe_ray.config import load_evaluation
 from mowe_ray.distributed import cluster
 from mowe_ray.distributed.ray_data.batch_inference import local_copy
-from mowe_ray.distributed.ray_data.pipeline import parallel_map
+from mowe_ray.distributed.ray_data.parallel_map import parallel_map
 from mowe_ray.distributed.resources import check_resources
 from mowe_ray.evaluation.targets import Target, find_models, folder_at
 from mowe_ray.serving.app import Interface, Limits

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 
 from mowe_ray.config import RunConfig
 from mowe_ray.data.data_report import DataReport
+from mowe_ray.data.index import Index
 from mowe_ray.data.sample import BadSample
 from mowe_ray.distributed.errors import cause_of
-from mowe_ray.distributed.ray_data.pipeline import parallel_map
+from mowe_ray.distributed.ray_data.parallel_map import parallel_map
 from mowe_ray.training.datasets import index_sources, source_specs
 
 # What the index does not depend on. A key that is not here costs an index for each of its values, and is never wrong.
 _OF_NO_MATTER = {"batch_seconds", "max_batch_size", "shuffle_buffer", "max_text_tokens"}
-_OF_NO_MATTER |= {"decode_cpus", "feature_cache", "storage_timeout_s"}
+_OF_NO_MATTER |= {"decode_cpus", "feature_cache", "storage_timeout_s", "lookahead_gb"}
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,15 @@ def publish(config: RunConfig, known: Sequence[BadSample] = ()) -> PublishedSour
     """
     sources = index_sources(config.data, parallel_map, seed=config.seed, known=known, storage=config.storage)
     shards = {name for index in (sources.train, *sources.validation.values()) for name in index.shard_names}
-    validation = {name: ray.put(index) for name, index in sources.validation.items()}
-    return PublishedSources(ray.put(sources.train), validation, sources.report, frozenset(shards))
+    validation = {name: _put(index) for name, index in sources.validation.items()}
+    return PublishedSources(_put(sources.train), validation, sources.report, frozenset(shards))
+
+
+def _put(index: Index) -> ray.ObjectRef:
+    """Put an index into the object store, with all that every rank would compute, and without its bad samples."""
+    stored = replace(index, bad=[])
+    _ = stored.shard_digests  # kept with the object
+    return ray.put(stored)
 
 
 class SourceStore:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from mowe_ray.data.epoch_plan import Rows
@@ -92,7 +91,7 @@ class Event:
         if max(self.rows, default=-1) >= len(index):
             return False
         # Unusable samples are among the rows alone.
-        return set(self.ids) <= set(index.table["id"].take(pa.array(self.rows, pa.int64())).to_pylist())
+        return set(self.ids) <= set(index.take(self.rows)["id"].to_pylist())
 
 
 def record(folder: RunFolder, error: MicroBatchOutOfMemory, *, rank: int, rows: Rows) -> Event:

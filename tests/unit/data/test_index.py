@@ -1,15 +1,17 @@
 import os
+import pickle
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from mowe_ray.data.index import SourceSpec, build_index
+from mowe_ray.data.index import Index, SourceSpec, build_index
 from mowe_ray.data.sample import Sample
 from mowe_ray.data.shards import read_samples, scan_shard
 from mowe_ray.data.shards.fields import Reading
 from mowe_ray.data.shards.write import write_parquet, write_webdataset
+from tests.made_index import made_index
 
 
 @pytest.fixture
@@ -105,3 +107,22 @@ def test_a_source_without_a_usable_sample(tmp_path, mixture):
 def test_scan_rows_are_stable(tmp_path, mixture):
     shard = str(tmp_path / "tar" / "00000.tar")
     assert scan_shard(shard).equals(scan_shard(shard, Reading(task="er")))
+
+
+def test_rows_are_taken_from_the_chunks_they_lie_in():
+    index = made_index([("a", f"a{n}", 40) for n in range(5)] + [("b", "b0", 30)])
+    chunked = Index(pa.concat_tables([index.table.slice(n, 7) for n in range(0, 230, 7)]), index.source_names, [])
+    for rows in ([229, 0, 7, 6, 7, 100], [], [3], np.random.default_rng(0).permutation(230)):
+        expected = index.table.take(pa.array(rows, pa.int64()))
+        assert chunked.take(rows).to_pylist() == expected.to_pylist()
+    marked = Index(index.table.replace_schema_metadata({"options": "kept"}), ["a", "b"], [])
+    assert marked.take([5]).schema.metadata == {b"options": b"kept"}
+
+
+def test_a_process_gets_the_arrays_of_an_index_shared_and_copies_little():
+    index = made_index([("a", f"a{n}", 2000) for n in range(10)])
+    buffers: list[pickle.PickleBuffer] = []
+    in_band = pickle.dumps(index, protocol=5, buffer_callback=buffers.append)
+    assert len(in_band) < 10_000
+    received = pickle.loads(in_band, buffers=buffers)
+    assert received.take([17, 3]).to_pylist() == index.take([17, 3]).to_pylist()
