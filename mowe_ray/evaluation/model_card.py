@@ -111,6 +111,7 @@ def with_scores(card: str, scores: Sequence[CardScore]) -> str:
             task_name=_TITLES.get(score.task, score.task),
             dataset_type=score.dataset,
             dataset_name=score.dataset,
+            dataset_config=score.task,  # or the hub's library puts tasks of one type together
             metric_type=score.metric,
             metric_name=score.title,
             metric_value=round(score.value, 4),
@@ -170,9 +171,8 @@ def _routing(model: Mapping[str, Any]) -> str:
         return "It has no pool of weak encoders."
     if not routers:
         return f"Its {pool} weak encoders are combined by `{model['fusion']}`."
-    return (
-        f"For each clip {router['top_k']} of {pool} weak encoders are chosen by the {' and the '.join(routers)} router."
-    )
+    chosen = f"{router['top_k']} of {pool} weak encoders"
+    return f"For a clip, {' and '.join(f'the {kind} router chooses {chosen}' for kind in routers)}."
 
 
 def _named(checkpoint: Any) -> str:

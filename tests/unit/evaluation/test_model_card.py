@@ -8,8 +8,8 @@ from mowe_ray.evaluation.results import Interval, TaskScores
 
 LAST = {
     "builtin": {
-        "asr": {"score": 0.2, "majority": 0.125, "samples": 30},
-        "er": {"score": 0.9, "majority": 0.25, "samples": 30},
+        task: {"score": score, "majority": 0.125, "samples": 30}
+        for task, score in (("asr", 0.2), ("er", 0.9), ("ac", 0.5), ("aqa", 0.4))
     }
 }
 
@@ -39,6 +39,8 @@ def test_the_hub_finds_what_it_looks_for():
     assert {"license", "license_name", "license_link", "tags"} <= found.keys()
     (entry,) = found["model-index"]
     assert entry["name"] == "mowe"
+    names = [one["task"]["name"] for one in entry["results"]]
+    assert names == ["transcription", "emotion", "captions", "questions about sounds"]
     asr = next(one for one in entry["results"] if one["task"]["type"] == "automatic-speech-recognition")
     assert asr["dataset"]["name"] == "builtin"
     assert asr["metrics"][0]["value"] == 0.2
