@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import threading
+from collections.abc import Sequence
 
 from ray.util.metrics import Gauge
 
@@ -22,38 +22,53 @@ _TRAINING = {
     "skipped_steps": ("skipped_steps", "Steps left out, as loss or gradient was not finite"),
 }
 
+_EVERY_S = 2.0  # Ray exports every ten seconds, unless told otherwise
+
 
 class RayMetrics:
-    """Shows the newest records of a run through `ray.util.metrics`; a tracker like others, on rank 0."""
+    """Shows the newest records of a run through `ray.util.metrics`; a tracker like others, on rank 0.
+
+    Ray exports a value once after it was set. So a thread sets all of them again, however long a step takes.
+    """
 
     def __init__(self, run: str):
         """Begin for the run of this name, which every figure carries as `run`."""
-        self._run = {"run": run}
+        self._run = run
         self._gauges = {key: _gauge(*about) for key, about in _TRAINING.items()}
         self._load = _gauge("router_load", "Share of the clips that chose an encoder", "router", "encoder")
         self._score = _gauge("validation_score", "Score of a task on a validation source", "source", "task")
         self._restarts = _gauge("restarts", "Recoveries from failures")
+        self._values: dict[tuple[Gauge, tuple[tuple[str, str], ...]], float] = {}
         self._recoveries = 0
-        self._restarts.set(0, self._run)
+        self._set(self._restarts, 0)
+        self._closed = threading.Event()
+        threading.Thread(target=self._set_again, daemon=True, name="ray_metrics").start()
 
     def log(self, record: Record) -> None:
         """Show a record."""
         if record["kind"] == "train":
             for key, gauge in self._gauges.items():
                 if isinstance(value := record.get(key), int | float):
-                    gauge.set(value, self._run)
-            self._show_routing(record.get("routing", {}))
+                    self._set(gauge, value)
+            for router, found in record.get("routing", {}).items():
+                for encoder, share in found["load"].items():
+                    self._set(self._load, share, router=router, encoder=encoder)
         elif record["kind"] == "validation":
             for task, scores in record["tasks"].items():
-                self._score.set(scores["score"], {**self._run, "source": record["source"], "task": task})
+                self._set(self._score, scores["score"], source=record["source"], task=task)
         elif record["kind"] == "recovery":
             self._recoveries += 1
-            self._restarts.set(self._recoveries, self._run)
+            self._set(self._restarts, self._recoveries)
 
-    def _show_routing(self, routing: Mapping[str, Any]) -> None:
-        for router, found in routing.items():
-            for encoder, share in found["load"].items():
-                self._load.set(share, {**self._run, "router": router, "encoder": encoder})
+    def _set(self, gauge: Gauge, value: float, **tags: str) -> None:
+        tags["run"] = self._run
+        self._values[gauge, tuple(tags.items())] = value
+        gauge.set(value, tags)
+
+    def _set_again(self) -> None:
+        while not self._closed.wait(_EVERY_S):
+            for (gauge, tags), value in list(self._values.items()):
+                gauge.set(value, dict(tags))
 
     def log_picture(self, name: str, step: int, png: bytes) -> None:
         """Nothing: there are only numbers."""
@@ -65,7 +80,8 @@ class RayMetrics:
         """Nothing: Ray collects them itself."""
 
     def close(self) -> None:
-        """Nothing, as well."""
+        """Stop to show them."""
+        self._closed.set()
 
 
 def _gauge(name: str, about: str, *tags: str) -> Gauge:
