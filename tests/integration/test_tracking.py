@@ -75,7 +75,7 @@ def prometheus(targets: Path) -> Iterator[str]:
     folder = targets.parent / "prometheus"
     folder.mkdir()
     config = {
-        "global": {"scrape_interval": "1s"},
+        "global": {"scrape_interval": "4s"},
         "scrape_configs": [
             {"job_name": "ray", "file_sd_configs": [{"files": [str(targets)], "refresh_interval": "1s"}]}
         ],
@@ -100,7 +100,7 @@ def answers(address: str, command: RunningCommand) -> dict[str, int]:
         for query in found:
             asked = urllib.parse.urlencode({"query": query.replace("$run", "tracked")})
             with suppress(OSError), urllib.request.urlopen(f"{address}?{asked}") as answer:
-                found[query] = len(json.load(answer)["data"]["result"])
+                found[query] = max(found[query], len(json.load(answer)["data"]["result"]))
     return found
 
 
