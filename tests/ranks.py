@@ -257,7 +257,12 @@ def run_ranks(
         if device == "cpu":  # DeepSpeed would take a GPU that is there, which gloo cannot serve
             environment.setenv("DS_ACCELERATOR", "cpu")
             environment.setenv("CUDA_VISIBLE_DEVICES", "")
-        multiprocessing.spawn(_rank_main, (ranks, str(folder), device, work, arguments), nprocs=ranks)
+        # Forks of a process that has imported everything save ten seconds; CUDA does not survive a fork.
+        method = "spawn" if device == "cuda" else "forkserver"
+        multiprocessing.set_forkserver_preload(["tests.ranks"])
+        multiprocessing.start_processes(
+            _rank_main, (ranks, str(folder), device, work, arguments), nprocs=ranks, start_method=method
+        )
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
