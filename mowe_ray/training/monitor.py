@@ -8,7 +8,7 @@ import resource
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -133,6 +133,10 @@ class Monitor:
             scores = [f"{t} {v['score']:.2f} (majority {v['majority']:.2f})" for t, v in result.tasks.items()]
             self._ranks.log(folded([f"validation {name} at step {step}: loss {result.loss:.3f}", *scores]))
             self._show(step, name, result)
+
+    def validated(self, step: int, sources: Collection[str]) -> bool:
+        """Return whether the records have the validation of all `sources` after `step`; on rank 0 alone."""
+        return self._tracker is not None and all((step, name) in self._tracker.validated for name in sources)
 
     def _show(self, step: int, source: str, result: ValidationResult) -> None:
         """Show answers with their audio, and what the routers chose, in the trackers that can."""

@@ -100,6 +100,24 @@ def test_a_corpus_that_was_moved_and_cut_anew_is_trained_on_once(
     assert "is finished" in told.err
 
 
+@pytest.mark.soak
+def test_a_validation_that_was_cut_off_is_made_up_for(
+    reference: dict[str, Any], tiny_corpus: Corpus, tmp_path: Path
+) -> None:
+    """A run that was killed between a checkpoint and the validation that was due has it after the restart."""
+    run = tmp_path / "cut_off"
+    shutil.copytree(reference["run"], run)
+    (run / "result.json").unlink()
+    shutil.rmtree(run / "checkpoints/step-00000016")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if (json.loads(line)["step"], json.loads(line)["kind"]) < (12, "validation")]
+    (run / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+    result, said = _train(tiny_corpus, tmp_path, "cut_off")
+    assert any("continuing after step 12" in line for line in said)
+    assert [record["step"] for record in records(result["run"], "validation")] == [6, 12, 16]
+    assert_same_run(result, reference)
+
+
 def test_a_finished_run_returns_at_once(reference: dict[str, Any], tiny_corpus: Corpus) -> None:
     run = Path(reference["run"])
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.jsonl")}

@@ -116,6 +116,10 @@ class AsyncValidation:
         left = self._left_over(resume_step) if ranks.is_rank_zero else None
         self._pending: _Pending | None = ranks.gather(left)[0]
 
+    def is_pending(self, step: int) -> bool:
+        """Return whether the model after `step` is being validated. The same on all ranks."""
+        return self._pending is not None and self._pending.step == step
+
     def start(self, step: int, progress: float) -> bool:
         """Start to validate the present model; returns whether that was possible. Collective."""
         possible = (

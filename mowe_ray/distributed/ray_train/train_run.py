@@ -186,6 +186,13 @@ class TrainRun:
         self._report_validation(self.sampler.step, self.sampler.progress, results)
         return results
 
+    def _validation_was_lost(self) -> bool:
+        """Return whether the run ended between the checkpoint that it continues from and the validation then due."""
+        step, every = self.sampler.step, self.config.training.eval_every
+        if not every or not step or step % every or self.sampler.progress >= 1 or self.async_validation.is_pending(step):
+            return False
+        return not self.ranks.gather(self.monitor.validated(step, self.validation_indexes))[0]
+
     def _watched_batches(self, watchdog: Watchdog, source: str, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
         """Yield `batches` of a validation source, each within the time limit of a step."""
         step = self.sampler.step
@@ -207,6 +214,8 @@ class TrainRun:
 
     def _steps(self, watchdog: Watchdog, emergency: EmergencyCheckpointer) -> bool:
         every, requests = self.config.training, StopRequests(self.coordinator, self.ranks)
+        if self._validation_was_lost():
+            self._validate(watchdog)
         # Two readers of one stream: the loop takes the batches, this method the planned step that each result belongs
         # to.
         fed, planned_steps = tee(self.activity.waiting_for_data(self._batches()))
