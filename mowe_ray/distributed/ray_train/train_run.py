@@ -189,7 +189,8 @@ class TrainRun:
     def _validation_was_lost(self) -> bool:
         """Return whether the run ended between the checkpoint that it continues from and the validation then due."""
         step, every = self.sampler.step, self.config.training.eval_every
-        if not every or not step or step % every or self.sampler.progress >= 1 or self.async_validation.is_pending(step):
+        due = bool(every) and step > 0 and step % every == 0 and self.sampler.progress < 1
+        if not due or self.async_validation.is_pending(step):
             return False
         return not self.ranks.gather(self.monitor.validated(step, self.validation_indexes))[0]
 
