@@ -116,7 +116,7 @@ def _samples() -> Iterator[Sample]:
 def micro_batches(index: Index) -> list[np.ndarray]:
     """Return the rows of each micro-batch of an epoch: 12 clips, shuffled as in training."""
     plan = plan_epoch(
-        index.durations, index.shards, index.sources, [1.0],
+        index.durations, index.runs, [1.0],
         seed=0, epoch=0, lanes=1, batch_seconds=12.5 * CLIP_S, max_batch_size=32, shuffle_buffer=10_000,
     )  # fmt: skip
     return [rows for step in plan for rows in step]

@@ -1,6 +1,7 @@
-"""What an index of ten million clips costs: a micro-batch of it, and a process that decodes.
+"""What an index of ten million clips costs: a micro-batch of it, a process that decodes, and a rank that resumes.
 
-The index is made up. What a decoding process gets is what Ray hands over: small values copied, arrays shared.
+The index is made up. What a decoding process gets is what Ray hands over: small values copied, arrays shared. The rank
+is one of 1,000, stopped in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import argparse
 import multiprocessing
 import pickle
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,9 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from measuring import Check, conclude, cpu_seconds
 
+from mowe_ray.config.data_section import DataSection
 from mowe_ray.data.index import Index
+from mowe_ray.training.sampler import EpochSampler, rows_of_rank
 
 _CHUNK = 1 << 16
 _CLIPS_PER_SHARD = 5000
@@ -31,19 +36,23 @@ def main() -> int:
     """Measure and print; returns 0 if the targets are met, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=10_000_000, help="(default: %(default)s)")
+    parser.add_argument("--ranks", type=int, default=1000, help="(default: %(default)s)")
     arguments = parser.parse_args()
     global index
     index = made_index(arguments.clips)
     with multiprocessing.get_context("fork").Pool(1) as pool:
         in_band, shared, held, ms = pool.apply(decoding_process)
+    resumed, rows, took = resume(index, arguments.ranks)
     table = {
         "clips, shards": f"{arguments.clips:,}, {len(index.shard_names):,}",
         "copied to each process": f"{in_band / 2**20:.1f} MiB",
         "shared by the processes of a node": f"{shared / 2**20:.0f} MiB",
+        "the rank resumes after step": f"{resumed.step:,}, with {rows} clips of its own in the next one",
     }
     checks = [
         Check("ms on the index per micro-batch of 12", ms, 2),
         Check("MiB a decoding process holds of its own", held / 2**20, 10),
+        Check("seconds to resume in mid-epoch", took, 2),
     ]
     return conclude("scale/index_rows", table, checks)
 
@@ -92,7 +101,21 @@ def made_index(clips: int) -> Index:
     # As published: computed once, in the driver. Their hashes would take a minute here, and are only compared.
     sizes = np.bincount(index.shards).tolist()
     vars(index)["shard_digests"] = {str(p): (n, f"{p}") for p, n in zip(index.shard_names, sizes, strict=True)}
+    assert len(index.runs.starts) > 1
     return index
+
+
+def resume(index: Index, ranks: int) -> tuple[EpochSampler, int, float]:
+    """Resume a rank in mid-epoch; returns its sampler, its clips of the next step, and the seconds it took."""
+    data = DataSection(train=[{"path": "made"}])
+    make = partial(EpochSampler, index, data, seed=0, micro_batches_per_step=ranks, epochs=1)
+    steps = len(index) // 12 // ranks // 2
+    state = {"step": steps, "samples": 0, "warmup_samples": 0, "epoch": 0, "plan": make()._plan_key, "plan_step": steps}
+    state |= {"before": {}, "absent": [], "shards": {p: list(d) for p, d in index.shard_digests.items()}}
+    start = time.process_time()
+    sampler = make(state=state)
+    rows = rows_of_rank(next(iter(sampler)).micro_batches, ranks // 2, ranks)
+    return sampler, sum(map(len, rows)), time.process_time() - start
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ class DataSection(EvaluatedData):
     train: list[TrainingSource] = []
     """Sources that are mixed for training."""
     shuffle_buffer: PositiveInt = 10_000
-    """Samples mixed at a time: larger mixes tasks better, smaller reads shards in order."""
+    """Samples that a lane (a micro-batch of each step) mixes at a time: fewer are read more in order."""
     lookahead_gb: PositiveFloat = 4.0
     """Decoded audio and features that are held ahead of training, at most, in GB per worker."""
     feature_cache: Location | None = None

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mowe_ray.data.runs import Runs, runs_of
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.scan import ParallelMap, ScanRequest, scan_source
 from mowe_ray.data.shards import list_shards, shard_versions, with_options
@@ -113,6 +114,13 @@ class Index:
         """The chunks of the table, and the number of rows up to the end of each."""
         batches = self.table.to_batches()
         return batches, np.cumsum([len(batch) for batch in batches])
+
+    @cached_property
+    def runs(self) -> Runs:
+        """Neighbouring samples that are read together."""
+        known = {"audio_size", "meta_size"} <= set(self.table.column_names)
+        sizes = pc.add(self.table["audio_size"], self.table["meta_size"]).to_numpy() if known else None
+        return runs_of(self.shards, self.sources, sizes, self.durations)
 
     @property
     def shard_names(self) -> list[str]:

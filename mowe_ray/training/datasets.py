@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mowe_ray.config.data_section import DataSection, EvaluatedData, SourceSection, TrainingSource
 from mowe_ray.data.child_process import ChildProcess
 from mowe_ray.data.data_report import DataReport
-from mowe_ray.data.epoch_plan import count_samples, plan_epoch
+from mowe_ray.data.epoch_plan import EpochPlan, count_samples, plan_epoch
 from mowe_ray.data.index import Index, SourceSpec, build_index
 from mowe_ray.data.overlap import overlap_warnings
 from mowe_ray.data.profile import profiles, warnings_on
@@ -30,7 +29,7 @@ from mowe_ray.data.shards.storage import storage_timeout, with_storage_timeout
 from mowe_ray.data.synthetic_corpus import builtin_corpus
 
 _BUILTIN = "builtin:"
-# Validation samples among which batches of similar length are formed.
+# Validation samples of a lane among which batches of similar length are formed.
 _MIXED = 10_000
 
 
@@ -67,7 +66,7 @@ def index_sources(
     indexes = [sources.train, *sources.validation.values()]
     if data.feature_cache is not None and any(pc.any(pc.greater(one.table["clips"], 1)).as_py() for one in indexes):
         raise ValueError("data.feature_cache: samples of several clips are not cached yet: set it to null")
-    if not count_samples(sources.train.sources, [source.weight for source in data.train]):
+    if not count_samples([*sources.train.samples_per_source.values()], [source.weight for source in data.train]):
         paths = ", ".join(source.place for source in data.train)
         raise ValueError(f"data.train: no usable sample in {paths}, or too few for the weight")
     return sources
@@ -248,14 +247,11 @@ def _build(data: EvaluatedData, specs: list[SourceSpec], run_map: ParallelMap, s
         )
 
 
-def validation_plan(
-    index: Index, data: EvaluatedData, *, micro_batches_per_step: int = 1
-) -> Iterator[list[np.ndarray]]:
+def validation_plan(index: Index, data: EvaluatedData, *, micro_batches_per_step: int = 1) -> EpochPlan:
     """Return the steps of one pass over a validation source, the same in every validation."""
     return plan_epoch(
         index.durations,
-        index.shards,
-        index.sources,
+        index.runs,
         [1.0],
         seed=0,
         epoch=0,

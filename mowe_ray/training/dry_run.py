@@ -213,7 +213,8 @@ def _step_facts(config: RunConfig, train: Index | None) -> dict[str, Any]:
         "steps_per_epoch": None,
         "total_steps": training.max_steps,
     }
-    if train is None or not count_samples(train.sources, [source.weight for source in data.train]):
+    weights = [source.weight for source in data.train]
+    if train is None or not count_samples([*train.samples_per_source.values()], weights):
         return facts
     sampler = _sampler(config, train)
     durations = train.durations

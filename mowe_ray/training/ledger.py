@@ -85,6 +85,11 @@ def describe(index: Index) -> dict[str, Any]:
     return {"sources": index.samples_per_source, "shards": index.shard_digests, "ids": _ids_file(index)}
 
 
+def same_shards(state: Mapping[str, Any], index: Index) -> bool:
+    """Whether the shards of `index` are, and lie, as the checkpoint says."""
+    return {path: tuple(digest) for path, digest in state["shards"].items()} == index.shard_digests
+
+
 def keep_ids(folder: RunFolder, index: Index) -> None:
     """Write the file by which the samples of `index` are found again, unless the run has it already."""
     if not folder.exists(file := _ids_file(index)):

@@ -1,25 +1,26 @@
 """Resumable batch sampler: the samples of each step of a run, from one epoch plan after the other.
 
-The position is kept as counts per sample, so a run can resume with other batches, on other numbers of
-workers or with other shards, and still train every sample as often in an epoch as its weight says.
+A checkpoint has the number of the step in its plan, and counts per sample, so that a run can resume with other batches,
+on other numbers of workers or with other shards, and still train every sample as often in an epoch as its weight says.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from mowe_ray.config.data_section import DataSection
-from mowe_ray.data.epoch_plan import Rows, count_samples, plan_epoch
+from mowe_ray.data.epoch_plan import PLAN_VERSION, EpochPlan, Rows, StepRows, count_samples, plan_epoch
 from mowe_ray.data.index import Index
 from mowe_ray.training.collate import Batch
-from mowe_ray.training.ledger import Changes, Counts, carry_over, describe, write_ledger
+from mowe_ray.training.ledger import Changes, Counts, carry_over, describe, read_ledger, same_shards, write_ledger
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class PlannedStep:
     Attributes:
         step: Optimizer steps finished once it is trained.
         epoch: Counted from 0.
-        micro_batches: Index rows of each micro-batch of the global batch, whoever computes it.
+        micro_batches: Index rows of each micro-batch of the global batch, whoever computes it; those are computed that
+            are asked for.
+        samples: Samples in the step, repeats counted.
         decay: Fraction of the run after warm-up that lies before this step, 0 to 1; see `learning_rate_factor`.
         progress: Fraction of the run that is done once it is trained.
         last: Whether the run ends with it.
@@ -37,25 +40,24 @@ class PlannedStep:
 
     step: int
     epoch: int
-    micro_batches: list[Rows]
+    micro_batches: Sequence[Rows]
+    samples: int
     decay: float
     progress: float
     last: bool
 
-    @property
-    def samples(self) -> int:
-        """Samples in the step, repeats counted."""
-        return sum(map(len, self.micro_batches))
-
 
 @dataclass(frozen=True)
 class _Position:
-    """Position of a step in the run; `before` identifies the plan and `plan_step` the step in it.
+    """Position of a step in the run.
 
     Attributes:
         samples: Trained in the run so far.
         warmup_samples: Of these, trained during warm-up.
-        before: How often each sample was trained in the epoch when its present plan began.
+        plan: Of the epoch, or of what was left of it when this plan began.
+        before: How often each sample was trained in the epoch by then; None if none was.
+        absent: Counts of samples that are not there now.
+        plan_step: Steps of the plan that are trained.
         left: Samples of the epoch still to train.
     """
 
@@ -63,7 +65,9 @@ class _Position:
     samples: int
     warmup_samples: int
     epoch: int
-    before: Counts
+    plan: EpochPlan
+    before: Counts | None
+    absent: list[dict[str, Any]]
     plan_step: int
     left: int
 
@@ -91,7 +95,7 @@ class EpochSampler:
         state: dict[str, Any] | None = None,
         load_ids: Callable[[str], Index | None] = lambda _: None,
     ):
-        """Begin a run, or go on from the `state()` of an earlier one.
+        """Begin a run, or go on from the `snapshot()` of an earlier one.
 
         If the plan that the earlier run followed can be planned again, it is followed to its end: a resumed run
         trains the same steps as an undisturbed one. Else what is left of the epoch is planned anew.
@@ -110,16 +114,14 @@ class EpochSampler:
         self._index, self._data, self._seed = index, data, seed
         self._micro_batches_per_step = micro_batches_per_step
         self._epochs, self._max_steps, self._warmup_steps = epochs, max_steps, warmup_steps
-        self._shards, self._sources, self._durations = index.shards, index.sources, index.durations
         self._weights = [source.weight for source in data.train]
-        self._per_epoch = count_samples(self._sources, self._weights)
+        self._per_epoch = count_samples([*index.samples_per_source.values()], self._weights)
         assert self._per_epoch, "index_sources refuses a mixture without samples"
-        self._trained = np.zeros(len(index), np.int32)
-        self._at = _Position(0, 0, 0, 0, self._trained.copy(), 0, self._per_epoch)
-        self._absent: list[dict[str, Any]] = []
         self.changes: Changes | None = None
-        if state is not None:
-            self._restore(state, load_ids)
+        if state is None:
+            self._at = _Position(0, 0, 0, 0, self._plan(0), None, [], 0, self._per_epoch)
+        else:
+            self._at = self._restored(state, load_ids)
 
     def __iter__(self) -> Iterator[PlannedStep]:
         """Yield the steps from the present position to the end of the run."""
@@ -130,29 +132,41 @@ class EpochSampler:
         assert planned.step == self._at.step + 1
         if planned.epoch != self._at.epoch:
             self._at = self._next_epoch(self._at)
-            self._trained = self._at.before.copy()
-            self._absent = []
-        _count(self._trained, planned.micro_batches)
         self._at = self._after(self._at, planned.samples)
 
-    def state(self) -> dict[str, Any]:
-        """Return the position as JSON, for a checkpoint; its size grows with the shards, hardly with the samples."""
-        at = self._at
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """Return a function that returns the present position as JSON, for a checkpoint, later and in any thread.
+
+        It looks at all samples; what it returns grows with the shards, hardly with the samples.
+        """
+        return partial(self._state_at, self._at)
+
+    def _state_at(self, at: _Position) -> dict[str, Any]:
+        before = np.zeros(len(self._index), np.int32) if at.before is None else at.before
         return {
             "step": at.step,
             "samples": at.samples,
             "warmup_samples": at.warmup_samples,
             "epoch": at.epoch,
+            "plan": self._plan_key,
             "plan_step": at.plan_step,
-            "before": write_ledger(at.before, self._index),
-            "trained": write_ledger(self._trained, self._index),
-            "absent": self._absent,
+            "before": write_ledger(before, self._index),
+            "trained": write_ledger(before + at.plan.counts_before(at.plan_step), self._index),
+            "absent": at.absent,
             **self._described,
         }
 
     @cached_property
     def _described(self) -> dict[str, Any]:
         return describe(self._index)
+
+    @cached_property
+    def _plan_key(self) -> str:
+        """A hash of all that plans depend on, apart from the epoch and what was trained in it."""
+        limits = (self._data.batch_seconds, self._data.max_batch_size, self._data.shuffle_buffer)
+        settings = (PLAN_VERSION, self._seed, self._micro_batches_per_step, self._weights, *limits)
+        content = repr((settings, list(self._index.shard_digests.values()))).encode()
+        return hashlib.blake2b(content + self._index.runs.starts.tobytes(), digest_size=16).hexdigest()
 
     @property
     def step(self) -> int:
@@ -175,36 +189,37 @@ class EpochSampler:
         done, _, total = self._lengths(self._at)
         return min(1.0, done / total)
 
-    def _restore(self, state: dict[str, Any], load_ids: Callable[[str], Index | None]) -> None:
-        carried = carry_over(state, self._index, load_ids)
-        before, self._trained = carried.before, carried.trained
-        self._absent, self.changes = carried.absent, carried.changes
-        found, plan_step = before.copy(), int(state["plan_step"])
-        # Replays the plan up to the saved step. Equal counts show that the data and the limits still give the same
-        # plan.
-        for micro_batches in islice(self._plan(state["epoch"], before), plan_step):
-            _count(found, micro_batches)
-        if not np.array_equal(found, self._trained):
-            before, plan_step = self._trained.copy(), 0
-        left = count_samples(self._sources, self._weights, self._trained)
+    def _restored(self, state: dict[str, Any], load_ids: Callable[[str], Index | None]) -> _Position:
+        followed, absent = state.get("plan") == self._plan_key, state.get("absent", [])
+        before: Counts | None
+        if followed and same_shards(state, self._index):
+            # What is usual, at any number of samples: nothing but the steps before is passed over, in whole rounds.
+            before = read_ledger(state["before"], self._index) if state["before"] else None
+        else:
+            carried = carry_over(state, self._index, load_ids)
+            before = carried.before if followed else carried.trained
+            absent, self.changes = carried.absent, carried.changes
+        plan = self._plan(int(state["epoch"]), before)
+        plan_step = int(state["plan_step"]) if followed else 0
+        left = plan.samples - plan.samples_before(plan_step)
         counts = {name: int(state[name]) for name in ("step", "samples", "warmup_samples", "epoch")}
-        self._at = _Position(**counts, before=before, plan_step=plan_step, left=left)
+        return _Position(**counts, plan=plan, before=before, absent=absent, plan_step=plan_step, left=left)
 
     def _steps(self, at: _Position) -> Iterator[PlannedStep]:
         while self._epochs is None or at.epoch < self._epochs:
-            for micro_batches in islice(self._plan(at.epoch, at.before), at.plan_step, None):
+            for micro_batches in at.plan.steps(at.plan_step):
                 if at.step == self._max_steps:
                     return
-                yield self._planned(at, micro_batches)
-                at = self._after(at, sum(map(len, micro_batches)))
+                planned = self._planned(at, micro_batches)
+                yield planned
+                at = self._after(at, planned.samples)
             assert at.left == 0, "the closed form and the plan agree"
             at = self._next_epoch(at)
 
-    def _plan(self, epoch: int, before: Counts) -> Iterator[list[Rows]]:
+    def _plan(self, epoch: int, before: Counts | None = None) -> EpochPlan:
         return plan_epoch(
-            self._durations,
-            self._shards,
-            self._sources,
+            self._index.durations,
+            self._index.runs,
             self._weights,
             seed=self._seed,
             epoch=epoch,
@@ -215,12 +230,14 @@ class EpochSampler:
             done=before,
         )
 
-    def _planned(self, at: _Position, micro_batches: list[Rows]) -> PlannedStep:
+    def _planned(self, at: _Position, micro_batches: StepRows) -> PlannedStep:
+        samples = micro_batches.samples
         done, warmup, total = self._lengths(at)
-        done_after, *_ = self._lengths(self._after(at, sum(map(len, micro_batches))))
+        done_after, *_ = self._lengths(self._after(at, samples))
         # Whole numbers until here: steps of equal size decay exactly as their number says.
         decay = 0.0 if at.step < self._warmup_steps else (done - warmup) / max(1, total - warmup)
-        return PlannedStep(at.step + 1, at.epoch, micro_batches, decay, done_after / total, last=done_after == total)
+        last, progress = done_after == total, done_after / total
+        return PlannedStep(at.step + 1, at.epoch, micro_batches, samples, decay, progress, last)
 
     def _lengths(self, at: _Position) -> tuple[int, int, int]:
         """Return what is done, what of it was warm-up, and the length of the run, in one unit."""
@@ -244,20 +261,17 @@ class EpochSampler:
         )
 
     def _next_epoch(self, at: _Position) -> _Position:
-        fresh = np.zeros_like(at.before)
-        return replace(at, epoch=at.epoch + 1, before=fresh, plan_step=0, left=self._per_epoch)
+        epoch = at.epoch + 1
+        plan = self._plan(epoch) if self._epochs is None or epoch < self._epochs else at.plan
+        return replace(at, epoch=epoch, plan=plan, before=None, absent=[], plan_step=0, left=self._per_epoch)
 
 
-def _count(counts: Counts, micro_batches: list[Rows]) -> None:
-    np.add.at(counts, np.concatenate(micro_batches), 1)
-
-
-def rows_of_rank(micro_batches: list[Rows], rank: int, world_size: int) -> list[Rows]:
+def rows_of_rank(micro_batches: Sequence[Rows], rank: int, world_size: int) -> list[Rows]:
     """Return the micro-batches of a rank: numbers r, r + W, ... of W ranks, equally many on every rank.
 
     Where W does not divide their number, the missing ones are empty.
     """
-    rows = micro_batches[rank::world_size]
+    rows = list(micro_batches[rank::world_size])
     # Every rank takes part in every collective, also without rows of its own.
     return rows + [np.zeros(0, np.int64)] * (-(-len(micro_batches) // world_size) - len(rows))
 
@@ -267,7 +281,7 @@ def with_batches(
     load: Callable[[Iterator[Rows]], Iterator[Batch]],
     rank: int,
     world_size: int,
-    change: Callable[[list[Rows]], list[Rows]] = lambda micro_batches: micro_batches,
+    change: Callable[[Sequence[Rows]], Sequence[Rows]] = lambda micro_batches: micro_batches,
 ) -> Iterator[tuple[PlannedStep, list[Batch]]]:
     """Yield the steps to come, each with this rank's micro-batches.
 

@@ -56,7 +56,7 @@ def _ranks(engine: Any) -> Ranks:
 def _save(engine: Any, folder: Path) -> None:
     """Write the checkpoint of an engine that has made `SAVED_AFTER` steps."""
     writer = CheckpointWriter(RunFolder(str(folder), "run"), _ranks(engine), keep=1)
-    writer.save(SAVED_AFTER, engine.snapshot(), {"note": "kept"})
+    writer.save(SAVED_AFTER, engine.snapshot(), lambda: {"note": "kept"})
     writer.wait(60, insist=True)
 
 

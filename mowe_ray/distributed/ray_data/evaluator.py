@@ -9,6 +9,7 @@ import ray
 
 from mowe_ray.config import ConfigError, EvaluationConfig
 from mowe_ray.config.schema import WorkersSection
+from mowe_ray.data.epoch_plan import PLAN_VERSION
 from mowe_ray.data.index import Index
 from mowe_ray.data.profile import sample_rows
 from mowe_ray.distributed import cluster, resources
@@ -134,7 +135,7 @@ def _job(
         "data": [source.path, index.fingerprints, config.data.min_duration_s, config.data.max_duration_s]
         + ([] if longest is None else [longest]),  # stored answers of before this key keep their settings
         "samples": len(chosen),
-        "batches": [config.data.batch_seconds, config.data.max_batch_size],
+        "batches": [config.data.batch_seconds, config.data.max_batch_size, PLAN_VERSION],
         "generation": config.generation.model_dump(mode="json"),
         "seed": config.seed if config.generation.instruction == "task" else None,
         "numbers": _numbers(target, config),

@@ -303,7 +303,7 @@ def training_batches(
     *,
     cache: ray.ObjectRef | None,
     known: Callable[[], Sequence[BadSample]],
-    change: Callable[[list[Rows]], list[Rows]],
+    change: Callable[[Sequence[Rows]], Sequence[Rows]],
     rank: int,
     world_size: int,
 ) -> Iterator[tuple[PlannedStep, list[Batch]]]:

@@ -59,7 +59,7 @@ def publish(config: RunConfig, known: Sequence[BadSample] = ()) -> PublishedSour
 def _put(index: Index) -> ray.ObjectRef:
     """Put an index into the object store, with all that every rank would compute, and without its bad samples."""
     stored = replace(index, bad=[])
-    _ = stored.shard_digests  # kept with the object
+    _ = stored.runs, stored.shard_digests  # kept with the object
     return ray.put(stored)
 
 

@@ -286,7 +286,7 @@ class TrainRun:
 
     def _save(self) -> None:
         """Start to write a checkpoint of the last finished step. Not collective."""
-        self.writer.save(self.sampler.step, self.engine.snapshot(), self.sampler.state(), self._flush)
+        self.writer.save(self.sampler.step, self.engine.snapshot(), self.sampler.snapshot(), self._flush)
 
     def _flush(self) -> None:
         """Write the records so far: a run that continues from the checkpoint finds those of all its steps."""

@@ -76,7 +76,7 @@ class CheckpointWriter:
         self,
         step: int,
         slices: Mapping[str, TensorSlice],
-        state: Mapping[str, Any],
+        state: Callable[[], Mapping[str, Any]],
         before: Callable[[], None] | None = None,
     ) -> None:
         """Start to write a checkpoint once the previous save has ended; all ranks call it for the same steps.
@@ -86,7 +86,7 @@ class CheckpointWriter:
         Args:
             step: Optimizer steps finished.
             slices: Tensor slices of this rank, on the CPU; they must not be changed afterwards.
-            state: JSON state to resume from; rank 0's is kept.
+            state: Returns the JSON state to resume from; called on rank 0, in the thread.
             before: Called first, in the thread: what it writes exists whenever the checkpoint does.
         """
         with self._lock:
@@ -132,7 +132,7 @@ class CheckpointWriter:
         self,
         save: _Save,
         slices: Mapping[str, TensorSlice],
-        state: Mapping[str, Any],
+        state: Callable[[], Mapping[str, Any]],
         before: Callable[[], None] | None,
     ) -> None:
         try:
@@ -161,7 +161,8 @@ class CheckpointWriter:
         report = {"token": save.token, **written, "stretches": bounds}
         store_json(self._folder, report_file(save.step, self._ranks.rank, self._ranks.world_size), report)
 
-    def _commit(self, save: _Save, state: Mapping[str, Any]) -> None:
+    def _commit(self, save: _Save, make_state: Callable[[], Mapping[str, Any]]) -> None:
+        state = make_state()
         deadline = time.monotonic() + self._timeout_s
         reports = [self._await_report(save, rank, deadline) for rank in range(self._ranks.world_size)]
         files = []

@@ -131,7 +131,7 @@ class OutOfMemoryRecords:
         kept = [event for event in events if index is None or event.is_about(index)]
         return cls(sorted(kept, key=lambda event: (event.step, event.lane)))
 
-    def apply(self, micro_batches: Sequence[Rows]) -> list[Rows]:
+    def apply(self, micro_batches: Sequence[Rows]) -> Sequence[Rows]:
         """Return the micro-batches of a step as they are to be tried now.
 
         Micro-batches keep their places, what is left out becomes an empty one, second halves come after the last.
@@ -140,7 +140,7 @@ class OutOfMemoryRecords:
             micro_batches: The planned ones of the global batch.
         """
         if not self._times:
-            return list(micro_batches)
+            return micro_batches  # without looking at those of other ranks
         tried, second_halves = [], []
         for rows in micro_batches:
             first, second = _halves(rows)

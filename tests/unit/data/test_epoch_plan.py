@@ -1,10 +1,10 @@
 from collections import Counter
-from itertools import islice
 
 import numpy as np
 import pytest
 
-from mowe_ray.data.epoch_plan import count_samples, plan_epoch
+from mowe_ray.data.epoch_plan import EpochPlan, plan_epoch
+from mowe_ray.data.runs import RUN_BYTES, runs_of
 
 LIMITS = {"lanes": 4, "batch_seconds": 60.0, "max_batch_size": 12, "shuffle_buffer": 500}
 
@@ -16,9 +16,14 @@ def corpus(count: int, sources: int = 1, shards: int = 10, seed: int = 0):
     return durations, shard, (shard * sources // shards).astype(np.int32)
 
 
-def steps(data, weights=(1.0,), seed=0, epoch=0, done=None, **limits):
-    plan = plan_epoch(*data, weights, seed=seed, epoch=epoch, done=done, **{**LIMITS, **limits})
-    return [[batch.tolist() for batch in step] for step in plan]
+def planned(data, weights=(1.0,), seed=0, epoch=0, done=None, **limits) -> EpochPlan:
+    durations, shards, sources = data
+    runs = runs_of(shards, sources)
+    return plan_epoch(durations, runs, weights, seed=seed, epoch=epoch, done=done, **{**LIMITS, **limits})
+
+
+def steps(*arguments, **named):
+    return [[batch.tolist() for batch in step] for step in planned(*arguments, **named)]
 
 
 def counts(plan) -> Counter:
@@ -120,9 +125,9 @@ def test_clips_of_a_batch_are_of_like_length():
 def test_resume_by_skipping_steps_is_the_rest_of_the_plan():
     data = corpus(600)
     whole = steps(data)
-    plan = plan_epoch(*data, (1.0,), seed=0, epoch=0, **LIMITS)
-    rest = [[batch.tolist() for batch in step] for step in islice(plan, 7, None)]
-    assert rest == whole[7:]
+    for start in (0, 1, 7, len(whole)):
+        rest = [[batch.tolist() for batch in step] for step in planned(data).steps(start)]
+        assert rest == whole[start:]
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (2.5, 0.7)])
@@ -146,7 +151,8 @@ def test_any_interruption_leaves_the_rest_of_what_the_weights_say(seed):
     while done.sum() < whole.total():
         limits = {"lanes": int(rng.integers(1, 6)), "shuffle_buffer": int(rng.integers(1, 200))}
         rest = steps(data, weights, epoch=seed, done=done, **limits)
-        assert counts(rest).total() == count_samples(data[2], weights, done) == whole.total() - done.sum()
+        plan = planned(data, weights, epoch=seed, done=done, **limits)
+        assert counts(rest).total() == plan.samples == whole.total() - done.sum()
         for row, times in counts(rest[: rng.integers(1, len(rest) + 1)]).items():
             done[row] += times
     assert {row: times for row, times in enumerate(done.tolist()) if times} == whole
@@ -195,3 +201,69 @@ def test_text_only_samples_count_by_number():
 def test_nothing_to_train_is_no_step():
     empty = np.zeros(0, np.int32)
     assert steps((empty.astype(np.float32), empty, empty)) == []
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (2.5, 0.7)])
+def test_sizes_and_counts_are_known_without_looking_at_the_steps_before(weights):
+    data = corpus(900, sources=2, shards=12)
+    done = np.random.default_rng(1).integers(0, 2, 900).astype(np.int32)
+    for left in (None, done):
+        plan = planned(data, weights, done=left, shuffle_buffer=64)
+        whole = [[batch.tolist() for batch in step] for step in plan]
+        assert [step.samples for step in plan] == [sum(map(len, step)) for step in whole]
+        for stop in (0, 1, len(whole) // 2, len(whole) - 1, len(whole), len(whole) + 3):
+            expected = counts(whole[:stop])
+            assert plan.counts_before(stop).tolist() == [expected[row] for row in range(900)]
+            assert plan.samples_before(stop) == expected.total()
+
+
+def test_a_lane_does_not_depend_on_which_others_are_looked_at():
+    whole = steps(corpus(700), shuffle_buffer=64)
+    assert [step[2].tolist() for step in planned(corpus(700), shuffle_buffer=64)] == [step[2] for step in whole]
+    backwards = [[step[lane].tolist() for lane in (3, 1, 0, 2)] for step in planned(corpus(700), shuffle_buffer=64)]
+    assert backwards == [[step[lane] for lane in (3, 1, 0, 2)] for step in whole]
+    odd = [[rows.tolist() for rows in step[1::2]] for step in planned(corpus(700), shuffle_buffer=64)]
+    assert odd == [step[1::2] for step in whole]
+
+
+def test_micro_batches_are_full_and_no_lane_waits_for_another():
+    data = corpus(20_000)
+    plan = steps(data, lanes=8, shuffle_buffer=6400)
+    padded = [len(batch) * data[0][batch].max(initial=0.0) for step in plan for batch in step]
+    assert np.mean(padded) > 0.8 * 60
+
+
+def test_a_lane_has_few_runs_open_at_a_time():
+    durations, *_ = corpus(20_000)
+    shards = np.arange(20_000) // 500
+    plan = steps((durations, shards, np.zeros_like(shards)), lanes=2, shuffle_buffer=1280)  # 64 runs of 20
+    lane = [step[0] for step in plan]
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for number, batch in enumerate(lane):
+        for run in {row // 20 for row in batch}:
+            first.setdefault(run, number)
+            last[run] = number
+    held = [sum(first[run] <= n <= last[run] for run in first) for n in range(0, len(lane), 10)]
+    assert 32 <= max(held) <= 64
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_runs_are_about_8_mb_of_one_shard(seed):
+    rng = np.random.default_rng(seed)
+    shard = np.sort(rng.integers(0, 6, 400))
+    sizes = rng.integers(0, 2, 400) * rng.integers(1, 1_500_000, 400)
+    durations = rng.uniform(1, 20, 400).astype(np.float32)
+    runs = runs_of(shard, shard // 3, sizes, durations)
+    assert (runs.starts[0], runs.starts[-1]) == (0, 400)
+    held = np.where(sizes > 0, sizes, (durations * 24_000).astype(int))
+    for start, stop, source in zip(runs.starts[:-1], runs.starts[1:], runs.sources, strict=True):
+        assert len(set(shard[start:stop])) == 1
+        assert source == shard[start] // 3
+        assert held[start : stop - 1].sum() <= RUN_BYTES
+        if stop < 400 and shard[stop] == shard[start]:
+            assert held[start : stop + 1].sum() > RUN_BYTES - 1_500_000
+    parts = runs.cut(7)
+    assert set(runs.starts) <= set(parts.starts)
+    assert parts.lengths.max() <= 7
+    assert parts.sizes(2) == np.bincount(shard // 3, minlength=2).tolist() == runs.sizes(2)

@@ -121,6 +121,7 @@ def test_rows_are_taken_from_the_chunks_they_lie_in():
 
 def test_a_process_gets_the_arrays_of_an_index_shared_and_copies_little():
     index = made_index([("a", f"a{n}", 2000) for n in range(10)])
+    assert len(index.runs.starts) == 11
     buffers: list[pickle.PickleBuffer] = []
     in_band = pickle.dumps(index, protocol=5, buffer_callback=buffers.append)
     assert len(in_band) < 10_000

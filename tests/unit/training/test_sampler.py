@@ -49,7 +49,7 @@ def train(order: EpochSampler, steps: int) -> list[PlannedStep]:
 
 
 def saved(order: EpochSampler) -> dict:
-    return json.loads(json.dumps(order.state()))
+    return json.loads(json.dumps(order.snapshot()()))
 
 
 def samples_of(index: Index, planned: PlannedStep) -> list[list[str]]:
@@ -225,11 +225,11 @@ def test_shards_that_come_and_go_lose_and_repeat_nothing(seed):
 
 def test_the_state_is_short():
     index = made_index([("a", f"a{n}", 2000) for n in range(10)])
-    order = make_order(index, section([1.0], shuffle_buffer=2048), epochs=1)
-    train(order, 500)
+    order = make_order(index, section([1.0], shuffle_buffer=2048), epochs=1, micro_batches_per_step=1)
+    train(order, 3200)
     ranges = saved(order)["trained"]
-    assert order.state()["samples"] > 8000
-    assert sum(map(len, ranges.values())) < 1500, "runs of neighbours, and single ones of the window being mixed"
+    assert order.snapshot()()["samples"] > 8000
+    assert sum(map(len, ranges.values())) < 1500, "runs of neighbours, and single ones of the 2048 being mixed"
     train(order, 10**6)
     assert saved(order)["trained"] == {f"a{n}": [[0, 2000, 1]] for n in range(10)}
     assert saved(order)["before"] == {}

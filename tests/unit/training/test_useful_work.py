@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mowe_ray.config.training_section import MoweLossSection
 from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.epoch_plan import plan_epoch
+from mowe_ray.data.runs import runs_of
 from mowe_ray.model.cost import language_model_cost
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.training.build import assemble
@@ -41,8 +42,7 @@ def plan(durations: np.ndarray, batch_seconds: float = 120.0, max_batch_size: in
     return list(
         plan_epoch(
             durations,
-            np.arange(len(durations)) // 100,
-            np.zeros(len(durations), np.int64),
+            runs_of(np.arange(len(durations)) // 100, np.zeros(len(durations), np.int64)),
             [1.0],
             seed=0,
             epoch=0,

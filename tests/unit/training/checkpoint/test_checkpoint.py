@@ -40,7 +40,9 @@ class Group:
 
     def start(self, step: int, tensors: dict[str, torch.Tensor], *, ranks: range | None = None, **state: Any) -> None:
         for rank in ranks or range(self.world_size):
-            self.writers[rank].save(step, cut(tensors, rank, self.world_size), {"position": step * 100, **state})
+            self.writers[rank].save(
+                step, cut(tensors, rank, self.world_size), lambda: {"position": step * 100, **state}
+            )
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], **state: Any) -> bool:
         self.start(step, tensors, **state)
@@ -186,7 +188,7 @@ def test_saving_returns_before_the_checkpoint_is_there(disk: RunFolder) -> None:
     large = {"large": torch.randn(20_000_000)}
     slices = [cut(large, rank, 2) for rank in (0, 1)]
     for rank in (0, 1):
-        group.writers[rank].save(1, slices[rank], {"position": 100})
+        group.writers[rank].save(1, slices[rank], lambda: {"position": 100})
     assert committed_steps(disk) == []
     assert all(writer.wait(60) for writer in group.writers)
     assert_holds(load(disk)[0], 1, large)
@@ -200,7 +202,7 @@ def test_the_next_save_waits_for_the_one_before(folder: RunFolder) -> None:
 
         def save_all(rank: int) -> None:
             for step, tensors in many.items():
-                group.writers[rank].save(step, cut(tensors, rank, 3), {"position": step * 100})
+                group.writers[rank].save(step, cut(tensors, rank, 3), lambda step=step: {"position": step * 100})
 
         list(ranks.map(save_all, range(3)))
     assert all(writer.wait(30) for writer in group.writers)
@@ -453,7 +455,7 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(small_disk: Path, full_
 
     began = time.monotonic()
     for rank in (0, 1):  # only one rank's part does not fit
-        group.writers[rank].save(40, cut(large if rank == full_rank else small, 0, 1), {"position": 4000})
+        group.writers[rank].save(40, cut(large if rank == full_rank else small, 0, 1), lambda: {"position": 4000})
     assert [writer.wait(30) for writer in group.writers] == [False, False]
     assert time.monotonic() - began < 10  # rank 0 was told, and did not wait for its timeout
     (said,) = group.said
