@@ -112,7 +112,7 @@ def check_sources(data: DataSection, sources: Sources, known: Sequence[BadSample
     for name, (found, bad) in facts.items():
         sources.report.set_profile(name, found)
         sources.report.add(bad)
-        _check_tried(keys[name], found, bad)
+        _check_tried(keys[name], found, bad, max(0.5, data.max_bad_fraction))
     sources.report.check(data.max_bad_fraction)
     own = [source.place for source in data.train if not source.place.startswith(_BUILTIN)]
     builtin = [source.place for source in data.validation if source.place.startswith(_BUILTIN)]
@@ -182,10 +182,10 @@ def _check_columns(spec: SourceSpec) -> None:
         raise ValueError(f"{key}.columns: {first} has no {', '.join(lacking)}; its fields are {fields}")
 
 
-def _check_tried(key: str, known: Mapping[str, Any], bad: Sequence[BadSample]) -> None:
-    """Raise ValueError where most of the samples that were tried cannot be read, or decoded."""
+def _check_tried(key: str, known: Mapping[str, Any], bad: Sequence[BadSample], most: float) -> None:
+    """Raise ValueError where more than this share of the samples that were tried cannot be read, or decoded."""
     for tried, lost, cannot in (("tried", "unreadable", "read"), ("decoded", "undecodable", "decoded")):
-        if 2 * known.get(lost, 0) > known.get(tried, 0):
+        if known.get(lost, 0) > most * known.get(tried, 0):
             raise ValueError(
                 f"{key}.path: {known[lost]} of {known[tried]} samples that were tried cannot be {cannot}, such as "
                 f"{bad[0].id}: {bad[0].cause}: {bad[0].detail}"
