@@ -25,6 +25,8 @@ TINY = {
 TINY_SCALE = {
     "scale/checkpoint_files": "--ranks 6 --tensors 2",
     "scale/fingerprints": "--shards 3 9",
+    "scale/first_index": "--shards 4 --clips 3",
+    "scale/index_rows": "--clips 20000",
     "scale/lost_clips": "--clips 4 --rate 0.05",
     "scale/record_bytes": "--records 10 20",
     "scale/sweep_results": "--trials 4 --records 20",
