@@ -31,6 +31,7 @@ SETTINGS = (
     *("model.train_base=frozen", "model.pad_audio=full30", "model.router.top_k=2"),
     *("model.weak_encoders.0.train=frozen", "model.weak_encoders.0.features=weighted_sum"),
     *("data.shuffle_buffer=16", f"training.max_steps={STEPS}", "training.log_samples=true"),
+    *("training.save_every=1", f"training.keep_checkpoints={STEPS}"),
 )
 TWO_WORKERS = ("compute.num_workers=2", "compute.zero_stage=2")
 NUMBERS = ("loss", "lm_loss", "routing_loss", "grad_norm")
@@ -38,9 +39,11 @@ NUMBERS = ("loss", "lm_loss", "routing_loss", "grad_norm")
 # bfloat16 keeps 8 bits: a feature moves by at most 2^-9 of itself, up or down at random. If the rest of the network
 # passes that on in proportion, no loss moves by more than 2^-9 of itself; as the errors average out, it is far less.
 BF16_TOLERANCE = 2**-9
-# The gradients of what reads the features are linear in them, and so are AdamW's first moments. The updates are not:
-# where a gradient nearly vanishes, AdamW moves a weight as far as any other, in a direction that rounding decides (two
-# of 2,304 weights of the adapter had 0.89 of the squared difference of all).
+# The gradients of what reads the features are linear in them, and so are AdamW's first moments after one step. The
+# update is not: where a gradient nearly vanishes, AdamW moves a weight as far as any other, in a direction that rounding
+# decides (two of 2,304 weights of the adapter had 0.89 of the squared difference of all), and later gradients follow.
+# A data-dependent router's is a product of three that have been rounded: its input, the members' features that it weighs,
+# and the gradient that comes back to their sum. To first order the relative errors of a product add up.
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +57,9 @@ def _train(corpus: Corpus, storage: Path, name: str, *overrides: str) -> tuple[d
 
 
 def _first_moments(result: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """AdamW's first moments in a run's last checkpoint, each in the slices of the ranks one after the other."""
+    """AdamW's first moments after a run's first step, each in the slices of the ranks one after the other."""
     slices: dict[str, list[torch.Tensor]] = {}
-    for file in sorted(Path(result["run"]).glob(f"checkpoints/*{STEPS}/*.safetensors")):
+    for file in sorted(Path(result["run"]).glob("checkpoints/*1/*.safetensors")):
         for name, values in load_file(file).items():
             if name.startswith("exp_avg/"):
                 slices.setdefault(name, []).append(values.flatten())
@@ -166,7 +169,8 @@ def test_a_cached_run_has_the_losses_of_one_that_computes(plain: dict[str, Any],
         if not name.endswith("k_proj.bias")  # zero but for rounding: softmax ignores it
     }
     print(f"first moments, cached and not, largest relative difference {max(errors.values()):.1e}")
-    assert {name: error for name, error in errors.items() if not error <= BF16_TOLERANCE} == {}
+    bounds = {name: (3 if "dependent_router" in name else 1) * BF16_TOLERANCE for name in errors}
+    assert {name: error for name, error in errors.items() if not error <= bounds[name]} == {}
     losses = [records(run["run"], "validation")[-1]["loss"] for run in (plain, result)]
     assert losses[1] == pytest.approx(losses[0], rel=BF16_TOLERANCE)
     samples = [(Path(run["run"]) / "samples.jsonl").read_text() for run in (plain, result)]
