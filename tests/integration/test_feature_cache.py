@@ -40,10 +40,10 @@ NUMBERS = ("loss", "lm_loss", "routing_loss", "grad_norm")
 # passes that on in proportion, no loss moves by more than 2^-9 of itself; as the errors average out, it is far less.
 BF16_TOLERANCE = 2**-9
 # The gradients of what reads the features are linear in them, and so are AdamW's first moments after one step. The
-# update is not: where a gradient nearly vanishes, AdamW moves a weight as far as any other, in a direction that rounding
-# decides (two of 2,304 weights of the adapter had 0.89 of the squared difference of all), and later gradients follow.
-# A data-dependent router's is a product of three that have been rounded: its input, the members' features that it weighs,
-# and the gradient that comes back to their sum. To first order the relative errors of a product add up.
+# update is not: where a gradient nearly vanishes, AdamW moves a weight as far as any other, in a direction that
+# rounding decides (two of 2,304 weights of the adapter had 0.89 of the squared difference of all), and later gradients
+# follow. A data-dependent router's is a product of three that have been rounded: its input, the members' features that
+# it weighs, and the gradient that comes back to their sum. To first order relative errors of a product add up.
 
 
 @pytest.fixture(scope="module")
