@@ -245,20 +245,26 @@ def weights_of(model: MoweForConditionalGeneration) -> dict[str, torch.Tensor]:
 
 
 def run_ranks(
-    work: Callable[..., Any], *arguments: Any, folder: Path, ranks: int = 2, device: str = "cpu"
+    work: Callable[..., Any],
+    *arguments: Any,
+    folder: Path,
+    ranks: int = 2,
+    device: str = "cpu",
+    method: Literal["forkserver", "spawn"] = "forkserver",
 ) -> list[Any]:
     """Call `work(*arguments)` in `ranks` processes that form a process group; returns what each returned.
 
     Args:
-        device: "cuda" gives each process a GPU, and the group NCCL.
+        device: "cuda" gives each process a GPU, and the group NCCL; its processes always `spawn`.
+        method: Forks of a process that has imported everything save ten seconds, and have the environment that it had.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as environment:
         if device == "cpu":  # DeepSpeed would take a GPU that is there, which gloo cannot serve
             environment.setenv("DS_ACCELERATOR", "cpu")
             environment.setenv("CUDA_VISIBLE_DEVICES", "")
-        # Forks of a process that has imported everything save ten seconds; CUDA does not survive a fork.
-        method = "spawn" if device == "cuda" else "forkserver"
+        if device == "cuda":
+            method = "spawn"
         multiprocessing.set_forkserver_preload(["tests.ranks"])
         multiprocessing.start_processes(
             _rank_main, (ranks, str(folder), device, work, arguments), nprocs=ranks, start_method=method

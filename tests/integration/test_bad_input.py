@@ -214,6 +214,7 @@ def survivor(killers, tmp_path_factory):
     return arguments, log, run_command(*arguments, "training.max_steps=4", environment=_deadly(log))
 
 
+@pytest.mark.soak  # two runs; tasks and children alone: test_files_that_end_their_decoder.py
 def test_clips_that_end_their_decoder_are_left_out_and_not_tried_again(survivor):
     arguments, log, first = survivor
     assert first.code == 0, first.err

@@ -60,6 +60,7 @@ def evaluated(made, ray_cluster, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.soak  # the same without Ray: test_served_answers.py
 def test_a_model_at_a_server_is_scored_as_the_one_in_this_process(made, ray_cluster, tmp_path, capsys):
     with serving_models({"steered": steered_model(PER_TASK)}, Limits(max_new_tokens=5)) as server:
         words = arguments(made, tmp_path, f"{server.url}/v1", "ablation_samples=0")
@@ -132,6 +133,7 @@ def test_two_workers_write_the_files_of_one(made, evaluated, tmp_path, capfd):
     assert set(result["models"]["steered"]["scores"]) == {f"validation/{task}" for task in TASKS}
 
 
+@pytest.mark.soak  # every cut of its files: test_predictions.py
 def test_a_killed_evaluation_goes_on_and_ends_with_the_same_files(made, evaluated, tmp_path):
     command = [sys.executable, "-m", "mowe_ray.evaluate", *arguments(made, tmp_path)]
     steps = tmp_path / "steered" / "predictions" / "validation.steps.jsonl"

@@ -186,6 +186,7 @@ def test_a_cached_run_has_the_losses_of_one_that_computes(plain: dict[str, Any],
     assert _about(said)[-1].startswith(f"features of base_encoder, whisper: {shards} shards, ")
 
 
+@pytest.mark.soak  # one more run
 def test_the_next_run_computes_nothing_and_repeats_the_first(first: Any, tiny_corpus: Corpus, storage: Path) -> None:
     expected, _, files = first
     result, said = _train(tiny_corpus, storage, "second", *TWO_WORKERS, _cache(storage))

@@ -60,6 +60,7 @@ def test_a_checkpoint_that_is_missing_is_told_as_in_training(tmp_path: Path) -> 
         find_batch(config, print)
 
 
+@pytest.mark.soak  # the same search in a task
 @pytest.mark.usefixtures("ray_cluster")
 def test_on_a_cluster_it_runs_in_a_task(imported_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # joined already: only says that there is a cluster

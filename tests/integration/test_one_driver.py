@@ -37,6 +37,7 @@ def assert_saved_and_ended(command: RunningCommand, processes: list[psutil.Proce
     return command.step()
 
 
+@pytest.mark.soak  # the supervisor on real terminals: test_supervisor.py
 def test_a_closed_terminal_saves_and_ends_the_run_whose_folder_is_its_own_till_then(
     tiny_corpus: Corpus, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ def dialogs(folder: Path) -> Path:
     return write_lines(folder / "dialogs.jsonl", rows)
 
 
+@pytest.mark.soak  # readers and labels: test_layouts.py, test_conversation_labels.py
 def test_a_table_and_conversations_are_trained_and_answered(tmp_path: Path) -> None:
     for name in ("table", "talk"):
         (tmp_path / name).mkdir()

@@ -8,7 +8,7 @@ from tests.end_to_end import ROOT, run_command
 from tests.ray_nodes import ray_nodes
 from tests.tiny_runs import Corpus
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]  # five nodes for a minute
 
 
 @pytest.fixture(scope="module")

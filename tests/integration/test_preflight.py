@@ -67,7 +67,7 @@ def healthy(nodes: Nodes, tiny_corpus: Corpus, storage: Path, model: Path) -> Fi
     return preflight(nodes, tiny_corpus, storage, model, "compute.num_workers=2")
 
 
-@pytest.mark.soak  # the faulty one is the same two nodes and two more, and everything else of it is healthy
+@pytest.mark.soak  # a minute
 def test_a_healthy_cluster_passes(healthy: Finished, storage: Path, model: Path, tiny_corpus: Corpus) -> None:
     assert healthy.code == 0, healthy.err
     assert healthy.result["preflight"] == "ok"
@@ -100,6 +100,9 @@ def faulty(nodes: Nodes, tiny_corpus: Corpus, storage: Path, model: Path, tmp_pa
     return preflight(nodes, tiny_corpus, storage, model, "compute.num_workers=2", "compute.gpus_per_worker=1")
 
 
+on_faulty_nodes = pytest.mark.soak  # a minute and a half; what checks say of what they found: tests/unit
+
+
 def _add_with_mounts(nodes: Nodes, mount: str, *options: str, **environment: str) -> None:
     """Start a node that alone sees these mounts."""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
@@ -107,6 +110,7 @@ def _add_with_mounts(nodes: Nodes, mount: str, *options: str, **environment: str
     nodes.add(1, *options, inside=["unshare", "--mount", "sh", "-ec", f'{mount}; exec "$@"', "sh"], **environment)
 
 
+@on_faulty_nodes
 def test_faults_make_the_command_fail(faulty: Finished) -> None:
     assert faulty.code == 1
     assert faulty.result["preflight"] == "failed"
@@ -118,6 +122,7 @@ def test_faults_make_the_command_fail(faulty: Finished) -> None:
         assert f"-> {check['fix']}" in faulty.err
 
 
+@on_faulty_nodes
 def test_gpus_that_can_never_be_had(faulty: Finished) -> None:
     capacity = checks(faulty)["capacity"]
     assert "1 GPU" in capacity["detail"]
@@ -126,6 +131,7 @@ def test_gpus_that_can_never_be_had(faulty: Finished) -> None:
     assert "round trip" not in checks(faulty), "workers that cannot start are not waited for"
 
 
+@on_faulty_nodes
 def test_a_node_with_another_version(faulty: Finished) -> None:
     versions = checks(faulty)["versions"]
     assert "peft: 0.1 on drifted" in versions["detail"]
@@ -133,6 +139,7 @@ def test_a_node_with_another_version(faulty: Finished) -> None:
     assert "peft" in versions["fix"]
 
 
+@on_faulty_nodes
 def test_storage_that_a_node_may_not_write(faulty: Finished, storage: Path) -> None:
     found = checks(faulty)["storage"]
     assert f"drifted cannot write to {storage}" in found["detail"]
@@ -140,6 +147,7 @@ def test_storage_that_a_node_may_not_write(faulty: Finished, storage: Path) -> N
     assert found["fix"].startswith("storage: ")
 
 
+@on_faulty_nodes
 def test_storage_that_is_another_folder_on_a_node(faulty: Finished, storage: Path) -> None:
     detail = checks(faulty)["storage"]["detail"]
     assert f"{storage} is not one folder" in detail
@@ -148,6 +156,7 @@ def test_storage_that_is_another_folder_on_a_node(faulty: Finished, storage: Pat
     assert list(storage.iterdir()) == [], "nothing stays behind"
 
 
+@on_faulty_nodes
 def test_a_checkpoint_that_a_node_does_not_have(faulty: Finished) -> None:
     found = checks(faulty)["checkpoints"]
     assert found["detail"].startswith("model.base_encoder: drifted: ")
@@ -155,6 +164,7 @@ def test_a_checkpoint_that_a_node_does_not_have(faulty: Finished) -> None:
     assert found["fix"].startswith("model.base_encoder: ")
 
 
+@on_faulty_nodes
 def test_audio_that_a_node_does_not_have(faulty: Finished) -> None:
     found = checks(faulty)["audio"]
     assert found["detail"].startswith("data.train.0.path: elsewhere: ")

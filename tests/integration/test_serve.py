@@ -102,6 +102,7 @@ def test_streams_and_errors_come_through(server: Server) -> None:
     assert host.status_code == 403
 
 
+@pytest.mark.soak  # half a minute
 def test_a_killed_replica_costs_no_answer_or_says_so_and_the_next_ones_work(server: Server) -> None:
     wanted = [answer(server, number) for number in range(5)]
     (replica,) = [

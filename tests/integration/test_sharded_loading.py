@@ -227,7 +227,7 @@ def test_no_rank_ever_holds_the_whole_model(folder: Path, tmp_path: Path, monkey
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     model.save_pretrained(tmp_path / "large")
     tiny_tokenizer(chat_template=True).save_pretrained(tmp_path / "large")
-    peaks = run_ranks(_peaks, folder / "untied", tmp_path / "large", folder=tmp_path / "ranks")
+    peaks = run_ranks(_peaks, folder / "untied", tmp_path / "large", folder=tmp_path / "ranks", method="spawn")
     shares = {way: [round(rank[way] / size, 2) for rank in peaks] for way in ("whole", "sharded")}
     print(f"model of {size / 2**20:.0f} MiB; peak / size on both ranks: {shares}")
     # Half of the model, and two copies of its largest tensor (a twelfth) while that one is handed out.
