@@ -41,7 +41,8 @@ def assert_saved_and_ended(command: RunningCommand, processes: list[psutil.Proce
 def test_a_closed_terminal_saves_and_ends_the_run_whose_folder_is_its_own_till_then(
     tiny_corpus: Corpus, tmp_path: Path
 ) -> None:
-    with ended(CommandOnTerminal(tiny_corpus, tmp_path, "dropped", *REFERENCE)) as command:
+    endless = (*REFERENCE, "training.max_steps=100000")
+    with ended(CommandOnTerminal(tiny_corpus, tmp_path, "dropped", *endless)) as command:
         command.until_step(1)
         driver, workers = command.driver(), command.workers(2)
         second = run_command(*tiny_arguments(tiny_corpus, tmp_path, "dropped"), *REFERENCE)

@@ -62,7 +62,10 @@ def supervise(
     policy, reached = RestartPolicy(max_failures), steps()
     while True:
         code, ended_by_itself, stopped = _run(command)
-        if ended_by_itself or stopped or code == 0:
+        if stopped is not None and code < 0:
+            # Before it handles signals itself, Ray's handler prints a stack and aborts it: the stop is what counts.
+            return 128 + stopped
+        if ended_by_itself or stopped is not None or code == 0:
             # A negative code is the number of the signal that ended the child; shells report 128 + N.
             return code if code >= 0 else 128 - code
         now = steps()
@@ -96,9 +99,9 @@ def stop_signals_handled(
             signal.signal(number, earlier)
 
 
-def _run(command: Sequence[str]) -> tuple[int, bool, bool]:
-    """Run the command once; returns its exit code, whether it ended by itself, and whether it was asked to stop."""
-    stopped = False
+def _run(command: Sequence[str]) -> tuple[int, bool, int | None]:
+    """Run the command once; returns its exit code, whether it ended by itself, and the signal that asked it to stop."""
+    stopped: int | None = None
     with tempfile.TemporaryDirectory(prefix="mowe_ray_supervisor_") as folder:
         ended = Path(folder, "ended")
         environment = {**os.environ, _ENDED_FILE: str(ended), _SUPERVISOR: str(os.getpid())}
@@ -107,7 +110,7 @@ def _run(command: Sequence[str]) -> tuple[int, bool, bool]:
 
         def forward(number: int) -> None:
             nonlocal stopped
-            stopped = True
+            stopped = number
             child.send_signal(number)
 
         with stop_signals_handled(forward):
