@@ -10,16 +10,19 @@ leaves nothing behind. The last line on stdout is the result as JSON.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from mowe_ray.command_line import FAILURE, SUCCESS, log, make_run_parser, parse_run, print_result, reject
 from mowe_ray.config import ConfigError, RunConfig, load_config
 from mowe_ray.output.terminal import duration, outlive_terminal
 
+_WAITING = "limited"  # name of the threads that go on after a timeout, of `node_checks.within`
 _STATUS_LABELS = {"ok": "ok", "warning": "warning", "failed": "FAILED"}
 
 
@@ -71,6 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _end(code: int) -> NoReturn:
+    """End the process; at once if a check that timed out still waits in Ray, whose threads crash Python's clean-up."""
+    if any(thread.name == _WAITING for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
     outlive_terminal()
-    sys.exit(main())
+    _end(main())
