@@ -46,10 +46,10 @@ test-fast: install ## every test that starts no Ray
 test-integration: install ## real commands on real clusters; PART=shared or PART='not shared' runs one half
 	@$(bin)/python -m pytest tests/integration --durations=10 $(if $(PART),-m "$(PART) and not gpu and not soak") $(ARGS)
 
-test: test-fast test-integration ## every test that needs no GPU and is not marked soak, as CI does (about 35 minutes on two cores)
+test: test-fast test-integration ## every test that needs no GPU and is not marked soak, as CI does (28 minutes on two cores)
 
 test-gpu: install ## what needs a CUDA device; two devices for all of it
 	@$(bin)/python -m pytest -m gpu --durations=10 $(ARGS)
 
-soak: install ## what repeats `test` on other settings, and faults for minutes (about an hour and a half); prints what it cost
+soak: install ## what repeats `test` on other settings, and faults for minutes (hours); prints what it cost
 	@$(bin)/python -m pytest -m "soak and not gpu" -s --durations=0 --durations-min=1 $(ARGS)
