@@ -11,7 +11,7 @@ from tests.faults import RunningCommand, ended
 from tests.ray_nodes import ray_nodes
 from tests.tiny_runs import Corpus, records, tiny_config
 
-PASSES = 24  # of forty clips: about eighty steps an epoch
+PASSES = 48  # of forty clips: about 160 steps an epoch, so that nodes can come before it ends
 
 SETTINGS = (
     "training.max_steps=null",
