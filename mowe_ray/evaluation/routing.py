@@ -7,13 +7,9 @@ import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import torch
-from cycler import cycler
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 
 from mowe_ray.evaluation.predictions import Answer, by_task
 from mowe_ray.evaluation.results import Ablation
@@ -22,7 +18,9 @@ from mowe_ray.model.routing_loss import entropy
 from mowe_ray.output.charts import PALETTE
 from mowe_ray.output.run_folder import RunFolder
 
-matplotlib.use("Agg")  # workers have no screen
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _WIDTH = 15.0  # inches
 _ROW = 0.34
@@ -201,20 +199,33 @@ def write_router_report(folder: RunFolder, report: Mapping[str, Any]) -> None:
         folder.write_bytes(f"router_report.{kind}", draw(report, kind))
 
 
-# The pages' colours, and text that stays text.
-@matplotlib.rc_context({"axes.prop_cycle": cycler(color=PALETTE), "svg.fonttype": "none", "pdf.fonttype": 42})
 def draw(report: Mapping[str, Any], kind: str = "png") -> bytes:
     """Return a router report as a picture: shares of clips by task, choices and entropy over training, alarms above.
 
     Args:
         kind: `png`, `svg` or `pdf`.
     """
+    import matplotlib  # here, with its fonts: half a second of every worker's start
+    from cycler import cycler
+    from matplotlib.figure import Figure
+
+    # The pages' colours, and text that stays text.
+    with matplotlib.rc_context({"axes.prop_cycle": cycler(color=PALETTE), "svg.fonttype": "none", "pdf.fonttype": 42}):
+        figure = Figure(layout="constrained")
+        _draw_on(figure, report)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=110)
+    return buffer.getvalue()
+
+
+def _draw_on(figure: Figure, report: Mapping[str, Any]) -> None:
     rows = _load_rows(report)
     columns = 3 if report["training"] else 1
     alarms = "\n".join(line for alarm in report["alarms"] for line in textwrap.wrap(f"Warning: {alarm}", 130))
     height = max(4.5, 2.2 + _ROW * len(rows)) + 0.3 * (alarms.count("\n") + bool(alarms))
     # Without records of training there is only the first of the three plots.
-    figure, axes = plt.subplots(1, columns, figsize=(_WIDTH * columns / 3 + 3, height), layout="constrained")
+    figure.set_size_inches(_WIDTH * columns / 3 + 3, height)
+    axes = figure.subplots(1, columns)
     places = [axes] if columns == 1 else list(axes)
     _draw_loads(places[0], rows, report["members"])
     if columns == 3:
@@ -222,10 +233,6 @@ def draw(report: Mapping[str, Any], kind: str = "png") -> bytes:
         _draw_entropies(places[2], report)
     if alarms:
         figure.suptitle(alarms, color="#b3261e", fontweight="bold", fontsize="medium", parse_math=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=110)
-    plt.close(figure)
-    return buffer.getvalue()
 
 
 def _load_rows(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:

@@ -9,8 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from nltk.corpus import wordnet as installed_wordnet
-from nltk.translate.meteor_score import meteor_score
 
 from mowe_ray.evaluation.metrics.metric import Array, Metric, MissingDataError, mean_metric, mean_percent
 from mowe_ray.evaluation.predictions import Answer
@@ -32,6 +30,8 @@ def meteor(wordnet: Any = None) -> Metric:
     Raises:
         MissingDataError: WordNet is not installed; nothing is downloaded here.
     """
+    from nltk.translate.meteor_score import meteor_score  # here, as it loads scipy: a second of every worker's start
+
     wordnet = wordnet or _installed_wordnet()
 
     def score(answer: Answer) -> float:
@@ -42,11 +42,13 @@ def meteor(wordnet: Any = None) -> Metric:
 
 
 def _installed_wordnet() -> Any:
+    from nltk.corpus import wordnet
+
     try:
-        installed_wordnet.ensure_loaded()
+        wordnet.ensure_loaded()
     except LookupError:
         raise MissingDataError("needs the WordNet data: python -m nltk.downloader wordnet") from None
-    return installed_wordnet
+    return wordnet
 
 
 def _rouge_l(answer: Answer) -> float:

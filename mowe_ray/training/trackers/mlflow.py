@@ -42,6 +42,8 @@ class Mlflow(ContinuedTracker):
     def __init__(self, folder: RunFolder, uri: str, name: str, config: Mapping[str, Any], records: Records):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing phones home
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        # Records arrive in order, and all have when the last has: a run that resumes looks for the last alone.
+        os.environ.setdefault("MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE", "1")
         from mlflow import MlflowClient  # optional
 
         self._client = MlflowClient(uri)
