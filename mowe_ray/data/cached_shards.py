@@ -43,6 +43,7 @@ _AUDIO_SCHEMA = pa.schema(
         ("history", pa.string()),  # JSON, of conversations: the turns before the instruction
         ("cause", pa.string()),
         ("detail", pa.string()),
+        ("sample", pa.int32()),  # which of the shard's it is; older files have a row for each
         ("crc32", pa.uint32()),  # of the other columns
     ]
 )
@@ -64,32 +65,37 @@ def write_audio(
     with _new_file(path, _AUDIO_SCHEMA, part) as writer:
         for start in range(0, len(rows), _CHUNK_ROWS):
             chunk = rows.slice(start, _CHUNK_ROWS)
-            table = _audio_table(load(chunk, min_s, max_s), chunk["id"].to_pylist())
+            table = _audio_table(load(chunk, min_s, max_s), chunk["id"].to_pylist(), start)
             writer.write_table(_with_checksums(table, _AUDIO_SCHEMA))
 
 
-def _audio_table(batch: MicroBatch, ids: list[str]) -> pa.Table:
+def _audio_table(batch: MicroBatch, ids: list[str], start: int) -> pa.Table:
+    """Return a row for each clip, and for each sample without one; the texts of a sample are in its first."""
     good, bad = {name: i for i, name in enumerate(batch.ids)}, {sample.id: sample for sample in batch.bad}
-    lengths = [batch.lengths[good[name]] if name in good else 0 for name in ids]
+    counts = [batch.counts[good[name]] if batch.counts and name in good else 1 for name in ids]
+    rows = [(number, name, clip) for number, name in enumerate(ids) for clip in range(counts[number])]
+    sounds = iter(zip(batch.lengths, batch.scales, strict=True))
+    lengths, scales = zip(*(next(sounds) if name in good else (0, None) for _, name, _ in rows), strict=True)
     offsets = np.concatenate([[0], 2 * np.cumsum(lengths)]).astype(np.int64)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(batch.audio))]
 
     def column(values: list[Any]) -> list[Any]:
-        return [values[good[name]] if name in good else None for name in ids]
+        return [values[good[name]] if name in good and clip == 0 else None for _, name, clip in rows]
 
     return pa.table(
         {
-            "samples": pa.Array.from_buffers(pa.large_binary(), len(ids), buffers),
+            "samples": pa.Array.from_buffers(pa.large_binary(), len(rows), buffers),
             "length": lengths,
-            "scale": column(batch.scales),
+            "scale": scales,
             "instruction": column(batch.instructions),
             "answer": column(batch.answers),
             "references": column(batch.references),
             "choices": column(batch.choices),
             "groups": column([list(groups.items()) for groups in batch.groups]),
             "history": column([json.dumps(turns) if turns else None for turns in batch.turns_before]),
-            "cause": [bad[name].cause if name in bad else None for name in ids],
-            "detail": [bad[name].detail if name in bad else None for name in ids],
+            "cause": [bad[name].cause if name in bad else None for _, name, _ in rows],
+            "detail": [bad[name].detail if name in bad else None for _, name, _ in rows],
+            "sample": [start + number for number, _, _ in rows],
         },
         schema=pa.schema(list(_AUDIO_SCHEMA)[:-1]),
     )
@@ -190,6 +196,21 @@ class CachedShard:
     def lengths(self) -> npt.NDArray[np.int32]:
         """(R,) samples of each row of decoded audio."""
         return self.table["length"].to_numpy()  # type: ignore[no-any-return]
+
+    def rows_of(self, sample: int) -> range:
+        """Return the rows of decoded audio of a sample: one for each of its clips, and one if it has none."""
+        first, end = np.searchsorted(self._samples, [sample, sample + 1]).tolist()
+        return range(first, max(end, first + 1))
+
+    @cached_property
+    def _samples(self) -> npt.NDArray[np.int32]:
+        """(R,) the sample of each row of decoded audio; raises as `read_cells`."""
+        if "sample" not in self.table.column_names:
+            return np.arange(len(self.table), dtype=np.int32)
+        samples: npt.NDArray[np.int32] = self.table["sample"].to_numpy()
+        if not np.isin(np.diff(samples, prepend=np.int32(-1)), (0, 1)).all():
+            raise _removed(self.path, "does not match its checksums")
+        return samples
 
     @cached_property
     def place(self) -> npt.NDArray[np.int32]:

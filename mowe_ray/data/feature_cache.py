@@ -1,6 +1,6 @@
 """Decoded audio and features of frozen encoders, kept in a folder for all runs that read the same shards.
 
-    FOLDER/audio-VERSION/SHARD KEY.arrow  a row for each usable sample of the shard, in the order of the index
+    FOLDER/audio-VERSION/SHARD KEY.arrow  a row for each clip of the shard's usable samples, in the order of the index
     FOLDER/ENCODER KEY/SHARD KEY.arrow    a row for each clip, in any order
 
 FOLDER is a path that every node sees, or a URL. Names identify the content of files, which never change
@@ -9,7 +9,7 @@ FOLDER is a path that every node sees, or a URL. Names identify the content of f
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import av
 import numpy as np
@@ -113,25 +113,27 @@ class FeatureCache:
         clips: list[npt.NDArray[np.int16]] = []
         with_audio: list[tuple[str, int]] = []
         files = [open_cached(self.audio_path(shard)) for shard in shards]
-        cells = read_cells(list(zip(files, numbers, strict=True)))
-        places = zip(shards, files, numbers, cells, names, strict=True)
-        for shard, file, number, cell, (sample_id, task, source) in places:
-            if cause := file.table["cause"][number].as_py():
-                batch.bad.append(BadSample(sample_id, source, cause, file.table["detail"][number].as_py()))
+        places = [file.rows_of(number) for file, number in zip(files, numbers, strict=True)]
+        cells = iter(read_cells([(file, row) for file, rows in zip(files, places, strict=True) for row in rows]))
+        for shard, file, of_sample, (sample_id, task, source) in zip(shards, files, places, names, strict=True):
+            heard, first = [next(cells).view(np.int16) for _ in of_sample], of_sample.start
+            if cause := file.table["cause"][first].as_py():
+                batch.bad.append(BadSample(sample_id, source, cause, file.table["detail"][first].as_py()))
                 continue
-            clips.append(cell.view(np.int16))
-            if len(clips[-1]):
-                with_audio.append((shard, number))
-            batch.lengths.append(len(clips[-1]))
-            batch.scales.append(file.table["scale"][number].as_py())
-            texts = {name: file.table[name][number].as_py() for name in _TEXTS if name in file.table.column_names}
+            clips += heard
+            with_audio += [(shard, row) for row, clip in zip(of_sample, heard, strict=True) if len(clip)]
+            batch.lengths.extend(map(len, heard))
+            batch.scales.extend(file.table["scale"][row].as_py() for row in of_sample)
+            batch.counts.append(len(heard))
+            texts = {name: file.table[name][first].as_py() for name in _TEXTS if name in file.table.column_names}
             batch.add_texts(sample_of_texts(texts, sample_id, task, source))
-            kept = file.table["history"][number].as_py() if "history" in file.table.column_names else None
+            kept = file.table["history"][first].as_py() if "history" in file.table.column_names else None
             batch.histories.append([Turn(*turn) for turn in json.loads(kept or "[]")])
         features = [self._features(encoder, with_audio) for encoder in self.encoders]
         audio = np.concatenate([batch.audio, *clips])
         histories = batch.histories if any(batch.histories) else []
-        return MicroBatch(**{**vars(batch), "audio": audio, "features": features, "histories": histories})
+        counts = batch.counts if any(count > 1 for count in batch.counts) else []
+        return replace(batch, audio=audio, features=features, histories=histories, counts=counts)
 
     def _features(self, encoder: CachedEncoder, clips: list[tuple[str, int]]) -> Features:
         files = [open_cached(self.features_path(encoder, shard)) for shard, _ in clips]

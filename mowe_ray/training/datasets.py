@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mowe_ray.config.data_section import DataSection, EvaluatedData, SourceSection, TrainingSource
 from mowe_ray.data.child_process import ChildProcess
@@ -63,9 +62,6 @@ def index_sources(
     """
     sources = scan_sources(data, run_map, seed=seed, storage=storage)
     check_sources(data, sources, known)
-    indexes = [sources.train, *sources.validation.values()]
-    if data.feature_cache is not None and any(pc.any(pc.greater(one.table["clips"], 1)).as_py() for one in indexes):
-        raise ValueError("data.feature_cache: samples of several clips are not cached yet: set it to null")
     if not count_samples([*sources.train.samples_per_source.values()], [source.weight for source in data.train]):
         paths = ", ".join(source.place for source in data.train)
         raise ValueError(f"data.train: no usable sample in {paths}, or too few for the weight")

@@ -10,11 +10,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mowe_ray.data.cached_shards import is_complete, open_cached, prune, remove_parts, write_audio, write_features
+from mowe_ray.data.cached_shards import (
+    _checksum,
+    is_complete,
+    open_cached,
+    prune,
+    remove_parts,
+    write_audio,
+    write_features,
+)
 from mowe_ray.data.feature_cache import CachedEncoder, FeatureCache, shard_rows
 from mowe_ray.data.index import Index, SourceSpec, build_index
-from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch
-from mowe_ray.data.sample import Sample, Turn
+from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch, read_cell
+from mowe_ray.data.sample import BadAudio, Sample, Turn
 from mowe_ray.data.shards.write import write_webdataset
 
 SHORTEST_S, LONGEST_S = 0.1, 30.0
@@ -105,6 +113,50 @@ def test_turns_before_the_question_are_kept(tmp_path, make_samples):
     assert found.histories == expected.histories
     assert [[turn.learned for turn in history] for history in found.histories] == [[], [True, False], [], [True, False]]
     assert found.instructions == expected.instructions
+
+
+@pytest.mark.parametrize("place", ["folder", "url"])
+def test_samples_of_several_clips_are_kept(tmp_path, make_samples, encode, url, place):
+    """Two clips, one, none, a bad one of two, more samples than are decoded together, other rates and channels."""
+    samples = [
+        replace(sample, more_audio=tuple(one.audio for one in make_samples(number % 3)), suffix="flac", duration_s=None)
+        for number, sample in enumerate(make_samples(70))
+    ]
+    silent = encode("wav", np.zeros(16_000, np.float32))
+    samples[3] = replace(samples[3], more_audio=(silent,))
+    samples[5] = Sample("text", None, "Say hi", "hi", "chat", "x")
+    write_webdataset(samples, str(tmp_path / "w"))
+    index = index_of(tmp_path / "w")
+    cache = filled(index, tmp_path / "cache" if place == "folder" else url)
+    for rows in (index.take(np.random.default_rng(0).permutation(len(index))), index.table.slice(0, 1)):
+        found, expected = cache.load(rows), load_micro_batch(rows, SHORTEST_S, LONGEST_S)
+        assert np.array_equal(found.audio, expected.audio)
+        for name in ("ids", "lengths", "scales", "counts", "histories", "instructions", "answers", "bad"):
+            assert getattr(found, name) == getattr(expected, name), name
+        for features in found.features:
+            assert features.frames == [1 + length // 320 for length in expected.lengths if length]
+        one, two = found.without({0: BadAudio("crashed", "")}), expected.without({0: BadAudio("crashed", "")})
+        assert (one.lengths, one.counts) == (two.lengths, two.counts)
+        assert len(one.features[0].frames) == sum(map(bool, two.lengths))
+    assert max(cache.load(index.table).counts) == 3
+    assert [bad.id for bad in cache.load(index.table).bad] == [samples[3].id]
+
+
+def test_files_of_a_row_for_each_sample_are_read(corpus, tmp_path):
+    """Those of before a sample could have several."""
+    index = index_of(corpus)
+    cache = filled(index, tmp_path / "cache")
+    expected = cache.load(index.table)
+    for file in (tmp_path / "cache" / "audio-3").iterdir():
+        table = pa.ipc.open_file(file).read_all().drop_columns("sample")
+        sums = [_checksum(table, row, read_cell(table["samples"], row)) for row in range(len(table))]
+        table = table.set_column(table.schema.get_field_index("crc32"), "crc32", pa.array(sums, pa.uint32()))
+        file.unlink()
+        with pa.ipc.new_file(str(file), table.schema) as writer:
+            writer.write_table(table)
+    found = FeatureCache(str(tmp_path / "cache"), cache.shards, ENCODERS).load(index.table)
+    assert (found.ids, found.lengths, found.bad) == (expected.ids, expected.lengths, expected.bad)
+    assert np.array_equal(found.audio, expected.audio)
 
 
 @pytest.mark.slow
