@@ -31,6 +31,8 @@ Format = Literal["webdataset", "parquet"]
 
 REPORT = "data_report.json"
 _WRITERS = {"webdataset": (write_webdataset, "tar"), "parquet": (write_parquet, "parquet")}
+# A pass for each side: reading twice needs no queue between two writers.
+_HELD_OUT = {"": None, "validation": True, "train": False}
 _OURS = re.compile(
     rf"(?:^|/)(?:\d{{5}}\.(?:tar|parquet)|{re.escape(REPORT)}|{re.escape(NOTE)}|{FOLDER}/[^/]+\.pq)(?:\.[0-9a-f]{{32}}\.part)?$"
 )
@@ -95,55 +97,64 @@ def pack(
     next(iter(read()), None)  # a source that cannot be read should fail before anything is replaced
     file_system(out)  # raises if there is no such kind of URL
     storage, _, name = out.rstrip("/").rpartition("/")
-    with held(RunFolder(storage, name), log, leaves_file=False):
-        return _pack(read, out, packing, source=source, total=total, overwrite=overwrite, request=request, log=log)
-
-
-def _pack(
-    read: Callable[[], Iterable[Sample | BadSample]],
-    out: str,
-    packing: Packing,
-    *,
-    source: str,
-    total: int | None,
-    overwrite: bool,
-    request: dict[str, Any],
-    log: Callable[[str], None],
-) -> dict[str, Any]:
-    base = out.rstrip("/")
-    # A pass for each side: reading twice needs no queue between two writers.
-    sides = {"": None} if packing.validation_fraction == 0 else {"validation": True, "train": False}
-    folders = {side: f"{base}/{side}".rstrip("/") for side in sides}
-    with first_contact(out):
-        if _begin(base, list(folders.values()), request, overwrite=overwrite):
-            log(f"continuing what was begun in {out}")
     bad: list[BadSample] = []
-    written, kept = {}, {}
-    for side, held_out in sides.items():
-        write, suffix = _WRITERS[packing.format]
-        scans = ScanWriter([f"{folders[side]}/{FOLDER}"], folders[side], options_key((), ()))
-        before, ids = _whole_shards(folders[side], suffix, scans)
-        items = _side(with_unique_ids(track(read(), f"preparing {folders[side]}", total)), packing, held_out)
-        samples = _good(_after(items, ids, folders[side]), packing, bad)
-        written[side] = write(samples, folders[side], packing.shard_bytes, before, partial(_keep_scan, scans))
-        scans.flush()
-        kept[side] = scans.names
-    report = DataReport({source: sum(part.samples for part in written.values())})
-    report.add_unindexed(bad)
-    with whole_file(f"{base}/{REPORT}") as file:
-        file.write(json.dumps(report.to_json(), indent=2).encode())
-    if bad:
-        example = f"{bad[0].id}: {bad[0].cause}: {bad[0].detail}"
-        log(f"left out {len(bad)}, such as {example}; all are listed in {base}/{REPORT}")
-    for side, part in written.items():
-        _finish(folders[side], request, part, kept[side])
-    result = {**_summary(*written.values()), "bad": report.bad_count, "out": out}
-    if len(written) > 1:
-        result["splits"] = {side: _summary(written[side]) for side in ("train", "validation")}
+    with held(RunFolder(storage, name), log, leaves_file=False):
+        folders = _begin(out, packing, request, log, overwrite=overwrite)
+        sides = {
+            side: _write_side(read, folder, packing, _HELD_OUT[side], total, bad) for side, folder in folders.items()
+        }
+        report = DataReport({source: sum(written.samples for written, _ in sides.values())})
+        report.add_unindexed(bad)
+        with whole_file(f"{out.rstrip('/')}/{REPORT}") as file:
+            file.write(json.dumps(report.to_json(), indent=2).encode())
+        if bad:
+            example = f"{bad[0].id}: {bad[0].cause}: {bad[0].detail}"
+            log(f"left out {len(bad)}, such as {example}; all are listed in {out.rstrip('/')}/{REPORT}")
+        for side, (written, kept) in sides.items():
+            _finish(folders[side], request, written, kept)
+    result = {**_summary(*(written for written, _ in sides.values())), "bad": report.bad_count, "out": out}
+    if len(sides) > 1:
+        result["splits"] = {side: _summary(sides[side][0]) for side in ("train", "validation")}
     return result
 
 
-def _begin(out: str, folders: list[str], request: dict[str, Any], *, overwrite: bool) -> bool:
+def _write_side(
+    read: Callable[[], Iterable[Sample | BadSample]],
+    folder: str,
+    packing: Packing,
+    held_out: bool | None,
+    total: int | None,
+    bad: list[BadSample],
+) -> tuple[Written, list[str]]:
+    """Write the samples of one side of the split, and append those left out to `bad`.
+
+    Returns:
+        What was written, and the names of its index files.
+    """
+    write, suffix = _WRITERS[packing.format]
+    scans = ScanWriter([f"{folder}/{FOLDER}"], folder, options_key((), ()))
+    before, ids = _whole_shards(folder, suffix, scans)
+    items = _side(with_unique_ids(track(read(), f"preparing {folder}", total)), packing, held_out)
+    samples = _good(_after(items, ids, folder), packing, bad)
+    written = write(samples, folder, packing.shard_bytes, before, partial(_keep_scan, scans))
+    scans.flush()
+    return written, scans.names
+
+
+def _begin(
+    out: str, packing: Packing, request: dict[str, Any], log: Callable[[str], None], *, overwrite: bool
+) -> dict[str, str]:
+    """Return the folder of each side, marked as unfinished, with nothing that would mix with new shards."""
+    base = out.rstrip("/")
+    sides = [""] if packing.validation_fraction == 0 else ["validation", "train"]
+    folders = {side: f"{base}/{side}".rstrip("/") for side in sides}
+    with first_contact(out):
+        if _mark_unfinished(base, list(folders.values()), request, overwrite=overwrite):
+            log(f"continuing what was begun in {out}")
+    return folders
+
+
+def _mark_unfinished(out: str, folders: list[str], request: dict[str, Any], *, overwrite: bool) -> bool:
     """Mark the folders as unfinished, and make sure that they hold nothing that would mix with new shards.
 
     Returns:
