@@ -197,9 +197,15 @@ def lhotse_cuts(folder: Path) -> Source:
 
 
 @layout
-def lhotse_cuts_with_padding(folder: Path) -> Source:
-    cuts(folder).pad(duration=2 * SECONDS).to_file(folder / "cuts.jsonl")
-    return {"path": str(folder / "cuts.jsonl"), "instruction": QUESTION}
+def lhotse_cuts_of_several(folder: Path) -> Source:
+    """Appended halves of clips."""
+    halves = [
+        cut.truncate(duration=SECONDS / 2).append(cut.truncate(offset=SECONDS / 2).drop_supervisions())
+        for cut in cuts(folder)
+    ]
+    with gzip.open(folder / "cuts.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(cut.to_dict()) + "\n" for cut in halves)
+    return {"path": str(folder / "cuts.jsonl.gz"), "instruction": QUESTION}
 
 
 @layout

@@ -16,6 +16,7 @@ import soundfile
 from mowe_ray.data.audio_headers import suffix_of
 from mowe_ray.data.sample import AUDIO_SUFFIXES, BadAudio
 from mowe_ray.data.shards.fields import AUDIO_KEYS, RATE_KEYS
+from mowe_ray.data.shards.mix import Clip, Mix
 
 # Under these names text is as common as audio, so that a string must end like an audio file.
 _AMBIGUOUS_KEYS = frozenset({"context", "speech", "sound", "file_name", "filename", "path", "file"})
@@ -45,8 +46,8 @@ _FEWEST_SAMPLES = 400
 _DEEPEST = 6
 
 
-def find_audio(fields: Mapping[str, Any], texts: tuple[str, ...] = ()) -> tuple[tuple[str | bytes, ...], str | None]:
-    """Return a row's clips, as paths or encoded files, or what in the row looks like audio but is not read.
+def find_audio(fields: Mapping[str, Any], texts: tuple[str, ...] = ()) -> tuple[tuple[Clip, ...], str | None]:
+    """Return a row's clips, or what in the row looks like audio but is not read.
 
     Args:
         fields: Values by name.
@@ -66,7 +67,7 @@ def find_audio(fields: Mapping[str, Any], texts: tuple[str, ...] = ()) -> tuple[
     return (), None
 
 
-def _clips(value: Any, rate: Any) -> tuple[str | bytes, ...]:
+def _clips(value: Any, rate: Any) -> tuple[Clip, ...]:
     """Return the clips that a value or a list of values holds; none where any of them is something else."""
     if isinstance(value, list) and isinstance(_first_number(value), float):
         wave = _wav(value, rate)
@@ -94,8 +95,10 @@ def _is_empty(value: Any) -> bool:
     return value is None or value is False or value == "" or value == [] or value != value  # NaN: a gap in pandas
 
 
-def _encoded(value: Any) -> str | bytes | None:
-    """Return a path or the bytes of an audio file; None where the value is neither."""
+def _encoded(value: Any) -> Clip | None:
+    """Return a path, the bytes of an audio file, or what is mixed; None where the value is none of them."""
+    if isinstance(value, Mix):
+        return value
     if isinstance(value, str):
         return _unpacked(value)
     if not isinstance(value, Mapping):

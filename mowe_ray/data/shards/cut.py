@@ -1,4 +1,4 @@
-"""Cuts of lhotse: a piece of a recording and what is said in it, as fields of the usual names.
+"""Cuts of lhotse: a piece of a recording, or several mixed, and what is said in it, as fields of the usual names.
 
 The format: https://lhotse.readthedocs.io/en/latest/cuts.html
 """
@@ -8,9 +8,11 @@ from typing import Any
 
 from mowe_ray.data.sample import BadAudio
 from mowe_ray.data.shards.fields import as_text
+from mowe_ray.data.shards.mix import Mix, Track
 
 _PADDING = "PaddingCut"
 _PACKED = ("shar", "memory")  # types of sources whose audio is the cut itself, and lies elsewhere
+_READ = ("file", "url", None)
 
 
 def is_cut(fields: Mapping[str, Any]) -> bool:
@@ -24,36 +26,93 @@ def from_cut(cut: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a cut: its own custom ones and those of its supervisions, whose texts are joined.
 
     Raises:
-        BadAudio: it is mixed of several recordings, or of one channel among several.
+        BadAudio: its audio is made in a way that is not known here.
     """
-    cut = _without_padding(cut)
-    kind = cut.get("type") or ("MixedCut" if "tracks" in cut else "MonoCut")
-    if kind != "MonoCut":
-        raise BadAudio("unknown_audio", f"a {kind} of lhotse is more than one recording: save it by cuts.save_audios()")
-    recording = cut.get("recording")
-    recording = recording if isinstance(recording, Mapping) else {}
-    fields: dict[str, Any] = {"duration": cut.get("duration")}
-    supervisions = cut.get("supervisions") or []
+    tracks = [track for track in cut.get("tracks") or [{"cut": cut}] if not track.get("mute")]
+    supervisions = [one for track in tracks for one in track["cut"].get("supervisions") or []]
+    fields: dict[str, Any] = {}
     for supervision in reversed(supervisions):
         fields |= {**(supervision.get("custom") or {}), "speaker": supervision.get("speaker")}
-    fields |= cut.get("custom") or {}
+    for track in reversed(tracks):
+        fields |= track["cut"].get("custom") or {}
     texts = [as_text(supervision.get("text")) for supervision in supervisions]
     if text := " ".join(filter(None, texts)):
         fields = {"text": text} | fields
-    source = (recording.get("sources") or [{}])[0]
-    if source.get("type") not in _PACKED:
-        if len(recording.get("channel_ids") or source.get("channels") or [0]) > 1:
-            raise BadAudio("unknown_audio", "one channel of several: save the cut's audio, as by cuts.save_audios()")
-        if source.get("type") not in ("file", "url", None):
-            raise BadAudio("unknown_audio", f"its recording is of type {source['type']!r}")
-        fields["audio"] = source.get("source")
-        if cut.get("start") or cut.get("duration") != recording.get("duration"):
-            fields["offset"] = cut.get("start") or 0.0
-    return fields | {"id": cut.get("id")}
+    audio = _mix(cut) if "tracks" in cut else _piece(cut)
+    return fields | audio | {"id": cut.get("id")}
 
 
-def _without_padding(cut: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the one cut that a mixed one is made of beside silence, under the id of the mixed one."""
-    tracks = cut.get("tracks") or []
-    heard = [track["cut"] for track in tracks if track["cut"].get("type") != _PADDING]
-    return {**heard[0], "id": cut.get("id")} if len(heard) == 1 else cut
+def _piece(cut: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields about the audio of a cut of one recording."""
+    recording = cut.get("recording") or {}
+    sources = recording.get("sources") or [{}]
+    fields = {"duration": cut.get("duration")}
+    if any(source.get("type") in _PACKED for source in sources):
+        return fields
+    channels = len(recording.get("channel_ids") or sources[0].get("channels") or [0])
+    if channels > 1 or len(sources) > 1 or _gain(recording) != 1:
+        track = _track({"cut": cut})
+        return {**fields, "audio": Mix((track,), track.rate, track.seconds)}
+    whole = not cut.get("start") and cut.get("duration") == recording.get("duration")
+    return {**fields, "audio": _file(sources[0])} | ({} if whole else {"offset": cut.get("start") or 0.0})
+
+
+def _mix(cut: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields about the audio of a cut that is mixed, appended or padded."""
+    given = list(cut["tracks"])
+    if reference := cut.get("snr_reference"):
+        given.append({**reference, "is_snr_reference": True, "mute": True})
+    tracks = tuple(map(_track, given))
+    heard = [track for track in tracks if not track.mute] or tracks
+    rate = next((track.rate for track in heard if track.sources), heard[0].rate)
+    seconds = round(max(track.offset + track.seconds for track in heard), 8)
+    return {"audio": Mix(tracks, rate, seconds, _gain(cut)), "duration": seconds}
+
+
+def _track(track: Mapping[str, Any]) -> Track:
+    cut = track["cut"]
+    padding = _PADDING in (track.get("type"), cut.get("type"))
+    recording = {} if padding else cut.get("recording") or {}
+    channel = cut.get("channel") or 0
+    wanted = channel if isinstance(channel, list) else [channel]
+    sources = []
+    for source in recording.get("sources") or []:
+        kept = [place for place, channel in enumerate(source.get("channels") or [0]) if channel in wanted]
+        sources += [(_file(source), tuple(kept))] if kept else []
+    if not (sources or padding):
+        raise BadAudio("no_audio", f"the cut {cut.get('id')} has no recording")
+    return Track(
+        tuple(sources),
+        rate=int(recording.get("sampling_rate") or cut.get("sampling_rate") or 16_000),
+        start=float(cut.get("start") or 0),
+        seconds=float(cut["duration"]),
+        gain=_gain(recording),
+        offset=float(track.get("offset") or 0),
+        snr=track.get("snr"),
+        reference=bool(track.get("is_snr_reference")),
+        mute=bool(track.get("mute")),
+    )
+
+
+def _file(source: Mapping[str, Any]) -> str:
+    if source.get("type") not in _READ:
+        raise BadAudio("unknown_audio", f"its recording is of type {source['type']!r}: save it by cuts.save_audios()")
+    return str(source.get("source"))
+
+
+def _gain(made: Mapping[str, Any]) -> float:
+    """Return the product of the volumes among the transforms of a recording or cut.
+
+    Raises:
+        BadAudio: there are others; but for resampling, since all is brought to the rate of the cut.
+    """
+    gain = 1.0
+    for transform in made.get("transforms") or []:
+        name = str(transform.get("name")).rpartition(".")[2]
+        if name == "Volume":
+            gain *= float((transform.get("kwargs") or {})["factor"])
+        elif name != "Resample":
+            raise BadAudio(
+                "unknown_audio", f"'transforms' has {name}, which lhotse applies: save the audio by cuts.save_audios()"
+            )
+    return gain

@@ -17,6 +17,7 @@ from mowe_ray.data.sample import BadAudio, BadSample, Sample, bad_audio
 from mowe_ray.data.shards.byte_ranges import read_ranges
 from mowe_ray.data.shards.compressed import plain, plain_name
 from mowe_ray.data.shards.fields import Reading
+from mowe_ray.data.shards.mix import Clip, Mix, pieces
 from mowe_ray.data.shards.record import (
     Place,
     Record,
@@ -108,18 +109,23 @@ def _sample(place: Place, entry: bytes | OSError, header: Header | OSError | Non
 
 def read_clips(beside: str, record: Record, allow_paths: Sequence[str]) -> list[bytes]:
     """Return the encoded clips of a row of the manifest or table `beside`; it may name them or hold them."""
-    return [clip if isinstance(clip, bytes) else read_audio(beside, clip, allow_paths) for clip in record.clips]
+    return [read_audio(beside, clip, allow_paths) for clip in record.clips]
 
 
-def read_audio(beside: str, name: str, allow_paths: Sequence[str]) -> bytes:
-    """Read the audio file that a row of the manifest or table `beside` names."""
-    with open_file(file_of_row(beside, name, allow_paths)) as file:
+def read_audio(beside: str, clip: Clip, allow_paths: Sequence[str]) -> bytes:
+    """Return an encoded clip of a row of the manifest or table `beside`."""
+    if isinstance(clip, bytes):
+        return clip
+    if isinstance(clip, Mix):
+        return clip.encoded(lambda name: read_audio(beside, name, allow_paths))
+    with open_file(file_of_row(beside, clip, allow_paths)) as file:
         return file.read()
 
 
 def _duration_s(manifest: str, record: Record, allow_paths: Sequence[str]) -> float:
     """Return the length of all clips of an entry, in seconds; what is not allowed is found though none is opened."""
-    files = [clip if isinstance(clip, bytes) else file_of_row(manifest, clip, allow_paths) for clip in record.clips]
+    found = pieces(record.clips)
+    files = [piece if isinstance(piece, bytes) else file_of_row(manifest, piece, allow_paths) for piece in found]
     if record.duration_s and files:
         return record.duration_s
     duration = sum(map(_length_s, files)) - (record.offset_s or 0.0)

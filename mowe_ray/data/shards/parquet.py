@@ -341,15 +341,11 @@ def _row(
         check_record(record, record.audio is not None or not seen)
         duration = record.duration_s or 0.0
         if record.audio is not None and not duration:
-            duration = sum(header_duration_s(_bytes(shard, clip, allow_paths)) for clip in record.clips)
+            duration = sum(header_duration_s(read_audio(shard, clip, allow_paths)) for clip in record.clips)
     except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
         return bad_row(sample_id, bad_audio(error))
     clips = len(record.clips) if seen else 1
     return row_of(record, sample_id, duration, reading, clips=clips, audio_at=group, meta_at=number)
-
-
-def _bytes(shard: str, audio: str | bytes, allow_paths: Sequence[str]) -> bytes:
-    return audio if isinstance(audio, bytes) else read_audio(shard, audio, allow_paths)
 
 
 class _GroupCache:

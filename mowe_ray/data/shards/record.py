@@ -29,6 +29,7 @@ from mowe_ray.data.shards.fields import (
     text_under,
     why_no_answer,
 )
+from mowe_ray.data.shards.mix import Clip, pieces
 from mowe_ray.data.shards.storage import is_remote
 
 # Asked when a corpus has no instructions, as speech recognition manifests do not.
@@ -50,7 +51,7 @@ class Record:
     """The understood fields of one JSON line or table row.
 
     Attributes:
-        audio: a path or an encoded file; `more_audio` those of the clips after the first.
+        audio: the first clip; `more_audio` are those after it.
         duration_s: declared length, of all clips together.
         history: turns before the instruction.
         choices: of a multiple-choice question; `groups` are what it is scored apart by.
@@ -60,7 +61,7 @@ class Record:
     """
 
     id: str | None
-    audio: str | bytes | None
+    audio: Clip | None
     instruction: str
     answer: str
     task: str | None
@@ -69,15 +70,15 @@ class Record:
     references: tuple[str, ...] = ()
     unread: str | None = None
     no_answer: str = ""
-    more_audio: tuple[str | bytes, ...] = ()
+    more_audio: tuple[Clip, ...] = ()
     history: tuple[Turn, ...] = ()
     choices: tuple[str, ...] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
     others: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def clips(self) -> tuple[str | bytes, ...]:
-        """Paths or encoded files of all clips."""
+    def clips(self) -> tuple[Clip, ...]:
+        """All clips."""
         return () if self.audio is None else (self.audio, *self.more_audio)
 
     @property
@@ -293,7 +294,7 @@ def _texts(record: Record) -> Iterator[tuple[str, str]]:
     yield from (("instruction", record.instruction), ("answer", record.answer))
     yield from (("references", text) for text in (*record.references, *record.choices, *record.groups.values()))
     yield from (("turns", turn.text) for turn in record.history)
-    yield from (("audio", clip) for clip in record.clips if isinstance(clip, str))
+    yield from (("audio", clip) for clip in pieces(record.clips) if isinstance(clip, str))
 
 
 def _check_text(name: str, text: str) -> None:

@@ -299,7 +299,7 @@ def _places(texts: dict[str, tarfile.TarInfo], clips: list[tarfile.TarInfo]) -> 
     return {"parts": pack_parts([*parts, *(Part("audio", clip.offset_data, clip.size) for clip in clips)])}
 
 
-def _in_order(clips: list[tarfile.TarInfo], named: Sequence[str | bytes]) -> list[tarfile.TarInfo]:
+def _in_order(clips: list[tarfile.TarInfo], named: Sequence[object]) -> list[tarfile.TarInfo]:
     """Return clips as the JSON names them; if it does not, as they lie in the tar."""
     by_name = {clip.name.rpartition("/")[2]: clip for clip in clips}
     wanted = [name.rpartition("/")[2] for name in named if isinstance(name, str)]
