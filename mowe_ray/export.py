@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mowe_ray.command_line import SUCCESS, log, make_parser, reject, run_and_print
+from mowe_ray.evaluation.model_card import CARD, card_of_part
 from mowe_ray.evaluation.targets import Target, find_models
 from mowe_ray.output.terminal import outlive_terminal
 
@@ -51,6 +52,9 @@ def _split(target: Target, folder: Path) -> dict[str, Any]:
     log(f"reading {target.export}")
     model = MoweForConditionalGeneration.from_pretrained(export, dtype="auto").eval()
     export_split(model, MoweProcessor.from_pretrained(export), folder)
+    card = Path(export) / CARD
+    for part in ("llm", "front") if card.exists() else ():  # exports of old have none
+        (folder / part / CARD).write_text(card_of_part(card.read_text(encoding="utf-8"), part), encoding="utf-8")
     return {"model": target.home, "llm": str(folder / "llm"), "front": str(folder / "front")}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # A browser is no dependency of ours: who only trains has none. .ci/run installs one.
@@ -81,8 +81,8 @@ def opened(html: str, server: ThreadingHTTPServer, folder: Path) -> Opened:
 class Tab:
     """A page that is used: by its scripts' language, and by keys."""
 
-    def __init__(self, address: str):
-        self._socket = connect(address, max_size=1 << 26)
+    def __init__(self, socket: ClientConnection):
+        self._socket = socket
         self._number = 0
         self.console: list[str] = []
         self.requests: list[str] = []
@@ -150,7 +150,9 @@ def browsing(folder: Path) -> Iterator[Tab]:
                 break
             time.sleep(0.1)
         tabs = httpx.get(f"http://127.0.0.1:{port.read_text().split()[0]}/json").json()
-        yield Tab(next(tab for tab in tabs if tab["type"] == "page")["webSocketDebuggerUrl"])
+        address = next(tab for tab in tabs if tab["type"] == "page")["webSocketDebuggerUrl"]
+        with connect(address, max_size=1 << 26) as socket:
+            yield Tab(socket)
     finally:
         browser.kill()
         browser.wait()

@@ -214,7 +214,8 @@ def three_models() -> Evaluation:
 
 
 def spoken(number: int, sure: str | None, said: str, task: str, reference: str) -> Answer:
-    made = Answer(f"{task}-{number}", task, "What is it?", said, [reference], 1.5)
+    groups = {"difficulty": ("easy", "hard")[number % 2]} if task == "er" else {}
+    made = Answer(f"{task}-{number}", task, "What is it?", said, [reference], 1.5, groups=groups)
     if sure is None:
         return made
     return replace(made, independent=choice("hubert", MEMBERS, 0.9), dependent=choice(sure, MEMBERS, 0.7 + number / 40))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from mowe_ray.evaluation.results import Interval, TaskScores
 
@@ -125,6 +125,25 @@ def with_scores(card: str, scores: Sequence[CardScore]) -> str:
     return f"{made.content.rstrip()}\n"
 
 
+def card_of_part(card: str, part: Literal["llm", "front"]) -> str:
+    """Return the card of a part of a split export, from the card of the whole.
+
+    Scores stay as a table; the hub's entries of them go, as no part alone has them.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    made = ModelCard(card, ignore_metadata_errors=True)
+    what, use, data = *_PARTS[part], cast(ModelCardData, made.data)
+    data.eval_results = None
+    if part == "llm":
+        data.pipeline_tag = "text-generation"
+        data.tags = [tag for tag in data.tags or [] if tag != "custom_code"] or None
+    title, _, rest = made.text.strip().partition("\n")
+    rest = rest.replace(_USE, use) if _USE in rest else f"{rest}\n\n{use}"
+    made.text = f"\n{title}: {part}\n\n{what} What follows is about the whole model.\n{rest}"
+    return f"{made.content.rstrip()}\n"
+
+
 def _table(scores: Sequence[CardScore]) -> str:
     if not scores:
         return "Not scored yet: `python -m mowe_ray.evaluate` writes a table here."
@@ -214,11 +233,43 @@ python -m mowe_ray.serve FOLDER
 ```"""
 
 
+_PARTS = {
+    "llm": (
+        "The language model of an audio language model: a plain causal language model. It continues text, and audio as "
+        "the prompt embeddings that `front`, beside this folder, makes of it.",
+        """## Use
+
+Load it with transformers, vLLM, SGLang, TGI or llama.cpp as any other. For audio, feed it what `front` makes (its card
+says how): `inputs_embeds` of transformers' `generate`, `prompt_embeds` of vLLM with `enable_prompt_embeds`.""",
+    ),
+    "front": (
+        "The ears of an audio language model: encoders, routers and adapter. They make prompt embeddings of recordings "
+        "and questions for the language model `llm`, beside this folder.",
+        """## Use
+
+With transformers alone; `trust_remote_code` runs the model's code, which is in this folder:
+
+```python
+from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
+
+front = AutoModel.from_pretrained("front", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("front", trust_remote_code=True)
+llm = AutoModelForCausalLM.from_pretrained("llm").eval()
+parts = [{"type": "audio", "audio": "clip.wav"}, {"type": "text", "text": "What can be heard?"}]
+chat = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+inputs = processor.apply_chat_template([{"role": "user", "content": parts}], **chat)
+tokens = llm.generate(inputs_embeds=front(**inputs), attention_mask=inputs["attention_mask"], max_new_tokens=50)
+print(processor.batch_decode(tokens, skip_special_tokens=True))
+```""",
+    ),
+}
+
+
 def _before_you_publish(bases: Sequence[str], version: str) -> str:
-    parts = f" of {', '.join(bases)}" if bases else ""
+    parts = f"of {', '.join(bases)} and " if bases else ""
     return (
         "## Before you publish it\n\nFill in above: `license` (or `license_name` and `license_link`), `datasets`, and "
-        f"`language`. The terms{parts} and of the training data apply to this model. Say here what it is for, "
+        f"`language`. The terms {parts}of the training data apply to this model. Say here what it is for, "
         f"what it must not be used for, and where it fails.\n\nMade by mowe_ray {version}."
     )
 

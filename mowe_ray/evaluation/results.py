@@ -208,6 +208,7 @@ class ShownSample:
         where: Its shard, and its file in there if that has a name.
         why: What makes it worth a look.
         choices: Of a multiple-choice question.
+        groups: What it is scored apart by, such as {category: Reasoning, difficulty: hard}.
         clip: To listen to; None without audio, or where the page has no room for it.
         file: The clip's file beside the page, if it is not in the page.
     """
@@ -222,6 +223,7 @@ class ShownSample:
     answers: list[SampleAnswer]
     why: str = ""
     choices: list[str] = field(default_factory=list)
+    groups: dict[str, str] = field(default_factory=dict)
     clip: Clip | None = None
     file: str = ""
 

@@ -133,6 +133,7 @@ class _TestSet:
                 f"{first.shard} {first.path}".strip(),
                 made[name],
                 choices=first.choices,
+                groups=first.groups,
             )
 
 

@@ -49,7 +49,7 @@ summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
 .more li { margin: 0 0 4px; }
 .note { font-size: 13px; color: var(--soft); margin: 2px 0 8px; max-width: 100ch; }
 .tiles {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 1px; margin: 30px 0 0;
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(155px, 1fr)); gap: 1px; margin: 30px 0 0;
   border: 1px solid var(--rule); border-radius: 8px; overflow: hidden;
 }
 .tiles > div { box-shadow: 0 0 0 1px var(--rule); padding: 13px 16px; }
@@ -110,6 +110,7 @@ summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
 .value { font-size: 12.5px; color: var(--soft); text-align: right; }
 .chips { display: flex; flex-wrap: wrap; gap: 2px 18px; font-size: 13px; margin: 10px 0 0; max-width: none; }
 .chips.narrow { display: none; }
+.chips.in-row { margin: 0; }
 .chips i { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 6px; }
 .loads {
   display: grid; grid-template-columns: minmax(110px, 36%) 2fr 1fr; gap: 5px 16px; align-items: center;

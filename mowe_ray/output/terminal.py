@@ -11,6 +11,7 @@ import io
 import os
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -91,6 +92,11 @@ def folded(parts: Sequence[str]) -> str:
         else:
             lines.append(f"  {part}")
     return "\n".join(lines)
+
+
+def wrapped(text: str) -> str:
+    """Break a sentence into lines of at most `LINE` characters, between words."""
+    return textwrap.fill(text, LINE, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def labelled(label: str, text: str) -> str:

@@ -18,7 +18,7 @@ from mowe_ray.data.data_report import DataReport
 from mowe_ray.data.sample import BadSample
 from mowe_ray.evaluation.routing import RoutingSums, draw, router_report, write_router_report
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.output.terminal import LINE, Clock, Pace, ProgressLine, duration, folded
+from mowe_ray.output.terminal import LINE, Clock, Pace, ProgressLine, duration, folded, wrapped
 from mowe_ray.training.loop import StepResult
 from mowe_ray.training.protocols import Ranks, RunError
 from mowe_ray.training.tracker import Tracker
@@ -197,10 +197,8 @@ class Monitor:
         if self._tracker is not None:
             record = {"step": result.step, "loss": result.lm_loss, "expected": expected, "ids": ids}
             self._tracker.log({"kind": "spike", **record})
-            self._ranks.log(
-                f"warning: loss spike at step {result.step}: lm {result.lm_loss:.3f}, expected about {expected:.3f}; "
-                f"samples: {_some(ids)}"
-            )
+            told = f"lm {result.lm_loss:.3f}, expected about {expected:.3f}; samples: {_some(ids)}"
+            self._ranks.log(wrapped(f"warning: loss spike at step {result.step}: {told}"))
 
     def _global_ids(self, result: StepResult) -> list[str]:
         """Ids of all samples of the step, over all ranks."""

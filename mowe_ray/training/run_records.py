@@ -45,6 +45,21 @@ class Run:
         """Return `course` of the training records."""
         return course(self.of("train"), *keys)
 
+    def last_scores(self) -> dict[str, dict[str, float]]:
+        """Return the scores of the last validation of each source, by SOURCE/TASK, or by task of a single source."""
+        last = {record.get("source", ""): record for record in self.of("validation")}
+        return {
+            f"{source}/{task}" if len(last) > 1 else task: scores
+            for source, record in last.items()
+            for task, scores in record["tasks"].items()
+        }
+
+    def validation_loss(self) -> float | None:
+        """Return the loss of the last validation, its mean over sources; None where there is none."""
+        last = {record.get("source", ""): record.get("loss") for record in self.of("validation")}
+        known = [loss for loss in last.values() if isinstance(loss, int | float) and math.isfinite(loss)]
+        return sum(known) / len(known) if known else None
+
 
 def course(records: Sequence[Record], *keys: str) -> Points:
     """Return (step, value) of a number that records have under nested keys, where they have it."""

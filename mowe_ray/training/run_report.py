@@ -73,12 +73,15 @@ def run_page(runs: Sequence[Run]) -> str:
     return page(
         ", ".join(names),
         _header(runs, names),
+        section("Side by side", _side_by_side(runs, names, colours), _SIDES),
         section("Configurations", _differences(runs, names), "The keys that are not the same in all of them."),
         section("Learning", legend + _grid(_learning(lines))),
         section("Scores on validation", legend + _grid(_scores(lines), "three"), _SCORES),
         section("Speed", legend + _grid(_speed(lines))),
-        section("Routers", _grid(_routers(one) if one else _routers_of_several(lines)), _ROUTING),
-        section("What happened", "".join(_events(run, name) for run, name in zip(runs, names, strict=True))),
+        section("Routers", _grid(_routers(one)) if one else legend + _grid(_routers_of_several(lines)), _ROUTING),
+        section(
+            "What happened", "".join(_events(run, "" if one else name) for run, name in zip(runs, names, strict=True))
+        ),
     )
 
 
@@ -86,6 +89,7 @@ _SCORES = (
     "From 0 to 1, higher is better. Dashed: the score of always giving the most frequent answer. Clearly above it is a "
     "score from two standard errors on, by the number of samples."
 )
+_SIDES = "Of the last record and the last validation; bold: the best of a column. Another seed moves all of them."
 _ROUTING = (
     "Means over the clips of all steps since the record before. Mutual information of clip and encoder: 0 where all "
     "clips are sent alike, up to the entropy of an even choice (dashed), in nats."
@@ -100,20 +104,19 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _header(runs: Sequence[Run], names: Sequence[str]) -> str:
     one = runs[0] if len(runs) == 1 else None
-    states = [f"{name}: {_state(run)}" if one is None else _state(run) for run, name in zip(runs, names, strict=True)]
     return tag(
         "header",
         tag("p", "Run" if one else f"{len(runs)} runs", class_="study"),
         tag("h1", escape(", ".join(names))),
-        tag("p", escape(_answer(one)), class_="answer") if one else "",
-        tag("ul", *(tag("li", escape(state)) for state in states), class_="more"),
+        tag("p", escape(_answer(one) if one else _comparison(runs, names)), class_="answer"),
+        tag("ul", tag("li", escape(_state(one))), class_="more") if one else "",
         tiles(_tiles(one)) if one else "",
         tag("p", escape(f"As of {time.strftime('%Y-%m-%d %H:%M:%S %Z')}."), class_="note", style="margin-top:8px"),
     )
 
 
 def _answer(run: Run) -> str:
-    last = _last_scores(run)
+    last = run.last_scores()
     if not last:
         return f"Step {run.step}: nothing has been validated yet." if run.step else "Nothing has been trained yet."
     above = [name for name, scores in last.items() if _is_above(scores)]
@@ -126,20 +129,49 @@ def _answer(run: Run) -> str:
     return f"{len(above)} of {len(last)} tasks ({listed(above, 5)}) {verb} clearly above {after}."
 
 
+def _comparison(runs: Sequence[Run], names: Sequence[str]) -> str:
+    losses = [
+        (loss, name) for run, name in zip(runs, names, strict=True) if (loss := run.validation_loss()) is not None
+    ]
+    if len(losses) < 2:
+        return "Fewer than two of these runs have been validated yet."
+    (loss, best), *rest = sorted(losses)
+    if loss == rest[-1][0]:
+        return f"They all have a loss on validation of {loss:.3f}."
+    others = listed([f"{name} has {value:.3f}" for value, name in rest], 4)
+    return f"{best} has the lowest loss on validation, {loss:.3f}; {others}."
+
+
+def _side_by_side(runs: Sequence[Run], names: Sequence[str], colours: Sequence[str]) -> str:
+    """Return a table with a row for each of several runs: where it is, and its last figures."""
+    if len(runs) < 2:
+        return ""
+    scores = [run.last_scores() for run in runs]
+    speeds = [run.course("audio_s_per_s")[-1:] for run in runs]
+    columns: dict[str, list[float | None]] = {"validation loss": [run.validation_loss() for run in runs]}
+    for task in dict.fromkeys(task for found in scores for task in found):
+        columns[task] = [found.get(task, {}).get("score") for found in scores]
+    columns["audio-s/s"] = [points[0][1] if points else None for points in speeds]
+    best = {
+        name: (min if name == "validation loss" else max)((v for v in values if v is not None), default=None)
+        for name, values in columns.items()
+    }
+    head = tag("tr", tag("th", "run"), tag("th"), *(tag("th", escape(name), class_="n") for name in columns))
+    rows = []
+    for i, (run, name, fill) in enumerate(zip(runs, names, colours, strict=True)):
+        cells = [
+            tag("td", tag("b", written) if values[i] == best[column] else written, class_="n")
+            for column, values in columns.items()
+            for written in [_written(values[i], "{:.0f}" if column == "audio-s/s" else "{:.3f}")]
+        ]
+        rows.append(tag("tr", tag("td", chips([(fill, name)], "chips in-row")), tag("td", escape(_state(run))), *cells))
+    return tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="wide")
+
+
 def _is_above(scores: Mapping[str, float]) -> bool:
     """Whether a score is two standard errors above the most frequent answer's; over n samples it counts as binomial."""
     error = math.sqrt(max(0.0, scores["score"] * (1 - scores["score"])) / max(1.0, scores.get("samples", 1)))
     return scores["score"] - scores["majority"] > 2 * error
-
-
-def _last_scores(run: Run) -> dict[str, dict[str, float]]:
-    """Return the scores of the last validation of each source, by SOURCE/TASK, or by task of a single source."""
-    last = {record.get("source", ""): record for record in run.of("validation")}
-    return {
-        f"{source}/{task}" if len(last) > 1 else task: scores
-        for source, record in last.items()
-        for task, scores in record["tasks"].items()
-    }
 
 
 def _state(run: Run) -> str:
@@ -240,7 +272,7 @@ def _scores(lines: _Lines) -> list[str]:
         for record in run.of("validation")
         for task in record["tasks"]
     )
-    sources = {source for source, _ in sets}
+    sources, end = {source for source, _ in sets}, float(max(run.step for run, _, _ in lines.each))
     figures = []
     for source, task in sets:
         series = []
@@ -249,7 +281,9 @@ def _scores(lines: _Lines) -> list[str]:
             series.append(Series("score" if lines.one else name, course(records, "tasks", task, "score"), fill))
             majority = course(records, "tasks", task, "majority")
             if majority and not any(one.dashed for one in series):
-                series.append(Series("most frequent answer", [(0.0, majority[-1][1]), majority[-1]], fill, dashed=True))
+                series.append(
+                    Series("most frequent answer", [(0.0, majority[-1][1]), (end, majority[-1][1])], fill, dashed=True)
+                )
         figures.append(_figure(task if len(sources) == 1 else f"{source}, {task}", series, y=_SHARE))
     return figures
 
@@ -312,7 +346,7 @@ def _events(run: Run, name: str) -> str:
     bad = tag("p", escape(f"Unusable samples. {'; '.join(causes)}.")) if causes else ""
     if not table and not bad:
         return ""
-    return tag("h3", escape(name), style="margin:14px 0 6px") + bad + table
+    return (tag("h3", escape(name), style="margin:14px 0 6px") if name else "") + bad + table
 
 
 def _told(record: Record) -> tuple[str, str]:

@@ -132,6 +132,11 @@ def test_samples_are_played_sought_filtered_and_reached_from_a_confusion(
                 form.show.value = "differ"; form.dispatchEvent(new Event("input")); })()""")
         kept = tab.run(f"{shown}.map(card => [card.dataset.task, card.dataset.spread > 0])")
         assert kept == [["asr", True]] * 5
+        tab.run("""(() => { const form = document.querySelector("#samples form"); form.reset();
+                form["group difficulty"].value = "hard"; form.dispatchEvent(new Event("input")); })()""")
+        assert sorted(tab.run(f"{shown}.map(card => card.querySelector('b').textContent)")) == [
+            "er-1", "er-3", "er-5", "er-7",
+        ]  # fmt: skip
         said = tab.run("""(() => { const cell = document.querySelector("[data-cell]:not(.hit *)"); cell.click();
                 return [cell.textContent, cell.dataset.said + " \\u00d7"]; })()""")
         assert tab.run(f"[String({shown}.length), document.activeElement.textContent]") == said

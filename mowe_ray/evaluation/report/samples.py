@@ -78,9 +78,10 @@ SCRIPT = """
   };
   const update = () => {
     const want = Object.fromEntries(new FormData(form)), words = want.find.toLowerCase();
-    const [key, sign] = want.sort.split(" ");
+    const [key, sign] = want.sort.split(" "), groups = Object.keys(want).filter(name => name.startsWith("group "));
     const shown = cards.filter(({dataset: card, textContent}) =>
       (!want.task || card.task === want.task) && (!want.encoder || JSON.parse(card.ran).includes(want.encoder)) &&
+      groups.every(name => !want[name] || JSON.parse(card.groups)[name.slice(6)] === want[name]) &&
       kinds[want.show](card) && (!cell || card.cells.split(" ").includes(cell.dataset.cell)) &&
       textContent.toLowerCase().includes(words));
     shown.sort((a, b) => sign * (a.dataset[key] - b.dataset[key]));
@@ -166,6 +167,7 @@ def samples_view(evaluation: Evaluation) -> str:
         _menu("encoder", "Encoder", [("", "any"), *((name, name) for name in encoders)])
         if encoders
         else _no("encoder"),
+        *_group_menus(samples),
         _menu("show", "Show", [kind for kind in _KINDS if several or kind[0] != "differ"]),
         _menu("sort", "Order", [kind for kind in _SORTS if encoders or not kind[0].startswith("unsure")]),
         tag("label", "Words", '<input name="find" type="search" size="12" autocomplete="off">'),
@@ -186,6 +188,19 @@ def samples_view(evaluation: Evaluation) -> str:
 def _menu(name: str, title: str, options: Sequence[tuple[str, str]]) -> str:
     written = [tag("option", escape(label), value=value) for value, label in options]
     return tag("label", escape(title), tag("select", *written, name=name))
+
+
+def _group_menus(samples: Sequence[ShownSample]) -> list[str]:
+    """Return a menu for each thing that samples are scored apart by, such as category and difficulty."""
+    values: dict[str, dict[str, None]] = {}
+    for sample in samples:
+        for name, value in sample.groups.items():
+            values.setdefault(name, {})[value] = None
+    return [
+        _menu(f"group {name}", name.replace("_", " ").capitalize(), [("", "any"), *((v, v) for v in sorted(found))])
+        for name, found in values.items()
+        if len(found) > 1
+    ]
 
 
 def _no(name: str) -> str:
@@ -211,7 +226,7 @@ def _card(
     head = tag(
         "header",
         tag("b", escape(sample.id)),
-        tag("span", escape(f"{test_set}, {length}")),
+        tag("span", escape(", ".join([test_set, length, *sample.groups.values()]))),
         tag("span", escape(sample.why), class_="why") if sample.why else "",
         title=sample.where,
     )
@@ -236,6 +251,7 @@ def _card(
         data_unsure=f"{max(map(_entropy, sample.answers)):.4f}",
         data_seconds=sample.duration_s,
         data_ran=json.dumps(ran),
+        data_groups=json.dumps(sample.groups, ensure_ascii=False),
         data_heard="yes" if sample.clip or sample.file else None,
         data_cells=" ".join(cells),
     )

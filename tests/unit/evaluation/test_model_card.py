@@ -1,9 +1,12 @@
 """The model card of an export: what the hub reads of it, and what an evaluation changes."""
 
+from typing import Literal
+
+import pytest
 import yaml
 
 from mowe_ray.config import load_config
-from mowe_ray.evaluation.model_card import CardScore, model_card, while_training, with_scores
+from mowe_ray.evaluation.model_card import CardScore, card_of_part, model_card, while_training, with_scores
 from mowe_ray.evaluation.results import Interval, TaskScores
 
 LAST = {
@@ -44,6 +47,23 @@ def test_the_hub_finds_what_it_looks_for():
     asr = next(one for one in entry["results"] if one["task"]["type"] == "automatic-speech-recognition")
     assert asr["dataset"]["name"] == "builtin"
     assert asr["metrics"][0]["value"] == 0.2
+
+
+@pytest.mark.parametrize(("part", "pipeline"), [("llm", "text-generation"), ("front", "audio-text-to-text")])
+def test_a_part_has_a_card_of_its_own(part: Literal["llm", "front"], pipeline: str):
+    whole = model_card("mowe", paper(), while_training(LAST), "0.1.0")
+    card = card_of_part(whole, part)
+    found = metadata(card)
+    assert (found["pipeline_tag"], found["base_model"]) == (pipeline, metadata(whole)["base_model"])
+    assert "model-index" not in found
+    assert ("custom_code" in found["tags"]) == (part == "front")
+    assert f"# mowe: {part}" in card
+    assert "mowe_ray.serve" not in card
+    assert card.count("## Use") == 1
+    assert "| builtin | transcription |" in card
+    own = card_of_part("# mine\n\nMy words.\n", part)  # somebody's own card
+    assert f"# mine: {part}" in own
+    assert own.index("My words.") < own.index("## Use")
 
 
 def test_it_says_what_the_model_is_and_not_where_files_lie():

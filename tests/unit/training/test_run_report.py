@@ -80,11 +80,25 @@ def test_several_runs_lie_over_each_other_with_what_differs(tmp_path: Path) -> N
     runs = [read_run(made_run(tmp_path, "one")), read_run(made_run(tmp_path, "two", learning_rate=2e-3))]
     page = Page(run_page(runs))
     assert page.stands_alone()
-    assert page.headings()[0] == "Configurations"
+    assert page.headings()[:2] == ["Side by side", "Configurations"]
+    assert "They all have a loss on validation of 2.500." in page.texts
     assert page.of("td", "code") == ["training.learning_rate"]
     assert {"0.001", "0.002"} <= set(page.of("td"))
     curves = [json.loads(str(a["data-curves"])) for e, a in page.elements if e == "svg" and "data-curves" in a]
     assert all([name for name, _ in found if name in ("one", "two")] == ["one", "two"] for _, _, _, found in curves[:1])
+
+
+def test_several_runs_stand_side_by_side_with_the_best_of_each_column(tmp_path: Path) -> None:
+    one, two = made_run(tmp_path), made_run(tmp_path, "two")
+    better = [
+        {**r, "loss": 2.0, "tasks": {"asr": TASKS["asr"], "er": {**TASKS["er"], "score": 0.3}}} for r in RECORDS[1:2]
+    ]
+    two.write_lines("metrics.jsonl", (json.dumps(r) + "\n" for r in [RECORDS[0], *better, *RECORDS[2:]]))
+    page = Page(run_page([read_run(one), read_run(two)]))
+    assert "Side by side" in page.headings()
+    assert "two has the lowest loss on validation, 2.000; one has 2.500." in page.texts
+    assert page.of("td", "b") == ["0.400", "0.400", "40", "2.000", "0.400", "40"]  # equal ones are all the best
+    assert "Side by side" not in Page(run_page([read_run(one)])).headings()
 
 
 def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:

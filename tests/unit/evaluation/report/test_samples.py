@@ -96,6 +96,9 @@ def test_cards_carry_what_the_page_sorts_and_filters_by() -> None:
     assert {card["data-task"] for card in cards} == {"asr", "er"}
     assert json.loads(str(cards[0]["data-ran"]))
     assert sum(card.get("data-heard") == "yes" for card in cards) == 5
+    assert {card["data-groups"] for card in cards} == {"{}", '{"difficulty": "easy"}', '{"difficulty": "hard"}'}
+    menus = [str(attributes["name"]) for element, attributes in page.elements if element == "select"]
+    assert menus == ["task", "encoder", "group difficulty", "show", "sort"]
     tables = Page(confusion_tables(made))
     cells = {a["data-cell"] for element, a in tables.elements if element == "button"}
     assert cells == {cell for card in cards for cell in str(card["data-cells"]).split()}
