@@ -109,7 +109,7 @@ def _header(runs: Sequence[Run], names: Sequence[str]) -> str:
         tag("p", "Run" if one else f"{len(runs)} runs", class_="study"),
         tag("h1", escape(", ".join(names))),
         tag("p", escape(_answer(one) if one else _comparison(runs, names)), class_="answer"),
-        tag("ul", tag("li", escape(_state(one))), class_="more") if one else "",
+        tag("p", escape(f"{_state(one).capitalize()}.")) if one else "",
         tiles(_tiles(one)) if one else "",
         tag("p", escape(f"As of {time.strftime('%Y-%m-%d %H:%M:%S %Z')}."), class_="note", style="margin-top:8px"),
     )

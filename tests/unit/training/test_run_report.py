@@ -66,7 +66,7 @@ def test_the_page_of_a_run_shows_its_course_and_its_events(tmp_path: Path) -> No
     assert page.not_numbers() == []
     assert page.headings() == ["Learning", "Scores on validation", "Speed", "Routers", "What happened"]
     assert page.of("p")[1:2] == ["1 of 2 tasks (asr) scores clearly above the most frequent answer after step 10."]
-    assert "at step 30 of 60, 1m35s left at this pace" in page.of("li")
+    assert "At step 30 of 60, 1m35s left at this pace." in page.of("p")
     assert {"2.5 GB", "40", "2", "1"} <= set(page.of("div", "b"))
     events = page.of("td")
     assert "restarted in 12s" in events
@@ -106,7 +106,7 @@ def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
     run.write_json("config.json", {"name": "new", "training": {"epochs": 3}})
     page = Page(run_page([read_run(run)]))
     assert "Nothing has been trained yet." in page.of("p")
-    assert "at step 0, for 3 epochs" in page.of("li")
+    assert "At step 0, for 3 epochs." in page.of("p")
 
 
 @pytest.mark.parametrize("where", ["disk", "object storage"])
@@ -114,7 +114,7 @@ def test_the_page_is_there_when_the_run_has_ended(where: str, tmp_path: Path) ->
     run, said = made_run(tmp_path if where == "disk" else f"memory://{tmp_path.name}"), list[str]()
     with page_while_training(run, said.append):
         run.write_json("result.json", {"steps": 30})
-    assert "finished after 30 steps" in run.read_text("report.html")
+    assert "Finished after 30 steps" in run.read_text("report.html")
     assert said == []
 
 
