@@ -48,7 +48,7 @@ def test_the_run_folder_is_complete(quickstart: Finished):
     assert list(router["datasets"]) == ["builtin"]
     assert set(router["datasets"]["builtin"]) == TASKS
     assert image.imread(run / "router_report.png").std() > 0
-    assert "finished after 12 steps" in (run / "report.html").read_text()
+    assert "Finished after 12 steps" in (run / "report.html").read_text()
     assert (run / "export" / "model.safetensors").stat().st_size > 100_000
     assert len(list(run.glob("checkpoints/step-*/checkpoint.json"))) == 1
     assert not list(run.rglob("*.part"))
