@@ -129,11 +129,14 @@ def test_a_killed_replica_costs_no_answer_or_says_so_and_the_next_ones_work(serv
     assert [answer(server, number) for number in range(5)] == wanted
 
 
-def test_it_ends_when_it_is_asked_to(server: Server) -> None:
+def test_it_ends_when_it_is_asked_to(server: Server, folder: Path) -> None:
     server.process.send_signal(signal.SIGTERM)
     out, _ = server.process.communicate(timeout=120)
     assert server.process.returncode == 0
     assert json.loads(out.splitlines()[-1]) == {"models": ["tiny"], "url": server.url}
+    said = (folder / "server.log").read_text()
+    assert said.endswith("ending\n")  # nothing of Ray's
+    assert "graceful_shutdown" not in said
 
 
 @pytest.mark.parametrize(

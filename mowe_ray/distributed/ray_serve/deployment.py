@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -228,8 +229,11 @@ def start(plan: ServerPlan, log: Callable[[str], None]) -> None:
 
 
 def stop() -> None:
-    """End the server."""
-    serve.shutdown()
+    """End the server, and Serve with it where nothing else runs on a cluster; a local Ray ends with this process."""
+    serve.delete(APPLICATION)
+    # Its call dies with the controller that it ends, and Ray prints that it failed: only where it is needed.
+    if "RAY_ADDRESS" in os.environ and not serve.status().applications:
+        serve.shutdown()
 
 
 def is_running() -> bool:
