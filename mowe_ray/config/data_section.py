@@ -51,8 +51,8 @@ def _whole_or_share(limit: float) -> float:
 Limit = Annotated[float, Field(gt=0), AfterValidator(_whole_or_share)]
 Columns = dict[
     Literal[
-        "id", "audio", "instruction", "answer", "references", "choices", "task", "duration", "offset", "messages",
-        "system", "history",
+        "id", "audio", "instruction", "answer", "references", "choices", "task", "duration", "offset", "end",
+        "messages", "system", "history",
     ],
     str,
 ]  # fmt: skip
@@ -77,7 +77,7 @@ class SourceSection(Section):
     instruction: Texts | None = None
     """Asked about samples that ask nothing; of a list, one is drawn for each sample, by the seed."""
     columns: Columns = {}
-    """Names of the fields in the rows, where they are unusual: {audio: file, answer: words}; a.b is b within a."""
+    """Unusual names of fields in the rows: {audio: file, answer: words}; a.b is b within a, clips/{a}.wav a text."""
     labels: list[str] | None = None
     """Closed list of answers; answers that are whole numbers are positions in it."""
     limit: Limit | None = None

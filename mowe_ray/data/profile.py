@@ -1,6 +1,7 @@
 """What the samples of a source are like: lengths of all; rates, channels and answers of a few that are read."""
 
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -77,15 +78,29 @@ def _read_facts(rows: pa.Table) -> tuple[dict[str, Any], list[BadSample]]:
     bad = [sample for sample in found if isinstance(sample, BadSample)]
     good = [sample for sample in found if not isinstance(sample, BadSample)]
     formats = [known for sample in good for clip in sample.clips if (known := _rate_and_channels(clip)) is not None]
+    segments = Counter(pair for sample in good if sample.offset_s is None and (pair := _segment(sample.others)))
     words = sorted(len(sample.answer.split()) for sample in good)
     facts = {
         "tried": len(found),
         "unreadable": len(bad),
         "sample_rates": _counts(rate for rate, _ in formats),
         "channels": _counts(channels for _, channels in formats),
+        **({"segment": segments.most_common(1)[0][0]} if 2 * segments.total() > len(good) else {}),
         "answer_words": [words[0], words[len(words) // 2], words[-1]] if words else [],
     }
     return facts, bad
+
+
+# Names of where a piece of a recording begins and ends, which are not read unless a source says so: of many corpora
+# the clips are cut already.
+_START = re.compile(r"(?:start|begin|onset)_?(?:time|s|secs?|seconds)?", re.IGNORECASE)
+_END = re.compile(r"(?:end|stop)_?(?:time|s|secs?|seconds)?", re.IGNORECASE)
+
+
+def _segment(others: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the names of the fields of a row that seem to be the start and end of a piece."""
+    start, end = (next(filter(name.fullmatch, others), None) for name in (_START, _END))
+    return (start, end) if start and end else None
 
 
 def _counts(values: Any) -> dict[str, int]:
@@ -123,6 +138,12 @@ def warnings_on(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return what in these facts, by source name, may not be meant."""
     lines = []
     for name, known in facts.items():
+        if segment := known.get("segment"):
+            start, end = segment
+            lines.append(
+                f"{name}: its clips are taken whole; if they are the pieces from {start!r} to {end!r}, set its columns "
+                f"to {{offset: {start}, end: {end}}}"
+            )
         if len(known.get("sample_rates", ())) > 1:
             rates = ", ".join(f"{count} at {rate} Hz" for rate, count in known["sample_rates"].items())
             lines.append(f"{name}: mixed sampling rates ({rates} of {known['tried']} tried); all become 16 kHz")

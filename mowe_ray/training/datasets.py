@@ -161,7 +161,9 @@ def _fix_of(bad: BadSample, key: str, source: SourceSection) -> str:
     """Return a sentence on what to do about a source of such samples alone, where their cause does not say it."""
     if bad.cause not in _OF_COLUMNS:
         return ""
-    missing = " The names of clips start at the folder of their manifest." if bad.cause == "no_audio" else ""
+    lost = bad.cause == "no_audio"
+    fix = f"or set {key}.columns, as {{audio: 'clips/{{path}}'}} for those of the column path in the folder clips"
+    missing = f" The names of clips start at the folder of their manifest: move it, {fix}." if lost else ""
     return f".{missing} {_fields_of(key, source)}"
 
 
@@ -172,7 +174,7 @@ def _check_columns(spec: SourceSpec) -> None:
     except ValueError:
         return  # a path without shards, which the index says with its key
     entry = first_entry(first)
-    lacking = [name for _, name in spec.reading.columns if not {name, name.partition(".")[0]} & entry.keys()]
+    lacking = [name for name in spec.reading.wanted if name not in entry]
     if entry and lacking:
         key, fields = str(spec.key).removesuffix(".path"), ", ".join(map(str, entry))
         raise ValueError(f"{key}.columns: {first} has no {', '.join(lacking)}; its fields are {fields}")

@@ -23,7 +23,7 @@ from mowe_ray.data.shards.folder import has_texts
 from mowe_ray.data.shards.listing import is_folder
 from mowe_ray.data.shards.manifest import manifest_entries, manifest_header, parse_entry
 
-SUFFIXES = (".jsonl", ".json", ".tsv", ".csv")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".tsv", ".csv")
 _SAMPLES_AT_A_TIME = 16  # of a shard, with their encoded audio
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mowe_ray.data.sample import CLIP, BadAudio, Turn
+from mowe_ray.data.shards.audio_field import is_audio_name
 from mowe_ray.data.shards.fields import (
     HISTORY_KEYS,
     INPUT_KEYS,
@@ -25,6 +26,7 @@ _AUDIO_PARTS = ("audio", "audio_url", "input_audio")
 _SEEN = ("images", "videos")
 # LLaMA-Factory, ms-swift and ours; Qwen2-Audio's; those of models of speech.
 _PLACE = re.compile(r"<audio>|<\|audio\|>|(?:<\|audio_bos\|>)?<\|AUDIO\|>(?:<\|audio_eos\|>)?|<speech>|<sound>")
+_WRITTEN = re.compile(r"<audio>([^<>\n]{1,4096})</audio>")  # Qwen-Audio's, and of ms-swift before `audios`
 
 
 class Conversation(NamedTuple):
@@ -65,6 +67,8 @@ def find_conversation(fields: Mapping[str, Any]) -> Conversation | None:
         turns = _from_pairs(fields)
         if not turns:
             return None
+    if not placed:
+        turns = [_with_names(turn, audio) for turn in turns]
     if (system := text_under(fields, SYSTEM_KEYS)) and turns[0].role != "system":
         turns.insert(0, Turn("system", system))
     turns = _merged(turns)
@@ -95,6 +99,17 @@ def _turn(entry: Any, audio: list[Any]) -> Turn:
     parts = content if isinstance(content, list) else [content]
     text = "".join(_part(part, audio) if isinstance(part, Mapping) else as_text(part) for part in parts)
     return Turn(role, text.strip(), entry.get("loss") not in (False, 0))
+
+
+def _with_names(turn: Turn, audio: list[Any]) -> Turn:
+    """Return a turn of the user with `<audio>` for each `<audio>NAME</audio>`, the names of which go to `audio`."""
+
+    def place(match: re.Match[str]) -> str:
+        audio.append(match[1].strip())
+        return "<audio>"
+
+    names = _WRITTEN.findall(turn.text) if turn.role == "user" else []
+    return turn._replace(text=_WRITTEN.sub(place, turn.text)) if names and all(map(is_audio_name, names)) else turn
 
 
 def _part(part: Mapping[str, Any], audio: list[Any]) -> str:
@@ -130,9 +145,9 @@ def _from_pairs(fields: Mapping[str, Any]) -> list[Turn]:
         for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
     about = text_under(fields, INPUT_KEYS)
-    if not (turns or about or text_under(fields, SYSTEM_KEYS)):
-        return []
     question = "\n".join(filter(None, (text_under(fields, INSTRUCTION_KEYS), about)))
+    if not (turns or about or text_under(fields, SYSTEM_KEYS) or _WRITTEN.search(question)):
+        return []
     return [*turns, Turn("user", question)]
 
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from decimal import Decimal
@@ -19,6 +20,7 @@ Field = Literal[
     "task",
     "duration",
     "offset",
+    "end",
     "messages",
     "system",
     "history",
@@ -63,7 +65,7 @@ class Reading:
     """How the rows of a source are read.
 
     Attributes:
-        columns: the name of a field in the rows, by its name here; `a.b` is b within a.
+        columns: the name of a field in the rows, by its name here; `a.b` is b within a, `clips/{a}.wav` a text with a.
         task: of rows that name none.
         instructions: asked where a row asks nothing; of several, one is drawn for each sample.
         labels: names of classes: an answer that is a whole number is a position among them.
@@ -81,11 +83,16 @@ class Reading:
     @property
     def wanted(self) -> tuple[str, ...]:
         """Names of the columns of a table that are read in any case."""
-        return tuple(column.partition(".")[0] for _, column in self.columns)
+        return tuple(name for _, column in self.columns for name in names_in(column))
 
     def renamed(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a row with the fields of `columns` under their usual names, and `Text`, `TEXT` under `text`."""
         moved: dict[str, Any] = {field: look_up(fields, column) for field, column in self.columns}
+        if "end" in moved:
+            moved |= _until(moved.pop("end"), moved.get("offset", fields.get("offset")))
+        elif "onset" in fields and "offset" in fields and "offset" not in moved:
+            fix = "say so by columns={offset: onset, end: offset}"
+            raise BadAudio("unreadable", f"with 'onset', 'offset' is the end of an event, not its start: {fix}")
         given = {column for _, column in self.columns}
         left = {name: value for name, value in fields.items() if name not in given} if moved else fields
         small = {name.lower(): value for name, value in left.items() if isinstance(name, str) and name != name.lower()}
@@ -141,10 +148,32 @@ def _is_json(value: Any) -> bool:
     return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
+def _until(end: Any, start: Any) -> dict[str, Any]:
+    """Return the fields of a piece up to `end`; a wrong offset, which is refused, where there is none such."""
+    if end in (None, ""):
+        return {}
+    try:
+        seconds = float(as_text(end)) - float(as_text(start) or 0)
+    except ValueError:
+        seconds = 0.0
+    return {"duration": seconds, **({} if start else {"offset": 0.0})} if seconds > 0 else {"offset": "end"}
+
+
+_NAMED = re.compile(r"\{([^{}]+)\}")
+
+
+def names_in(column: str) -> list[str]:
+    """Return the names of the fields of a row that a column is made of, without what is within them."""
+    return [name.partition(".")[0] for name in _NAMED.findall(column) or [column]]
+
+
 def look_up(fields: Mapping[str, Any], column: str) -> Any:
-    """Return the value of a column; of `a.b` that of b in a. None where there is none."""
+    """Return the value of a column; of `a.b` that of b in a, of `clips/{a}.wav` a text. None where there is none."""
     if column in fields:
         return fields[column]
+    if names := _NAMED.findall(column):
+        texts = {name: as_text(look_up(fields, name)) for name in names}
+        return _NAMED.sub(lambda match: texts[match[1]], column) if all(texts.values()) else None
     value: Any = fields
     for part in column.split("."):
         if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
@@ -192,6 +221,11 @@ def why_no_answer(fields: Mapping[str, Any], *, has_turns: bool) -> str:
     if isinstance(value, Mapping) and value:
         return f"{key!r} holds {', '.join(map(str, value))}: name one, as columns={{answer: {key}.{next(iter(value))}}}"
     return f"{key!r} is empty" if value in ("", None) else f"{key!r} is {str(value)[:60]!r}, which is no text"
+
+
+def is_no_row(fields: Mapping[str, Any]) -> bool:
+    """Whether an object has no field of a usual name."""
+    return all(name.lower() not in _USUAL_KEYS and name not in CUT_KEYS for name in fields)
 
 
 def _holds_rows(value: Any) -> bool:

@@ -95,7 +95,14 @@ def has_texts(files: Mapping[str, Any]) -> bool:
 
 
 def check_labels(folder: str, files: Mapping[str, Any]) -> None:
-    """Raise ValueError where no clip has a text beside it, and the names of folders do not seem to be answers."""
+    """Raise ValueError where no clip has a text beside it, and the names of folders do not seem to be answers.
+
+    Neither may there be several splits.
+    """
+    below = len(folder.rstrip("/")) + 1
+    splits = sorted({name[below:].partition("/")[0] for name in files if has_audio([name])} & _SPLITS)
+    if len(splits) > 1:
+        raise ValueError(f"data path {folder!r} holds several splits: name one, as {folder.rstrip('/')}/{splits[0]}")
     if has_texts(files):
         return
     texts = [name for name in files if _MAY_HOLD_ANSWERS.search(name) and not _NOTE.search(name)]

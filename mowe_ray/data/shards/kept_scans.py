@@ -23,7 +23,7 @@ from mowe_ray.data.shards.byte_ranges import read_ranges
 from mowe_ray.data.shards.record import ROW_SCHEMA
 from mowe_ray.data.shards.storage import file_system, is_remote, whole_file
 
-SCAN_VERSION = 6  # raise it when a scan would give other rows, so that old ones are not used
+SCAN_VERSION = 7  # raise it when a scan would give other rows, so that old ones are not used
 FOLDER = "_index"
 SHARD_FIELD = pa.field("shard_number", pa.int32())
 _SCHEMA = ROW_SCHEMA.append(SHARD_FIELD)

@@ -24,9 +24,9 @@ from mowe_ray.data.shards.storage import (
 from mowe_ray.data.shards.tarred import manifest_of
 
 PACKED = (".tar", ".parquet", ".arrow")  # beside these, JSON files are notes about the corpus
-MANIFESTS = (".jsonl", ".tsv", ".csv", ".json")
+MANIFESTS = (".jsonl", ".ndjson", ".tsv", ".csv", ".json")
 SUFFIXES = (*PACKED, *MANIFESTS)
-_KINDS = [*((suffix,) for suffix in PACKED), (".jsonl", ".tsv", ".csv"), (".json",)]
+_KINDS = [*((suffix,) for suffix in PACKED), (".jsonl", ".ndjson", ".tsv", ".csv"), (".json",)]
 _NOT_READ = re.compile(r"\.(?:parquet|arrow)\.(?:gz|bz2|xz|zst|lz4)$", re.IGNORECASE)
 _ARCHIVE = re.compile(r"\.(?:zip|7z|rar)$", re.IGNORECASE)
 _METADATA = re.compile(r"^metadata\.(?:csv|jsonl|parquet)$")  # of an audiofolder of `datasets`

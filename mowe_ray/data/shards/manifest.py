@@ -16,7 +16,7 @@ from mowe_ray.data.decode import header_duration_s
 from mowe_ray.data.sample import BadAudio, BadSample, Sample, bad_audio
 from mowe_ray.data.shards.byte_ranges import read_ranges
 from mowe_ray.data.shards.compressed import plain, plain_name
-from mowe_ray.data.shards.fields import Reading
+from mowe_ray.data.shards.fields import Reading, is_no_row
 from mowe_ray.data.shards.mix import Clip, Mix, pieces
 from mowe_ray.data.shards.record import (
     Place,
@@ -174,10 +174,12 @@ def manifest_entries(manifest: str) -> Iterator[tuple[int, bytes]]:
         name = plain_name(manifest).lower()
         has_header = name.endswith((".tsv", ".csv"))
         file.seek(at)
-        if head[at:].lstrip().startswith(b"[") and not has_header:
-            # One JSON list: split into entries, then read like lines. Wrong bytes cost the entry that has them.
-            yield from _list_entries(file.read().decode(errors="surrogateescape"), at)
+        if not has_header and (head[at:].lstrip().startswith(b"[") or _is_document(file)):
+            # Split into entries, then read like lines. Wrong bytes cost the entry that has them.
+            file.seek(at)
+            yield from _entries_of(file.read().decode(errors="surrogateescape"), at)
             return
+        file.seek(at)
         for number, line in enumerate(_lines(file, quoted=name.endswith(".csv"))):
             if line.strip() and not (number == 0 and has_header):
                 yield at, line.rstrip(b"\r\n")
@@ -231,9 +233,75 @@ _SEPARATOR = re.compile(r"[,\]]")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
-def _list_entries(text: str, byte_at: int) -> Iterator[tuple[int, bytes]]:
-    at = text.index("[") + 1
-    byte_at += len(text[:at].encode(errors="surrogateescape"))
+def _is_document(file: BinaryIO) -> bool:
+    """Whether JSON is no line an entry: an object over several lines, or a single one, in which a list has the rows."""
+    first = next((line for line in file if line.strip()), b"")
+    try:
+        value = json.loads(first)
+    except (ValueError, RecursionError):
+        return first.lstrip().startswith(b"{")
+    return not file.read(_LONGEST_ENTRY).strip() and isinstance(value, dict) and len(_lists_of(value)) == 1
+
+
+def _lists_of(value: dict[str, Any], depth: int = 0) -> list[tuple[str, ...]]:
+    """Return the names that lead to each list of objects in an object that is no row itself."""
+    if not is_no_row(value) or depth > 3:
+        return []
+    found: list[tuple[str, ...]] = []
+    for name, part in value.items():
+        if isinstance(part, list) and part and isinstance(part[0], dict):
+            found.append((name,))
+        elif isinstance(part, dict):
+            found += [(name, *inner) for inner in _lists_of(part, depth + 1)]
+    return found
+
+
+def _entries_of(text: str, byte_at: int) -> Iterator[tuple[int, bytes]]:
+    """Yield byte offset and bytes of each entry of a JSON list, of objects one after the other, or of a list in one."""
+    at = 0
+    for start, end in _list_spans(text, text.index("[") + 1) if text.lstrip().startswith("[") else _object_spans(text):
+        byte_at += len(text[at:start].encode(errors="surrogateescape"))
+        entry = text[start:end].encode(errors="surrogateescape")
+        yield byte_at, entry
+        at, byte_at = end, byte_at + len(entry)
+
+
+_BETWEEN = re.compile(r"[\s,:]*")
+
+
+def _object_spans(text: str) -> Iterator[tuple[int, int]]:
+    at = _after(text, 0)
+    while at < len(text):
+        try:
+            value, end = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            value, end = None, (text.find("\n", at) + 1 or len(text))  # a wrong line costs that line
+        lists = _lists_of(value) if isinstance(value, dict) else []
+        if len(lists) == 1:
+            yield from _list_spans(text, _start_of(text, at, lists[0]) + 1)
+        else:
+            yield at, end
+        at = _after(text, end)
+
+
+def _start_of(text: str, at: int, names: Sequence[str]) -> int:
+    """Return where the value under these names starts in the object at `at`."""
+    for name in names:
+        key, at = _DECODER.raw_decode(text, _after(text, at + 1))
+        while key != name:
+            _, end = _DECODER.raw_decode(text, _after(text, at))
+            key, at = _DECODER.raw_decode(text, _after(text, end))
+        at = _after(text, at)
+    return at
+
+
+def _after(text: str, at: int) -> int:
+    match = _BETWEEN.match(text, at)
+    assert match is not None, "an empty match is one"
+    return match.end()
+
+
+def _list_spans(text: str, at: int) -> Iterator[tuple[int, int]]:
     while True:
         start = at
         while text[start : start + 1] in (" ", "\n", "\r", "\t", ","):
@@ -243,10 +311,8 @@ def _list_entries(text: str, byte_at: int) -> Iterator[tuple[int, bytes]]:
         end = _entry_end(text, start)
         if end is None:
             raise BadAudio("broken_shard", f"the JSON list ends early, at character {start} of {len(text)}")
-        byte_at += len(text[at:start].encode(errors="surrogateescape"))
-        entry = text[start:end].encode(errors="surrogateescape")
-        yield byte_at, entry
-        at, byte_at = end, byte_at + len(entry)
+        yield start, end
+        at = end
 
 
 def _entry_end(text: str, start: int) -> int | None:

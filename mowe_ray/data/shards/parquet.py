@@ -28,6 +28,7 @@ from mowe_ray.data.shards.fields import (
     TEXT_KEYS,
     TURNS_KEYS,
     Reading,
+    names_in,
 )
 from mowe_ray.data.shards.manifest import read_audio, read_clips
 from mowe_ray.data.shards.record import (
@@ -213,7 +214,7 @@ def scan(shard: str, reading: Reading, allow_paths: Sequence[str]) -> Iterator[R
 
 def _kinds(reading: Reading) -> tuple[set[str], set[str]]:
     """Return the names of the columns of text, which every scan reads, and of those that may hold audio."""
-    audio = {column.partition(".")[0] for field, column in reading.columns if field == "audio"}
+    audio = {name for field, column in reading.columns if field == "audio" for name in names_in(column)}
     texts = {*TEXT_KEYS, *CUT_KEYS, *RATE_KEYS, *reading.wanted} - audio
     return texts, {*AUDIO_KEYS, *audio} - texts
 

@@ -275,7 +275,9 @@ def check_record(record: Record, has_audio: bool) -> None:
     if record.offset_s is not None and record.more_audio:
         raise BadAudio("unreadable", "an offset is for one clip, not for several")
     if record.offset_s is not None and math.isnan(record.offset_s):
-        raise BadAudio("unreadable", "offset is not a number of seconds from 0 on")
+        raise BadAudio("unreadable", "offset is not a number of seconds from 0 on, or not before the end")
+    if any(turn.role == "assistant" and turn.learned and not turn.text for turn in record.history):
+        raise BadAudio("no_answer", "a turn of the assistant is empty: give it text, or loss: false")
     if not record.answer:
         raise BadAudio("no_answer", record.no_answer)
     if has_audio:

@@ -10,6 +10,7 @@ import random
 import re
 import stat
 import time
+import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -272,8 +273,7 @@ def file_of_row(beside: str, name: str, allow_paths: Sequence[str] = ()) -> str:
     path, folder = local_path(name), posixpath.dirname(beside)
     if not (is_remote(path) or path.startswith("/")):
         path = posixpath.join(folder, path)
-    if "\\" in path and not is_remote(path) and not Path(path).exists():
-        path = path.replace("\\", "/")  # as Windows writes it
+    path = path if is_remote(path) else _as_on_disk(path)
     if is_remote(path):
         host = urlsplit(path).hostname if path.startswith(("http://", "https://")) else None
         allowed = not _EVASIVE.search(name) and (host in allow_paths or _is_below(path, folder, *allow_paths))
@@ -288,6 +288,18 @@ def file_of_row(beside: str, name: str, allow_paths: Sequence[str] = ()) -> str:
             "not_allowed", f"data.allow_paths does not cover {name!r}, which is not below its table's folder"
         )
     return path
+
+
+def _as_on_disk(path: str) -> str:
+    """Return the path of a file that is written in another way: as Windows does, with spaces around, in other Unicode.
+
+    A Mac writes an umlaut as two characters (NFD), other systems as one (NFC).
+    """
+    slashes, narrow = path.replace("\\", "/"), "/".join(map(str.strip, path.split("/")))
+    if path.isascii() and path == slashes == narrow:
+        return path
+    written = (path, slashes, narrow, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+    return next((one for one in written if os.path.exists(one)), slashes)  # noqa: PTH110 - a name too long is none
 
 
 # In a URL: the parent folder, one file system within another, and what clients read in different ways.

@@ -241,3 +241,22 @@ def test_an_empty_question_is_no_question() -> None:
     for instruction in ("", " ", [], ["Which?", ""]):
         with pytest.raises(ValueError, match="instruction"):
             DataSection.model_validate({"train": [{"path": "a.jsonl", "instruction": instruction}]})
+
+
+def test_pieces_that_are_taken_whole_are_told(tmp_path: Path) -> None:
+    said = index({"path": manifest(tmp_path, start_time=0.1, end_time=0.3), "task": "asr"}).report.warnings
+    assert any("set its columns to {offset: start_time, end: end_time}" in line for line in said)
+    columns = {"offset": "start_time", "end": "end_time"}
+    found = index({"path": str(tmp_path / "tones.jsonl"), "task": "asr", "columns": columns})
+    assert not any("start_time" in line for line in found.report.warnings)
+    assert found.train.durations.tolist() == pytest.approx([0.2] * CLIPS)
+
+
+def test_a_folder_of_clips_with_several_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for label in ("high", "low"):
+            (tmp_path / split / label).mkdir(parents=True)
+            soundfile.write(tmp_path / split / label / "a.wav", wave(0), RATE)
+    with pytest.raises(ValueError, match=rf"holds several splits: name one, as {tmp_path}/test"):
+        index({"path": str(tmp_path), "task": "asr"})
+    assert len(index({"path": f"{tmp_path}/train", "instruction": QUESTION}).train) == 2

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
+from mowe_ray.data.index import SourceSpec, build_index
+from mowe_ray.data.micro_batch import load_micro_batch
 from mowe_ray.data.sample import BadAudio
 from mowe_ray.data.shards.fields import Reading
 from mowe_ray.data.shards.record import parse_record
-from tests.read_source import CLIP, read_source
+from tests.read_source import CLIP, read_source, write_lines
 
 USER, BOT = {"role": "user", "content": "<audio>What?"}, {"role": "assistant", "content": "a tone"}
+ROW = json.dumps({"audio": "clip a.wav", "text": "one"})
+WIDE = json.dumps({"audio": "clip a.wav", "text": "one", "more": {"\u00e4": [1]}}, indent=2, ensure_ascii=False)
 
 MEANT = {
     "capital letters": ("t.csv", "Audio,TEXT\nclip a.wav,one\n", "one"),
@@ -24,6 +28,30 @@ MEANT = {
     "empty last column": ("t.csv", "audio,text\nclip a.wav,one,\n", "one"),
     "pandas": ("t.tsv", 'AUDIO\tText\nclip a.wav\t"said ""no"" twice"\n', 'said "no" twice'),
     "quotes of Common Voice": ("t.tsv", 'audio\ttext\nclip a.wav\t"No," he said.\n', '"No," he said.'),
+    "commas after lines": ("t.jsonl", f"{ROW},\n{ROW},\n", "one"),
+    "indented objects": ("t.jsonl", f"\ufeff{WIDE}\n{WIDE}\n", "one"),
+    "rows within": ("t.json", f'{{"info": {{"x": "[{{"}}, "data": [{ROW}, {ROW}]}}', "one"),
+    "rows within, indented": ("t.json", f'\n{{\n"v": "\u00fc",\n"a": {{"b" : [\n{WIDE},\n{WIDE}\n]}}}}\n', "one"),
+    "one row alone": ("t.json", json.dumps({"messages": [USER, BOT], "audios": ["clip a.wav"]}), "a tone"),
+    "one row alone, indented": (
+        "t.json",
+        json.dumps({"messages": [USER, BOT], "audio": "clip a.wav"}, indent=1),
+        "a tone",
+    ),
+    "ndjson": ("t.ndjson", f"{ROW}\n", "one"),
+    "Qwen-Audio": (
+        "t.json",
+        json.dumps([{"conversations": [USER | {"content": "Audio 1: <audio>clip a.wav</audio>\nWhat?"}, BOT]}]),
+        "a tone",
+    ),
+    "ms-swift before audios": (
+        "t.jsonl",
+        json.dumps({"query": "<audio>clip a.wav</audio>What?", "response": "one"}),
+        "one",
+    ),
+    "blanks around a name": ("t.jsonl", json.dumps({"audio": " ./clip a.wav ", "text": "one"}), "one"),
+    "composed letters": ("t.jsonl", json.dumps({"audio": "\u00e4.wav", "text": "one"}), "one"),
+    "letters and marks": ("t.jsonl", json.dumps({"audio": "o\u0308.wav", "text": "one"}), "one"),
     "base64": ("t.jsonl", json.dumps({"audio": base64.b64encode(CLIP).decode(), "text": "one"}), "one"),
     "roles": (
         "t.json",
@@ -35,7 +63,7 @@ MEANT = {
 
 def test_what_is_meant_is_read(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    for name in ("clip a.wav", "sub/b.wav"):
+    for name in ("clip a.wav", "sub/b.wav", "a\u0308.wav", "\u00f6.wav"):
         (tmp_path / name).write_bytes(CLIP)
     found = {}
     for case, (name, text, _) in MEANT.items():
@@ -50,8 +78,22 @@ REFUSED = {
     "tabs": ("t.tsv", "audio\ttext\na.wav\tone\ttwo\n", "3 cells for 2 columns; there must be no tab in a text"),
     "open quote": ("t.csv", 'audio,text\na.wav,"one\nb.wav,two\n', "that is not closed"),
     "Latin 1": ("t.csv", "audio,text\na.wav,\xe9\n", "not UTF-8 at byte 6: convert the file, as by `iconv"),
-    "comma at the end": ("t.jsonl", '{"audio": "a.wav", "text": "one"},\n', "not JSON: Extra data"),
-    "rows within": ("t.json", '{"data": [{"audio": "a.wav", "text": "one"}]}', "rows seem to be under 'data'"),
+    "two splits within": (
+        "t.json",
+        '{"train": [{"audio": "a.wav", "text": "one"}], "test": [{"audio": "a.wav", "text": "two"}]}',
+        "rows seem to be under 'train'",
+    ),
+    "rows by name": ("t.json", '{"a": {"audio": "a.wav", "text": "one"}}', "rows seem to be under 'a'"),
+    "onset": (
+        "t.csv",
+        "audio,text,onset,offset\na.wav,one,0.1,0.5\n",
+        "say so by columns={offset: onset, end: offset}",
+    ),
+    "a turn without text": (
+        "t.jsonl",
+        json.dumps({"messages": [USER, BOT | {"content": ""}, USER | {"content": "And?"}, BOT], "audio": "a.wav"}),
+        "a turn of the assistant is empty: give it text, or loss: false",
+    ),
     "answer within": (
         "t.jsonl",
         '{"audio": "a.wav", "answer": {"text": "one"}}\n',
@@ -117,3 +159,28 @@ def test_answers_are_labels_where_labels_are_given() -> None:
     for other in (2, "folk"):
         with pytest.raises(BadAudio, match=rf"'{other}' is none of the 2 labels of its source \(rock, jazz\)"):
             parse_record({"audio": "a", "answer": other}, reading)
+
+
+PIECES = {
+    "start and end": ({"begin": 0.25, "stop": "0.75"}, {"offset": "begin", "end": "stop"}, 0.5),
+    "end alone": ({"stop": 0.75}, {"end": "stop"}, 0.75),
+    "onset and offset": ({"onset": 0.25, "offset": 1.0}, {"offset": "onset", "end": "offset"}, 0.75),
+    "neither in this row": ({"begin": None, "stop": ""}, {"offset": "begin", "end": "stop"}, 1.0),
+    "no number": ({"begin": 0.25, "stop": "0:01"}, {"offset": "begin", "end": "stop"}, "unreadable"),
+    "end before start": ({"begin": 0.75, "stop": 0.25}, {"offset": "begin", "end": "stop"}, "unreadable"),
+    "a folder before names": ({}, {"audio": "sub/{meta.file}.wav"}, 1.0),
+    "a folder before no name": ({}, {"audio": "sub/{none}.wav"}, "no_audio"),
+}
+
+
+@pytest.mark.parametrize("case", PIECES)
+def test_a_source_says_where_pieces_end_and_files_lie(tmp_path: Path, case: str) -> None:
+    fields, columns, wanted = PIECES[case]
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.wav").write_bytes(CLIP)
+    path = write_lines(tmp_path / "t.jsonl", [{"audio": "sub/b.wav", "meta": {"file": "b"}, "text": "one", **fields}])
+    spec = SourceSpec("s", str(path), "asr", reading=Reading(tuple(columns.items())))
+    index = build_index([spec], tmp_path / "index", min_s=0.1, max_s=30.0)
+    batch = load_micro_batch(index.table, 0.1, 30.0)
+    assert [length / 16_000 for length in batch.lengths] or [bad.cause for bad in index.bad] == [wanted]
+    assert index.durations.tolist() == [length / 16_000 for length in batch.lengths]
