@@ -45,13 +45,15 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
 def _split(target: Target, folder: Path) -> dict[str, Any]:
     from mowe_ray.distributed.ray_data.batch_inference import local_copy  # imports torch and ray
     from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
+    from mowe_ray.model.encoders import quiet_transformers
     from mowe_ray.model.export import export_split, open_exported
 
     export = local_copy(target.export)
     open_exported(export)  # all weights are there
     log(f"reading {target.export}")
-    model = MoweForConditionalGeneration.from_pretrained(export, dtype="auto").eval()
-    export_split(model, MoweProcessor.from_pretrained(export), folder)
+    with quiet_transformers():
+        model = MoweForConditionalGeneration.from_pretrained(export, dtype="auto").eval()
+        export_split(model, MoweProcessor.from_pretrained(export), folder)
     card = Path(export) / CARD
     for part in ("llm", "front") if card.exists() else ():  # exports of old have none
         (folder / part / CARD).write_text(card_of_part(card.read_text(encoding="utf-8"), part), encoding="utf-8")

@@ -59,10 +59,10 @@ class Decoders:
             return child.call(decode_audio, data, None, self._min_s, max_s, timeout_s=self._timeout_s)
         except BadAudio as error:
             if error.cause == "too_long":
-                advice = f"at most {max_s:g} s here; /v1/audio/transcriptions takes longer recordings"
+                advice = "cut it, or send it to /v1/audio/transcriptions, which takes longer recordings"
             else:
                 advice = _ADVICE.get(error.cause, "send another file")
-            raise Refused(f"{param}: {error}: {advice}", code=f"audio_{error.cause}", param=param) from error
+            raise Refused(f"{param}: {error.detail}: {advice}", code=f"audio_{error.cause}", param=param) from error
         except ChildDied as death:
             raise Refused(f"{param}: the file cannot be decoded: {death}", code="audio_crashed", param=param) from death
         finally:

@@ -125,13 +125,15 @@ class ClipReport:
         seconds: Its length.
         independent, dependent: Probability of each pool member by the router that is equal for all clips, and by the
             one that hears the clip; None without that router.
-        ran: Names of the members that ran.
+        chosen: Names of the members that each router chose, by `independent` and `dependent`.
+        ran: Names of the members that ran, which are those of both.
         gflops, gflops_dense: 1e9 operations of the audio side for this clip, and if all members had run.
     """
 
     seconds: float
     independent: dict[str, float] | None
     dependent: dict[str, float] | None
+    chosen: dict[str, list[str]]
     ran: list[str]
     gflops: float
     gflops_dense: float

@@ -72,7 +72,8 @@ class AudioPart(BaseModel):
         try:
             data = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise Refused(f"{param}.data: not base64: {error}", param=f"{param}.data") from error
+            why = "an address is not fetched, send the file" if "://" in text[:10] else error
+            raise Refused(f"{param}.data: not base64: {why}", param=f"{param}.data") from error
         if not data:
             raise Refused(f"{param}.data: is empty", param=f"{param}.data")
         return data
@@ -152,7 +153,8 @@ def read_chat(body: bytes) -> ChatRequest:
     try:
         return TypeAdapter(ChatRequest).validate_python(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        # Of a value that may be two things, what is wrong with it says the deeper one.
+        first = max(error.errors(include_url=False, include_input=False), key=lambda one: len(one["loc"]))
         path = ".".join(str(step) for step in first["loc"] if step not in ("str", "list[tagged-union]"))
         raise Refused(f"{path}: {first['msg']}", param=path.replace(".list[Part]", "")) from error
 

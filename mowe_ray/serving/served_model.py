@@ -17,7 +17,7 @@ from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.evaluation.generation import choices
 from mowe_ray.evaluation.predictions import RouterChoice
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
-from mowe_ray.model.encoders import PadAudio
+from mowe_ray.model.encoders import PadAudio, quiet_transformers
 from mowe_ray.model.export import open_exported
 from mowe_ray.model.generation_settings import greedy
 from mowe_ray.serving.question import ClipReport, Piece, Question, Refused, Reply, Sampling
@@ -79,7 +79,8 @@ class ServedModel:
             del work["language_model"]
             gflops[seconds] = sum(work.values(), Amount(0.0, (0.0,) * len(on_meta.config.weak_encoders or [])))
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        model = MoweForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+        with quiet_transformers():
+            model = MoweForConditionalGeneration.from_pretrained(folder, dtype=dtype)
         return cls(model.to(device).eval(), MoweProcessor.from_pretrained(folder), gflops)
 
     def check(self, question: Question) -> Question:
@@ -100,7 +101,8 @@ class ServedModel:
         except ValueError as error:
             too_long = "language model takes" in str(error)
             code = "context_length_exceeded" if too_long else "invalid_value"
-            raise Refused(f"messages: {error}", code=code, param="messages") from error
+            advice = ": shorten the conversation or its clips" if too_long else ""
+            raise Refused(f"messages: {error}{advice}", code=code, param="messages") from error
         room = (self.processor.max_positions or tokens + question.max_new_tokens) - tokens
         if room < 1:
             raise Refused(
@@ -164,20 +166,25 @@ class ServedModel:
         return dict(inputs)
 
     def _report(self, samples: int, independent: RouterChoice | None, dependent: RouterChoice | None) -> ClipReport:
-        routed = [choice for choice in (independent, dependent) if choice is not None]
-        excluded = self.model.audio_tower.excluded_members
-        ran = np.max([choice.load for choice in routed], axis=0) if routed else np.ones(len(self.members))
-        ran[list(excluded)] = 0
+        choices = {"independent": independent, "dependent": dependent}
+        loads = {router: np.array(choice.load) for router, choice in choices.items() if choice is not None}
+        ran = np.max(list(loads.values()), axis=0) if loads else np.ones(len(self.members))
+        for load in (ran, *loads.values()):
+            load[list(self.model.audio_tower.excluded_members)] = 0
         seconds = samples / SAMPLE_RATE
         amount = self._amount(seconds)
         return ClipReport(
             round(seconds, 3),
             None if independent is None else dict(zip(self.members, independent.probabilities, strict=True)),
             None if dependent is None else dict(zip(self.members, dependent.probabilities, strict=True)),
-            [name for name, load in zip(self.members, ran, strict=True) if load],
+            {router: self._named(load) for router, load in loads.items()},
+            self._named(ran),
             round(amount.at(ran.tolist()), 4),
             round(amount.total, 4),
         )
+
+    def _named(self, load: np.ndarray) -> list[str]:
+        return [name for name, part in zip(self.members, load, strict=True) if part]
 
     def _amount(self, seconds: float) -> Amount:
         if not self._gflops:

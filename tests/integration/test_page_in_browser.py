@@ -52,6 +52,7 @@ def test_a_clip_is_asked_and_the_encoders_are_seen(server: Served, tab: Tab, wid
     assert tab.run("document.getElementById('text').value") == EXAMPLES[1].question
     tab.run("document.getElementById('other').value = 'two'; document.getElementById('send').click()")
     tab.wait("document.querySelectorAll('.encoders').length === 2")
+    assert tab.run("document.querySelector('.right').textContent") == "The right answer: go on"
     newest = "document.querySelectorAll('.pair:first-child article:first-child .ran')"
     ran = f"[...{newest}].map(who => who.textContent).join()"
     assert tab.run(ran) == "hubert_one,wav2vec2"

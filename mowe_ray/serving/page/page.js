@@ -219,11 +219,13 @@
   const answer = async (pair, request, question) => {
     const card = $("answer").content.cloneNode(true).firstElementChild;
     const said = card.querySelector(".said"), control = new AbortController();
+    if (clip?.example?.question === question) card.querySelector(".right").textContent = `The right answer: ${clip.example.answer}`;
     card.querySelector(".name").textContent = request.model;
     card.querySelector(".left-out").textContent = request.mowe.without.length ? `without ${request.mowe.without.join(", ")}` : "";
     card.querySelector(".asked").textContent = [clip?.name, question].filter(Boolean).join(" · ");
     said.classList.add("waiting");
     pair.append(card);
+    pair.scrollIntoView({ block: "nearest" });
     running.push(control);
     try {
       const response = await fetch("v1/chat/completions", {
@@ -260,12 +262,13 @@
 
   // ---- what the encoders did ----
 
-  const bar = (share, ran, kind, who) => {
+  // Bold where that router chose the encoder.
+  const bar = (share, chosen, kind, who) => {
     const made = element("span", "share");
     if (share === undefined) return made;
-    const track = element("div", ran ? "bar" : "bar idle"), fill = element("i"), percent = `${Math.round(100 * share)} %`;
+    const track = element("div", chosen ? "bar" : "bar idle"), fill = element("i"), percent = `${Math.round(100 * share)} %`;
     track.setAttribute("role", "img");
-    track.setAttribute("aria-label", `${who}: ${percent}`);
+    track.setAttribute("aria-label", `${who}: ${percent}${chosen ? ", chosen" : ""}`);
     track.style.setProperty("--k", kind);
     fill.style.width = `${100 * share}%`;
     track.append(fill);
@@ -286,12 +289,13 @@
         who.style.setProperty("--k", kind);
         who.append(element("i"), member);
         who.title = ran ? "ran" : "did not run";
+        const shareBy = router => bar(heard[router]?.[member], heard.chosen[router]?.includes(member), kind, member);
         const again = element("button", "less", "without");
         Object.assign(again, { type: "button", title: `answer again without ${member}` });
         again.setAttribute("aria-label", again.title);
         again.disabled = request.mowe.without.includes(member);
         again.addEventListener("click", () => ask([...request.mowe.without, member], [request.model]));
-        grid.append(who, bar(heard.independent?.[member], ran, kind, member), bar(heard.dependent?.[member], ran, kind, member), again);
+        grid.append(who, shareBy("independent"), shareBy("dependent"), again);
       }
       fired.append(grid);
     });
@@ -340,6 +344,7 @@
       button.addEventListener("click", async () => {
         try {
           await take(await (await get(`examples/${number}`)).blob(), example.id);
+          clip.example = example;
           $("text").value = example.question;
         } catch (error) { problem(error.message); }
       });

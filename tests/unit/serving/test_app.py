@@ -73,6 +73,8 @@ def test_an_answer_says_which_encoders_ran(server: Served) -> None:
     mowe = reply.model_dump()["mowe"]
     assert [clip["ran"] for clip in mowe["clips"]] == [["hubert_one", "wav2vec2"], ["hubert_two", "wav2vec2"]]
     first = mowe["clips"][0]
+    assert set(first["chosen"]["independent"] + first["chosen"]["dependent"]) == set(first["ran"])
+    assert first["chosen"]["dependent"] == ["hubert_one"]
     assert first["dependent"]["hubert_one"] > 0.9
     assert sum(first["independent"].values()) == pytest.approx(1, abs=1e-3)
     # 1 a second always, and n + 1 for member n.
@@ -178,6 +180,7 @@ TURN = {"role": "user"}
 VOICE = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "wav"}}
 TOOLS = {"tools": [{"type": "function", "function": {"name": "f"}}]}
 NO_BASE64 = [TURN | {"content": [{"type": "input_audio", "input_audio": {"data": "!"}}]}]
+ADDRESS = [TURN | {"content": [{"type": "input_audio", "input_audio": {"data": "https://example.com/a.wav"}}]}]
 IMAGE = [TURN | {"content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
 WHALE = {"extra_body": {"mowe": {"without": ["whale"]}}}
 # Messages, options, the error's code, and a part of what it says.
@@ -185,7 +188,8 @@ REFUSED = {
     "text renamed .wav": (asked(b"hello " * 99, "?"), {}, "audio_wrong_type", "send wav, mp3"),
     "no samples": (asked(encoded(np.zeros(0, np.float32), "WAV"), "?"), {}, "audio_zero_length", "with samples"),
     "silence": (asked(encoded(np.zeros(16_000, np.float32), "WAV"), "?"), {}, "audio_silent", "nothing can be heard"),
-    "too long": (asked(encoded(LONG), "?"), {}, "audio_too_long", "transcriptions takes longer"),
+    "an address": (ADDRESS, {}, "invalid_value", "an address is not fetched"),
+    "too long": (asked(encoded(LONG), "?"), {}, "audio_too_long", "transcriptions, which takes longer"),
     "cut off": (asked(encoded(LONG[:99_999], "WAV")[:9999], "?"), {}, "audio_truncated", "whole file"),
     "no base64": (NO_BASE64, {}, "invalid_value", "not base64"),
     "unknown format": ([TURN | {"content": [audio_part(b"x", "exe")]}], {}, "unsupported_format", "none of wav"),
@@ -193,10 +197,10 @@ REFUSED = {
     "tools": (asked("?"), TOOLS, "unsupported_parameter", "tools"),
     "no messages": ([], {}, "invalid_value", "messages"),
     "unknown role": ([{"role": "robot", "content": "?"}], {}, "invalid_value", "messages.0.role"),
-    "an image": (IMAGE, {}, "invalid_value", "messages.0.content"),
+    "an image": (IMAGE, {}, "invalid_value", "messages.0.content.0: Input tag 'image_url'"),
     "unknown encoder": (asked("?"), WHALE, "invalid_value", "only whisper, hubert_one"),
     "too many clips": (asked(*CLIPS[:1] * 17), {}, "invalid_value", "more than 16 clips"),
-    "endless text": (asked("why " * 9000), {}, "context_length_exceeded", "language model takes"),
+    "endless text": (asked("why " * 9000), {}, "context_length_exceeded", "shorten the conversation"),
 }
 
 
