@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import json
 import os
 import sys
@@ -155,7 +156,9 @@ def _recorded(seconds: float) -> bytes:
         if system not in av.formats_available:
             continue
         try:
-            with av.open(device, format=system) as microphone, io.BytesIO() as file:
+            with _without_stderr():  # ALSA prints what it lacks
+                microphone = av.open(device, format=system)
+            with microphone, io.BytesIO() as file:
                 log(f"recording {seconds:g} s")
                 with av.open(file, "w", format="wav") as wav:
                     stream = wav.add_stream("pcm_s16le", rate=16_000, layout="mono")
@@ -168,6 +171,18 @@ def _recorded(seconds: float) -> bytes:
         except av.FFmpegError:
             continue
     raise ValueError("--record: there is no microphone here; record a file elsewhere and name it")
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    saved = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def _parser() -> argparse.ArgumentParser:
