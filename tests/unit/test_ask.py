@@ -79,7 +79,10 @@ def test_what_is_wrong_is_said(folder: Path, capsys, monkeypatch, words: list[st
 
 @pytest.mark.slow
 def test_export_splits_into_a_new_folder_only(folder: Path, tmp_path: Path, capsys) -> None:
+    (folder / "tiny" / "README.md").write_text("# tiny\n\nWords.\n")
     assert export([str(folder / "tiny"), "--split", str(tmp_path / "parts")]) == 0
+    assert "# tiny: llm" in (tmp_path / "parts" / "llm" / "README.md").read_text()
+    assert "# tiny: front" in (tmp_path / "parts" / "front" / "README.md").read_text()
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (Path(result["llm"]) / "config.json").exists()
     assert (Path(result["front"]) / "prompt_embeddings.py").exists()
