@@ -8,6 +8,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a worker may report once per interval: 2 s by default
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",  # unlimited by default: a lost report would hang the run
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line of a worker twice
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # 5 by default; a busy machine's proxies would be killed for ever
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean what they mean in the user's shell
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing phones home

@@ -218,12 +218,14 @@ def start(plan: ServerPlan, log: Callable[[str], None]) -> None:
     if waits := check_resources(need):
         log(waits)
     door = plan.door
-    serve.start(http_options=HTTPOptions(host=door.host, port=door.port), proxy_location="HeadOnly")
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     try:
+        serve.start(http_options=HTTPOptions(host=door.host, port=door.port), proxy_location="HeadOnly")
         serve.run(
             application(plan, _examples(plan.models[0])), name=APPLICATION, route_prefix="/", logging_config=quiet
         )
+    except (ActorDiedError, TimeoutError) as error:
+        raise ValueError("the server did not start: Ray Serve's proxy does not answer; is the machine busy?") from error
     except RuntimeError as error:
         raise ValueError(f"the server did not start: {error}") from error
 
