@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
@@ -155,8 +156,10 @@ def read_chat(body: bytes) -> ChatRequest:
     except ValidationError as error:
         # Of a value that may be two things, what is wrong with it says the deeper one.
         first = max(error.errors(include_url=False, include_input=False), key=lambda one: len(one["loc"]))
-        path = ".".join(str(step) for step in first["loc"] if step not in ("str", "list[tagged-union]"))
-        raise Refused(f"{path}: {first['msg']}", param=path.replace(".list[Part]", "")) from error
+        # Without pydantic's own steps, the kinds of a union; that of a part is also its key.
+        steps = [str(step) for step in first["loc"] if step != "str" and not str(step).startswith("list[")]
+        path = ".".join(step for step, _ in groupby(steps))
+        raise Refused(f"{path}: {first['msg']}", param=path) from error
 
 
 def error_body(error: Refused) -> dict[str, Any]:
