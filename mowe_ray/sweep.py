@@ -29,7 +29,7 @@ from mowe_ray.command_line import (
     run_and_print,
     run_supervised,
 )
-from mowe_ray.config import ConfigError, RunConfig
+from mowe_ray.config import RunConfig
 from mowe_ray.output.lease import held
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.dry_run import dry_run
@@ -40,6 +40,7 @@ from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search_space import SearchSpace
 from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import ModelCost, load_all
+from mowe_ray.training.clip_length import check_families
 from mowe_ray.training.fault_tolerance.supervisor import stop_signals_handled, supervised
 
 # Deaths of the driver without a validation in between after which the supervisor gives up.
@@ -62,11 +63,12 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     arguments = _parser().parse_intermixed_args(argv)
     try:
         sweep = load_sweep(arguments.sweep, arguments.overrides)
+        base = SearchSpace(sweep).base
         if not arguments.dry_run:
-            base = SearchSpace(sweep).base
             base.require_data()
             base.tracking.require()
-    except ConfigError as error:
+        check_families(base.model)
+    except ValueError as error:
         return reject(error)
     return run_and_print(
         lambda: (dry_run(sweep, _cost, sys.stderr), SUCCESS) if arguments.dry_run else _run(sweep),

@@ -81,6 +81,7 @@ class UnknownFamilyError(ValueError):
     """Raised for a `model_type` that is no encoder's; lists those that are, and says how to add one."""
 
     def __init__(self, family: str) -> None:
+        self.family = family
         super().__init__(
             f"encoder family {family!r} is not supported; known families: {', '.join(sorted(ENCODERS))}. Another is a "
             'plugin (docs/encoders.md, "An encoder of your own"), which has to be named: plugins: [FILE.py]'

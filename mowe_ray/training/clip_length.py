@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,27 +50,96 @@ FAMILIES = frozenset(
 # Of language models transformers has hundreds: these spare the import.
 _LANGUAGE_MODELS = frozenset({"gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3"})
 
+_WEIGHTS = tuple(
+    f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")
+)
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
 
 def check_families(model: ModelSection) -> None:
-    """Refuse networks of families that are not known; configurations that are not here are passed over.
+    """Refuse checkpoints that cannot be what they are given as; those that are not here are passed over.
 
     Raises:
-        ValueError: There is one; for an encoder, it lists the families, and says how to add another.
+        ValueError: A family that is not known, an encoder in place of the language model or the reverse, a folder
+            without weights, or a language model without a tokenizer of its own; names the key, and says what to do.
     """
     if model.init_from is not None:
         return
     for label, source in {**_sources(model), "model.language_model": model.language_model}.items():
-        config, is_language_model = _config_of(source), label == "model.language_model"
-        known = _LANGUAGE_MODELS if is_language_model else FAMILIES
-        if config.get("model_type") in known or not (config or Path(str(source)).is_dir()):
-            continue
-        from mowe_ray.model.encoders import find_encoder, read_config  # a plugin's, a part of another model, or none
-
-        find: Callable[[str | Mapping[str, Any]], object] = read_config if is_language_model else find_encoder
+        check = _check_language_model if label == "model.language_model" else _check_encoder
         try:
-            find(source if isinstance(source, str) else source.config)
+            check(source, _config_of(source))
+            if isinstance(source, str) and Path(source).is_dir() and not _has_any(source, _WEIGHTS):
+                raise ValueError(
+                    f"{source!r} has no weights ({' or '.join(_WEIGHTS)}): name the folder that has them, or give "
+                    "{config: {...}} for random ones"
+                )
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from error
+
+
+def _check_encoder(source: CheckpointSource, config: Mapping[str, Any]) -> None:
+    if config.get("model_type") in FAMILIES or not (config or Path(str(source)).is_dir()):
+        return
+    from mowe_ray.model.encoders import UnknownFamilyError, find_encoder  # a plugin's, a part of another model, or none
+
+    try:
+        find_encoder(source if isinstance(source, str) else source.config)
+    except UnknownFamilyError as error:
+        if _causal_class(error.family).endswith("ForCausalLM"):
+            raise ValueError(
+                f"{error.family!r} is a language model, and belongs to model.language_model; encoders are "
+                f"{', '.join(sorted(FAMILIES))}"
+            ) from error
+        raise
+
+
+def _check_language_model(source: CheckpointSource, config: Mapping[str, Any]) -> None:
+    family = config.get("model_type")
+    if family not in _LANGUAGE_MODELS and (config or Path(str(source)).is_dir()):
+        from mowe_ray.model.encoders import ENCODERS, read_config
+
+        family = read_config(source if isinstance(source, str) else source.config).model_type
+        if family in ENCODERS:
+            raise ValueError(
+                f"{family!r} is an audio encoder, for model.base_encoder or model.weak_encoders; {_EXPECTED}"
+            )
+        if not _causal_class(family):
+            raise ValueError(f"{family!r} is not supported: {_EXPECTED}")
+    if isinstance(source, str) and Path(source).is_dir():
+        _check_tokenizer(Path(source), config)
+
+
+_EXPECTED = "a language model is one of those that AutoModelForCausalLM loads, such as llama, phi3, or qwen3"
+
+
+def _causal_class(family: str) -> str:
+    """Return the name of transformers' causal language model of a family, or nothing."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family, ""))
+
+
+def _check_tokenizer(folder: Path, config: Mapping[str, Any]) -> None:
+    if not _has_any(folder, _TOKENIZERS):
+        raise ValueError(
+            f"'{folder}' has no tokenizer (tokenizer.json): copy the files of the language model's own there"
+        )
+    try:
+        known = len(json.loads((folder / "tokenizer.json").read_bytes())["model"]["vocab"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # older formats, and damaged files: who loads them says so
+    text = config.get("text_config")
+    rows = (text if isinstance(text, Mapping) else config).get("vocab_size")
+    if isinstance(rows, int) and known > rows:
+        raise ValueError(
+            f"'{folder}' has the tokenizer of another model: {known} tokens for {rows} of vocab_size in config.json; "
+            "copy the tokenizer files of the language model's own there"
+        )
+
+
+def _has_any(folder: str | Path, names: Iterable[str]) -> bool:
+    return any((Path(folder) / name).is_file() for name in names)
 
 
 def check_clip_length(model: ModelSection, max_s: float, key: str = "data.max_duration_s") -> None:

@@ -14,7 +14,7 @@ from mowe_ray.config import RunConfig
 from mowe_ray.distributed.resources import Resources
 from mowe_ray.output.terminal import byte_size
 from mowe_ray.training.build import model_dtype
-from mowe_ray.training.clip_length import check_clip_length
+from mowe_ray.training.clip_length import check_clip_length, check_families
 from mowe_ray.training.estimate import estimate
 
 Status = Literal["ok", "warning", "failed"]
@@ -178,6 +178,7 @@ def needs_of(config: RunConfig) -> Needs:
     Raises:
         ValueError: A checkpoint cannot be used, or clips may be longer than an encoder takes.
     """
+    check_families(config.model)
     check_clip_length(config.model, config.data.max_duration_s)
     costs = estimate(config.model)
     total = costs.total
