@@ -21,11 +21,12 @@ from mowe_ray.evaluation.results import (
     Evaluation,
     Interval,
     ModelFacts,
+    PoolScore,
     Shapley,
 )
 from mowe_ray.evaluation.routing import router_report, routing_of, write_router_report
 from mowe_ray.evaluation.samples import shown_samples
-from mowe_ray.evaluation.scoring import paired_difference, task_scores
+from mowe_ray.evaluation.scoring import paired_difference, score, task_scores
 from mowe_ray.evaluation.shapley import Subset, joining_orders, shapley_values, utilization
 from mowe_ray.evaluation.targets import Target, evaluation_folder, folder_at, report_folder
 
@@ -98,6 +99,7 @@ def _evaluated(model: AnsweredModel, metrics: Mapping[str, DatasetMetrics], seed
         for member, answers in model.without.items()
         for pair in _differences(answers, model.answers, metrics, seed)
     ]
+    pools = list(_answered_by_pools(model, metrics))
     routers = None
     if model.members:
         routing = {dataset: sums for dataset, answers in model.answers.items() if (sums := routing_of(answers))}
@@ -113,7 +115,8 @@ def _evaluated(model: AnsweredModel, metrics: Mapping[str, DatasetMetrics], seed
         ablation=ablation,
         router_report=routers,
         confusions=list(_confusions(model.answers, metrics)),
-        shapley=list(_shapley(model, metrics, seed)),
+        shapley=list(_shapley(model, pools, seed)),
+        pools=list(_pool_scores(model, pools)),
     )
 
 
@@ -123,23 +126,45 @@ def _ablation(member: str, pair: _Paired) -> Ablation:
     return Ablation(member, pair.dataset, pair.task, metric.name, score, pair.interval, len(pair.ours), rate)
 
 
-def _shapley(model: AnsweredModel, metrics: Mapping[str, DatasetMetrics], seed: int) -> Iterator[Shapley]:
+@dataclass(frozen=True)
+class _Pools:
+    """The answers of each subset of a pool to the samples of a task that all subsets answered, in the same order."""
+
+    dataset: str
+    task: str
+    metric: Metric
+    answers: dict[Subset, list[Answer]]
+
+
+def _answered_by_pools(model: AnsweredModel, metrics: Mapping[str, DatasetMetrics]) -> Iterator[_Pools]:
     if not model.subsets:
         return
-    orders = joining_orders(len(model.members), seed)
-    exact = len(model.subsets) + 1 == 2 ** len(model.members)
     running = {**model.subsets, frozenset(range(len(model.members))): model.answers}
     for dataset, answers in model.answers.items():
         answered = {subset: by_task(found[dataset]) for subset, found in running.items()}
         for task, rows in by_task(answers).items():
             known = {subset: {a.id: a for a in tasks.get(task, ())} for subset, tasks in answered.items()}
             ids = [answer.id for answer in rows if all(answer.id in found for found in known.values())]
-            if not ids:
-                continue
-            metric = metrics[dataset].of(task, rows)[0][0]
-            statistics = {subset: metric.statistics([found[name] for name in ids]) for subset, found in known.items()}
-            for member, value in zip(model.members, shapley_values(metric, statistics, orders, seed), strict=True):
-                yield Shapley(member, dataset, task, metric.name, value, len(ids), len(running), exact)
+            if ids:
+                shared = {subset: [found[name] for name in ids] for subset, found in known.items()}
+                yield _Pools(dataset, task, metrics[dataset].of(task, rows)[0][0], shared)
+
+
+def _shapley(model: AnsweredModel, pools: Sequence[_Pools], seed: int) -> Iterator[Shapley]:
+    orders = joining_orders(len(model.members), seed) if pools else []
+    for one in pools:
+        statistics = {subset: one.metric.statistics(answers) for subset, answers in one.answers.items()}
+        samples, subsets = len(next(iter(one.answers.values()))), len(one.answers)
+        exact = subsets == 2 ** len(model.members)
+        for member, value in zip(model.members, shapley_values(one.metric, statistics, orders, seed), strict=True):
+            yield Shapley(member, one.dataset, one.task, one.metric.name, value, samples, subsets, exact)
+
+
+def _pool_scores(model: AnsweredModel, pools: Sequence[_Pools]) -> Iterator[PoolScore]:
+    for one in pools:
+        for subset, answers in one.answers.items():
+            members = [model.members[i] for i in sorted(subset)]
+            yield PoolScore(members, one.dataset, one.task, score(one.task, answers), len(answers))
 
 
 def _confusions(answers: DatasetAnswers, metrics: Mapping[str, DatasetMetrics]) -> Iterator[Confusion]:

@@ -98,6 +98,22 @@ class Shapley:
 
 
 @dataclass(frozen=True)
+class PoolScore:
+    """What the same weights score on a task with only some of the pool members, between which the routers choose.
+
+    Attributes:
+        score: As validations of a training give it: 0 to 1, higher is better.
+        samples: Those that were answered with every pool.
+    """
+
+    members: list[str]
+    dataset: str
+    task: str
+    score: float
+    samples: int
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """A model and what it costs.
 
@@ -143,6 +159,7 @@ class EvaluatedModel(ModelFacts):
         router_report: What `router_report` returns; None without routers.
         confusions: Of the tasks whose answers are one of a closed list.
         shapley: Of each pool member and task, if that was asked for.
+        pools: Of each task and subset of the pool that Shapley values needed, the smallest first.
     """
 
     scores: list[TaskScores]
@@ -151,6 +168,7 @@ class EvaluatedModel(ModelFacts):
     router_report: dict[str, Any] | None = None
     confusions: list[Confusion] = field(default_factory=list)
     shapley: list[Shapley] = field(default_factory=list)
+    pools: list[PoolScore] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

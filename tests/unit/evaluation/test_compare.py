@@ -63,6 +63,8 @@ def test_encoders_have_their_utilization_and_shapley_values() -> None:
     assert [one.utilization for one in evaluated.ablation] == pytest.approx([2 / 3, 2 / 3])
     assert [(one.member, one.value.value) for one in evaluated.shapley] == [("a", 37.5), ("b", 37.5)]
     assert (evaluated.shapley[0].subsets, evaluated.shapley[0].is_exact, evaluated.shapley[0].samples) == (4, True, 4)
+    pools = {tuple(one.members): (one.score, one.samples) for one in evaluated.pools}
+    assert pools == {(): (0.0, 4), ("a",): (0.25, 4), ("b",): (0.25, 4), ("a", "b"): (0.75, 4)}
 
 
 def test_every_model_has_its_scores_and_a_router_report_if_it_routes():
