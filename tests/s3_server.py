@@ -123,9 +123,10 @@ class S3Server:
 
 
 @contextmanager
-def served() -> Iterator[dict[str, str]]:
+def served(latency_s: float = 0.0) -> Iterator[dict[str, str]]:
     """Serve from a process of its own, whose CPU time is not the caller's; yields the environment that leads there."""
-    server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, __file__, str(latency_s)]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdin is not None
     assert server.stdout is not None
     try:
@@ -144,6 +145,7 @@ def make_bucket() -> None:
 
 if __name__ == "__main__":
     with S3Server() as running:
+        running.faults.latency_s = float(sys.argv[1])
         sys.stdout.write(json.dumps(running.environment) + "\n")
         sys.stdout.flush()
         sys.stdin.read()

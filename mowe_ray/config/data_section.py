@@ -192,7 +192,7 @@ class DataSection(EvaluatedData):
     """Sources that are mixed for training."""
     shuffle_buffer: PositiveInt = 10_000
     """Samples that a lane (a micro-batch of each step) mixes at a time: fewer are read more in order."""
-    lookahead_gb: PositiveFloat = 4.0
+    lookahead_gb: PositiveFloat = 1.0
     """Decoded audio and features that are held ahead of training, at most, in GB per worker."""
     feature_cache: Location | None = None
     """Folder on all nodes, or URL, with decoded audio and features of frozen encoders, reused by later runs."""

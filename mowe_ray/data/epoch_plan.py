@@ -22,7 +22,7 @@ Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 PLAN_VERSION = 2  # raise it when the same arguments give another plan
-_RUNS_PER_LANE = 64  # that a lane mixes in a round, so sorted corpora get mixed
+RUNS_PER_LANE = 64  # that a lane mixes in a round, so sorted corpora get mixed
 _LEAST_RUNS = 8  # of a lane; in a small corpus, runs become shorter instead
 
 
@@ -59,7 +59,7 @@ def plan_epoch(
     """
     classes = LengthClasses.of(durations, batch_seconds, max_batch_size)
     left = count_samples(runs.sizes(len(weights)), weights) - (0 if done is None else int(done.sum()))
-    runs = runs.cut(max(1, min(shuffle_buffer // _RUNS_PER_LANE, left // (lanes * _LEAST_RUNS))))
+    runs = cut_for(runs, left, lanes, shuffle_buffer)
     streams = []
     for source, weight in enumerate(weights):
         first, last = np.searchsorted(runs.sources, [source, source + 1]).tolist()
@@ -69,6 +69,11 @@ def plan_epoch(
         rng = np.random.default_rng([seed, epoch, source])
         streams.append([_Pass.permuted(starts, member, classes, durations, rng) for member in members])
     return EpochPlan(durations, classes, _Order.of(streams, len(classes.most)), (seed, epoch), lanes)
+
+
+def cut_for(runs: Runs, samples: int, lanes: int, shuffle_buffer: int) -> Runs:
+    """Return runs as short as a plan of so many samples needs them."""
+    return runs.cut(max(1, min(shuffle_buffer // RUNS_PER_LANE, samples // (lanes * _LEAST_RUNS))))
 
 
 def count_samples(sizes: Sequence[int], weights: Sequence[float]) -> int:
@@ -245,7 +250,7 @@ class EpochPlan:
 
     def _rounds(self) -> Iterator[_Round]:
         runs = len(self._order.owner)
-        number = -(-runs // (_RUNS_PER_LANE * self._lanes))
+        number = -(-runs // (RUNS_PER_LANE * self._lanes))
         for n in range(number):
             seed = (*self._seed, n)
             yield _Round(

@@ -4,9 +4,10 @@ The rows come from scans of the shards (`scan.py`). Waveforms and text stay in t
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mowe_ray.data.runs import Runs, runs_of
+from mowe_ray.data.runs import RUN_BYTES, Runs, runs_of
 from mowe_ray.data.sample import BadSample
 from mowe_ray.data.scan import ParallelMap, ScanRequest, scan_source
 from mowe_ray.data.shards import list_shards, shard_versions, with_options
 from mowe_ray.data.shards.completion import WrittenShard, check_size, hash_ids, written_shards
 from mowe_ray.data.shards.fields import Reading
+from mowe_ray.data.shards.kept_runs import Extent
 from mowe_ray.data.shards.kept_scans import SHARD_FIELD
+from mowe_ray.data.shards.members import parts_in_shard
 from mowe_ray.data.shards.record import DEFAULT_INSTRUCTIONS
-from mowe_ray.data.shards.storage import first_contact
+from mowe_ray.data.shards.storage import first_contact, is_remote
 
 _TABLE_COLUMNS = ["id", "duration_s", "task", "audio_at", "audio_size", "meta_at", "meta_size"]
 _TABLE_COLUMNS += ["clips", "turns", "asks", "parts"]
@@ -121,6 +124,34 @@ class Index:
         known = {"audio_size", "meta_size"} <= set(self.table.column_names)
         sizes = pc.add(self.table["audio_size"], self.table["meta_size"]).to_numpy() if known else None
         return runs_of(self.shards, self.sources, sizes, self.durations)
+
+    def extents(self, starts: npt.NDArray[np.integer], wanted: Iterable[npt.NDArray[np.integer]]) -> list[Extent]:
+        """Return the bytes of the runs of these rows, in their order, as far as runs lie in remote tars.
+
+        Args:
+            starts: (R + 1,) rows at which runs begin, and the end of all.
+        """
+        runs = dict.fromkeys(run for rows in wanted for run in np.searchsorted(starts, rows, side="right").tolist())
+        found = (self.extent(int(starts[run - 1]), int(starts[run])) for run in runs)
+        return [extent for extent in found if extent is not None]
+
+    def extent(self, start: int, stop: int) -> Extent | None:
+        """Return the bytes of a remote tar in which neighbouring rows lie; None if there are no such, or others too."""
+        batches, ends = self._batches
+        number = int(np.searchsorted(ends, start, side="right"))
+        if stop > ends[number]:
+            return None
+        first = int(ends[number - 1]) if number else 0
+        rows = batches[number].slice(start - first, stop - start)
+        shard, last = (rows["shard"].indices[row].as_py() for row in (0, len(rows) - 1))
+        if shard != last:
+            return None
+        path = rows["shard"].dictionary[shard].as_py()
+        spans = _spans(rows) if is_remote(path) and path.lower().endswith(".tar") else []
+        begin, end = min((at for at, _ in spans), default=0), max((at + size for at, size in spans), default=0)
+        if 2 * sum(size for _, size in spans) <= end - begin or end - begin > 2 * RUN_BYTES:
+            return None
+        return Extent(path, begin, end, self.fingerprints[shard] if self.fingerprints else "")
 
     @property
     def shard_names(self) -> list[str]:
@@ -266,6 +297,14 @@ def _rows_within(shards: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
     starts = np.flatnonzero(np.concatenate([[True], shards[1:] != shards[:-1]])) if len(shards) else shards[:0]
     sizes = np.diff(np.append(starts, len(shards)))
     return (np.arange(len(shards)) - np.repeat(starts, sizes)).astype(np.int32)
+
+
+def _spans(rows: pa.RecordBatch) -> list[tuple[int, int]]:
+    """Return offset and size of whatever belongs to rows of a tar, and lies in it."""
+    columns = [rows[name].to_pylist() for name in ("audio_at", "audio_size", "meta_at", "meta_size", "parts")]
+    spans = [span for *own, _ in zip(*columns, strict=True) for span in (own[:2], own[2:])]
+    packed = [parts_in_shard(parts) for parts in columns[-1] if parts is not None]
+    return [(at, size) for at, size in chain(spans, *packed) if size]
 
 
 def _labelled(codes: pa.ChunkedArray, values: list[str]) -> pa.ChunkedArray:

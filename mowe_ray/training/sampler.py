@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 
 from mowe_ray.config.data_section import DataSection
-from mowe_ray.data.epoch_plan import PLAN_VERSION, EpochPlan, Rows, StepRows, count_samples, plan_epoch
+from mowe_ray.data.epoch_plan import PLAN_VERSION, EpochPlan, Rows, StepRows, count_samples, cut_for, plan_epoch
 from mowe_ray.data.index import Index
+from mowe_ray.data.runs import Runs
 from mowe_ray.training.collate import Batch
 from mowe_ray.training.ledger import Changes, Counts, carry_over, describe, read_ledger, same_shards, write_ledger
+
+_SPARSE = 0.5  # weight of a source below which to read runs whole would read more than twice too much
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,15 @@ class EpochSampler:
         settings = (PLAN_VERSION, self._seed, self._micro_batches_per_step, self._weights, *limits)
         content = repr((settings, list(self._index.shard_digests.values()))).encode()
         return hashlib.blake2b(content + self._index.runs.starts.tobytes(), digest_size=16).hexdigest()
+
+    @property
+    def runs(self) -> Runs:
+        """Neighbours that a rank trains about the same time, if not of all their source an epoch leaves most out."""
+        runs = cut_for(self._index.runs, self._per_epoch, self._micro_batches_per_step, self._data.shuffle_buffer)
+        sparse = np.asarray(self._weights)[runs.sources] < _SPARSE
+        starts = np.ones(len(sparse), bool)
+        starts[1:] = ~sparse[1:] | (runs.sources[1:] != runs.sources[:-1])
+        return Runs(np.append(runs.starts[:-1][starts], runs.starts[-1:]), runs.sources[starts])
 
     @property
     def step(self) -> int:

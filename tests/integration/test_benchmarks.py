@@ -24,12 +24,17 @@ TINY = {
 # Of `benchmarks/scale`: what does not depend on the machine's speed, at sizes of a cluster.
 TINY_SCALE = {
     "scale/checkpoint_files": "--ranks 6 --tensors 2",
+    "scale/driver_memory": "--clips 10000",
     "scale/fingerprints": "--shards 3 9",
     "scale/first_index": "--shards 4 --clips 3",
+    "scale/gets_per_clip": "--clips 60",
     "scale/index_rows": "--clips 20000",
+    "scale/lookahead": "--starts 2 --clips 4",
     "scale/lost_clips": "--clips 4 --rate 0.05",
     "scale/record_bytes": "--records 10 20",
+    "scale/s3_speed": "--clips 60 --rounds 1",
     "scale/sweep_results": "--trials 4 --records 20",
+    "scale/thousand_ranks": "--clips 20000 --ranks 16 --steps 20",
 }
 
 
@@ -55,7 +60,7 @@ def test_prints_its_ratios_as_json_and_returns_whether_they_pass(name, tmp_path)
     assert done.stdout, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["benchmark"] == name
-    assert all(check["ratio"] > 0 for check in result["checks"])
+    assert all(check["ratio"] >= 0 for check in result["checks"])
     assert all({"name", "ratio", "target", "pass"} <= check.keys() for check in result["checks"])
     assert result["pass"] == all(check["pass"] for check in result["checks"])
     assert done.returncode == (0 if result["pass"] else 1)

@@ -9,6 +9,7 @@ from typing import BinaryIO
 from fsspec.utils import merge_offset_ranges
 
 from mowe_ray.data.sample import StorageError, is_about_storage
+from mowe_ray.data.shards.kept_runs import read_from_runs
 from mowe_ray.data.shards.storage import SHORTER, file_system, is_remote, reason, retried
 
 # Between two ranges, for which no other request is worth its time: a header of a tar, and what fills its blocks.
@@ -45,9 +46,9 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes | OSEr
 
 def _read_remote(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError]:
     """Read ranges at once; those that fail are read again."""
-    contents: dict[int, bytes | OSError] = {}
+    contents: dict[int, bytes | OSError] = {**read_from_runs(ranges)}
 
-    def read() -> list[bytes | OSError]:
+    def read() -> None:
         left = [number for number in range(len(ranges)) if number not in contents]
         paths, starts, ends = zip(
             *((path, at, at + size) for path, at, size in map(ranges.__getitem__, left)), strict=True
@@ -70,6 +71,7 @@ def _read_remote(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError
                 failures.append(StorageError(f"{ranges[number][0]}: {reason(content)}"))
         if failures:
             raise failures[0]
-        return [contents[number] for number in range(len(ranges))]
 
-    return retried(ranges[0][0], read) if ranges else []
+    if len(contents) < len(ranges):
+        retried(ranges[0][0], read)
+    return [contents[number] for number in range(len(ranges))]

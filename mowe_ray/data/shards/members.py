@@ -34,6 +34,12 @@ def pack_parts(parts: Sequence[Part]) -> str:
     return json.dumps([part[: 3 + (part.path is not None)] for part in parts])
 
 
+def parts_in_shard(packed: str) -> list[tuple[int, int]]:
+    """Return offset and size of those of packed parts that lie in the shard itself."""
+    parts = [Part(*part) for part in json.loads(packed)]
+    return [(part.at, part.size) for part in parts if part.path is None]
+
+
 def parts_of(place: Place) -> list[Part]:
     """Return the parts of a place: those it lists, or a JSON and a clip."""
     if place.parts is not None:

@@ -30,7 +30,8 @@ from mowe_ray.data.sample import BadSample
 from mowe_ray.data.shards.compressed import cache_folder
 from mowe_ray.data.shards.storage import fingerprint
 from mowe_ray.distributed.errors import cause_of
-from mowe_ray.distributed.ray_data.pipeline import ModelActors, decode_micro_batches, stream_blocks
+from mowe_ray.distributed.ray_data.decode_tasks import decode_micro_batches
+from mowe_ray.distributed.ray_data.pipeline import ModelActors, stream_blocks
 from mowe_ray.evaluation.chat_endpoint import ChatEndpoint
 from mowe_ray.evaluation.generation import answer_micro_batch, instruction_of, instructions_of
 from mowe_ray.evaluation.positions import drop_too_long

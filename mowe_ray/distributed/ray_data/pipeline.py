@@ -4,8 +4,6 @@
 for evaluation and feature extraction, actors that hold a model. `decode_stream` runs it for training: the epoch plan
 (`data/epoch_plan.py`) names the rows of every micro-batch, and each rank consumes its own, already in order. Waveforms
 travel through the object store as int16 with one scale per clip; features are computed where the model is.
-
-Processes that decode import this module, and pay for what it imports: no torch here.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -29,12 +26,11 @@ from mowe_ray.config import RunConfig
 from mowe_ray.config.schema import WorkersSection
 from mowe_ray.data.decode import SAMPLE_RATE
 from mowe_ray.data.epoch_plan import Rows
-from mowe_ray.data.index import Index
-from mowe_ray.data.micro_batch import MicroBatch, load_in_child, load_micro_batch, without_known
+from mowe_ray.data.micro_batch import MicroBatch
 from mowe_ray.data.sample import BadSample
-from mowe_ray.data.shards.storage import with_storage_timeout
+from mowe_ray.data.shards.kept_runs import forget_runs
 from mowe_ray.distributed import ray_internals
-from mowe_ray.distributed.ray_data.parallel_map import has_died_twice
+from mowe_ray.distributed.ray_data.decode_tasks import RunsToKeep, decode_micro_batches
 from mowe_ray.distributed.resources import ray_options, worker_bundle
 from mowe_ray.training.datasets import validation_plan
 
@@ -44,6 +40,8 @@ if TYPE_CHECKING:
     from mowe_ray.training.sampler import EpochSampler, PlannedStep
 
 T = TypeVar("T")
+
+_NODE = "ray.io/node-id"  # a label of every node
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,7 @@ def stream_blocks(
     decode_cpus: int,
     preserve_order: bool,
     reserved: bool = False,
+    home: str | None = None,
     actors: ModelActors | None = None,
     block_bytes: int | None = None,
     prefetch_batches: int = 1,
@@ -81,6 +80,7 @@ def stream_blocks(
         decode_cpus: Tasks that run at a time, one CPU each.
         preserve_order: Yield in the order of `blocks`, else as they are done.
         reserved: The process that calls this has reserved the CPUs with its own; the tasks run on its node.
+        home: The node on which tasks run that are not reserved, while it has CPUs to spare.
         actors: The second stage; None leaves it out.
         block_bytes: Size from which on a part of a task's output is handed over; None is Ray's 128 MiB.
         prefetch_batches: Blocks that are fetched to this process ahead of their use.
@@ -90,7 +90,7 @@ def stream_blocks(
         decode,
         fn_kwargs=arguments,
         compute=TaskPoolStrategy(size=decode_cpus),
-        **_decoding_options(reserved=reserved),
+        **_decoding_options(reserved=reserved, home=home),
         **options,
     )
     if actors is not None:
@@ -111,68 +111,38 @@ def stream_blocks(
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch_batches)
 
 
-def _decoding_options(*, reserved: bool) -> dict[str, Any]:
+def _decoding_options(*, reserved: bool, home: str | None) -> dict[str, Any]:
     if reserved:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         # The worker's own bundle holds these CPUs already; to reserve them again would need twice as many.
         return {"num_cpus": 0, "scheduling_strategy": here}
-    return {"num_cpus": 1, **_away_from_gpus()}
+    anywhere: list[dict[str, Any]] = [{"label_selector": {}}]
+    if gpu_nodes := _gpu_nodes():
+        anywhere = [{"label_selector": {_NODE: f"!in({','.join(gpu_nodes)})"}}, *anywhere]
+    if home is not None:
+        anywhere = [{"label_selector": {_NODE: home}}, *anywhere]
+    # Each of these where it has a CPU to spare, then the next.
+    return {"num_cpus": 1, **anywhere[0], **({"fallback_strategy": anywhere[1:]} if len(anywhere) > 1 else {})}
 
 
-def _away_from_gpus() -> dict[str, Any]:
-    """Prefers nodes without GPUs that have a CPU to spare, then any node.
+def _gpu_nodes() -> list[str]:
+    """Returns the nodes with GPUs, which decoding leaves alone while others have a CPU to spare.
 
-    GPU nodes that join later are not known: those of this run restart its workers, and so its pipelines.
+    Those that join later are not known: those of this run restart its workers, and so its pipelines.
     """
-    gpu_nodes = [node for node, total in ray_internals.total_resources_per_node().items() if total.get("GPU")]
-    if not gpu_nodes:
-        return {}
-    elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(gpu_nodes))})"}
-    return {"label_selector": elsewhere, "fallback_strategy": [{"label_selector": {}}]}
+    return sorted(node for node, total in ray_internals.total_resources_per_node().items() if total.get("GPU"))
 
 
-def decode_micro_batches(
-    work: pa.Table,
-    indexes: Sequence[ray.ObjectRef],
-    plans: ray.ObjectRef,
-    cache: ray.ObjectRef | None,
-    min_duration_s: float,
-    max_duration_s: float,
-    storage_timeout_s: float,
-    known: Sequence[BadSample] = (),
-) -> Iterator[pa.Table]:
-    """Yields the decoded micro-batches of a block of work, a table of one row each with the column `dataset`.
-
-    Args:
-        work: Columns `dataset` and `number`, of the plan and of the micro-batch in it.
-        indexes: The `Index` of each dataset in the object store; tasks read it in place.
-        plans: For each dataset the rows of its micro-batches.
-        cache: The `FeatureCache` in the object store, to read from it instead of decoding.
-        known: Samples that are bad, and not to be tried.
-    """
-    rows, features = ray.get(plans), None if cache is None else ray.get(cache)
-    load = load_in_child if has_died_twice() else load_micro_batch
-    for item in work.to_pylist():
-        dataset, number = item["dataset"], item["number"]
-        samples, bad = without_known(_index(indexes[dataset]).take(rows[dataset][number]), known)
-        if features is None:
-            batch = with_storage_timeout(storage_timeout_s, load, samples, min_duration_s, max_duration_s)
-        else:
-            batch = features.load(samples)
-        batch.bad.extend(bad)
-        yield batch.to_row().append_column("dataset", pa.array([dataset]))
-
-
-@lru_cache(maxsize=4)  # each holds its object in the store: of a run, and of studies and evaluations in one process
-def _index(reference: ray.ObjectRef) -> Index:
-    """Return an index in the object store; unpacked once a process, since it has an array for each chunk and column."""
-    index: Index = ray.get(reference)
-    return index
+def home_of(rank: int, *, reserved: bool) -> str:
+    """Returns the node that keeps the runs of a rank: its own, or one of those without GPUs, where decoding goes."""
+    nodes = ray_internals.total_resources_per_node()
+    others = sorted(node for node, total in nodes.items() if total.get("CPU", 0) >= 1 and not total.get("GPU"))
+    return others[rank % len(others)] if others and not reserved else str(ray.get_runtime_context().get_node_id())
 
 
 # Micro-batches a Ray Data execution runs, at most: starting one costs about a second of decoding.
 _PER_EXECUTION = 512
-_AUDIO_BYTES_PER_S = 2 * SAMPLE_RATE
+AUDIO_BYTES_PER_S = 2 * SAMPLE_RATE
 # Micro-batches a task decodes: a task costs some 10 ms of scheduling, and the output of a whole task
 # may have to wait for the one before it.
 _PER_TASK = 16
@@ -191,6 +161,7 @@ def decode_stream(
     reserved: bool = False,
     per_execution: int = _PER_EXECUTION,
     cache: ray.ObjectRef | None = None,
+    runs: RunsToKeep | None = None,
     known: Callable[[], Sequence[BadSample]] = tuple,
 ) -> Iterator[MicroBatch]:
     """Yields the decoded micro-batch of each array of index rows, in order.
@@ -202,6 +173,7 @@ def decode_stream(
         reserved: The caller has reserved these CPUs.
         per_execution: Micro-batches a Ray Data execution runs.
         cache: The `FeatureCache` in the object store, to read from it instead of decoding.
+        runs: How remote samples are read together with their neighbours; None reads each alone.
         known: Returns the samples that are known to be bad by now, which are not tried.
     """
     arguments = {
@@ -210,22 +182,28 @@ def decode_stream(
         "min_duration_s": min_duration_s,
         "max_duration_s": max_duration_s,
         "storage_timeout_s": storage_timeout_s,
+        "runs": runs,
     }
     rows_left = iter(row_lists)
     running: deque[Iterator[MicroBatch]] = deque()
     while chunk := list(itertools.islice(rows_left, per_execution)):
         # Drained as fast as it decodes: an execution that must wait for its reader spins, and the training step,
         # in the same process, pays for it. The next one starts while this one is read.
-        execution = _execute(chunk, {**arguments, "known": known()}, decode_cpus=decode_cpus, reserved=reserved)
+        options: dict[str, Any] = {"decode_cpus": decode_cpus, "reserved": reserved}
+        execution = _execute(
+            chunk, {**arguments, "known": known()}, home=None if runs is None else runs.home, **options
+        )
         running.append(prefetch(execution, depth=len(chunk)))
         if len(running) == 2:
             yield from running.popleft()
     while running:
         yield from running.popleft()
+    if runs is not None:
+        forget_runs(runs.key)
 
 
 def _execute(
-    chunk: list[np.ndarray], arguments: dict[str, Any], *, decode_cpus: int, reserved: bool
+    chunk: list[np.ndarray], arguments: dict[str, Any], *, decode_cpus: int, reserved: bool, home: str | None
 ) -> Iterator[MicroBatch]:
     """Runs one Ray Data execution over the micro-batches of `chunk`."""
     numbers = [range(n, min(n + _PER_TASK, len(chunk))) for n in range(0, len(chunk), _PER_TASK)]
@@ -236,6 +214,7 @@ def _execute(
         decode_cpus=decode_cpus,
         preserve_order=True,
         reserved=reserved,
+        home=home,
         block_bytes=_BLOCK_BYTES,
         prefetch_batches=4,
     )
@@ -318,8 +297,12 @@ def training_batches(
     from mowe_ray.training.collate import collate
     from mowe_ray.training.sampler import with_batches
 
+    lanes = -(-config.micro_batches_per_step // world_size)
+    home = home_of(rank, reserved=config.compute.reserves_decoding)
+    runs = RunsToKeep.of(sampler.runs, home, f"{config.storage}/{config.name}/{rank}", lanes)
+
     def load(rows: Iterator[Rows]) -> Iterator[Batch]:
-        decoded = _decoded(index, rows, config, cache, known)
+        decoded = _decoded(index, rows, config, cache, known, runs)
         longest = config.data.max_text_tokens
         collated = (collate(micro_batch, processor, max_text_tokens=longest) for micro_batch in decoded)
         return prefetch(collated, _COLLATED_AHEAD)
@@ -346,26 +329,36 @@ def validation_batches(
     return prefetch(_decoded(index, rows, config, cache, known), _COLLATED_AHEAD)
 
 
+def per_execution(lookahead_gb: float, batch_seconds: float, features_per_s: float = 0.0) -> int:
+    """Returns how many micro-batches an execution runs: two are held at a time, as audio and features.
+
+    Args:
+        features_per_s: Bytes of features of a second of audio.
+    """
+    ahead = int(lookahead_gb * 1e9 / (2 * (AUDIO_BYTES_PER_S + features_per_s) * batch_seconds))
+    return max(1, min(_PER_EXECUTION, ahead))
+
+
 def _decoded(
     index: ray.ObjectRef,
     rows: Iterator[Rows],
     config: RunConfig,
     cache: ray.ObjectRef | None,
     known: Callable[[], Sequence[BadSample]],
+    runs: RunsToKeep | None = None,
 ) -> Iterator[MicroBatch]:
-    # Up to two executions are held at a time, as audio and features.
     encoders = [] if cache is None else ray.get(cache).encoders
-    bytes_per_s = _AUDIO_BYTES_PER_S + sum(encoder.bytes_per_s for encoder in encoders)
-    ahead = int(config.data.lookahead_gb * 1e9 / (2 * bytes_per_s * config.data.batch_seconds))
+    features = sum(encoder.bytes_per_s for encoder in encoders)
     return decode_stream(
         index,
         rows,
-        per_execution=max(1, min(_PER_EXECUTION, ahead)),
+        per_execution=per_execution(config.data.lookahead_gb, config.data.batch_seconds, features),
         min_duration_s=config.data.min_duration_s,
         max_duration_s=config.data.max_duration_s,
         storage_timeout_s=config.data.storage_timeout_s,
         decode_cpus=config.data.decode_cpus,
         reserved=config.compute.reserves_decoding,
         cache=cache,
+        runs=runs,
         known=known,
     )
