@@ -20,7 +20,7 @@ import soundfile
 import soxr
 
 from mowe_ray.data.cached_shards import open_cached, read_cells, whole_names
-from mowe_ray.data.index import Index
+from mowe_ray.data.index import Index, marked_shards
 from mowe_ray.data.micro_batch import Features, MicroBatch
 from mowe_ray.data.sample import BadSample, Turn
 from mowe_ray.data.shards.record import sample_of_texts
@@ -72,7 +72,7 @@ class FeatureCache:
 
     Attributes:
         folder: Of the cache; every node sees it. A path or URL.
-        shards: The key of each shard of the run, by its path.
+        shards: The key of each shard of the run, by its path and, where a source takes it in its own way, a mark.
         encoders: Encoders whose features are kept.
         part: In the names of files until they are whole, to tell those of one pass from others.
     """
@@ -107,7 +107,7 @@ class FeatureCache:
 
     def load(self, rows: pa.Table) -> MicroBatch:
         """Return what `load_micro_batch` makes of rows of `Index.table`, and the features of its clips."""
-        shards, numbers = rows["shard"].to_pylist(), rows["row"].to_pylist()
+        shards, numbers = marked_shards(rows), rows["row"].to_pylist()
         names = zip(*(rows[name].to_pylist() for name in ("id", "task", "source")), strict=True)
         batch = MicroBatch(np.zeros(0, np.int16), [], [], [], [], [], [], [], [], [])
         clips: list[npt.NDArray[np.int16]] = []
@@ -145,7 +145,7 @@ class FeatureCache:
 
 
 def shard_rows(index: Index, min_s: float, max_s: float) -> dict[str, tuple[str, pa.Table]]:
-    """Return the key and the rows of each shard of `index`, by its path.
+    """Return the key and the rows of each shard of `index`, by its name in `FeatureCache.shards`.
 
     The key identifies which samples of which version of the shard are decoded within which limits and by which
     decoders, independent of the task, source and id that the run gives them. Of these the rows have the ids alone.
@@ -165,9 +165,11 @@ def shard_rows(index: Index, min_s: float, max_s: float) -> dict[str, tuple[str,
         if pc.any(pc.greater(rows["turns"], 1)).as_py():
             digest.update(b"turns")  # files of before they were kept are others
         blank = pa.array([""] * len(rows))
+        name = marked_shards(rows.slice(0, 1))[0]
         columns = {"id": rows["id"], "source": rows["source"], "task": blank, "shard": [shard] * len(rows)}
+        columns |= {"cached": [name] * len(rows)}
         columns |= {"duration_s": rows["duration_s"], "parts": rows["parts"], **dict(zip(_PLACE, places, strict=True))}
-        keyed[shard] = digest.hexdigest(), pa.table(columns, metadata=table.schema.metadata)
+        keyed[name] = digest.hexdigest(), pa.table(columns, metadata=table.schema.metadata)
     return keyed
 
 

@@ -4,6 +4,7 @@ The rows come from scans of the shards (`scan.py`). Waveforms and text stay in t
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -29,6 +30,9 @@ from mowe_ray.data.shards.storage import first_contact, is_remote
 
 _TABLE_COLUMNS = ["id", "duration_s", "task", "audio_at", "audio_size", "meta_at", "meta_size"]
 _TABLE_COLUMNS += ["clips", "turns", "asks", "parts"]
+
+
+_MARKS = b"marks"  # in the metadata of the table, by source
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +262,8 @@ def build_index(
         )
     readings = {source.name: source.options for source in sources}
     table = with_options(pa.concat_tables(tables), allow_paths, readings)
+    marks = {source.name: _mark(source, source.limit, source.max_s) for source in sources}
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _MARKS: json.dumps(marks)})
     for column, values in (("source", names), ("shard", shard_names)):
         table = table.append_column(column, _labelled(table[f"{column}_number"], values))
     return Index(table.drop_columns(["source_number", "shard_number"]), names, bad, fingerprints)
@@ -278,10 +284,18 @@ def _fingerprints(source: SourceSpec) -> tuple[list[str], list[str], dict[str, W
         raise ValueError(f"{source.key}: {error}" if source.key else str(error)) from error
 
 
-def _mark(source: SourceSpec) -> str:
+def marked_shards(rows: pa.Table) -> list[str]:
+    """Return the shard of each row of `Index.table`, with what tells its samples from those that others take of it."""
+    marks = json.loads((rows.schema.metadata or {}).get(_MARKS, "{}"))
+    shards, sources = rows["shard"].to_pylist(), rows["source"].to_pylist()
+    return [f"{shard}{marks.get(source, '')}" for shard, source in zip(shards, sources, strict=True)]
+
+
+def _mark(source: SourceSpec, *more: float | None) -> str:
     """Return what tells the samples of a source from those that other options make of the same shards."""
-    options = hashlib.blake2b(repr(source.reading).encode(), digest_size=8).hexdigest()
-    return "" if source.reading == Reading() else f"-{options}"
+    options = [source.reading, *more]
+    digest = hashlib.blake2b(repr(options if any(more) else source.reading).encode(), digest_size=8).hexdigest()
+    return f"-{digest}" if any(more) or source.reading != Reading() else ""
 
 
 def _limited(rows: pa.Table, source: SourceSpec) -> pa.Table:

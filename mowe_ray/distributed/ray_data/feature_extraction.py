@@ -103,7 +103,7 @@ def _compute(missing: list[pa.Table], cache: FeatureCache, config: RunConfig) ->
 
 def _decode(rows: pa.Table, cache: ray.ObjectRef, config: RunConfig) -> pa.Table:
     """Decodes a shard, unless the cache has it."""
-    shard = rows["shard"][0].as_py()
+    shard = rows["cached"][0].as_py()
     known: FeatureCache = ray.get(cache)
     path = known.audio_path(shard)
     if not is_complete(path):

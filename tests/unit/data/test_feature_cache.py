@@ -23,6 +23,7 @@ from mowe_ray.data.feature_cache import CachedEncoder, FeatureCache, shard_rows
 from mowe_ray.data.index import Index, SourceSpec, build_index
 from mowe_ray.data.micro_batch import MicroBatch, load_micro_batch, read_cell
 from mowe_ray.data.sample import BadAudio, Sample, Turn
+from mowe_ray.data.shards.fields import Reading
 from mowe_ray.data.shards.write import write_webdataset
 
 SHORTEST_S, LONGEST_S = 0.1, 30.0
@@ -140,6 +141,22 @@ def test_samples_of_several_clips_are_kept(tmp_path, make_samples, encode, url, 
         assert len(one.features[0].frames) == sum(map(bool, two.lengths))
     assert max(cache.load(index.table).counts) == 3
     assert [bad.id for bad in cache.load(index.table).bad] == [samples[3].id]
+
+
+def test_sources_that_take_a_shard_in_their_own_ways_have_files_of_their_own(tmp_path, make_samples):
+    """Those of the last source were read for all."""
+    samples = [replace(sample, instruction="") for sample in make_samples(6)]
+    write_webdataset(samples, str(tmp_path / "w"))
+    ways = [{}, {"reading": Reading(instructions=("How?",))}, {"limit": 2}, {"reading": Reading(seed=1), "limit": 0.5}]
+    specs = [SourceSpec(f"s{n}", str(tmp_path / "w"), "x", **way) for n, way in enumerate(ways)]
+    index = build_index(specs, tmp_path / "index", min_s=SHORTEST_S, max_s=LONGEST_S)
+    cache = filled(index, tmp_path / "cache")
+    assert len(cache.shards) == len(ways)
+    rows = index.take(np.random.default_rng(0).permutation(len(index)))
+    found, expected = cache.load(rows), load_micro_batch(rows, SHORTEST_S, LONGEST_S)
+    assert np.array_equal(found.audio, expected.audio)
+    for name in ("ids", "sources", "instructions", "answers", "lengths"):
+        assert getattr(found, name) == getattr(expected, name), name
 
 
 def test_files_of_a_row_for_each_sample_are_read(corpus, tmp_path):
