@@ -36,8 +36,10 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
         folders = [folder_at(path) for path in arguments.runs]
         runs = [read_run(folder) for folder in folders]
         file = arguments.out or folders[0].path(PAGE if len(runs) == 1 else "comparison.html")
-        folder, _, name = file.rpartition("/")
-        target = folder_at(folder or ".")
+        name = file.rpartition("/")[2]
+        if not name:
+            raise ValueError(f"--out: {file} is a folder; name a file in it")
+        target = folder_at(file.removesuffix(name) or ".")
     except ValueError as error:
         return reject(error)
     return run_and_print(lambda: (_write(target, name, run_page(runs)), SUCCESS), {"runs": arguments.runs}, out)

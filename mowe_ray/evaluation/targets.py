@@ -87,11 +87,11 @@ def check_baseline(targets: Sequence[Target], baseline: str | None) -> None:
 
 def folder_at(path: str) -> RunFolder:
     """Return a folder by its full path or URL."""
-    path = path.rstrip("/")
+    path = path.rstrip("/") or path[:1]
     if "://" not in path:
         path = str(Path(path).expanduser().absolute())
     storage, _, name = path.rpartition("/")
-    return RunFolder(storage, name)
+    return RunFolder(storage or "/", name)
 
 
 # Weights, configurations, tokenizers and chat templates; the code in an export is not run.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mowe_ray.evaluation.targets import folder_at
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.report import main
 from mowe_ray.training.run_records import course, read_run
@@ -137,3 +138,10 @@ def test_the_command_draws_runs_and_refuses_what_is_none(tmp_path: Path, capsys:
     assert (tmp_path / "new" / "page.html").exists()
     assert main([str(tmp_path / "nothing")]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "url"), [("/runs", "/runs"), ("/runs/", "/runs"), ("/", "/"), ("/a/b", "/a/b"), ("s3://b/c", "s3://b/c")]
+)
+def test_a_folder_at_the_root_is_not_one_of_the_working_folder(path: str, url: str) -> None:
+    assert folder_at(path).url == url
