@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -219,6 +220,7 @@ def start(plan: ServerPlan, log: Callable[[str], None]) -> None:
         log(waits)
     door = plan.door
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process: what it says is for Serve's own users
     try:
         serve.start(http_options=HTTPOptions(host=door.host, port=door.port), proxy_location="HeadOnly")
         serve.run(
