@@ -95,9 +95,16 @@ def heard(index: Index, starts: np.ndarray | None, key: str, task: Sequence[np.n
     return digest.hexdigest()
 
 
-def decode(index: Index, starts: np.ndarray | None, key: str, task: Sequence[np.ndarray]) -> list[MicroBatch]:
-    """Read and decode the micro-batches of a task, by runs that begin at `starts`, or clip by clip."""
-    with KeptRuns(key, LANES // RANKS * ROOM, [] if starts is None else index.extents(starts, task)) as runs:
+def decode(
+    index: Index, starts: np.ndarray | None, key: str, task: Sequence[np.ndarray], then: Sequence[np.ndarray] = ()
+) -> list[MicroBatch]:
+    """Read and decode the micro-batches of a task, by runs that begin at `starts`, or clip by clip.
+
+    Args:
+        then: Of the next task, whose runs are fetched meanwhile.
+    """
+    extents = [] if starts is None else index.extents(starts, [*task, *then])
+    with KeptRuns(key, LANES // RANKS * ROOM, extents) as runs:
         return [with_runs(runs, load_micro_batch, index.take(rows), 0.1, 30.0) for rows in task]
 
 

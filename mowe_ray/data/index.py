@@ -251,14 +251,17 @@ def build_index(
         usable, unusable = _split(rows, min_s, max_s if source.max_s is None else min(max_s, source.max_s))
         usable = _limited(usable, source)
         bad += [BadSample(source=source.name, **fields) for fields in unusable.to_pylist()]
-        shard = np.asarray(usable["shard_number"].to_numpy()) + len(shard_names)
+        shard = usable[SHARD_FIELD.name]
+        rows_within = _rows_within(shard.to_numpy())
+        if shard_names:  # else they stay in the file
+            shard = pc.add(shard, pa.scalar(len(shard_names), SHARD_FIELD.type))
         shard_names += shards
         fingerprints += [print_ + _mark(source) for print_ in prints]
         tables.append(
             usable.select(_TABLE_COLUMNS)
-            .append_column("source_number", pa.array(np.full(len(usable), source_number, np.int32)))
-            .append_column(SHARD_FIELD, pa.array(shard.astype(np.int32)))
-            .append_column("row", pa.array(_rows_within(shard)))
+            .append_column("source_number", _repeated(source_number, shard))
+            .append_column(SHARD_FIELD, shard)
+            .append_column("row", pa.array(rows_within))
         )
     readings = {source.name: source.options for source in sources}
     table = with_options(pa.concat_tables(tables), allow_paths, readings)
@@ -319,6 +322,12 @@ def _spans(rows: pa.RecordBatch) -> list[tuple[int, int]]:
     spans = [span for *own, _ in zip(*columns, strict=True) for span in (own[:2], own[2:])]
     packed = [parts_in_shard(parts) for parts in columns[-1] if parts is not None]
     return [(at, size) for at, size in chain(spans, *packed) if size]
+
+
+def _repeated(number: int, like: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a number for each row of a column; the chunks share their memory."""
+    longest = pa.array(np.full(max(map(len, like.chunks), default=0), number, np.int32))
+    return pa.chunked_array([longest.slice(0, len(chunk)) for chunk in like.chunks], pa.int32())
 
 
 def _labelled(codes: pa.ChunkedArray, values: list[str]) -> pa.ChunkedArray:

@@ -49,7 +49,9 @@ def decode_micro_batches(
     items = work.to_pylist()
     with ExitStack() as stack:
         if runs is not None and features is None and ray.get_runtime_context().get_node_id() == runs.home:
-            (index,), wanted = indexes, [rows[0][item["number"]] for item in items]
+            (index,), numbers = indexes, [item["number"] for item in items]
+            # Also those of the next task: with a new round, it would wait for nearly all of its runs.
+            wanted = [*(rows[0][n] for n in numbers), *rows[0][numbers[-1] + 1 : numbers[-1] + 1 + len(numbers)]]
             with storage_timeout(storage_timeout_s):
                 kept = KeptRuns(runs.key, runs.room, _index(index).extents(ray.get(runs.starts), wanted))
                 stack.enter_context(kept)
