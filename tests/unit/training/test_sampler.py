@@ -287,3 +287,11 @@ def test_sample_rows_are_spread_over_all_rows():
     assert list(sample_rows(3, 10)) == [0, 1, 2]
     assert list(sample_rows(101, 3)) == [0, 50, 100]
     assert list(sample_rows(0, 3)) == []
+
+
+def test_sources_of_which_an_epoch_leaves_most_out_are_not_read_by_runs() -> None:
+    index = made_index([("a", "a/0", 10), ("a", "a/1", 10), ("b", "b/0", 10), ("b", "b/1", 10)])
+    data = DataSection(train=[{"path": "a"}, {"path": "b", "weight": 0.1}])
+    sampler = EpochSampler(index, data, seed=0, micro_batches_per_step=1, epochs=1)
+    # 22 samples, of which a lane mixes eight runs; those of `b` are one that is no run of neighbours in a shard.
+    assert sampler.runs.starts.tolist() == [*range(0, 20, 2), 20, 40]
