@@ -259,7 +259,7 @@ def build_index(
         fingerprints += [print_ + _mark(source) for print_ in prints]
         tables.append(
             usable.select(_TABLE_COLUMNS)
-            .append_column("source_number", _repeated(source_number, shard))
+            .append_column("source_number", _repeated(source_number, len(usable)))
             .append_column(SHARD_FIELD, shard)
             .append_column("row", pa.array(rows_within))
         )
@@ -324,10 +324,12 @@ def _spans(rows: pa.RecordBatch) -> list[tuple[int, int]]:
     return [(at, size) for at, size in chain(spans, *packed) if size]
 
 
-def _repeated(number: int, like: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a number for each row of a column; the chunks share their memory."""
-    longest = pa.array(np.full(max(map(len, like.chunks), default=0), number, np.int32))
-    return pa.chunked_array([longest.slice(0, len(chunk)) for chunk in like.chunks], pa.int32())
+def _repeated(number: int, times: int) -> pa.Array:
+    """Return a number so often; zeros take no memory until they are copied."""
+    values = np.zeros(times, np.int32)
+    if number:
+        values += number
+    return pa.array(values)
 
 
 def _labelled(codes: pa.ChunkedArray, values: list[str]) -> pa.ChunkedArray:
