@@ -13,6 +13,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from mowe_ray.model.encoders import ENCODERS
+
 Config = dict[str, Any]
 
 # ---- audio encoders ---------------------------------------------------------------------------
@@ -153,6 +155,88 @@ def tiny_clap_config(**changes: Any) -> Config:
     return {"model_type": "clap_audio_model", **sizes, "depths": [2, 2], "num_attention_heads": [2, 4], **changes}
 
 
+def tiny_moss_config(**changes: Any) -> Config:
+    """The audio tower of a MOSS-Transcribe-Diarize, otherwise as `tiny_voxtral_config`."""
+    return tiny_voxtral_config(**{"model_type": "moss_transcribe_diarize_audio", **changes})
+
+
+def tiny_voxtral_realtime_config(**changes: Any) -> Config:
+    """The audio tower of a Voxtral Realtime that looks back half a second."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    more = {"intermediate_size": 64, "head_dim": 16, "num_mel_bins": 20, "sliding_window": 25}
+    return {"model_type": "voxtral_realtime_encoder", **sizes, **more, **changes}
+
+
+def tiny_speecht5_config(**changes: Any) -> Config:
+    """A SpeechT5, whose decoder has one layer."""
+    decoder = {
+        "decoder_layers": 1,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 32,
+        "speech_decoder_prenet_units": 8,
+    }
+    encoder = {"encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64, "vocab_size": 32}
+    return tiny_wav2vec2_config(**{"model_type": "speecht5", **encoder, **decoder, **changes})
+
+
+def tiny_seamless_config(**changes: Any) -> Config:
+    """A SeamlessM4T over 80 bands, with small decoders."""
+    sizes = {"hidden_size": 32, "speech_encoder_layers": 2, "speech_encoder_attention_heads": 2, "vocab_size": 32}
+    more = {"speech_encoder_intermediate_size": 64, "conv_depthwise_kernel_size": 5, "t2u_vocab_size": 32}
+    parts = ("encoder", "decoder", "t2u_encoder", "t2u_decoder")
+    text = {f"{part}_layers": 1 for part in parts} | {f"{part}_ffn_dim": 32 for part in parts}
+    heads = {f"{part}_attention_heads": 2 for part in parts}
+    return {"model_type": "seamless_m4t", **sizes, **more, **text, **heads, **changes}
+
+
+def tiny_seamless_v2_config(**changes: Any) -> Config:
+    """A SeamlessM4T v2 that attends to chunks of 0.2 s, otherwise as `tiny_seamless_config`."""
+    chunks = {"speech_encoder_chunk_size": 10, "speech_encoder_left_chunk_num": 1}
+    return tiny_seamless_config(**{"model_type": "seamless_m4t_v2", **chunks, **changes})
+
+
+def tiny_lasr_config(**changes: Any) -> Config:
+    """The conformer of a LASR."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    return {"model_type": "lasr_encoder", **sizes, "subsampling_conv_channels": 8, "conv_kernel_size": 8, **changes}
+
+
+def tiny_qwen3_omni_config(**changes: Any) -> Config:
+    """The audio tower of a Qwen3-Omni, otherwise as `tiny_qwen3_asr_config`."""
+    return tiny_qwen3_asr_config(**{"model_type": "qwen3_omni_moe_audio_encoder", "output_dim": 16, **changes})
+
+
+def tiny_qwen2_5_omni_config(**changes: Any) -> Config:
+    """The audio tower of a Qwen2.5-Omni that attends within 0.4 s."""
+    small = {"n_window": 20, "output_dim": 16}
+    return tiny_qwen2_audio_config(**{"model_type": "qwen2_5_omni_audio_encoder", **small, **changes})
+
+
+def tiny_speech_to_text_config(**changes: Any) -> Config:
+    """A Speech2Text over 80 bands, whose decoder has one layer."""
+    sizes = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64, "vocab_size": 32}
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "conv_channels": 16}
+    return {"model_type": "speech_to_text", **sizes, **decoder, **changes}
+
+
+def tiny_fun_asr_nano_config(**changes: Any) -> Config:
+    """The audio tower of a Fun-ASR-Nano over 80 bands; its first layer makes the width of the others."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    small = {"fsmn_kernel_size": 5, "num_timestamp_prediction_layers": 1}
+    return {"model_type": "fun_asr_nano_encoder", **sizes, **small, **changes}
+
+
+def tiny_granite_speech_config(**changes: Any) -> Config:
+    """The conformer of a Granite Speech over 80 bands that attends within 0.4 s."""
+    sizes = {"hidden_dim": 32, "num_layers": 2, "num_heads": 2, "output_dim": 8, "context_size": 20, "max_pos_emb": 32}
+    return {"model_type": "granite_speech_encoder", **sizes, "conv_kernel_size": 5, **changes}
+
+
+def tiny_granite_speech_plus_config(**changes: Any) -> Config:
+    """The conformer of a Granite Speech Plus, otherwise as `tiny_granite_speech_config`."""
+    return tiny_granite_speech_config(**{"model_type": "granite_speech_plus_encoder", **changes})
+
+
 ENCODER_CONFIGS = {
     "whisper": tiny_whisper_config,
     "hubert": tiny_hubert_config,
@@ -174,6 +258,18 @@ ENCODER_CONFIGS = {
     "glmasr_encoder": tiny_glmasr_config,
     "qwen3_asr_encoder": tiny_qwen3_asr_config,
     "clap_audio_model": tiny_clap_config,
+    "moss_transcribe_diarize_audio": tiny_moss_config,
+    "voxtral_realtime_encoder": tiny_voxtral_realtime_config,
+    "speecht5": tiny_speecht5_config,
+    "seamless_m4t": tiny_seamless_config,
+    "seamless_m4t_v2": tiny_seamless_v2_config,
+    "lasr_encoder": tiny_lasr_config,
+    "qwen3_omni_moe_audio_encoder": tiny_qwen3_omni_config,
+    "qwen2_5_omni_audio_encoder": tiny_qwen2_5_omni_config,
+    "speech_to_text": tiny_speech_to_text_config,
+    "fun_asr_nano_encoder": tiny_fun_asr_nano_config,
+    "granite_speech_encoder": tiny_granite_speech_config,
+    "granite_speech_plus_encoder": tiny_granite_speech_plus_config,
 }
 """Maker of a tiny configuration by model_type."""
 
@@ -198,6 +294,18 @@ FULL_MODELS = {
     "glmasr_encoder": "GlmAsrEncoder",
     "qwen3_asr_encoder": "Qwen3ASREncoder",
     "clap_audio_model": "ClapAudioModelWithProjection",
+    "moss_transcribe_diarize_audio": "MossTranscribeDiarizeAudioModel",
+    "voxtral_realtime_encoder": "VoxtralRealtimeEncoder",
+    "speecht5": "SpeechT5ForSpeechToText",
+    "seamless_m4t": "SeamlessM4TForSpeechToText",
+    "seamless_m4t_v2": "SeamlessM4Tv2ForSpeechToText",
+    "lasr_encoder": "LasrEncoder",
+    "qwen3_omni_moe_audio_encoder": "Qwen3OmniMoeAudioEncoder",
+    "qwen2_5_omni_audio_encoder": "Qwen2_5OmniAudioEncoder",
+    "speech_to_text": "Speech2TextForConditionalGeneration",
+    "fun_asr_nano_encoder": "FunAsrNanoEncoder",
+    "granite_speech_encoder": "GraniteSpeechCTCEncoder",
+    "granite_speech_plus_encoder": "GraniteSpeechPlusCTCEncoder",
 }
 """A model that contains the encoder under a prefix, as the public checkpoints do."""
 
@@ -225,7 +333,8 @@ def save_encoder_checkpoint(
     """
     family = config["model_type"]
     torch.manual_seed(seed)
-    model_type = getattr(transformers, model_class or FULL_MODELS[family])
+    name = model_class or FULL_MODELS[family]
+    model_type = getattr(transformers, name, None) or ENCODERS[family].model_class
     model: PreTrainedModel = model_type(AutoConfig.for_model(**config)).to(dtype)
     model.save_pretrained(folder, max_shard_size=shard_size)
     if preprocessor:
@@ -238,17 +347,31 @@ def feature_extractor(config: Mapping[str, Any]) -> Any:
     if config["model_type"] == "clap_audio_model":
         truncation = "fusion" if config.get("enable_fusion") else "rand_trunc"
         return transformers.ClapFeatureExtractor(feature_size=config["num_mel_bins"], truncation=truncation)
+    if (name := _FEATURE_EXTRACTORS.get(config["model_type"])) is not None:
+        return getattr(transformers, name)()
+    if config["model_type"] == "voxtral_realtime_encoder":
+        return transformers.VoxtralRealtimeFeatureExtractor(feature_size=config["num_mel_bins"])
     if config["model_type"] == "qwen3_asr_encoder":
         return transformers.Qwen3ASRFeatureExtractor(feature_size=config["num_mel_bins"])
     if "num_mel_bins" in config and config["model_type"] != "audio-spectrogram-transformer":
         return transformers.WhisperFeatureExtractor(feature_size=config["num_mel_bins"])
     if config["model_type"] == "audio-spectrogram-transformer":
         return transformers.ASTFeatureExtractor(num_mel_bins=config["num_mel_bins"], max_length=config["max_length"])
-    if config["model_type"] == "wav2vec2-bert":
-        return transformers.SeamlessM4TFeatureExtractor()
-    if config["model_type"] == "parakeet_encoder":
-        return transformers.ParakeetFeatureExtractor()
-    return transformers.Wav2Vec2FeatureExtractor(do_normalize=config["model_type"] != "moonshine")
+    return transformers.Wav2Vec2FeatureExtractor(do_normalize=config["model_type"] not in ("moonshine", "speecht5"))
+
+
+_FEATURE_EXTRACTORS = {
+    "wav2vec2-bert": "SeamlessM4TFeatureExtractor",
+    "seamless_m4t": "SeamlessM4TFeatureExtractor",
+    "seamless_m4t_v2": "SeamlessM4TFeatureExtractor",
+    "parakeet_encoder": "ParakeetFeatureExtractor",
+    "lasr_encoder": "LasrFeatureExtractor",
+    "speech_to_text": "Speech2TextFeatureExtractor",
+    "fun_asr_nano_encoder": "FunAsrNanoFeatureExtractor",
+    "granite_speech_encoder": "GraniteSpeechFeatureExtractor",
+    "granite_speech_plus_encoder": "GraniteSpeechFeatureExtractor",
+}
+"""Classes that need no argument."""
 
 
 # ---- language models --------------------------------------------------------------------------

@@ -31,6 +31,7 @@ PadAudio = Literal["bucket", "full30"]
 _QUIET = {
     "layerdrop": 0.0,
     "encoder_layerdrop": 0.0,
+    "speech_encoder_layerdrop": 0.0,
     "apply_spec_augment": False,
     "mask_time_prob": 0.0,
     "mask_feature_prob": 0.0,

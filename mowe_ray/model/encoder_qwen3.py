@@ -1,13 +1,15 @@
-"""The audio tower of Qwen3-ASR: convolutions over single seconds, and attention within windows of eight."""
+"""The audio towers of Qwen3-ASR, Qwen3-Omni and Qwen2.5-Omni: convolutions over chunks, attention within windows."""
 
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 from transformers.models.qwen3_asr.modeling_qwen3_asr import Qwen3ASREncoder
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
 from .encoder_base import ENCODERS, PadAudio
 from .encoder_whisper import WhisperAudioEncoder
@@ -50,7 +52,7 @@ class Qwen3AsrTower(WhisperAudioEncoder):
     """
 
     sees_padding = False
-    model_class = Qwen3ASREncoder
+    model_class: ClassVar[type[PreTrainedModel]] = Qwen3ASREncoder
     key_mapping = MappingProxyType({r"^(model\.)?audio_tower\.": "", r"^thinker\.audio_tower\.": ""})
     model: Any
 
@@ -111,3 +113,77 @@ class Qwen3AsrTower(WhisperAudioEncoder):
         hidden = hidden + model.positional_embedding(hidden.shape[1]).to(hidden.dtype)
         embedded: Tensor = hidden.unflatten(0, chunks.shape[:2]).flatten(1, 2)
         return embedded
+
+
+@ENCODERS.register("qwen3_omni_moe_audio_encoder")
+class Qwen3OmniTower(Qwen3AsrTower):
+    """The audio tower of Qwen3-Omni: that of Qwen3-ASR; frames are those before it projects them to its language model.
+
+    Behind a clip, features are 0 up to a whole second, as in transformers when a longer clip is beside it.
+    """
+
+    model_class: ClassVar[type[PreTrainedModel]] = Qwen3OmniMoeAudioEncoder
+    to_language_model: ClassVar[tuple[str, ...]] = ("proj1", "act", "proj2")
+
+    def __init__(self, config: PretrainedConfig, front_end: FrontEnd, model: Any = None) -> None:
+        super().__init__(config, front_end, model)
+        for name in self.to_language_model:
+            delattr(self.model, name)
+
+    @property
+    def min_samples(self) -> int:
+        """Shortest clip: 25 ms in whole frames of the spectrogram."""
+        hop = self.front_end.hop_length
+        return -(-400 // hop) * hop
+
+    def own_mel_frames(self, features: Tensor, lengths: Tensor | None) -> Tensor:
+        """Mark (C, F), of whole chunks, what belongs to a clip."""
+        frames, size = features.shape[2], 2 * self.config.n_window
+        own: Any = frames
+        if lengths is not None:
+            own = -(-lengths.clamp(min=self.min_samples) // self.front_end.hop_length)[:, None]
+        time = torch.arange(frames + -frames % size, device=features.device)
+        own_frames: Tensor = time < own
+        return own_frames.expand(len(features), -1)
+
+    def encode(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
+        """Attend to each clip's own frames of a window."""
+        own = self.own_mel_frames(features, lengths)[:, None, : features.shape[2]]
+        return super().encode(features.masked_fill(~own, 0), lengths, all_layers)
+
+
+@ENCODERS.register("qwen2_5_omni_audio_encoder")
+class Qwen25OmniTower(Qwen3OmniTower):
+    """The audio tower of Qwen2.5-Omni: Whisper's encoder over chunks of two seconds; means of two frames, 25 a second.
+
+    Hidden states are means of two as well, so that all have one rate. [ours]
+    """
+
+    model_class = Qwen2_5OmniAudioEncoder
+    to_language_model = ("proj", "audio_bos_eos_token")
+
+    @property
+    def frame_layers(self) -> list[tuple[int, int, int]]:
+        """Spectrogram hop, of which a part counts as a frame, the two convolutions, and the means."""
+        return [(1, self.front_end.hop_length, 0), (3, 1, 1), (3, 2, 1), (2, 2, 0)]
+
+    def encode(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
+        """Attend to each clip's own frames of a chunk."""
+        model, size, clips = self.model, 2 * self.config.n_window, len(features)
+        own = self.own_mel_frames(features, lengths)
+        chunks = F.pad(features, (0, own.shape[1] - features.shape[2])).masked_fill(~own[:, None], 0)
+        chunks, own = chunks.unflatten(2, (-1, size)).transpose(1, 2).flatten(0, 1), own.reshape(-1, size)
+        hidden = F.gelu(model.conv1(chunks)).masked_fill(~own[:, None], 0)
+        hidden = F.gelu(model.conv2(hidden)).transpose(1, 2)
+        hidden = hidden + model.positional_embedding(hidden.shape[1]).to(hidden.dtype)
+        valid = own[:, ::2]
+        mask = (valid | ~valid.any(1, keepdim=True))[:, None, None]
+        states = [hidden]
+        for layer in model.layers:
+            state = layer(states[-1], mask)[0]
+            states = [*states, state] if all_layers else [state]
+        frames = self.num_frames(features.shape[2] * self.front_end.hop_length)
+        pairs = [F.avg_pool1d(state.transpose(1, 2), 2).transpose(1, 2) for state in states]
+        pairs[-1] = model.ln_post(pairs[-1])
+        whole = [pair.reshape(clips, -1, pair.shape[-1])[:, :frames] for pair in pairs]
+        return tuple(whole) if all_layers else whole[-1]

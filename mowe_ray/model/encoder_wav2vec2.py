@@ -18,6 +18,7 @@ from transformers import (
     WavLMModel,
 )
 from transformers.models.moonshine.modeling_moonshine import MoonshineEncoder
+from transformers.models.speecht5.modeling_speecht5 import SpeechT5EncoderWithSpeechPrenet
 
 from .encoder_base import ENCODERS, AudioEncoder
 from .frontends import FrontEnd, NormalisedWave
@@ -82,11 +83,16 @@ class Wav2Vec2AudioEncoder(AudioEncoder):
         super().__init__(config, front_end, model)
         # Otherwise transformers makes the *input* require a gradient in training mode, and builds
         # the graph of all convolutions even when they are frozen. The weights do not need it.
-        self.model.feature_extractor._requires_grad = False
-        first = self.model.feature_extractor.conv_layers[0]
+        self.convolutions._requires_grad = False
+        first = self.convolutions.conv_layers[0]
         norm = getattr(first, "layer_norm", None)
         if isinstance(norm, nn.GroupNorm):
             first.layer_norm = MaskedGroupNorm.replacing(norm)
+
+    @property
+    def convolutions(self) -> Any:
+        """The module that makes frames of the wave."""
+        return self.model.feature_extractor
 
     @classmethod
     def make_front_end(cls, config: PretrainedConfig, preprocessor: Mapping[str, Any]) -> FrontEnd:
@@ -113,7 +119,7 @@ class Wav2Vec2AudioEncoder(AudioEncoder):
 
     def mask_convolutions(self, lengths: Tensor | None) -> None:
         """Prepare the convolutions for clips of `lengths` (C,) samples; None: nothing is padded."""
-        norm = getattr(self.model.feature_extractor.conv_layers[0], "layer_norm", None)
+        norm = getattr(self.convolutions.conv_layers[0], "layer_norm", None)
         if isinstance(norm, MaskedGroupNorm):
             kernel, stride, _ = self.frame_layers[0]
             norm.frames = None if lengths is None else (lengths - kernel) // stride + 1
@@ -234,6 +240,40 @@ class WavLMAudioEncoder(Wav2Vec2AudioEncoder):
     # WavLM hands the raw attention weights to torch, past any LoRA layer around them; only the
     # feed-forward layers are called as modules.
     lora_targets = ("intermediate_dense", "output_dense")
+
+
+@ENCODERS.register("speecht5")
+class SpeechT5AudioEncoder(Wav2Vec2AudioEncoder):
+    """The speech encoder of SpeechT5, of its recogniser and its voice converter; 50 frames per second."""
+
+    model_class = SpeechT5EncoderWithSpeechPrenet
+    key_mapping = MappingProxyType({r"^(speecht5\.)?encoder\.": ""})
+    model: Any
+
+    def __init__(self, config: PretrainedConfig, front_end: FrontEnd, model: PreTrainedModel | None = None) -> None:
+        super().__init__(config, front_end, model)
+        self._frames: Tensor | None = None
+        self.model.prenet.pos_conv_embed.register_forward_pre_hook(self._silence_padding)
+
+    @classmethod
+    def make_front_end(cls, config: PretrainedConfig, preprocessor: Mapping[str, Any]) -> FrontEnd:
+        """The wave, as a rule not normalised."""
+        return NormalisedWave(preprocessor.get("do_normalize", False))
+
+    @property
+    def convolutions(self) -> Any:
+        """The module that makes frames of the wave."""
+        return self.model.prenet.feature_encoder
+
+    def mask_convolutions(self, lengths: Tensor | None) -> None:
+        """Prepare the convolutions, that of the positions too."""
+        super().mask_convolutions(lengths)
+        self._frames = None if lengths is None else self.num_frames(lengths)
+
+    def _silence_padding(self, layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        if self._frames is None:
+            return None
+        return (silent_behind(inputs[0].transpose(1, 2), self._frames).transpose(1, 2),)
 
 
 @ENCODERS.register("moonshine")

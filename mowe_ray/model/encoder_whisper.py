@@ -14,10 +14,12 @@ from torch.nn import functional as F
 from transformers import (
     AudioFlamingo3Encoder,
     GlmAsrEncoder,
+    MossTranscribeDiarizeAudioModel,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2AudioEncoder,
     VoxtralEncoder,
+    VoxtralRealtimeEncoder,
 )
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -165,7 +167,7 @@ class AudioFlamingo3Tower(Qwen2AudioTower):
 class VoxtralTower(WhisperAudioEncoder):
     """The audio tower of Voxtral: the encoder of Whisper-large-v3, trained further; 50 frames per second."""
 
-    model_class = VoxtralEncoder
+    model_class: ClassVar[type[PreTrainedModel]] = VoxtralEncoder
     key_mapping = MappingProxyType({r"^(model\.)?audio_tower\.": ""})
 
 
@@ -187,3 +189,49 @@ class GlmAsrTower(WhisperAudioEncoder):
         output = self.model(features, output_hidden_states=all_layers)
         last: Tensor = output.last_hidden_state
         return (*output.hidden_states[:-1], last) if all_layers else last
+
+
+@ENCODERS.register("moss_transcribe_diarize_audio")
+class MossTower(VoxtralTower):
+    """The audio tower of MOSS-Transcribe-Diarize: Whisper's encoder, trained further; 50 frames per second."""
+
+    model_class = MossTranscribeDiarizeAudioModel
+
+
+@ENCODERS.register("voxtral_realtime_encoder")
+class VoxtralRealtimeTower(WhisperAudioEncoder):
+    """The causal audio tower of Voxtral Realtime: it hears what came before; 50 frames per second."""
+
+    sees_padding = False
+    model_class = VoxtralRealtimeEncoder
+    key_mapping = MappingProxyType({r"^(model\.)?audio_tower\.": ""})
+    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    @classmethod
+    def make_front_end(cls, config: PretrainedConfig, preprocessor: Mapping[str, Any]) -> FrontEnd:
+        """Log-mel above a floor that does not depend on the clip, of which the end would have to be known."""
+        return LogMel(n_mels=config.num_mel_bins, loudest=preprocessor.get("global_log_mel_max", 1.5))
+
+    @property
+    def frame_layers(self) -> list[tuple[int, int, int]]:
+        """Spectrogram hop, then the two convolutions, padded in front alone."""
+        hop = self.front_end.hop_length
+        return [(hop, hop, 0), (3, 1, 1), (2, 2, 0)]
+
+    def pad_samples(self, samples: int, pad_audio: PadAudio) -> int:
+        """Silence for the last window of the spectrogram, which would be reflected into it otherwise."""
+        return max(samples, self.min_samples) + self.front_end.n_fft // 2
+
+    def encode(self, features: Tensor, lengths: Tensor | None, all_layers: bool) -> Tensor | tuple[Tensor, ...]:
+        """Attend to the frames before, within the window: those of padding come behind a clip's own."""
+        model: Any = self.model
+        hidden = model.embedder(features, None)
+        places = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        distance = places[0, :, None] - places
+        mask = ((distance >= 0) & (distance < (self.config.sliding_window or len(distance) + 1)))[None, None]
+        rotary, states = model.rotary_emb(hidden, position_ids=places), [hidden]
+        for layer in model.layers:
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=places)
+            states = [*states, hidden] if all_layers else [hidden]
+        last: Tensor = model.norm(hidden)
+        return (*states[:-1], last) if all_layers else last

@@ -25,7 +25,8 @@ from transformers.utils import (
     logging,
 )
 
-from .encoder_ast import ASTAudioEncoder  # noqa: F401 - here and below: the module enters its families
+from .encoder_asr import GraniteSpeechTower  # noqa: F401 - here and below: the module enters its families
+from .encoder_ast import ASTAudioEncoder  # noqa: F401
 from .encoder_base import ENCODERS, AudioEncoder, PadAudio
 from .encoder_clap import ClapAudioEncoder  # noqa: F401
 from .encoder_conformer import Wav2Vec2BertAudioEncoder  # noqa: F401

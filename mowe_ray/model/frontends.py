@@ -77,6 +77,8 @@ class LogMel(FrontEnd):
     n_mels: int = 80
     n_fft: int = 400
     hop_length: int = 160
+    loudest: float | None = None
+    """Decade that the floor is below, if it is not the clip's own maximum."""
 
     def features(self, wave: Tensor, lengths: Tensor) -> Tensor:
         """Log-mel energies, scaled as Whisper was trained on them."""
@@ -86,6 +88,8 @@ class LogMel(FrontEnd):
         # The contiguous copy is measurably cheaper than a matmul on the strided view.
         power = (spectrum[..., :-1].abs() ** 2).contiguous()
         log_mel = (_slaney_filters(self.n_mels, self.n_fft, wave.device) @ power).clamp(1e-10).log10()
+        if self.loudest is not None:
+            return (log_mel.clamp(self.loudest - 8.0) + 4.0) / 4.0
         loudest = log_mel.amax(dim=(1, 2), keepdim=True)
         return (torch.maximum(log_mel, loudest - 8.0) + 4.0) / 4.0
 
@@ -151,7 +155,7 @@ class KaldiFbank(FrontEnd):
 
     def features(self, wave: Tensor, lengths: Tensor) -> Tensor:
         """Per frame: remove DC, pre-emphasise by 0.97, Hann window, power spectrum, log mel."""
-        log_mel = _kaldi_log_mel(wave, torch.hann_window(_WINDOW, periodic=False, device=wave.device), self.n_mels)
+        log_mel = kaldi_log_mel(wave, torch.hann_window(_WINDOW, periodic=False, device=wave.device), self.n_mels)
         own_frames = (lengths - self.window).div(self.hop, rounding_mode="floor") + 1
         valid = torch.arange(log_mel.shape[1], device=wave.device) < own_frames[:, None]
         if self.do_normalize:
@@ -175,7 +179,7 @@ class StackedFbank(FrontEnd):
         """Kaldi's features of 16-bit samples, with its own (Povey's) window."""
         # In float64 up to the logarithm, as the extractor: what is rounded before is divided by small deviations.
         window = torch.hann_window(_WINDOW, periodic=False, dtype=torch.float64, device=wave.device) ** 0.85
-        log_mel = _kaldi_log_mel(wave.double() * 2**15, window, self.n_mels).float()
+        log_mel = kaldi_log_mel(wave.double() * 2**15, window, self.n_mels).float()
         own_frames = (lengths - _WINDOW).div(_HOP, rounding_mode="floor") + 1
         normalised = _normalise_bands(log_mel, own_frames, lambda variance: (variance + 1e-7).sqrt())
         pairs: Tensor = normalised[:, : normalised.shape[1] // 2 * 2].unflatten(1, (-1, 2)).flatten(2)
@@ -312,13 +316,13 @@ def _without_tf32() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def _kaldi_log_mel(wave: Tensor, window: Tensor, n_mels: int) -> Tensor:
+def kaldi_log_mel(wave: Tensor, window: Tensor, n_mels: int) -> Tensor:
     """Return log filter banks (C, F, B): remove DC, pre-emphasise by 0.97, window, power spectrum, log mel."""
     frames = wave.unfold(1, _WINDOW, _HOP)
     frames = frames - frames.mean(-1, keepdim=True)
     previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
     spectrum = torch.fft.rfft((frames - 0.97 * previous) * window, n=_KALDI_FFT)
-    energies = spectrum.abs() ** 2 @ _kaldi_filters(n_mels, _KALDI_FFT, wave.device).to(wave.dtype)
+    energies = spectrum.abs() ** 2 @ kaldi_filters(n_mels, _KALDI_FFT, wave.device).to(wave.dtype)
     log_mel: Tensor = energies.clamp(torch.finfo(torch.float32).eps).log()
     return log_mel
 
@@ -347,7 +351,11 @@ def _slaney_filters(n_mels: int, n_fft: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _kaldi_filters(n_mels: int, n_fft: int, device: torch.device) -> Tensor:
+def kaldi_filters(
+    n_mels: int, n_fft: int, device: torch.device, lowest: float = 20.0, highest: float = SAMPLE_RATE / 2
+) -> Tensor:
+    """Return Kaldi's triangular mel filters (n_fft / 2 + 1, B) between two frequencies in Hz."""
+
     # Written out because transformers warns about the empty lowest bands that AST was trained with.
     def mel(hertz: Tensor) -> Tensor:
         return 1127.0 * torch.log1p(hertz / 700.0)
@@ -355,8 +363,8 @@ def _kaldi_filters(n_mels: int, n_fft: int, device: torch.device) -> Tensor:
     # On the CPU whatever the default device is: `estimate` builds models where it is "meta".
     spaced = partial(torch.linspace, dtype=torch.float64, device="cpu")
     bins = mel(spaced(0, SAMPLE_RATE / 2, 1 + n_fft // 2))[:, None]
-    lowest, highest = mel(torch.tensor([20.0, SAMPLE_RATE / 2], dtype=torch.float64, device="cpu")).tolist()
-    edges = spaced(lowest, highest, n_mels + 2)
+    ends = mel(torch.tensor([lowest, highest], dtype=torch.float64, device="cpu")).tolist()
+    edges = spaced(*ends, n_mels + 2)
     low, centre, high = edges[:-2], edges[1:-1], edges[2:]
     rise, fall = (bins - low) / (centre - low), (high - bins) / (high - centre)
     return torch.minimum(rise, fall).clamp(min=0).to(device, torch.float32)

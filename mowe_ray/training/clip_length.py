@@ -17,7 +17,8 @@ _RATE = 16_000
 _POSITIONS, _FRAMES_PER_POSITION, _HOP = 1500, 2, 160
 
 _NAMES_OF_POSITIONS = {"glmasr_encoder": "max_position_embeddings"} | dict.fromkeys(
-    ("whisper", "qwen2_audio_encoder", "audioflamingo3_encoder", "voxtral_encoder"), "max_source_positions"
+    ("whisper", "qwen2_audio_encoder", "audioflamingo3_encoder", "voxtral_encoder", "moss_transcribe_diarize_audio"),
+    "max_source_positions",
 )
 
 # Those of `mowe_ray.model.encoders.ENCODERS` without plugins, which takes seconds to import.
@@ -27,17 +28,29 @@ FAMILIES = frozenset(
         "audioflamingo3_encoder",
         "clap_audio_model",
         "data2vec-audio",
+        "fun_asr_nano_encoder",
         "glmasr_encoder",
+        "granite_speech_encoder",
+        "granite_speech_plus_encoder",
         "hubert",
+        "lasr_encoder",
         "moonshine",
+        "moss_transcribe_diarize_audio",
         "parakeet_encoder",
+        "qwen2_5_omni_audio_encoder",
         "qwen2_audio_encoder",
         "qwen3_asr_encoder",
+        "qwen3_omni_moe_audio_encoder",
+        "seamless_m4t",
+        "seamless_m4t_v2",
         "sew",
         "sew-d",
+        "speech_to_text",
+        "speecht5",
         "unispeech",
         "unispeech-sat",
         "voxtral_encoder",
+        "voxtral_realtime_encoder",
         "wav2vec2",
         "wav2vec2-bert",
         "wav2vec2-conformer",

@@ -158,7 +158,7 @@ def test_every_tensor_gets_a_gradient_from_the_shortest_clip(encoder: AudioEncod
 def test_training_mode_is_deterministic_without_dropout(encoder: AudioEncoder) -> None:
     """Neither layer dropping nor transformers' own masking may be left on."""
     for module in encoder.modules():
-        for name in ("p", "dropout", "attention_dropout", "activation_dropout", "drop_prob"):
+        for name in ("p", "dropout", "hidden_dropout", "attention_dropout", "activation_dropout", "drop_prob"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     features = features_of(encoder, 30_000)

@@ -170,7 +170,9 @@ def test_front_ends_survive_a_configuration_file(front_end: FrontEnd) -> None:
 
 
 def test_unknown_front_end_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'mfcc' is unknown; known are clap_log_mel, kaldi_fbank, log_mel, .*wave"):
+    with pytest.raises(
+        ValueError, match=r"'mfcc' is unknown; known are clap_log_mel, .*kaldi_fbank, .*log_mel, .*wave"
+    ):
         front_end_from_dict({"kind": "mfcc"})
 
 
