@@ -46,8 +46,6 @@ _READERS: dict[str, ModuleType] = {
 _CHUNK_ROWS = 1 << 16  # Python objects alive at a time while a long manifest is scanned
 _PLACE_COLUMNS = [name for name in Place.__slots__ if name not in ("allow_paths", "reading")]
 _OPTIONS = b"options"
-
-
 _ANY = Reading()
 
 
