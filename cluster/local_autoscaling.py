@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -99,11 +99,15 @@ def _end(head: subprocess.Popen[bytes], folder: Path) -> None:
         for process in psutil.process_iter(["cmdline"])
         if any(str(folder) in part for part in process.info["cmdline"] or ())
     ]
-    workers = [child for process in with_folder for child in process.children(recursive=True)]
+    workers = []
+    for process in with_folder:
+        with suppress(psutil.NoSuchProcess):  # nodes end on their own too
+            workers += process.children(recursive=True)
     head.send_signal(signal.SIGTERM)
     _, left = psutil.wait_procs([*with_folder, *workers], timeout=5)
     for process in left:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     head.wait()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from .configuration_mowe import MoweConfig
 from .encoders import stored_weights
@@ -148,7 +149,10 @@ def open_exported(folder: str) -> MoweForConditionalGeneration:
         raise ValueError(f"cannot read an export from {folder!r}: {error}") from error
     with torch.device("meta"):
         model = MoweForConditionalGeneration(config)
-    missing = model.state_dict().keys() - stored - model.all_tied_weights_keys.keys()
+    tied = model.all_tied_weights_keys.keys()
+    missing = model.state_dict().keys() - stored - tied
+    if missing:  # some families are written with the names of their first checkpoints
+        missing = revert_weight_conversion(model, model.state_dict()).keys() - stored - tied
     if missing:
         names = [spec.name for spec in config.weak_encoders or []]
         parts = {_part(name, names) for name in missing}

@@ -17,7 +17,7 @@ from mowe_ray.model.building import (
     load_model,
     untouched_parameters,
 )
-from mowe_ray.model.export import export
+from mowe_ray.model.export import export, open_exported
 from tests.tiny_models import (
     ENCODER_CONFIGS,
     tiny_ast_config,
@@ -66,6 +66,18 @@ def logits_of(model: MoweForConditionalGeneration, batch: dict[str, torch.Tensor
 
 
 TIED = pytest.mark.parametrize("trained", [False, True], ids=["untied", "tied"], indirect=True)
+
+
+@pytest.mark.slow
+def test_no_family_is_missed_in_an_export_that_has_it(
+    make_model: MakeModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """transformers writes AST with the names of its first checkpoints: evaluate and serve called it incomplete."""
+    pool = [WeakEncoder(f"m{i}", make(), "frozen") for i, make in enumerate(ENCODER_CONFIGS.values())]
+    model = make_model(weak_encoders=pool)
+    export(model, build_processor(model, tokenizer), tmp_path)
+    opened = open_exported(str(tmp_path))
+    assert opened.state_dict().keys() == model.state_dict().keys()
 
 
 @pytest.mark.slow
