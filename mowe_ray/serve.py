@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mowe_ray.command_line import SUCCESS, log, make_parser, reject, run_and_print
+from mowe_ray.command_line import INTERRUPTED, SUCCESS, log, make_parser, reject, run_and_print
 from mowe_ray.evaluation.targets import find_models
 from mowe_ray.output.terminal import duration, outlive_terminal
 
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
         out: Where the result goes, by default stdout.
 
     Returns:
-        0 when it was asked to end, 1 when the server failed, 2 when the request was wrong.
+        0 when it was asked to end, 1 when the server failed, 2 when the request was wrong, 130 when it was interrupted
+        before it answered.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -45,7 +46,11 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     except ValueError as error:
         return reject(error)
     subject = {"models": [target.name for target in plan.models], "url": _url(plan)}
-    return run_and_print(lambda: (_serve(plan), SUCCESS), subject, out)
+    try:
+        return run_and_print(lambda: (_serve(plan), SUCCESS), subject, out)
+    except KeyboardInterrupt:  # before it answered
+        log("interrupted")
+        return INTERRUPTED
 
 
 def _plan(arguments: argparse.Namespace) -> ServerPlan:

@@ -59,7 +59,10 @@ class Decoders:
             return child.call(decode_audio, data, None, self._min_s, max_s, timeout_s=self._timeout_s)
         except BadAudio as error:
             if error.cause == "too_long":
-                advice = "cut it, or send it to /v1/audio/transcriptions, which takes longer recordings"
+                longer = (
+                    "" if param == "file" else ", or send it to /v1/audio/transcriptions, which takes longer recordings"
+                )
+                advice = f"cut it{longer}"
             else:
                 advice = _ADVICE.get(error.cause, "send another file")
             raise Refused(f"{param}: {error.detail}: {advice}", code=f"audio_{error.cause}", param=param) from error

@@ -39,7 +39,8 @@ def test_a_table_and_conversations_are_trained_and_answered(tmp_path: Path) -> N
     looked = run_command(*arguments, "--dry-run")
     assert looked.code == 0, looked.err
     assert "20 x 16000" in looked.err + looked.out
-    trained = run_command(*arguments, "training.log_samples=true")
+    cache = [f"data.feature_cache={tmp_path}/cache", "model.train_base=frozen"]
+    trained = run_command(*arguments, "training.log_samples=true", *cache)
     assert trained.code == 0, trained.err
     assert trained.result["tasks"].keys() == {"aqa", "chat"}
     assert trained.result["samples"] == {"lost": 0, "repeated": 0}
