@@ -34,6 +34,7 @@ from mowe_ray.output.lease import held
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.sweeping.dry_run import dry_run
 from mowe_ray.sweeping.load import load_sweep, render_sweep_help
+from mowe_ray.sweeping.one_shot import is_unscored
 from mowe_ray.sweeping.progress import StudyProgress
 from mowe_ray.sweeping.report.results import ResultsWriter, table
 from mowe_ray.sweeping.schema import SweepConfig
@@ -108,20 +109,12 @@ def _run(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
 
 
 def _run_study(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
-    from mowe_ray.distributed.ray_tune.tuner import run_study  # imports torch and ray
-
     began, progress = time.monotonic(), StudyProgress(log)
-    study = Study(sweep, _cost, log)
-    results = ResultsWriter(study)
-
-    def show(study: Study) -> None:
-        progress.show(study)
-        results.update()  # the report is there, and grows, before the study ends
-
-    try:
-        interrupted = run_study(study, log, show)
-    finally:
-        progress.close()
+    study, results, interrupted = _run_trials(sweep, progress)
+    if not interrupted and is_unscored(sweep, study.folder, study.trials.values()):
+        interrupted = _score_pools(study)
+        if not interrupted:  # the same study goes on, now with pools to train alone
+            study, results, interrupted = _run_trials(sweep, progress)
     try:
         study.save(insist=True)
         result = results.write(elapsed_s=time.monotonic() - began)
@@ -134,6 +127,34 @@ def _run_study(sweep: SweepConfig) -> tuple[dict[str, Any], int]:
     if result["best"] is None:
         return result, FAILURE
     return result, _SOME_FAILED if result["trials"].get("failed") else SUCCESS
+
+
+def _run_trials(sweep: SweepConfig, progress: StudyProgress) -> tuple[Study, ResultsWriter, bool]:
+    """Run the trials that are known or can be chosen by now; returns also whether that was interrupted."""
+    from mowe_ray.distributed.ray_tune.tuner import run_study  # imports torch and ray
+
+    study = Study(sweep, _cost, log)
+    results = ResultsWriter(study)
+
+    def show(study: Study) -> None:
+        progress.show(study)
+        results.update()  # the report is there, and grows, before the study ends
+
+    try:
+        return study, results, run_study(study, log, show)
+    finally:
+        progress.close()
+
+
+def _score_pools(study: Study) -> bool:
+    """Score all pools with the weights of the supernets; returns whether that was interrupted."""
+    from mowe_ray.distributed.ray_tune.pool_scores import score_pools  # imports torch and ray
+
+    try:
+        score_pools(study, log)
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
 def _cost(config: RunConfig) -> ModelCost | None:

@@ -14,7 +14,8 @@ from mowe_ray.config import RunConfig
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.output.terminal import amount, duration, format_table
 from mowe_ray.sweeping.compute_cost import CLIP_S, Work, device
-from mowe_ray.sweeping.schema import SweepConfig
+from mowe_ray.sweeping.one_shot import spread
+from mowe_ray.sweeping.schema import POOL_KEY, SweepConfig
 from mowe_ray.sweeping.search import random_points
 from mowe_ray.sweeping.search_space import Dimension, SearchSpace
 from mowe_ray.sweeping.study import Study, check_same_study
@@ -37,9 +38,10 @@ def dry_run(sweep: SweepConfig, cost: Callable[[RunConfig], ModelCost | None], o
     check_same_study(folder, sweep)
     earlier = load_all(folder)
     # Optuna chooses from results, so that its points cannot be listed before there are any.
-    chosen_beforehand = sweep.search.kind != "optuna"
+    # One-shot chooses the pools to train alone from the scores of all.
+    chosen_beforehand = sweep.search.kind not in ("optuna", "oneshot")
     planned = list(_planned(sweep, work, earlier)) if chosen_beforehand else []
-    points = len({trial.point for trial, _ in planned}) if chosen_beforehand else sweep.budget.points
+    points = len({trial.point for trial, _ in planned}) if chosen_beforehand else space.expected_points
     assert points is not None  # Optuna needs a number of points
     trials = len(planned) if chosen_beforehand else points * len(sweep.seeds)
     configs = [config for _, config in planned] or _sampled(space)
@@ -48,6 +50,7 @@ def dry_run(sweep: SweepConfig, cost: Callable[[RunConfig], ModelCost | None], o
         "question": sweep.question,
         "base": sweep.base,
         "search": sweep.search.kind,
+        "one_shot": _one_shot_facts(sweep, space, points) if sweep.search.kind == "oneshot" else None,
         "scheduler": sweep.scheduler.kind,
         "objective": sweep.objective.model_dump(),
         "seeds": sweep.seeds,
@@ -85,8 +88,18 @@ def _planned(sweep: SweepConfig, work: Work, earlier: Sequence[Trial]) -> Iterat
 
 
 def _sampled(space: SearchSpace) -> list[RunConfig]:
-    """Return configurations of random points, for means over a space."""
+    """Return configurations for means over a space: those of one-shot's points, else of random ones."""
+    if space.sweep.search.kind == "oneshot":
+        alone = spread(list(space.points()), space.sweep.search.calibrate)
+        return [space.config(point) for point in [space.supernet(), *alone]]
     return [space.config(point) for point in islice(random_points(space, seed=0), _SAMPLED)]
+
+
+def _one_shot_facts(sweep: SweepConfig, space: SearchSpace, points: int) -> dict[str, int]:
+    """Count what a one-shot search trains and evaluates."""
+    members = len(space.supernet()[POOL_KEY])
+    pools, seeds = 2 ** min(members, 6), len(sweep.seeds)  # of more encoders 64 pools are drawn
+    return {"encoders": members, "supernets": seeds, "pools": pools, "evaluations": pools * seeds, "alone": points - 1}
 
 
 def _values(dimension: Dimension) -> dict[str, Any]:
@@ -203,12 +216,22 @@ def _setting(facts: dict[str, Any]) -> list[list[str]]:
     return [
         ["base", facts["base"]],
         ["search", f"{facts['search']}, {facts['points']} points"],
+        *_one_shot(facts["one_shot"], facts["seeds"]),
         ["scheduler", facts["scheduler"]],
         ["objective", objective["metric"] + against],
         ["seeds", ", ".join(map(str, facts["seeds"]))],
         ["a trial", f"{workers} worker{'s' if workers > 1 else ''}, each {each}"],
         ["at a time", "as many as fit" if concurrent is None else str(concurrent)],
     ]
+
+
+def _one_shot(counted: dict[str, int] | None, seeds: Sequence[int]) -> list[list[str]]:
+    if counted is None:
+        return []
+    runs = f"{counted['supernets']} with all {counted['encoders']} encoders and pool dropout"
+    alone = f"{counted['alone'] * len(seeds)} of pools alone ({counted['alone']} pools), to check the ranking"
+    passes = f"{counted['evaluations']} passes over the validation data: {counted['pools']} pools with each supernet"
+    return [["trainings", f"{runs}, {alone}"], ["evaluations", passes]]
 
 
 def _entry(values: dict[str, Any]) -> str:

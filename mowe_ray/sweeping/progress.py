@@ -54,6 +54,7 @@ class StudyProgress:
         """Leave the last table where it is."""
         if self._live is not None:
             self._live.stop()
+            self._live = None
 
 
 def summary(study: Study, left_s: float | None) -> str:
@@ -62,7 +63,9 @@ def summary(study: Study, left_s: float | None) -> str:
     counts = ", ".join(f"{states[state]} {state}" for state in _STATES if states[state])
     total = study.expected_trials
     of = "" if total is None else f" of {total}"
-    best = best_trial(study.trials.values(), study.sweep.objective)
+    best = best_trial(
+        (trial for trial in study.trials.values() if not study.sweep.is_supernet(trial.values)), study.sweep.objective
+    )
     best_so_far = "" if best is None else f"  best {best.name} {_value(best, study)} ({point_label(best.values)})"
     left = "" if left_s is None else f"  {duration(left_s)} left"
     return f"{len(study.trials)}{of} trials: {counts}{best_so_far}{left}"

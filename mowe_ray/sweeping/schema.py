@@ -6,6 +6,7 @@ configuration to values or a range, `model.weak_encoders` to pools, any other na
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -23,6 +24,7 @@ from mowe_ray.config.fields import CheckpointSource, Name, Probability, Section,
 from mowe_ray.config.plugins import PluginNames
 
 POOL_KEY = "model.weak_encoders"
+SUPERNET_KEY = "training.pool_dropout"  # set for the training whose weights score all pools, with search.kind oneshot
 
 
 class LibraryEncoder(Section):
@@ -137,12 +139,14 @@ Entry = Annotated[
 class SearchSection(Section):
     """How points of the space are chosen."""
 
-    kind: Literal["grid", "random", "optuna"] = "grid"
-    """All points; independent draws; or Optuna's TPE, which learns from finished trials."""
+    kind: Literal["grid", "random", "optuna", "oneshot"] = "grid"
+    """All points; independent draws; Optuna's TPE, which learns from results; or pools with one training's weights."""
     seed: NonNegativeInt = 0
     """Seed of the draws."""
     startup_points: PositiveInt = 8
     """With optuna: draws before it begins to learn."""
+    calibrate: Annotated[int, Field(ge=2)] = 6
+    """With oneshot: pools, spread over the ranking, that are also trained alone, to see whether it can be trusted."""
 
 
 class SchedulerSection(Section):
@@ -242,8 +246,9 @@ class SweepConfig(Section):
             if grids and kind == "optuna"
             else None,
             f"budget.points: {kind} needs a number of points"
-            if kind != "grid" and self.budget.points is None
+            if kind in ("random", "optuna") and self.budget.points is None
             else None,
+            self._unfit_for_oneshot() if kind == "oneshot" else None,
             "scheduler.kind: pbt needs search.kind random, and something to change: a range of "
             "training.learning_rate, training.lr_per_part.*, training.weight_decay or training.mowe_loss.weight"
             if pbt and (kind != "random" or not self.mutable)
@@ -253,6 +258,25 @@ class SweepConfig(Section):
             else None,
         )
         return self
+
+    def _unfit_for_oneshot(self) -> str | None:
+        pools = self.space.get(POOL_KEY)
+        if not isinstance(pools, Pools) or pools.subsets is None or pools.repeats or pools.pools or len(self.space) > 1:
+            return f"space: oneshot searches {POOL_KEY} alone, given as subsets: {{of: ..., sizes: [...]}}"
+        if self.scheduler.kind != "none":
+            return "scheduler.kind: oneshot compares complete trainings; write none"
+        if self.budget.points is not None:
+            return "budget.points: with oneshot, search.calibrate says how many pools are trained alone; write null"
+        return "objective.metric: oneshot ranks by score or score.TASK" if self.objective.metric == "loss" else None
+
+    def is_supernet(self, values: Mapping[str, Any]) -> bool:
+        """Whether a point is the training whose weights answer for all pools of a one-shot search."""
+        return self.search.kind == "oneshot" and SUPERNET_KEY in values
+
+    @property
+    def entries(self) -> list[str]:
+        """What tells trials apart: the entries of the space, and what the search adds."""
+        return [*self.space, *([SUPERNET_KEY] if self.search.kind == "oneshot" else [])]
 
     @property
     def mutable(self) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 import optuna
 
+from mowe_ray.sweeping.one_shot import Supernet, one_shot_points
 from mowe_ray.sweeping.search_space import Dimension, PointValues, SearchSpace
 
 # Draws against the constraints, or of points that were there before, after which the space counts as exhausted.
@@ -32,9 +33,11 @@ class Search(Protocol):
         """Report the values of a finished point, one per objective; None if its trials failed."""
 
 
-def make_search(space: SearchSpace, directions: Directions) -> Search:
-    """Return the search that a study's configuration names."""
+def make_search(space: SearchSpace, directions: Directions, supernets: Sequence[Supernet] = ()) -> Search:
+    """Return the search that a study's configuration names; `supernets` are those of one-shot that have scores."""
     search = space.sweep.search
+    if search.kind == "oneshot":
+        return ListedSearch(one_shot_points(space, supernets))
     if search.kind == "optuna":
         return OptunaSearch(space, directions, seed=search.seed, startup_points=search.startup_points)
     return ListedSearch(space.points() if search.kind == "grid" else random_points(space, search.seed))

@@ -12,6 +12,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, product
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from mowe_ray.config import ConfigError, RunConfig, load_config
 from mowe_ray.config.keys import is_known
 from mowe_ray.sweeping.schema import (
     POOL_KEY,
+    SUPERNET_KEY,
     Choice,
     Entry,
     Grid,
@@ -87,6 +89,30 @@ class SearchSpace:
             if self.rejection(point) is None:
                 yield point
 
+    @cached_property
+    def expected_points(self) -> int | None:
+        """Number of points that a study will have; None if only the search can determine it."""
+        search, points = self.sweep.search, self.sweep.budget.points
+        if search.kind not in ("grid", "oneshot"):
+            return points
+        total = sum(1 for _ in self.points())
+        if search.kind == "oneshot":
+            return 1 + min(search.calibrate, total)
+        return total if points is None else min(points, total)
+
+    def supernet(self) -> PointValues:
+        """Return the point whose one training serves all pools of a one-shot search.
+
+        Raises:
+            ConfigError: The pool of all encoders cannot be trained.
+        """
+        entry = self.sweep.space[POOL_KEY]
+        assert isinstance(entry, Pools)
+        assert entry.subsets is not None
+        point = {POOL_KEY: _named(entry.subsets.of, self.library), SUPERNET_KEY: True}
+        self.config(point)
+        return point
+
     def rejection(self, point: PointValues) -> str | None:
         """Return the reason why a point is not trained; None if it is."""
         for constraint in self._constraints:
@@ -111,7 +137,7 @@ class SearchSpace:
         """Return the keys of the configuration that a point sets."""
         keys: dict[str, Any] = {}
         for name, value in point.items():
-            entry = self.sweep.space[name]
+            entry = self.sweep.space.get(name)  # None for what a search adds by itself
             if isinstance(entry, Settings):
                 keys |= entry.settings[value]
             else:

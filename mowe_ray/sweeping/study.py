@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from mowe_ray.config import RunConfig
 from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.sweeping.one_shot import load_supernets
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.search import Directions, key, make_search
 from mowe_ray.sweeping.search_space import PointValues, SearchSpace
@@ -68,7 +69,8 @@ class Study:
         for number in self._waiting:  # left over from a run that was interrupted
             trial = replace(self.trials[number], status="waiting")
             self._update(trial, config=run_folder(self.folder, trial).find_json("config.json") is None)
-        self._search = make_search(self.space, self.directions)
+        supernets = load_supernets(sweep, self.folder, self.trials.values())
+        self._search = make_search(self.space, self.directions, supernets)
         for point in sorted(set(self._points.values())):
             self._report_to_search(point)
 
@@ -170,10 +172,7 @@ class Study:
     @cached_property
     def expected_trials(self) -> int | None:
         """Number of trials the study will have; None if only the search can determine it."""
-        points = self.sweep.budget.points
-        if self.sweep.search.kind == "grid":
-            total = sum(1 for _ in self.space.points())
-            points = total if points is None else min(points, total)
+        points = self.space.expected_points
         return None if points is None else points * len(self.sweep.seeds)
 
     def _replicas(self) -> list[int]:
@@ -185,7 +184,8 @@ class Study:
 
     def _new_point(self) -> list[int]:
         """Add the next point of the search; returns the numbers of its trials."""
-        while self.sweep.budget.points is None or len(self._points) < self.sweep.budget.points:
+        most = self.space.expected_points if self.sweep.search.kind == "oneshot" else self.sweep.budget.points
+        while most is None or len(self._points) < most:
             values = self._search.next()
             if values is None:
                 return []

@@ -8,6 +8,8 @@ import yaml
 
 from mowe_ray.config import load_config
 from mowe_ray.sweeping.load import load_sweep
+from mowe_ray.sweeping.one_shot import Supernet
+from mowe_ray.sweeping.schema import POOL_KEY
 from mowe_ray.sweeping.search import make_search
 from mowe_ray.sweeping.search_space import SearchSpace
 
@@ -29,12 +31,18 @@ def test_the_shipped_studies_are_these() -> None:
         "base_features.yaml",
         "fusion.yaml",
         "joint.yaml",
+        "oneshot.yaml",
         "pool_composition.yaml",
         "pool_size.yaml",
         "router_input.yaml",
         "routers.yaml",
         "top_k.yaml",
     ]
+
+
+def made_supernet(space: SearchSpace) -> Supernet:
+    score = {"asr": {"score": 0.5, "samples": 9}}
+    return Supernet(0, {frozenset(point[POOL_KEY]): score for point in space.points()})
 
 
 @pytest.mark.parametrize("base", ["quickstart", "paper"])
@@ -44,7 +52,10 @@ def test_every_study_asks_a_question_and_has_points_to_answer_it(path: Path, bas
     assert sweep.name == path.stem
     assert sweep.question.endswith("?")
     space = SearchSpace(sweep)
-    search = make_search(space, ["max"])  # `sweep.objective.against` changes how points are compared, not which exist
+    supernets = [made_supernet(space)] if sweep.search.kind == "oneshot" else []
+    search = make_search(
+        space, ["max"], supernets
+    )  # `sweep.objective.against` changes how points are compared, not which exist
     points = []
     while (point := search.next()) is not None and len(points) != sweep.budget.points:
         points.append(point)

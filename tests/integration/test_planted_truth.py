@@ -39,6 +39,34 @@ def test_pool_composition_finds_the_encoder_that_the_task_needs(tmp_path: Path) 
     assert "hubert" in done.result["best"]["values"]["model.weak_encoders"]
 
 
+def test_one_shot_search_ranks_the_pools_that_hear_first(tmp_path: Path) -> None:
+    corpus = write_planted_corpus(tmp_path / "corpus")
+    done = run_command(
+        "sweeps/oneshot.yaml",
+        f"storage={tmp_path}",
+        f"data.train=[{{path: {corpus.train}}}]",
+        f"data.validation=[{{path: {corpus.validation}, name: held_out}}]",
+        *_SMALL,
+        "space={model.weak_encoders: {subsets: {of: all, sizes: [1, 2, 3]}}}",
+        "training.max_steps=300",  # a clip has hubert half of the time
+        "search.calibrate=5",
+        "seeds=[0]",
+        module="mowe_ray.sweep",
+        timeout_s=1800,
+    )
+    assert done.code == 0, done.err
+    rows = json.loads((tmp_path / "oneshot" / "pools" / "trial-0000" / "scores.json").read_text())["pools"]
+    scores = {tuple(sorted(row["members"])): row["score"] for row in rows}
+    assert len(scores) == 8
+    assert min(scores[pool] for pool in scores if "hubert" in pool) > 0.8
+    assert max(scores[pool] for pool in scores if "hubert" not in pool) < 0.65
+    calibration = done.result["one_shot"]
+    assert [("hubert" in row["pool"]) for row in calibration["pools"]] == [True] * 4 + [False] * 3
+    assert sum(row["alone"] is not None for row in calibration["pools"]) == 5
+    assert calibration["tau"]["value"] > 0
+    assert "hubert" in done.result["best"]["values"]["model.weak_encoders"]
+
+
 def _mean_scores(study: Path) -> dict[tuple[str, ...], float]:
     """Return the mean over seeds of the last validation's score, by the names in the pool."""
     scores: dict[tuple[str, ...], list[float]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mowe_ray.output.terminal import amount
+from mowe_ray.sweeping.analysis.calibration import Calibration, sentences
 from mowe_ray.sweeping.analysis.effects import Effect, effects, gap
 from mowe_ray.sweeping.analysis.points import (
     CLEAR,
@@ -30,18 +31,20 @@ _TASK_CLEAR = 3.0  # standard errors, where all tasks are searched for a differe
 _MOST_FACTORS = 3
 
 
-def answer(config: SweepConfig, trials: Sequence[Trial]) -> str:
+def answer(config: SweepConfig, trials: Sequence[Trial], one_shot: Calibration | None = None) -> str:
     """Answer the study's question: the best point and how sure that is, and what matters.
 
     A difference below two standard errors is said to be none. The most important sentence comes first.
     """
     measured = points(config, trials)
     order = ranked(config, measured)
+    ranking = list(sentences(one_shot)) if one_shot else []
     if not order:
-        return " ".join([_nothing_finished(config, trials), *_left_out(trials, measured)])
+        return " ".join([*ranking, _nothing_finished(config, trials), *_left_out(trials, measured)])
     front = [_front(config, measured)] if config.objective.against else []
     return " ".join(
         [
+            *ranking,
             *_nothing_learned(config, order[0]),
             _winner(config, order),
             *_as_good(config, order),

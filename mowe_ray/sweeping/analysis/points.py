@@ -70,7 +70,9 @@ def points(config: SweepConfig, trials: Sequence[Trial], metric: str | None = No
     """
     metric = metric or config.objective.metric
     groups: dict[int, list[Trial]] = {}
-    for trial in sorted(trials, key=lambda trial: trial.number):
+    # A supernet has trained on parts of its pool, and is compared with nothing.
+    alone = [trial for trial in trials if not config.is_supernet(trial.values)]
+    for trial in sorted(alone, key=lambda trial: trial.number):
         groups.setdefault(trial.point, []).append(trial)
     measured = [_measured(number, group, metric, config.seeds) for number, group in sorted(groups.items())]
     between_seeds = pooled_spread([point.objectives for point in measured])

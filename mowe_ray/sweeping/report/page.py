@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from mowe_ray.output.charts import escape, tag
 from mowe_ray.output.html_page import page, section, tiles
 from mowe_ray.output.terminal import amount, duration
+from mowe_ray.sweeping.analysis.calibration import Calibration
 from mowe_ray.sweeping.analysis.conclusions import answer
 from mowe_ray.sweeping.analysis.effects import distinct, effects
 from mowe_ray.sweeping.analysis.points import (
@@ -25,6 +26,7 @@ from mowe_ray.sweeping.analysis.points import (
     sampling_error,
 )
 from mowe_ray.sweeping.report.charts import colouring, effect_charts, learning_curves, quality_against_cost
+from mowe_ray.sweeping.report.one_shot import one_shot_sections
 from mowe_ray.sweeping.report.parallel_coordinates import parallel_coordinates
 from mowe_ray.sweeping.report.router_charts import heat_map, load_bars
 from mowe_ray.sweeping.schema import SweepConfig
@@ -54,6 +56,7 @@ def report(
     histories: Mapping[int, History],
     best_yaml: str | None = None,
     elapsed_s: float | None = None,
+    one_shot: Calibration | None = None,
 ) -> str:
     """Return report.html.
 
@@ -61,12 +64,14 @@ def report(
         histories: By number of the trial; those that are missing have no curves.
         best_yaml: The winner's configuration, as written to best.yaml.
         elapsed_s: How long the study took, if known.
+        one_shot: Of a one-shot search, once there is a ranking.
     """
     measured = points(config, trials)
     winner = best(config, measured)
     return page(
         f"{config.name}: {config.question}",
-        _answer(config, trials, winner, elapsed_s),
+        _answer(config, trials, winner, elapsed_s, one_shot),
+        *one_shot_sections(one_shot, metric_label(config.objective.metric)),
         *_charts(config, trials, histories, measured, winner),
         _routing(config, trials, histories, measured, winner),
         section("All trials", trial_table(config, trials, winner), "Click a heading to sort.") if trials else "",
@@ -80,8 +85,14 @@ def _unbroken(text: str) -> str:
     return text.replace(" ± ", "\u00a0±\u00a0")
 
 
-def _answer(config: SweepConfig, trials: Sequence[Trial], winner: Point | None, elapsed_s: float | None) -> str:
-    first, *rest = re.split(r"(?<=\.) (?=\S)", _unbroken(answer(config, trials)))
+def _answer(
+    config: SweepConfig,
+    trials: Sequence[Trial],
+    winner: Point | None,
+    elapsed_s: float | None,
+    one_shot: Calibration | None,
+) -> str:
+    first, *rest = re.split(r"(?<=\.) (?=\S)", _unbroken(answer(config, trials, one_shot)))
     more = tag("ul", *(tag("li", escape(sentence)) for sentence in rest), class_="more") if rest else ""
     return tag(
         "header",
@@ -215,7 +226,7 @@ def trial_table(config: SweepConfig, trials: Sequence[Trial], winner: Point | No
     tasks = sorted({task for trial in trials for task in trial.tasks})
     extra = ["loss"] if metric != "loss" else []
     heads = [
-        ("trial", True), *((entry_name(name), False) for name in config.space), ("seed", True), ("state", False),
+        ("trial", True), *((entry_name(name), False) for name in config.entries), ("seed", True), ("state", False),
         (metric_label(metric), True), *((task, True) for task in tasks), *((name, True) for name in extra),
         ("active", True), ("steps", True), ("time", True),
     ]  # fmt: skip
@@ -228,7 +239,7 @@ def trial_table(config: SweepConfig, trials: Sequence[Trial], winner: Point | No
 def _row(config: SweepConfig, trial: Trial, tasks: Sequence[str], won: bool) -> str:
     metric = config.objective.metric
     active = trial.cost.active if trial.cost else None
-    values = [entry_label(trial.values[name]) if name in trial.values else "" for name in config.space]
+    values = [entry_label(trial.values[name]) if name in trial.values else "" for name in config.entries]
     cells = [
         _number(trial.number, str(trial.number)),
         *(tag("td", escape(value)) for value in values),

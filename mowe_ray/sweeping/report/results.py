@@ -9,9 +9,11 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from mowe_ray.output.terminal import amount, format_table
+from mowe_ray.sweeping.analysis.calibration import Calibration, calibration
 from mowe_ray.sweeping.analysis.conclusions import answer
 from mowe_ray.sweeping.analysis.points import (
     Point,
@@ -26,6 +28,7 @@ from mowe_ray.sweeping.analysis.points import (
     points,
     ranked,
 )
+from mowe_ray.sweeping.one_shot import load_supernets
 from mowe_ray.sweeping.report.page import report
 from mowe_ray.sweeping.schema import SweepConfig
 from mowe_ray.sweeping.study import Study
@@ -76,7 +79,9 @@ class ResultsWriter:
 
     def _write(self, trials: Sequence[Trial], elapsed_s: float | None) -> dict[str, Any]:
         study, folder = self._study, self._study.folder
-        result = summary(study.sweep, trials)
+        supernets = load_supernets(study.sweep, folder, trials)
+        one_shot = calibration(study.space, trials, supernets)
+        result = summary(study.sweep, trials, one_shot)
         best_yaml = None
         if result["best"] is not None:
             winner = next(trial for trial in trials if trial.name == result["best"]["trials"][0])
@@ -84,7 +89,7 @@ class ResultsWriter:
             folder.write_text("best.yaml", best_yaml)
         histories = {trial.number: self._history(trial) for trial in trials if trial.status != "waiting"}
         folder.write_text("results.csv", results_csv(study.sweep, trials))
-        folder.write_text("report.html", report(study.sweep, trials, histories, best_yaml, elapsed_s))
+        folder.write_text("report.html", report(study.sweep, trials, histories, best_yaml, elapsed_s, one_shot))
         files = {"report": folder.path("report.html"), "best_config": folder.path("best.yaml") if best_yaml else None}
         return {"sweep": folder.url, **files, **result}
 
@@ -97,7 +102,7 @@ class ResultsWriter:
         return found
 
 
-def summary(config: SweepConfig, trials: Sequence[Trial]) -> dict[str, Any]:
+def summary(config: SweepConfig, trials: Sequence[Trial], one_shot: Calibration | None = None) -> dict[str, Any]:
     """Return the result of a study as plain values, ready for JSON."""
     measured = points(config, trials)
     winner = best(config, measured)
@@ -107,7 +112,8 @@ def summary(config: SweepConfig, trials: Sequence[Trial]) -> dict[str, Any]:
         "front": [_described(point) for point in pareto_front(config, measured)] if config.objective.against else None,
         "points": len(measured),
         "trials": by_status(trials),
-        "answer": answer(config, trials),
+        **({"one_shot": one_shot and asdict(one_shot)} if config.search.kind == "oneshot" else {}),
+        "answer": answer(config, trials, one_shot),
     }
 
 
@@ -145,7 +151,7 @@ def _row(config: SweepConfig, trial: Trial, tasks: Sequence[str]) -> dict[str, A
         "point": trial.point,
         "seed": trial.seed,
         "status": trial.status,
-        **{name: _exact(trial.values.get(name)) for name in config.space},
+        **{name: _exact(trial.values.get(name)) for name in config.entries},
         "objective": finite(trial.objective(config.objective.metric)),
         "loss": finite(trial.loss),
         **{f"score.{task}": finite(trial.tasks.get(task, {}).get("score")) for task in tasks},
