@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, NamedTuple, Self, TypeVar
 
 from mowe_ray.data.sample import StorageError
@@ -105,8 +106,9 @@ class KeptRuns:
         name = hashlib.blake2b(repr(extent).encode(), digest_size=16).hexdigest()
         file = self._folder / f"{name}.run"
         if not self._folder.exists():
+            _own(self._folder.parent)
             _remove_unused(self._folder.parent)
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
         with self._lock(str(int(name, 16) % _LOCKS)):
             if file.exists():
                 os.utime(file)
@@ -178,8 +180,21 @@ def _sizes(folder: Path) -> Iterator[tuple[float, int, Path]]:
             yield status.st_mtime, status.st_size, file
 
 
+def _own(parent: Path) -> None:
+    """Make a folder that nobody else can read or write; anyone may have made one of its name in /tmp before.
+
+    Raises:
+        OSError: It is another user's, or a link.
+    """
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = parent.lstat()
+    if not S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise OSError(f"{parent} is not this user's own folder")
+    parent.chmod(0o700)
+
+
 def _remove_unused(parent: Path) -> None:
-    for folder in parent.iterdir() if parent.exists() else ():
+    for folder in parent.iterdir():
         with suppress(FileNotFoundError):
             if time.time() - max([folder.stat().st_mtime, *(used for used, *_ in _sizes(folder))]) > _UNUSED_S:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Runs that are fetched once, kept on disk, and read instead of single samples."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,25 @@ def test_the_disk_holds_no_more_than_its_room(data: bytes) -> None:
             data[start : start + 100] for start in range(0, 1000, 100)
         ]
     assert sum(file.stat().st_size for file in folder_of("rank 0").glob("*.run")) <= 350
+
+
+def test_what_a_killed_run_left_is_removed_by_a_later_one(data: bytes) -> None:
+    left, used = folder_of("killed"), folder_of("under way")
+    for folder in (left, used):
+        folder.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    with KeptRuns("new", ROOM, [extent(0, 500)]) as runs:
+        assert read(runs, (0, 10)) == [data[:10]]
+    assert (left.exists(), used.exists()) == (False, True)
+    assert used.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_a_stranger_has_put_there_is_not_used(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "strangers").mkdir()
+    folder_of("new").parent.symlink_to(tmp_path / "strangers")
+    with KeptRuns("new", ROOM, [extent(0, 500)]) as runs:
+        assert read(runs, (0, 10)) == [data[:10]]
+    assert list((tmp_path / "strangers").iterdir()) == []
 
 
 def test_a_storage_that_fails_is_no_bad_sample(data: bytes) -> None:
