@@ -46,10 +46,10 @@ test-fast: install ## every test that starts no Ray
 test-integration: install ## real commands on real clusters; PART=shared or PART='not shared' runs one half
 	@$(bin)/python -m pytest tests/integration --durations=10 $(if $(PART),-m "$(PART) and not gpu and not soak") $(ARGS)
 
-# Real commands wait for one another a third of the time, in which the tests without Ray get done: at a lower priority,
-# so that no time limit is near.
+# Real commands wait for one another a third of the time, in which the tests without Ray get done: at the lowest priority, since
+# Ray gives its workers a low one too, and no time limit is to be near.
 test: install ## every test that needs no GPU and is not marked soak, as CI does (20 minutes on two cores)
-	@nice $(MAKE) --no-print-directory test-fast ARGS='-q $(ARGS)' & fast=$$!; \
+	@nice -n 19 $(MAKE) --no-print-directory test-fast ARGS='-q $(ARGS)' & fast=$$!; \
 	$(MAKE) --no-print-directory test-integration; slow=$$?; \
 	wait $$fast && exit $$slow
 

@@ -29,6 +29,11 @@ _PLACE = re.compile(r"<audio>|<\|audio\|>|(?:<\|audio_bos\|>)?<\|AUDIO\|>(?:<\|a
 _WRITTEN = re.compile(r"<audio>([^<>\n]{1,4096})</audio>")  # Qwen-Audio's, and of ms-swift before `audios`
 
 
+def is_turn(value: object) -> bool:
+    """Whether an object has the fields of a turn."""
+    return isinstance(value, dict) and all(not value.keys().isdisjoint(keys) for keys in (_ROLE_KEYS, _CONTENT_KEYS))
+
+
 class Conversation(NamedTuple):
     """A row's turns, and the clips within them.
 

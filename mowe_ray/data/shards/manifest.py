@@ -16,6 +16,7 @@ from mowe_ray.data.decode import header_duration_s
 from mowe_ray.data.sample import BadAudio, BadSample, Sample, bad_audio
 from mowe_ray.data.shards.byte_ranges import read_ranges
 from mowe_ray.data.shards.compressed import plain, plain_name
+from mowe_ray.data.shards.conversation import is_turn
 from mowe_ray.data.shards.fields import Reading, is_no_row
 from mowe_ray.data.shards.mix import Clip, Mix, pieces
 from mowe_ray.data.shards.record import (
@@ -249,7 +250,7 @@ def _lists_of(value: dict[str, Any], depth: int = 0) -> list[tuple[str, ...]]:
         return []
     found: list[tuple[str, ...]] = []
     for name, part in value.items():
-        if isinstance(part, list) and part and isinstance(part[0], dict):
+        if isinstance(part, list) and part and isinstance(part[0], dict) and not is_turn(part[0]):
             found.append((name,))
         elif isinstance(part, dict):
             found += [(name, *inner) for inner in _lists_of(part, depth + 1)]
