@@ -48,7 +48,7 @@ test-integration: install ## real commands on real clusters; PART=shared or PART
 
 # Real commands wait for one another a third of the time, in which the tests without Ray get done: at the lowest priority, since
 # Ray gives its workers a low one too, and no time limit is to be near.
-test: install ## every test that needs no GPU and is not marked soak, as CI does (20 minutes on two cores)
+test: install ## every test that needs no GPU and is not marked soak, as CI does (19 minutes on two cores)
 	@nice -n 19 $(MAKE) --no-print-directory test-fast ARGS='-q $(ARGS)' & fast=$$!; \
 	$(MAKE) --no-print-directory test-integration; slow=$$?; \
 	wait $$fast && exit $$slow
