@@ -12,7 +12,7 @@ from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import Seamles
 
 from .encoder_base import ENCODERS, AudioEncoder
 from .frontends import FrontEnd, NemoLogMel, StackedFbank
-from .frontends_asr import LasrLogMel
+from .frontends_asr import LasrLogMel, frames_of
 
 
 @ENCODERS.register("wav2vec2-bert")
@@ -121,7 +121,7 @@ class LasrAudioEncoder(AudioEncoder):
         """Run the transformers model, with a mask where `lengths` are given."""
         mask = None
         if lengths is not None:
-            own = (lengths.clamp(min=self.min_samples) - 400) // 160 + 1
+            own = frames_of(lengths.clamp(min=self.min_samples))
             mask = torch.arange(features.shape[1], device=features.device) < own[:, None]
         output = self.model(features, attention_mask=mask, output_hidden_states=all_layers)
         last: Tensor = output.last_hidden_state

@@ -66,7 +66,15 @@ _LANGUAGE_MODELS = frozenset({"gemma3_text", "llama", "mistral", "phi3", "qwen2"
 _WEIGHTS = tuple(
     f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")
 )
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+_TOKENIZERS += ("tekken.json",)
 
 
 def check_families(model: ModelSection) -> None:
