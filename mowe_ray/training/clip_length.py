@@ -73,8 +73,8 @@ _TOKENIZERS = (
     "vocab.txt",
     "spiece.model",
     "sentencepiece.bpe.model",
+    "tekken.json",
 )
-_TOKENIZERS += ("tekken.json",)
 
 
 def check_families(model: ModelSection) -> None:
