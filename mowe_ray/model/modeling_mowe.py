@@ -6,7 +6,6 @@ V vocabulary; L layers, T frames and E width of an audio encoder.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -233,13 +232,13 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         encoder_states: Mapping[int, Tensor] | None = None,
         audio: AudioTokens | None = None,
         present: Tensor | None = None,
+        answers_only: bool | None = None,
         **kwargs: Any,
     ) -> MoweOutput | PreparedAudio:
         """Predict the answers' tokens.
 
-        With `num_items_in_batch` and `routing_totals` of the global batch, the losses of all its
-        micro-batches sum to the global loss, and their gradients to its gradient. Without them,
-        this batch is the global batch.
+        With `num_items_in_batch` and `routing_totals` of the global batch, the losses of all its micro-batches sum to
+        the global loss, and their gradients to its gradient. Without them, this batch is the global batch.
 
         Args:
             input_ids: (B, N), with one audio token per downsampled frame of every clip.
@@ -251,11 +250,11 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
             routing_totals: Routing sums of the global batch.
             prepared_audio: What `prepare_audio` returned for this batch's audio, which is then not needed.
             prepare_only: Return `prepare_audio`'s result: a way in for engines that wrap forward alone.
-            encoder_states: What frozen encoders make of the clips, (C, L, T, E) by their index in
-                `audio_tower.encoders()`, padded with zeros: these encoders do not run. L is 1, or
-                all layers of a member whose features are `weighted_sum`. C may be 0.
+            encoder_states: What frozen encoders make of the clips, (C, L, T, E) by index in `audio_tower.encoders()`,
+                padded with zeros: these encoders do not run. L is 1, or all layers for `weighted_sum`. C may be 0.
             audio: What `encode_audio` returned for this batch, in place of the other audio arguments.
             present: (C, M) bool, the pool members that each clip may use, for `training.pool_dropout`; None for all.
+            answers_only: Whether logits are those of the A learned tokens, (A, V), not (B, N, V); None: in training.
             **kwargs: For the language model.
 
         Raises:
@@ -273,12 +272,12 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is None:
             output = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
             return MoweOutput(logits=output.logits, routing=record, past_key_values=output.past_key_values)
-        logits, lm_loss = self._answer_loss(embeds, attention_mask, labels, is_answer, num_items_in_batch, kwargs)
-        loss, mowe, parts = lm_loss, None, None
-        if record is not None:
-            mowe, parts = self._routing_loss(record, routing_totals, lm_loss.device)
-            loss = lm_loss + self.config.mowe_loss_weight * mowe
-        return MoweOutput(loss, logits, lm_loss, mowe, parts, record)
+        inputs = {"use_cache": False, **kwargs, "inputs_embeds": embeds, "attention_mask": attention_mask}
+        logits, lm_loss = self._answer_loss(inputs, labels, is_answer, num_items_in_batch, answers_only)
+        if record is None:
+            return MoweOutput(lm_loss, logits, lm_loss)
+        mowe, parts = self._routing_loss(record, routing_totals, lm_loss.device)
+        return MoweOutput(lm_loss + self.config.mowe_loss_weight * mowe, logits, lm_loss, mowe, parts, record)
 
     def _routing_loss(
         self, record: RoutingRecord, totals: RoutingTotals | None, device: torch.device
@@ -304,32 +303,47 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _answer_loss(
         self,
-        embeds: Tensor,
-        attention_mask: Tensor | None,
+        inputs: dict[str, Any],
         labels: Tensor,
         is_answer: np.ndarray,
         num_items: Tensor | int | None,
-        kwargs: dict[str, Any],
+        answers_only: bool | None,
     ) -> tuple[Tensor, Tensor]:
         """Return the logits to report, and the next-token loss of the A answer tokens."""
-        targets = _next_labels(labels)
-        kwargs = {"use_cache": False, **kwargs}
-        # Logits of prompts and audio are not used in training, and with a large vocabulary take gigabytes.
-        if self.training and "logits_to_keep" in inspect.signature(self.language_model.forward).parameters:
-            # A position that is in no row's answer needs no logits; at least one keeps the head in
-            # the graph.
-            columns = np.logical_or.reduce(is_answer, axis=0)
-            columns[0] |= not columns.any()
-            kept = on_device_of(np.flatnonzero(columns), embeds)
-            targets, is_answer = targets[:, kept], is_answer[:, columns]
-            kwargs["logits_to_keep"] = kept
-        logits = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs).logits
-        places = on_device_of(np.flatnonzero(is_answer), embeds)
-        answers, targets = logits.flatten(0, 1)[places], targets.flatten()[places]  # (A, V), (A,)
+        places = on_device_of(np.flatnonzero(is_answer), labels)
+        targets = _next_labels(labels).flatten()[places]  # (A,)
+        # With a large vocabulary the others' logits take gigabytes, and much of the time.
+        if self.training if answers_only is None else answers_only:
+            logits = answers = self._logits_at(places, inputs)
+        else:
+            logits = self.language_model(**inputs).logits
+            answers = logits.flatten(0, 1)[places]  # (A, V)
         count = max(len(targets), 1) if num_items is None else num_items
         # The sum of no terms keeps its graph: a batch without answers still takes part in the backward pass.
         loss = F.cross_entropy(answers.float(), targets, reduction="sum") / count
-        return answers if self.training else logits, loss
+        return logits, loss
+
+    def _logits_at(self, places: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """Return the logits (A, V) of A of the B * N positions; the head gets these alone, at least one."""
+        kept = places if len(places) else places.new_zeros(1)
+        calls = 0
+
+        def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            nonlocal calls
+            calls += 1
+            hidden, *rest = args
+            return (hidden.flatten(0, -2)[kept][None], *rest)
+
+        # After it a language model scales or caps its logits, each by itself.
+        head = self.language_model.get_output_embeddings()
+        hook = None if head is None else head.register_forward_pre_hook(select)
+        try:
+            logits: Tensor = self.language_model(**inputs).logits
+        finally:
+            if hook is not None:
+                hook.remove()
+        found = logits.flatten(0, 1)
+        return (found if calls == 1 else found[kept])[: len(places)]
 
     @torch.no_grad()
     def generate(  # type: ignore[override]

@@ -92,7 +92,7 @@ def validate(
         kept = _kept(micro_batch, batch)
         audio = model.encode_audio(**batch.model_inputs)  # once, for the loss and for the answers
         # Divided by 1: sums over micro-batches and ranks, divided by all tokens in the end, weight every token alike.
-        output = engine.forward(**batch.text_inputs, audio=audio, num_items_in_batch=1)
+        output = engine.forward(**batch.text_inputs, audio=audio, num_items_in_batch=1, answers_only=True)
         assert output.lm_loss is not None  # there were labels
         loss_sum, tokens = loss_sum + float(output.lm_loss), tokens + batch.answer_tokens
         _add_routing(routing, output, batch)

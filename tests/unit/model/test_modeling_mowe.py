@@ -45,20 +45,37 @@ def test_loss_is_the_mean_over_answer_tokens_of_full_logits(make_model: MakeMode
     torch.testing.assert_close(output.loss, wanted + 0.3 * output.routing_loss)
 
 
+# What comes after the head: a cap, a factor, a divisor.
+AFTER_THE_HEAD: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 8, "final_logit_softcapping": 0.02},
+    "cohere": {"logit_scale": 0.3},
+    "granite": {"logits_scaling": 3.0},
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0},
+}
+
+
+@pytest.mark.parametrize("family", [*LANGUAGE_MODEL_FAMILIES, *AFTER_THE_HEAD])
 def test_training_computes_only_the_answers_logits_and_the_same_loss(
-    make_model: MakeModel, make_batch: MakeBatch
+    family: str, make_model: MakeModel, make_batch: MakeBatch
 ) -> None:
-    model = make_model(weak_encoders=[WeakEncoder("w", tiny_whisper_config(), "full")]).eval()
+    config = tiny_language_model_config(family, **AFTER_THE_HEAD.get(family, {}))
+    weak = [WeakEncoder("w", tiny_whisper_config(), "full")]
+    model = make_model(weak_encoders=weak, language_model=config, lora=Lora()).eval()
     batch = make_batch(model, ROWS)
     wanted = model(**batch)
+    answers = wanted.logits[:, :-1][batch["labels"][:, 1:] != -100]
     model.train()
-    kept = []
-    model.get_output_embeddings().register_forward_hook(lambda m, a, out: kept.append(out.shape[1]))
+    computed: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda m, a, out: computed.append(out[..., 0].numel()))
     output = model(**batch)
+    torch.testing.assert_close(output.logits, answers)
     torch.testing.assert_close(output.loss, wanted.loss)
-    labelled = batch["labels"] != -100
-    assert output.logits.shape[0] == labelled.sum()
-    assert kept == [int(labelled[:, 1:].any(0).sum())]
+    assert computed == [len(answers)]
+    nothing = model(**{**batch, "labels": torch.full_like(batch["labels"], -100)})
+    assert nothing.logits.shape == (0, answers.shape[1])
+    nothing.loss.backward()  # ranks without an answer take part all the same
+    assert all(p.grad is not None for p in model.language_model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("k", [1, 2])
