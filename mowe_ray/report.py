@@ -1,9 +1,11 @@
-"""Draw the course of a run, or of several over each other, on a page that needs nothing else.
+"""Draw the course of a run, or of several over each other, on a page that needs nothing else; or a study's results.
 
 python -m mowe_ray.report RUN [MORE ...] [--out FILE]
+python -m mowe_ray.report STUDY
 
 A run that goes on may be drawn too; its own page, RUN/report.html, is also written while it trains. That of several
-runs goes to comparison.html in the first one's folder. The last line on stdout is the result as JSON.
+runs goes to comparison.html in the first one's folder. The results of a study (report.html, results.csv, scores.csv,
+best.yaml) are written again from what its folder holds. The last line on stdout is the result as JSON.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from mowe_ray.command_line import SUCCESS, make_parser, reject, run_and_print
+from mowe_ray.command_line import SUCCESS, log, make_parser, reject, run_and_print
 from mowe_ray.evaluation.targets import folder_at
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.output.terminal import outlive_terminal
+from mowe_ray.sweeping.report.results import ResultsWriter
+from mowe_ray.sweeping.study import SWEEP_FILE, KeptStudy
 from mowe_ray.training.run_records import read_run
 from mowe_ray.training.run_report import PAGE, run_page
 
@@ -34,6 +38,9 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         folders = [folder_at(path) for path in arguments.runs]
+        if len(folders) == 1 and folders[0].exists(SWEEP_FILE):
+            results = ResultsWriter(KeptStudy.load(folders[0], log))
+            return run_and_print(lambda: (results.write(), SUCCESS), {"study": arguments.runs[0]}, out)
         runs = [read_run(folder) for folder in folders]
         file = arguments.out or folders[0].path(PAGE if len(runs) == 1 else "comparison.html")
         name = file.rpartition("/")[2]
@@ -55,7 +62,7 @@ def _write(folder: RunFolder, name: str, html: str) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("report", __doc__, "")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder or URL of a run")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder or URL of a run, or of one study")
     parser.add_argument("--out", metavar="FILE", help="path or URL of the page")
     return parser
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mowe_ray.evaluation.metrics.metric import Array, Metric
+from mowe_ray.evaluation.metrics.metric import Array, Metric, mean_percent
 from mowe_ray.evaluation.metrics.registry import JUDGED_SCALES, DatasetMetrics, metrics_of
 from mowe_ray.evaluation.predictions import Answer, by_task
 from mowe_ray.evaluation.results import GroupScore, Interval, TaskScores
@@ -95,11 +95,30 @@ def score(task: str, answers: Sequence[Answer]) -> float:
     Raises:
         ValueError: There is nothing to score.
     """
+    metric = _followed(task, answers)
+    value = metric.of(answers) / 100
+    return max(0.0, 1 - value) if metric.better == "lower" else value
+
+
+def score_statistics(task: str, answers: Sequence[Answer]) -> Array | None:
+    """Return (N, 2) of N answers: the `score` of any of them is the first column's sum over the second's, at least 0.
+
+    None for tasks whose score is no such ratio, as the mean average precision of tags.
+    """
+    metric = _followed(task, answers)
+    if metric.value is not mean_percent:
+        return None
+    statistics = metric.statistics(answers)
+    if metric.better == "lower":
+        statistics = np.stack([statistics[:, 1] - statistics[:, 0], statistics[:, 1]], 1)
+    return statistics
+
+
+def _followed(task: str, answers: Sequence[Answer]) -> Metric:
     if not answers:
         raise ValueError(f"no answers to score for task {task!r}")
     (metric,), _ = metrics_of(task, answers, names=[_WHILE_TRAINING.get(task, "exact_match")])
-    value = metric.of(answers) / 100
-    return max(0.0, 1 - value) if metric.better == "lower" else value
+    return metric
 
 
 def majority_score(task: str, answers: Sequence[Answer]) -> float:

@@ -6,8 +6,8 @@ resumes a study after any interruption: finished trials are not run again, other
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -145,11 +145,6 @@ class Study:
             if trial.status == "running":
                 self._update(replace(trial, status="waiting"))
 
-    def best_config(self, best: Trial) -> RunConfig:
-        """Return the configuration that trains the point of a trial again, as a run of its own beside the study."""
-        given = {"name": f"{self.sweep.name}-best", "storage": self.sweep.storage, "seed": best.seed}
-        return self.space.config({**best.values, **best.changed}, **given)
-
     def save(self, *, insist: bool = False) -> bool:
         """Write what has changed; returns whether all of it is written, or raises OSError if told to `insist`."""
         try:
@@ -227,6 +222,33 @@ class Study:
             cost = trial.cost
             values.append(None if cost is None else cost.gflops if objective.against == "gflops" else cost.active)
         return values
+
+
+@dataclass(frozen=True)
+class KeptStudy:
+    """A study as its folder holds it, for results only: nothing of it is run or written."""
+
+    sweep: SweepConfig
+    space: SearchSpace
+    folder: RunFolder
+    trials: Mapping[int, Trial]
+
+    @classmethod
+    def load(cls, folder: RunFolder, log: Callable[[str], object] = lambda line: None) -> KeptStudy:
+        """Read a folder, which may have been moved.
+
+        Raises:
+            ValueError: It holds no study, or its base configuration is not found.
+        """
+        sweep = SweepConfig.model_validate(folder.read_json(SWEEP_FILE))
+        trials = {trial.number: trial for trial in load_all(folder, log)}
+        return cls(sweep, SearchSpace(sweep), folder, trials)
+
+
+def best_config(space: SearchSpace, best: Trial) -> RunConfig:
+    """Return the configuration that trains the point of a trial again, as a run of its own beside the study."""
+    given = {"name": f"{space.sweep.name}-best", "storage": space.sweep.storage, "seed": best.seed}
+    return space.config({**best.values, **best.changed}, **given)
 
 
 def check_same_study(folder: RunFolder, sweep: SweepConfig) -> None:

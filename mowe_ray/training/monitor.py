@@ -155,6 +155,8 @@ class Monitor:
         if self._tracker is None:
             return
         self._write_report()
+        for name, result in results.items():
+            self.folder.write_lines(f"answers/{name}.jsonl", (answer.to_line() for answer in result.answers))
         routing = {name: result.routing for name, result in results.items() if result.routing}
         if self._members and routing:
             history = [r for r in self._tracker.records() if r["kind"] == "train" and "routing" in r]

@@ -184,6 +184,8 @@ def test_shipped_studies_run(name: str, ray_cluster: None, tiny_corpus: Corpus, 
     assert len(study.trials) == 2
     assert result["best"] is not None
     assert result["answer"]
+    # The last answers of two points, on the same clips.
+    assert len((tmp_path / name / "scores.csv").read_text().splitlines()) > 2
     assert study.sweep.question in (tmp_path / name / "report.html").read_text()
     best = load_config(tmp_path / name / "best.yaml")
     assert (best.name, best.data.train[0].path) == (f"{name}-best", str(tiny_corpus.train))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from mowe_ray.output.charts import escape, tag
 from mowe_ray.output.html_page import page, section, tiles
 from mowe_ray.output.terminal import amount, duration
+from mowe_ray.sweeping.analysis.by_task import ByTask
 from mowe_ray.sweeping.analysis.calibration import Calibration
 from mowe_ray.sweeping.analysis.conclusions import answer
 from mowe_ray.sweeping.analysis.effects import distinct, effects
@@ -25,6 +26,7 @@ from mowe_ray.sweeping.analysis.points import (
     ranked,
     sampling_error,
 )
+from mowe_ray.sweeping.report.by_task import task_section
 from mowe_ray.sweeping.report.charts import colouring, effect_charts, learning_curves, quality_against_cost
 from mowe_ray.sweeping.report.one_shot import one_shot_sections
 from mowe_ray.sweeping.report.parallel_coordinates import parallel_coordinates
@@ -57,6 +59,7 @@ def report(
     best_yaml: str | None = None,
     elapsed_s: float | None = None,
     one_shot: Calibration | None = None,
+    by_task: ByTask | None = None,
 ) -> str:
     """Return report.html.
 
@@ -65,6 +68,7 @@ def report(
         best_yaml: The winner's configuration, as written to best.yaml.
         elapsed_s: How long the study took, if known.
         one_shot: Of a one-shot search, once there is a ranking.
+        by_task: The points on equal clips.
     """
     measured = points(config, trials)
     winner = best(config, measured)
@@ -73,6 +77,7 @@ def report(
         _answer(config, trials, winner, elapsed_s, one_shot),
         *one_shot_sections(one_shot, metric_label(config.objective.metric)),
         *_charts(config, trials, histories, measured, winner),
+        task_section(by_task) if by_task is not None else "",
         _routing(config, trials, histories, measured, winner),
         section("All trials", trial_table(config, trials, winner), "Click a heading to sort.") if trials else "",
         _failures(trials),

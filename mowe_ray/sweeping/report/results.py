@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mowe_ray.output.terminal import amount, format_table
+from mowe_ray.sweeping.analysis.by_task import ByTask, compared, scores_by_task
 from mowe_ray.sweeping.analysis.calibration import Calibration, calibration
 from mowe_ray.sweeping.analysis.conclusions import answer
 from mowe_ray.sweeping.analysis.points import (
@@ -28,10 +29,12 @@ from mowe_ray.sweeping.analysis.points import (
     points,
     ranked,
 )
+from mowe_ray.sweeping.clip_scores import ClipScores
 from mowe_ray.sweeping.one_shot import load_supernets
+from mowe_ray.sweeping.report.by_task import scores_csv
 from mowe_ray.sweeping.report.page import report
 from mowe_ray.sweeping.schema import SweepConfig
-from mowe_ray.sweeping.study import Study
+from mowe_ray.sweeping.study import KeptStudy, Study, best_config
 from mowe_ray.sweeping.trials import History, Trial, entry_label, entry_name, history, run_folder
 
 # Seconds between two versions of the results while a study goes on.
@@ -44,9 +47,10 @@ class ResultsWriter:
     What an ended trial has left is read once.
     """
 
-    def __init__(self, study: Study):
+    def __init__(self, study: Study | KeptStudy):
         """Write nothing yet; there may be results of an earlier start."""
         self._study = study
+        self._clips: ClipScores | None = None
         self._histories: dict[int, History] = {}
         self._ended, self._written = 0, -math.inf
         self._thread = threading.Thread()
@@ -85,13 +89,27 @@ class ResultsWriter:
         best_yaml = None
         if result["best"] is not None:
             winner = next(trial for trial in trials if trial.name == result["best"]["trials"][0])
-            best_yaml = study.best_config(winner).to_yaml()
+            best_yaml = best_config(study.space, winner).to_yaml()
             folder.write_text("best.yaml", best_yaml)
+        by_task = self._by_task(trials)
         histories = {trial.number: self._history(trial) for trial in trials if trial.status != "waiting"}
         folder.write_text("results.csv", results_csv(study.sweep, trials))
-        folder.write_text("report.html", report(study.sweep, trials, histories, best_yaml, elapsed_s, one_shot))
+        if by_task.rows:
+            folder.write_text("scores.csv", scores_csv(by_task))
+        html = report(study.sweep, trials, histories, best_yaml, elapsed_s, one_shot, by_task)
+        folder.write_text("report.html", html)
         files = {"report": folder.path("report.html"), "best_config": folder.path("best.yaml") if best_yaml else None}
         return {"sweep": folder.url, **files, **result}
+
+    def _by_task(self, trials: Sequence[Trial]) -> ByTask:
+        """Compare the points on equal clips; what a trial has answered is read, and kept, once."""
+        study = self._study
+        if self._clips is None:
+            self._clips = ClipScores.load(study.folder)
+        if self._clips.add(study.folder, trials):
+            self._clips.save(study.folder)
+        measured = points(study.sweep, trials)
+        return scores_by_task(compared(measured, ranked(study.sweep, measured)), self._clips)
 
     def _history(self, trial: Trial) -> History:
         if trial.number in self._histories:

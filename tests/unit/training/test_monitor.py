@@ -126,8 +126,12 @@ def test_a_validation_is_logged_by_source_and_told(tmp_path):
     monitor = make_monitor(thread_ranks(1)[0], folder, lines)
     tasks = {"asr": {"score": 0.75, "majority": 0.5, "samples": 4}}
     bad = [BadSample("v", "held", "nan")]
-    monitor.validation(2, {"held": ValidationResult(1.25, tasks, [Answer("i", "asr", "say it", "x", ["y"])], {}, bad)})
-    monitor.finish({})
+    answer = Answer("i", "asr", "say it", "x", ["y"])
+    results = {"held": ValidationResult(1.25, tasks, [answer], {}, bad)}
+    monitor.validation(2, results)
+    assert not folder.exists("answers/held.jsonl"), "only those of the last validation are kept"
+    monitor.finish(results)
+    assert [Answer.from_line(line) for line in folder.read_lines("answers/held.jsonl")] == [answer]
     (record,) = [json.loads(line) for line in folder.read_text("metrics.jsonl").splitlines()]
     assert record == {"kind": "validation", "source": "held", "step": 2, "loss": 1.25, "tasks": tasks}
     assert lines == ["validation held at step 2: loss 1.250  asr 0.75 (majority 0.50)"]
