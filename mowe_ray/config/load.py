@@ -27,12 +27,24 @@ Tree = dict[str, Any]
 
 
 class _Yaml12Loader(yaml.SafeLoader):
-    """Safe YAML loader with the scalar types of YAML 1.2.
+    """Safe YAML loader with the scalar types of YAML 1.2, and its rule that a mapping has a key once.
 
-    YAML 1.1, which PyYAML implements, reads `off` as False, 1e-4 as text and 12:30 as 750.
+    YAML 1.1, which PyYAML implements, reads `off` as False, 1e-4 as text and 12:30 as 750. Of two sections of one name
+    PyYAML takes the last, so that the first would be lost without a word.
     """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Refuse a key that is given twice, before keys of merged mappings (`<<`) are added."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+                seen.add(key.value)
+        return node
 
 
 for _tag, _pattern, _first in (

@@ -81,3 +81,32 @@ def test_gaps_in_a_column_of_numbers(tmp_path: Path) -> None:
 )
 def test_numbers_are_written_out_and_strings_are_never_changed(value: Any, text: str) -> None:
     assert parse_record({"audio": "a.wav", "answer": value}).answer == text
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"instruction": {"text": "What is heard?"}}, "'instruction' is"),
+        ({"question": [["What?", "Which?"]]}, "'question' is"),
+        ({"task": {"name": "aqa"}}, "'task' is"),
+        ({"query": "What?", "system": {"text": "Be short."}}, "'system' is"),
+        ({"query": "What?", "history": [["How long?", "a second"], ["How loud?"]]}, "history is a list of"),
+        ({"query": "What?", "history": [{"role": "user", "content": "How long?"}]}, "history is a list of"),
+    ],
+    ids=str,
+)
+def test_texts_in_another_form_are_not_replaced_by_the_usual_ones(tmp_path: Path, fields: dict, named: str) -> None:
+    """A row that asked for an emotion in a mapping was trained as a transcription; half a history was dropped."""
+    rows = [{"audio": "a.wav", "text": "hello", "task": "asr"}, {"audio": "a.wav", "text": "hello"} | fields]
+    (tmp_path / "a.wav").write_bytes(CLIP)
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_source(tmp_path / "m.jsonl", tmp_path, "asr")
+    assert found.causes == ["unreadable"]
+    assert named in found.bad[0].detail
+    assert found.answers == ["hello"]
+
+
+@pytest.mark.parametrize("gap", [None, float("nan"), "", [], {}, [None], {"text": None}], ids=str)
+def test_a_gap_is_no_text_in_another_form(gap: Any) -> None:
+    record = parse_record({"audio": "a.wav", "text": "hello", "instruction": gap, "task": gap, "history": []})
+    assert (record.instruction, record.task, record.answer) == ("", None, "hello")

@@ -143,11 +143,10 @@ def _clip(part: Mapping[str, Any]) -> Any:
 def _from_pairs(fields: Mapping[str, Any]) -> list[Turn]:
     """Return the turns of a row with a history of (question, answer) pairs, a system text, or alpaca's input."""
     pairs: list[Any] = next((fields[key] for key in HISTORY_KEYS if isinstance(fields.get(key), list)), [])
+    if some := next((pair for pair in pairs if not isinstance(pair, list) or len(pair) != 2), None):
+        raise BadAudio("unreadable", f"history is a list of [question, answer], and not of {str(some)[:60]!r}")
     turns = [
-        Turn(role, as_text(text))
-        for pair in pairs
-        if isinstance(pair, list) and len(pair) == 2
-        for role, text in zip(("user", "assistant"), pair, strict=True)
+        Turn(role, as_text(text)) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
     about = text_under(fields, INPUT_KEYS)
     question = "\n".join(filter(None, (text_under(fields, INSTRUCTION_KEYS), about)))
@@ -196,7 +195,7 @@ def place_clips(
         return history, instruction
     if places not in (0, clips):
         raise BadAudio("unreadable", f"{_counted(places, 'place')} <audio> for {_counted(clips, 'clip')}")
-    first = marked[0].replace(CLIP, "").strip() if _leads(marked) else None
+    first = marked[0].replace(CLIP, "").strip() if _clips_come_first(marked) else None
     if places == 0 or first is not None:
         # As a single question has its clips: first, each in a line of its own.
         marked = [asked[0] if first is None else first, *asked[1:]]
@@ -219,7 +218,7 @@ def check_answers(turns: Sequence[Turn], answer: str, clips: int) -> None:
         raise BadAudio("unreadable", "a place <audio> is in a turn of the assistant: only the user's have clips")
 
 
-def _leads(marked: Sequence[str]) -> bool:
+def _clips_come_first(marked: Sequence[str]) -> bool:
     """Whether all places are at the beginning of the first text, with nothing between them."""
     begins = re.match(rf"(?:\s*{CLIP})*", marked[0])
     assert begins is not None, "an empty match is one"

@@ -206,6 +206,18 @@ def text_under(fields: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     return next((text for text in (first_text(fields.get(key)) for key in keys) if text), "")
 
 
+def check_texts(fields: Mapping[str, Any]) -> None:
+    """Raise BadAudio where a text is given as something else: the usual one would take its place without a word."""
+    for keys in (INSTRUCTION_KEYS, SYSTEM_KEYS, INPUT_KEYS, TASK_KEYS):
+        if text_under(fields, keys):
+            continue
+        for key in keys:
+            value = fields.get(key)
+            inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+            if any(item not in (None, "") for item in inner):
+                raise BadAudio("unreadable", f"{key!r} is {str(value)[:60]!r}, which is no text")
+
+
 def why_no_answer(fields: Mapping[str, Any], *, has_turns: bool) -> str:
     """Return why a row without an answer has none, for messages."""
     if has_turns:

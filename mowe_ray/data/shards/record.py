@@ -25,6 +25,7 @@ from mowe_ray.data.shards.fields import (
     TASK_KEYS,
     Reading,
     as_text,
+    check_texts,
     first_text,
     text_under,
     why_no_answer,
@@ -41,8 +42,6 @@ DEFAULT_INSTRUCTIONS = {
 UNKNOWN_TASK = "other"
 _LONGEST_NAME = 4096  # characters, as of a path
 _LONGEST_TEXT = 100_000  # characters, an hour of speech; a tokeniser takes minutes for a file put here by mistake
-
-
 _ANY = Reading()
 
 
@@ -105,6 +104,8 @@ def parse_record(fields: Mapping[str, Any], reading: Reading = _ANY, clips: int 
     talk = find_conversation(fields)
     named = {"audio": list(talk.audio)} if talk is not None and talk.audio else fields
     audio, unread = find_audio(named, SPOKEN_KEYS if named is fields else ())
+    if talk is None and unread is None:
+        check_texts(fields)
     # The answer is what is learned; references are only for scoring, unless there is nothing else.
     answer = (
         (talk.answer if talk else None) or first_text(_answer_field(fields)) or (references[0] if references else "")
@@ -266,10 +267,7 @@ def row_of(record: Record, name: str, duration_s: float, reading: Reading, **pla
 
 
 def check_record(record: Record, has_audio: bool) -> None:
-    """Raise BadAudio unless there is an answer, and audio or an instruction with nothing that looks like audio.
-
-    All text must be Unicode that can be written, and no longer than text is.
-    """
+    """Raise BadAudio unless all text can be written, and there are an answer and audio, or an answer and a question."""
     for name, text in _texts(record):
         _check_text(name, text)
     if record.offset_s is not None and record.more_audio:

@@ -70,7 +70,10 @@ def file_system(url: str) -> tuple[Any, str]:
         ValueError: no package for this kind of URL is installed, or there is none.
     """
     try:
-        return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
+        if is_remote(url):
+            return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
+        local = fsspec.filesystem("file")  # `url_to_fs` takes `a::b` for a chain of file systems
+        return local, local._strip_protocol(url)
     except ImportError as error:
         package = re.search(r"nstall (\S+)", str(error))  # "Install s3fs to access S3"
         fix = f"pip install {package[1]}" if package else str(error)
@@ -258,11 +261,11 @@ def content_fingerprint(path: str) -> str:
     return f"{fingerprint(path)}-{digest.hexdigest()}"
 
 
-def file_of_row(beside: str, name: str, allow_paths: Sequence[str] = ()) -> str:
-    """Resolve `name` as written in a row of the file `beside`: absolute, `~`, a URL, or relative to its folder.
+def file_of_row(source_file: str, name: str, allow_paths: Sequence[str] = ()) -> str:
+    """Resolve `name` as written in a row of the file `source_file`: absolute, `~`, a URL, or relative to its folder.
 
-    Rows may come from strangers, and choose what is opened with the rights of this process: only what lies below the
-    folder of `beside` or in `allow_paths`, and, for a local manifest, any local file. Links are followed.
+    Rows may be untrusted, and choose what is opened with the rights of this process: only what lies below the
+    folder of `source_file` or in `allow_paths`, and, for a local manifest, any local file. Links are followed.
 
     Args:
         allow_paths: Folders, URLs, and hosts of http(s) URLs.
@@ -270,16 +273,16 @@ def file_of_row(beside: str, name: str, allow_paths: Sequence[str] = ()) -> str:
     Raises:
         BadAudio: The file is none of these.
     """
-    path, folder = local_path(name), posixpath.dirname(beside)
+    path, folder = local_path(name), posixpath.dirname(source_file)
     if not (is_remote(path) or path.startswith("/")):
         path = posixpath.join(folder, path)
     path = path if is_remote(path) else _as_on_disk(path)
     if is_remote(path):
         host = urlsplit(path).hostname if path.startswith(("http://", "https://")) else None
         allowed = not _EVASIVE.search(name) and (host in allow_paths or _is_below(path, folder, *allow_paths))
-    elif is_remote(beside):
+    elif is_remote(source_file):
         allowed = _is_below(os.path.abspath(path), *allow_paths)  # noqa: PTH100 - `resolve` would follow links
-    elif beside.lower().endswith((".parquet", ".arrow")):
+    elif source_file.lower().endswith((".parquet", ".arrow")):
         allowed = _is_below(os.path.abspath(path), os.path.abspath(folder), *allow_paths)  # noqa: PTH100 - as above
     else:
         allowed = True

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mowe_ray.config import ConfigError, RunConfig, load_config, preset_names
+from mowe_ray.config.load import parse_yaml
 
 MINIMAL = """
 model: {base_encoder: openai/whisper-small, language_model: some/llm}
@@ -208,9 +209,16 @@ def test_bad_files(tmp_path: Path) -> None:
         ("- a", "must be a mapping"),
         ("preset: nope", "unknown preset 'nope'"),
         ("a: !!python/object:os.system {}", "is not valid YAML"),
+        ("name: a\ntraining: {epochs: 1}\nname: b", "the key 'name' is given twice"),
+        ("training:\n  epochs: 1\n  epochs: 2", "the key 'epochs' is given twice"),
         ("model: 3", "model: must be a mapping of keys, got 3"),
         ("training:", "training: must be a mapping of keys, got None"),
         ("preset: paper\nmodel: {lora: yes}", "model.lora: must be a mapping of keys, got 'yes'"),
     ]:
         bad.write_text(text)
         assert message in "\n".join(problems(bad))
+
+
+def test_a_key_may_replace_a_merged_one() -> None:
+    tree = parse_yaml("a: &a {x: 1, y: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, x: 3}", "made")
+    assert tree == {"a": {"x": 1, "y": 1}, "b": {"x": 2, "y": 1}, "c": {"x": 3, "y": 1}}
