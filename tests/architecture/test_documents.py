@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from mowe_ray.config.load import parse_yaml
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "mowe_ray"
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("*/*/README.md")]
+)
 FOLDERS = "|".join(
     [
         *("mowe_ray", "tests", "docs", "benchmarks", "cluster", "sweeps", r"\.github"),
@@ -35,7 +39,7 @@ def exists(path: str) -> bool:
 
 
 def by_name(name: str) -> list[Path]:
-    folders = (PACKAGE, *(ROOT / top for top in ("tests", "benchmarks", "cluster", "sweeps")))
+    folders = (PACKAGE, *(ROOT / top for top in ("tests", "benchmarks", "cluster", "sweeps", "examples")))
     return [path for folder in folders for path in folder.rglob(name)]
 
 
@@ -51,6 +55,12 @@ def test_paths_commands_and_links_exist(document: Path) -> None:
         if not any(re.search(definition, path.read_text(encoding="utf-8"), re.MULTILINE) for path in found):
             missing.append(f"{name}::{test}{more}" if test else name)
     assert missing == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_configurations_in_documents_can_be_read(document: Path) -> None:
+    for block in re.findall(r"```yaml\n(.*?)```", text_of(document), re.DOTALL):
+        assert parse_yaml(block, document.name)
 
 
 def test_files_named_in_code_exist() -> None:
@@ -88,6 +98,15 @@ def test_the_tree_in_the_readme_is_that_of_the_package() -> None:
     assert [paths for paths in named if not any(next(ROOT.glob(path), None) for path in paths)] == []
     folders = {f"{file.parent.relative_to(ROOT)}/" for file in PACKAGE.rglob("*.py")}
     assert folders - {path for paths in named for path in paths} == set()
+
+
+def test_known_issues_are_listed_with_their_reports() -> None:
+    folder = ROOT / "tests" / "known_issues"
+    table = text_of(folder / "README.md")
+    report = re.compile(r"[\w.-]+/[\w.-]+#\d+|github\.com/\S+/\d+|CVE-\d+")
+    for file in folder.glob("test_*.py"):
+        assert f"`{file.name}`" in table
+        assert report.search(text_of(file).split('"""')[1]), f"{file.name} names no public report"
 
 
 def test_the_readme_is_short() -> None:

@@ -1,4 +1,7 @@
-"""What would make a finished run end without a right export is found before its first step."""
+"""What would make a finished run end without a right export is found before its first step.
+
+Report: unslothai/unsloth#1122 (merged exports that lacked weights).
+"""
 
 import math
 from typing import Any

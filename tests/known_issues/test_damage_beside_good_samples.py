@@ -1,4 +1,7 @@
-"""A wrong byte in the header of one member ended a tar there, and one in a table of a corpus ended prepare."""
+"""A wrong byte in the header of one member ended a tar there, and one in a table of a corpus ended prepare.
+
+Report: webdataset/webdataset#142.
+"""
 
 import io
 import json

@@ -1,6 +1,6 @@
 """A power cut or a full disk left damaged small files; the next start said "Expecting value: line 1 column 1".
 
-A line of NULs is what ext4 and XFS leave of an append that was not synced.
+A line of NULs is what ext4 and XFS leave of an append that was not synced. Report: dbolya/yolact#710.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""Exports that somebody else made or that were damaged: code that was offered to be run, files that no error named."""
+"""Exports that somebody else made or that were damaged: code that was offered to be run, files that no error named.
+
+Reports: huggingface/transformers#46483, huggingface/sentence-transformers#3801 (code of a local folder).
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""Whisper's sinusoidal positions are fixed; a model trained further from an export trained them."""
+"""Whisper's sinusoidal positions are fixed; a model trained further from an export trained them.
+
+Report: huggingface/transformers#25989.
+"""
 
 from pathlib import Path
 

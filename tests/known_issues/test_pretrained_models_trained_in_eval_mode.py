@@ -1,7 +1,7 @@
 """transformers' from_pretrained leaves a model in eval mode; it was trained so until the first validation had passed.
 
 Without training mode a pool enters no idle encoders (decision 2), a language model recomputes no activations, and
-dropout is off; a resumed run differed from an undisturbed one.
+dropout is off; a resumed run differed from an undisturbed one. Report: huggingface/trl#1066.
 """
 
 from pathlib import Path

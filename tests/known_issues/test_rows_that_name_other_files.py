@@ -1,4 +1,7 @@
-"""Rows chose what was opened: any URL or path in a table was fetched, and the report quoted the first bytes of it."""
+"""Rows chose what was opened: any URL or path in a table was fetched, and the report quoted the first bytes of it.
+
+Reports: modelscope/ms-swift#9740, vllm-project/vllm#57157 (of servers, which fetch what a request names).
+"""
 
 import http.server
 import json

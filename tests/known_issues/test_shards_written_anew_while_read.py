@@ -1,6 +1,6 @@
 """A shard that was written anew after it was indexed gave other samples under the old ids: some lost, some repeated.
 
-The id of each record is compared with that of the index when it is read.
+The id of each record is compared with that of the index when it is read. Report: mosaicml/streaming#399.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Caches took another model for the one they knew: equal sizes and times, other decoders, another tokenizer."""
+"""Caches took another model for the one they knew: equal sizes and times, other decoders, another tokenizer.
+
+Report: lisa-lab/pylearn2#870 (an older copy of a dataset of the same name).
+"""
 
 import os
 from pathlib import Path

@@ -1,6 +1,7 @@
 """Weight decay reached gains of weight normalisation, class tokens and tables of positions, which have several axes.
 
-timm's `param_groups_weight_decay` spares such parameters by a list that models bring; here one rule names them.
+timm's `param_groups_weight_decay` spares such parameters by a list that models bring, which can miss some
+(huggingface/pytorch-image-models#2713); here one rule names them.
 """
 
 import re
