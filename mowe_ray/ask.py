@@ -109,10 +109,10 @@ def _model(model: str | None, arguments: argparse.Namespace, files: Sequence[byt
     served = ServedModel.load(target.export, "cuda" if torch.cuda.is_available() else "cpu")
 
     def answer(text: str) -> dict[str, Any]:
-        heard: list[Any] = []
+        events: list[Any] = []
         asked = ask_about(waves, text, max_new_tokens=arguments.max_new_tokens, without=tuple(arguments.without))
-        served.answer([Listener(served.check(asked), heard.append)])
-        (reply,) = (event for event in heard if isinstance(event, Reply))
+        served.answer([Listener(served.check(asked), events.append)])
+        (reply,) = (event for event in events if isinstance(event, Reply))
         return {"answer": reply.text, "mowe": mowe_report(reply, 0.0)}
 
     return answer

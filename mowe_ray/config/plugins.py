@@ -54,7 +54,7 @@ class Plugins:
         return _arrive, (self.modules,)
 
 
-class _Sources(MetaPathFinder, ExecutionLoader):
+class _PluginFinder(MetaPathFinder, ExecutionLoader):
     """Finds and loads modules by their text, before any that lie on a disk."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class _Sources(MetaPathFinder, ExecutionLoader):
         return self.modules[fullname].is_package
 
 
-_SOURCES = _Sources()
+_SOURCES = _PluginFinder()
 # Plugins that came with a configuration: files of their names, which may lie here too, are not read.
 _ARRIVED: dict[str, tuple[SourceModule, ...]] = {}
 

@@ -147,7 +147,7 @@ def _refuse_unknown(file: BinaryIO, header: Header) -> None:
 
 
 def _kind_of(head: bytes) -> str:
-    """Describe a file without quoting it: rows of strangers may name files that are secret."""
+    """Describe a file without quoting it: untrusted rows may name files that are secret."""
     if head.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS: run `git lfs pull`"
     try:

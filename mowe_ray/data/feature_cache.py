@@ -116,15 +116,15 @@ class FeatureCache:
         places = [file.rows_of(number) for file, number in zip(files, numbers, strict=True)]
         cells = iter(read_cells([(file, row) for file, rows in zip(files, places, strict=True) for row in rows]))
         for shard, file, of_sample, (sample_id, task, source) in zip(shards, files, places, names, strict=True):
-            heard, first = [next(cells).view(np.int16) for _ in of_sample], of_sample.start
+            own_clips, first = [next(cells).view(np.int16) for _ in of_sample], of_sample.start
             if cause := file.table["cause"][first].as_py():
                 batch.bad.append(BadSample(sample_id, source, cause, file.table["detail"][first].as_py()))
                 continue
-            clips += heard
-            with_audio += [(shard, row) for row, clip in zip(of_sample, heard, strict=True) if len(clip)]
-            batch.lengths.extend(map(len, heard))
+            clips += own_clips
+            with_audio += [(shard, row) for row, clip in zip(of_sample, own_clips, strict=True) if len(clip)]
+            batch.lengths.extend(map(len, own_clips))
             batch.scales.extend(file.table["scale"][row].as_py() for row in of_sample)
-            batch.counts.append(len(heard))
+            batch.counts.append(len(own_clips))
             texts = {name: file.table[name][first].as_py() for name in _TEXTS if name in file.table.column_names}
             batch.add_texts(sample_of_texts(texts, sample_id, task, source))
             kept = file.table["history"][first].as_py() if "history" in file.table.column_names else None

@@ -28,11 +28,11 @@ def overlap_warnings(child: ChildProcess, train: Index, validation: Mapping[str,
         validation: The other sources by name.
     """
     named = _common_samples(train, validation)
-    heard = _common_audio(child, train, {name: index for name, index in validation.items() if name not in named})
+    same_audio = _common_audio(child, train, {name: index for name, index in validation.items() if name not in named})
     lines = [f"{name}: {count} samples have the id and length of a sample to train on" for name, count in named.items()]
     return lines + [
         f"{name}: {count} of the {tried} samples that were tried have the audio of a sample to train on"
-        for name, (tried, count) in heard.items()
+        for name, (tried, count) in same_audio.items()
     ]
 
 

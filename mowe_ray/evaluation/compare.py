@@ -127,7 +127,7 @@ def _ablation(member: str, pair: _Paired) -> Ablation:
 
 
 @dataclass(frozen=True)
-class _Pools:
+class _SubsetAnswers:
     """The answers of each subset of a pool to the samples of a task that all subsets answered, in the same order."""
 
     dataset: str
@@ -136,7 +136,7 @@ class _Pools:
     answers: dict[Subset, list[Answer]]
 
 
-def _answered_by_pools(model: AnsweredModel, metrics: Mapping[str, DatasetMetrics]) -> Iterator[_Pools]:
+def _answered_by_pools(model: AnsweredModel, metrics: Mapping[str, DatasetMetrics]) -> Iterator[_SubsetAnswers]:
     if not model.subsets:
         return
     running = {**model.subsets, frozenset(range(len(model.members))): model.answers}
@@ -147,10 +147,10 @@ def _answered_by_pools(model: AnsweredModel, metrics: Mapping[str, DatasetMetric
             ids = [answer.id for answer in rows if all(answer.id in found for found in known.values())]
             if ids:
                 shared = {subset: [found[name] for name in ids] for subset, found in known.items()}
-                yield _Pools(dataset, task, metrics[dataset].of(task, rows)[0][0], shared)
+                yield _SubsetAnswers(dataset, task, metrics[dataset].of(task, rows)[0][0], shared)
 
 
-def _shapley(model: AnsweredModel, pools: Sequence[_Pools], seed: int) -> Iterator[Shapley]:
+def _shapley(model: AnsweredModel, pools: Sequence[_SubsetAnswers], seed: int) -> Iterator[Shapley]:
     orders = joining_orders(len(model.members), seed) if pools else []
     for one in pools:
         statistics = {subset: one.metric.statistics(answers) for subset, answers in one.answers.items()}
@@ -160,7 +160,7 @@ def _shapley(model: AnsweredModel, pools: Sequence[_Pools], seed: int) -> Iterat
             yield Shapley(member, one.dataset, one.task, one.metric.name, value, samples, subsets, exact)
 
 
-def _pool_scores(model: AnsweredModel, pools: Sequence[_Pools]) -> Iterator[PoolScore]:
+def _pool_scores(model: AnsweredModel, pools: Sequence[_SubsetAnswers]) -> Iterator[PoolScore]:
     for one in pools:
         for subset, answers in one.answers.items():
             members = [model.members[i] for i in sorted(subset)]

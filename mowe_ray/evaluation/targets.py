@@ -65,8 +65,8 @@ def is_server(path: str) -> bool:
 
 def evaluation_folder(target: Target, out: str | None) -> RunFolder:
     """Return where a model's results go: below `out` if that is given, else beside the model."""
-    beside = f"{target.home}/{FOLDER}" + (f"/{target.name}" if target.served_as is not None else "")
-    return folder_at(beside if out is None else f"{out.rstrip('/')}/{target.name}")
+    default = f"{target.home}/{FOLDER}" + (f"/{target.name}" if target.served_as is not None else "")
+    return folder_at(default if out is None else f"{out.rstrip('/')}/{target.name}")
 
 
 def report_folder(targets: Sequence[Target], out: str | None) -> RunFolder:

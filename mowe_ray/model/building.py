@@ -181,9 +181,9 @@ def load_model(
     model = load_exported(folder, config, dtype, loading)
     specs: list[EncoderSpec] = config.weak_encoders or []
     choices = dict(train_weak or {})
-    if strangers := choices.keys() - {spec.name for spec in specs}:
+    if unknown := choices.keys() - {spec.name for spec in specs}:
         raise ValueError(
-            f"model.weak_encoders: {', '.join(sorted(strangers))} not in the pool of "
+            f"model.weak_encoders: {', '.join(sorted(unknown))} not in the pool of "
             f"model.init_from={folder}: {', '.join(spec.name for spec in specs) or 'it is empty'}"
         )
     merge_lora(model)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 _MARK = "\ufdd0"
 
 
-class Turn(NamedTuple):
+class SplitTurn(NamedTuple):
     """One turn of a conversation with C clips: the C + 1 texts before, between and behind them."""
 
     role: str
@@ -39,7 +39,7 @@ class ChatTokens:
         self._frames: dict[Any, list[list[int] | int]] = {}
         self._end: list[int] | None = None
 
-    def write(self, turns: Sequence[Turn], *, add_generation_prompt: bool = True, **options: Any) -> str:
+    def write(self, turns: Sequence[SplitTurn], *, add_generation_prompt: bool = True, **options: Any) -> str:
         """Return a conversation as the language model reads it.
 
         Args:
@@ -53,7 +53,7 @@ class ChatTokens:
         contents = [self._audio_token.join(turn.texts) for turn in turns]
         return self._in_template([turn.role for turn in turns], contents, add_generation_prompt, options)
 
-    def tokens(self, turns: Sequence[Turn], *, add_generation_prompt: bool = True, **options: Any) -> list[int]:
+    def tokens(self, turns: Sequence[SplitTurn], *, add_generation_prompt: bool = True, **options: Any) -> list[int]:
         """Return the tokens of what `write` writes, with control tokens only where they belong."""
         frame = self._frame([turn.role for turn in turns], add_generation_prompt, options)
         placed = [part for part in frame if isinstance(part, int)]
@@ -74,7 +74,7 @@ class ChatTokens:
             written += [] if isinstance(part, int) else part
         return written
 
-    def prompt(self, turns: Sequence[Turn], learned: Sequence[bool]) -> tuple[list[int], list[bool]]:
+    def prompt(self, turns: Sequence[SplitTurn], learned: Sequence[bool]) -> tuple[list[int], list[bool]]:
         """Return the tokens up to the next answer, and which of them are learned.
 
         These are the contents of the assistant's turns, each as the answer of a row of its own would be, and their ends
@@ -107,7 +107,7 @@ class ChatTokens:
                 tokens, marks, ends, chunk = tokens + answer, marks + [learned[part]] * len(answer), learned[part], []
         return tokens, marks
 
-    def _joined(self, chunk: Sequence[str | int], turns: Sequence[Turn], *, first: bool) -> list[int]:
+    def _joined(self, chunk: Sequence[str | int], turns: Sequence[SplitTurn], *, first: bool) -> list[int]:
         """Return the tokens of texts of the template and of turns between two answers."""
         contents = [self._audio_token.join(turns[part].texts) if isinstance(part, int) else part for part in chunk]
         text = "".join(contents)
@@ -139,8 +139,8 @@ class ChatTokens:
         return self._end
 
     def _without_refused_system(
-        self, turns: Sequence[Turn], learned: Sequence[bool]
-    ) -> tuple[Sequence[Turn], Sequence[bool]]:
+        self, turns: Sequence[SplitTurn], learned: Sequence[bool]
+    ) -> tuple[Sequence[SplitTurn], Sequence[bool]]:
         """Return turns whose system text is in the first question, if the template refuses or drops its turn."""
         if turns[0].role != "system":
             return turns, learned
@@ -151,7 +151,7 @@ class ChatTokens:
             pass  # the template says so only by an error of its own
         system, asked, *others = turns
         first, *texts = asked.texts
-        return [Turn(asked.role, [f"{''.join(system.texts)}\n\n{first}", *texts]), *others], learned[1:]
+        return [SplitTurn(asked.role, [f"{''.join(system.texts)}\n\n{first}", *texts]), *others], learned[1:]
 
     def whole(self, text: str) -> list[int]:
         """Return the tokens of a prompt in which every name of a control token is one."""

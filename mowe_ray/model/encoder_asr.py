@@ -161,8 +161,8 @@ class BlockAttention(nn.Module):
         )
         bias = torch.einsum("bhcd,crd->bhcr", query, self.rel_pos_emb(attention_dists)) * self.scale
         own = hidden.new_ones(clips, frames, dtype=torch.bool) if self.own is None else self.own
-        heard = F.pad(own, (0, missing)).reshape(-1, 1, 1, self.context_size)
-        bias = bias.masked_fill(~heard, torch.finfo(bias.dtype).min)
+        is_frame = F.pad(own, (0, missing)).reshape(-1, 1, 1, self.context_size)
+        bias = bias.masked_fill(~is_frame, torch.finfo(bias.dtype).min)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)
         joined = attended.transpose(1, 2).reshape(clips, frames + missing, -1)[:, :frames]
         projected: Tensor = self.dropout(self.to_out(joined))

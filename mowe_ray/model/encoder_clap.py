@@ -16,7 +16,7 @@ from .encoder_base import ENCODERS, AudioEncoder, PadAudio
 from .frontends import FRONT_ENDS, SAMPLE_RATE, FrontEnd, resample
 
 WINDOW_S = 10
-"""Seconds that CLAP hears at once."""
+"""Length of a window of CLAP, in seconds."""
 _RATE = 48_000
 
 
@@ -54,8 +54,8 @@ class ClapAudioEncoder(AudioEncoder):
     """CLAP's audio tower as a frame encoder: its last grid of patches, averaged over frequency; 3.2 per second.
 
     The stages of the network have different widths: its hidden states here are those of the last stage alone. [ours]
-    Of checkpoints with feature fusion, the path of clips up to 10 s is used. The wave has 16 kHz: what CLAP heard above
-    8 kHz is silent.
+    Of checkpoints with feature fusion, the path of clips up to 10 s is used. The wave has 16 kHz: the
+    bands above 8 kHz, which CLAP was trained with, are empty.
     """
 
     sample_rate = _RATE

@@ -200,7 +200,7 @@ class MossTower(VoxtralTower):
 
 @ENCODERS.register("voxtral_realtime_encoder")
 class VoxtralRealtimeTower(WhisperAudioEncoder):
-    """The causal audio tower of Voxtral Realtime: it hears what came before; 50 frames per second."""
+    """The causal audio tower of Voxtral Realtime: a frame depends on earlier ones alone; 50 frames per second."""
 
     sees_padding = False
     model_class = VoxtralRealtimeEncoder

@@ -10,7 +10,7 @@ import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.audio_utils import load_audio
 
-from .chat import ChatTokens, Turn
+from .chat import ChatTokens, SplitTurn
 from .frontends import SAMPLE_RATE, count_frames
 
 try:
@@ -191,7 +191,7 @@ class MoweProcessor(ProcessorMixin):
             written = [self.chat.write(turns, **settings) for turns, _ in conversations]
             return written if is_batch else written[0]
         prompts = [_unlearned(self.chat.tokens(turns, **settings)) for turns, _ in conversations]
-        clips = [[_heard(clip, rate) for clip in found] for _, found in conversations]
+        clips = [[_at_16khz(clip, rate) for clip in found] for _, found in conversations]
         inputs = self._inputs(prompts, clips)
         return inputs if return_dict else inputs["input_ids"]
 
@@ -258,10 +258,10 @@ class MoweProcessor(ProcessorMixin):
         given = [*history, ("user", instruction, False)]
         places = sum(text.count(CLIP) for _, text, _ in given)
         if not history and not places:
-            return _unlearned(self.chat.tokens([Turn("user", self._texts_around_clips(instruction, clips))]))
+            return _unlearned(self.chat.tokens([SplitTurn("user", self._texts_around_clips(instruction, clips))]))
         if clips and places != clips:
             raise ValueError(f"the turns have {places} places of clips but the row has {clips} clips: {instruction!r}")
-        turns = [Turn(role, text.split(CLIP) if clips else [text.replace(CLIP, "")]) for role, text, _ in given]
+        turns = [SplitTurn(role, text.split(CLIP) if clips else [text.replace(CLIP, "")]) for role, text, _ in given]
         return self.chat.prompt(turns, [learned for _, _, learned in given])
 
     def _expanded(self, prompt: _Prompt, lengths: Sequence[int]) -> _Prompt:
@@ -338,7 +338,7 @@ def _unlearned(tokens: list[int]) -> _Prompt:
     return tokens, [False] * len(tokens)
 
 
-def _turns(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Turn], list[Any]]:
+def _turns(messages: Sequence[Mapping[str, Any]]) -> tuple[list[SplitTurn], list[Any]]:
     """Return the turns of a conversation, and what its clips are read from."""
     turns, clips = [], []
     for message in messages:
@@ -353,7 +353,7 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Turn], list[Any]
                 texts.append("")
             else:
                 raise ValueError(f"a part of a message is text, or audio with `audio`, `url` or `path`, not {part}")
-        turns.append(Turn(message["role"], texts))
+        turns.append(SplitTurn(message["role"], texts))
     return turns, clips
 
 
@@ -366,7 +366,7 @@ def _flat(audio: Any) -> list[np.ndarray]:
     return [clip for entry in audio for clip in ([entry] if isinstance(entry, np.ndarray) else entry)]
 
 
-def _heard(clip: Any, rate: int) -> np.ndarray:
+def _at_16khz(clip: Any, rate: int) -> np.ndarray:
     """Return a waveform of a sampling rate, or what a path, URL or base64 text holds, at 16 kHz."""
     return load_audio(clip, SAMPLE_RATE) if isinstance(clip, str) else _resampled([clip], rate)[0]
 

@@ -189,7 +189,7 @@ def line_chart(
         if not one.dashed
         for at, value in one.points[-1:]
     ]
-    told = [[one.name, [[round(at, 1), float(f"{value:.4g}")] for at, value in one.points]] for one in shown]
+    curves = [[one.name, [[round(at, 1), float(f"{value:.4g}")] for at, value in one.points]] for one in shown]
     return tag(
         "svg",
         frame(x, y, height, x_label),
@@ -199,7 +199,7 @@ def line_chart(
         height=height,
         role="img",
         aria_label=f"{title}, over {x_label}",
-        data_curves=json.dumps([x_label, x.low, x.high, told], separators=(",", ":")),
+        data_curves=json.dumps([x_label, x.low, x.high, curves], separators=(",", ":")),
     )
 
 
@@ -291,9 +291,9 @@ def interval_rows(rows: Sequence[IntervalRow], axis: Axis, zero: bool = False, e
         drawn += _interval_row(row, axis, zero)
     ticks = [text(tick_label(tick), axis.across(tick), 14, class_="tick mid") for tick in axis.ticks]
     left, right = ends
-    said = [text(left, 0, 30, class_="tick"), text(right, "100%", 30, class_="tick end")] if left or right else []
-    height = 36 if said else 20
-    foot = [tag("span"), tag("svg", *ticks, *said, class_="plot row", height=height, aria_hidden="true"), tag("span")]
+    labels = [text(left, 0, 30, class_="tick"), text(right, "100%", 30, class_="tick end")] if left or right else []
+    height = 36 if labels else 20
+    foot = [tag("span"), tag("svg", *ticks, *labels, class_="plot row", height=height, aria_hidden="true"), tag("span")]
     return tag("div", *drawn, *foot, class_="rows long" if any(row.more for row in rows) else "rows")
 
 

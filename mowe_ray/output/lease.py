@@ -212,7 +212,7 @@ class _Lease:
     def _wait_until_free(self, content: bytes, patience_s: float) -> None:
         """Wait until the owner has released the lease or is lost; raise ValueError if it lives, after `patience_s`."""
         began = seen = time.monotonic()
-        seen_alive = told = False
+        seen_alive = has_logged = False
         while True:
             owner, now = Owner.parse(content), time.monotonic()
             if owner is not None and owner.released:
@@ -222,13 +222,13 @@ class _Lease:
                 self._log(f"{self._folder.url}: taken over from {owner}, which has ended")
                 return
             if alive is None and now - seen >= self._stale_s:
-                silent = f"{owner or 'an unknown owner'}: no sign of life for {self._stale_s:.0f} s"
-                self._log(f"{self._folder.url}: taken over from {silent}")
+                previous = f"{owner or 'an unknown owner'}: no sign of life for {self._stale_s:.0f} s"
+                self._log(f"{self._folder.url}: taken over from {previous}")
                 return
             if (alive or seen_alive) and now - began >= patience_s:
                 raise self._in_use(owner)
-            if not told:
-                told = True
+            if not has_logged:
+                has_logged = True
                 self._log(
                     f"{self._folder.url} is held by {owner or 'an unknown owner'}: waiting up to "
                     f"{max(patience_s, self._stale_s):.0f} s for a sign that it lives, or has ended"

@@ -123,10 +123,10 @@ class Interface:
 
     async def _reply(self, model: str, question: Question) -> Reply:
         async with aclosing(self._backend.answer(model, question)) as answer:  # type: ignore[type-var]
-            async for heard in answer:
-                if isinstance(heard, Reply):
-                    self.metrics.answered(model, heard)
-                    return heard
+            async for piece in answer:
+                if isinstance(piece, Reply):
+                    self.metrics.answered(model, piece)
+                    return piece
         raise Refused("the model gave no answer; ask again", status=503, code="server_error", retry_after_s=1)
 
     async def _streamed(self, asked: ChatRequest, request: Request) -> Response:
@@ -149,14 +149,14 @@ class Interface:
         try:
             async with aclosing(answer), asyncio.timeout(self._limits.timeout_s):  # type: ignore[type-var]
                 yield completion.chunk({"role": "assistant", "content": ""})
-                heard = first
-                while isinstance(heard, Piece):
-                    yield completion.chunk({"content": heard.text})
-                    heard = await anext(answer)
-                self.metrics.answered(asked.model, heard)
-                yield completion.chunk({}, heard.finish_reason, mowe=mowe_report(heard, decode_ms))
+                piece = first
+                while isinstance(piece, Piece):
+                    yield completion.chunk({"content": piece.text})
+                    piece = await anext(answer)
+                self.metrics.answered(asked.model, piece)
+                yield completion.chunk({}, piece.finish_reason, mowe=mowe_report(piece, decode_ms))
                 if asked.stream_options and asked.stream_options.include_usage:
-                    yield completion.usage_chunk(heard)
+                    yield completion.usage_chunk(piece)
                 yield "data: [DONE]\n\n"
         except TimeoutError:
             yield event(error_body(_too_slow(self._limits.timeout_s)))
@@ -208,10 +208,10 @@ class Interface:
                 max_new_tokens=self._limits.max_new_tokens,
                 answer=lambda question: self._reply(asked.model, question),
             )
-            heard = await _while_connected(request, self._in_time(pieces))
+            piece = await _while_connected(request, self._in_time(pieces))
             if asked.response_format == "text":
-                return PlainTextResponse(heard.text + "\n")
-            return JSONResponse(heard.content(asked, decode_ms))
+                return PlainTextResponse(piece.text + "\n")
+            return JSONResponse(piece.content(asked, decode_ms))
 
     # ---- everything else ----
 

@@ -60,15 +60,15 @@ class Batcher:
         Raises:
             Refused: The question cannot be asked.
         """
-        loop, heard = asyncio.get_running_loop(), asyncio.Queue[Piece | Reply | Exception]()
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Piece | Reply | Exception]()
         question = await loop.run_in_executor(None, self._model.check, question)
-        listener = Listener(question, lambda event: _call_soon(loop, heard, event), self._model.padding(question))
+        listener = Listener(question, lambda event: _call_soon(loop, events, event), self._model.padding(question))
         with self._changed:
             self._waiting.append(listener)
             self._changed.notify()
         try:
             while True:
-                event = await heard.get()
+                event = await events.get()
                 if isinstance(event, Exception):
                     raise event
                 yield event
@@ -102,7 +102,7 @@ class Batcher:
                 for listener in batch:
                     self._answer([listener])
                 return
-            batch[0].hear(Refused(f"the model failed: {error}", status=500, code="server_error"))
+            batch[0].on_event(Refused(f"the model failed: {error}", status=500, code="server_error"))
 
     def _next_batch(self) -> list[Listener]:
         """Wait for questions; returns those to answer together, none when it is over."""
@@ -147,10 +147,10 @@ class Batcher:
 
 
 def _call_soon(
-    loop: asyncio.AbstractEventLoop, heard: asyncio.Queue[Piece | Reply | Exception], event: Piece | Reply | Exception
+    loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Piece | Reply | Exception], event: Piece | Reply | Exception
 ) -> None:
     if not loop.is_closed():
-        loop.call_soon_threadsafe(heard.put_nowait, event)
+        loop.call_soon_threadsafe(events.put_nowait, event)
 
 
 class LocalBackend:

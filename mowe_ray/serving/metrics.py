@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from mowe_ray.serving.question import Reply
 
-# Other paths count as one: strangers make them up.
+# Other paths count as one: clients can invent any.
 _PATHS = frozenset(("/", "/v1/chat/completions", "/v1/audio/transcriptions", "/v1/models", "/health"))
 
 

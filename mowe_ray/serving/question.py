@@ -119,12 +119,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class ClipReport:
-    """Which encoders heard a clip.
+    """Which encoders ran on a clip.
 
     Attributes:
         seconds: Its length.
         independent, dependent: Probability of each pool member by the router that is equal for all clips, and by the
-            one that hears the clip; None without that router.
+            one that depends on the clip; None without that router.
         chosen: Names of the members that each router chose, by `independent` and `dependent`.
         ran: Names of the members that ran, which are those of both.
         gflops, gflops_dense: 1e9 operations of the audio side for this clip, and if all members had run.

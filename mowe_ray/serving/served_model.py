@@ -33,14 +33,14 @@ class Listener:
 
     Attributes:
         question: What was asked.
-        hear: Called with each piece, then with the reply, or with what went wrong.
+        on_event: Called with each piece, then with the reply, or with what went wrong.
         padding: As `ServedModel.padding` says; those of different padding are not answered together.
         asked_at: When, by the monotonic clock.
         gone: Set when nobody waits any more.
     """
 
     question: Question
-    hear: Callable[[Piece | Reply | Exception], None]
+    on_event: Callable[[Piece | Reply | Exception], None]
     padding: frozenset[int] = frozenset()
     asked_at: float = field(default_factory=time.monotonic)
     gone: bool = False
@@ -118,7 +118,7 @@ class ServedModel:
     def padding(self, question: Question) -> frozenset[int]:
         """Return the lengths, in samples, to which encoders without a mask (Whisper) pad this question's clips.
 
-        They hear the padding: with longer clips, and so more of it, the same clip has other features.
+        Padding changes what they compute: with longer clips, and so more of it, the same clip has other features.
         """
         longest = max(map(len, question.clips), default=0)
         tower = self.model.audio_tower
@@ -137,14 +137,14 @@ class ServedModel:
         sound = moved.get("input_values"), moved.get("input_lengths")
         audio = self.model.encode_audio(*sound, input_ids=prompts, attention_mask=mask)
         encoded = time.monotonic()
-        heard = iter(choices(audio))
+        chosen = iter(choices(audio))
         prompt_tokens = mask.sum(1).tolist()
-        rows = []
+        answers = []
         for listener, tokens in zip(listeners, prompt_tokens, strict=True):
-            clips = [self._report(len(clip), *next(heard)) for clip in listener.question.clips]
+            clips = [self._report(len(clip), *next(chosen)) for clip in listener.question.clips]
             waited, encoders = 1e3 * (began - listener.asked_at), 1e3 * (encoded - began)
             times = {"queue": round(waited, 1), "encoders": round(encoders, 1)}
-            rows.append(_Row(listener, self.processor, clips, tokens, times, encoded, len(listeners)))
+            answers.append(_StreamedAnswer(listener, self.processor, clips, tokens, times, encoded, len(listeners)))
         ends = _ends(self.model.generation_config)
         self.model.generate(
             prompts,
@@ -152,11 +152,11 @@ class ServedModel:
             audio=audio,
             generation_config=_settings(self.model.generation_config, first.sampling),
             max_new_tokens=max(listener.question.max_new_tokens for listener in listeners),
-            streamer=_Streamer(rows, ends),
-            stopping_criteria=StoppingCriteriaList([_RowsDone(rows)]),
+            streamer=_Streamer(answers, ends),
+            stopping_criteria=StoppingCriteriaList([_AnswersDone(answers)]),
         )
-        for row in rows:
-            row.finish("length")
+        for answer in answers:
+            answer.finish("length")
 
     def _inputs(self, questions: Sequence[Question]) -> dict[str, torch.Tensor]:
         conversations = [[message.for_processor() for message in question.messages] for question in questions]
@@ -194,8 +194,8 @@ class ServedModel:
         return Amount(always, tuple(members))
 
 
-class _Row:
-    """An answer in the making: tells its listener what is new of its text."""
+class _StreamedAnswer:
+    """An answer that is being generated: sends what is new of its text to its listener."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class _Row:
         self._listener, self._processor, self._clips = listener, processor, clips
         self._prompt_tokens, self._times, self._began, self._batch = prompt_tokens, milliseconds, began, batch_size
         self._tokens: list[int] = []
-        self._told = ""
+        self._sent = ""
         self.done = False
 
     def add(self, token: int, ends: frozenset[int]) -> None:
@@ -233,17 +233,17 @@ class _Row:
         elif len(self._tokens) >= question.max_new_tokens:
             self.finish("length")
         else:
-            self._tell(self._settled(text))
+            self._send(self._settled(text))
 
     def finish(self, reason: str) -> None:
-        """Tell the rest and the reply, unless that was done."""
+        """Send the rest and the reply, unless that was done."""
         if self.done:
             return
         self.done = True
         text, _ = self._text()
-        self._tell(text)
+        self._send(text)
         times = {**self._times, "generation": round(1e3 * (time.monotonic() - self._began), 1)}
-        self._listener.hear(
+        self._listener.on_event(
             Reply(text, reason, self._prompt_tokens, len(self._tokens), self._clips, times, self._batch)
         )
 
@@ -258,38 +258,38 @@ class _Row:
         held = max((len(stop) - 1 for stop in self._listener.question.stop), default=0)
         return text[: len(text) - held] if held else text
 
-    def _tell(self, text: str) -> None:
-        # A tokenizer may write the beginning anew as more tokens come; what was told stays.
-        if self._listener.question.in_pieces and len(text) > len(self._told) and text.startswith(self._told):
-            self._listener.hear(Piece(text[len(self._told) :]))
-            self._told = text
+    def _send(self, text: str) -> None:
+        # A tokenizer may write the beginning anew as more tokens come; what was sent stays.
+        if self._listener.question.in_pieces and len(text) > len(self._sent) and text.startswith(self._sent):
+            self._listener.on_event(Piece(text[len(self._sent) :]))
+            self._sent = text
 
 
 class _Streamer(BaseStreamer):
-    """Hands the tokens of a batch to its rows."""
+    """Hands the tokens of a batch to its answers."""
 
-    def __init__(self, rows: Sequence[_Row], ends: frozenset[int]):
-        self._rows, self._ends, self._is_prompt = rows, ends, True
+    def __init__(self, answers: Sequence[_StreamedAnswer], ends: frozenset[int]):
+        self._answers, self._ends, self._is_prompt = answers, ends, True
 
     def put(self, value: torch.Tensor) -> None:
         if self._is_prompt:
             self._is_prompt = False
             return
-        for row, token in zip(self._rows, value.tolist(), strict=True):
-            row.add(token, self._ends)
+        for answer, token in zip(self._answers, value.tolist(), strict=True):
+            answer.add(token, self._ends)
 
     def end(self) -> None:
         """Nothing is left over."""
 
 
-class _RowsDone(StoppingCriteria):
-    """Stops rows that are complete, or that nobody waits for."""
+class _AnswersDone(StoppingCriteria):
+    """Stops answers that are complete, or that nobody waits for."""
 
-    def __init__(self, rows: Sequence[_Row]):
-        self._rows = rows
+    def __init__(self, answers: Sequence[_StreamedAnswer]):
+        self._answers = answers
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
-        return torch.tensor([row.done for row in self._rows], device=input_ids.device)
+        return torch.tensor([answer.done for answer in self._answers], device=input_ids.device)
 
 
 def _settings(config: GenerationConfig, sampling: Sampling) -> GenerationConfig:

@@ -48,7 +48,7 @@ class Device:
     source: str
 
 
-class Work:
+class ComputeCost:
     """The cost of configurations; equal models are counted, and equal data scanned, once.
 
     Args:

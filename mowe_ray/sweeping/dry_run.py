@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from mowe_ray.config import RunConfig
 from mowe_ray.output.run_folder import RunFolder
 from mowe_ray.output.terminal import amount, duration, format_table
-from mowe_ray.sweeping.compute_cost import CLIP_S, Work, device
+from mowe_ray.sweeping.compute_cost import CLIP_S, ComputeCost, device
 from mowe_ray.sweeping.one_shot import spread
 from mowe_ray.sweeping.schema import POOL_KEY, SweepConfig
 from mowe_ray.sweeping.search import random_points
@@ -34,7 +34,7 @@ def dry_run(sweep: SweepConfig, cost: Callable[[RunConfig], ModelCost | None], o
     Raises:
         ValueError: The study could not start: its data cannot be used, or its folder holds another.
     """
-    folder, space, work = RunFolder(sweep.storage, sweep.name), SearchSpace(sweep), Work(cost)
+    folder, space, work = RunFolder(sweep.storage, sweep.name), SearchSpace(sweep), ComputeCost(cost)
     check_same_study(folder, sweep)
     earlier = load_all(folder)
     # Optuna chooses from results, so that its points cannot be listed before there are any.
@@ -69,7 +69,7 @@ def dry_run(sweep: SweepConfig, cost: Callable[[RunConfig], ModelCost | None], o
     return facts
 
 
-def _planned(sweep: SweepConfig, work: Work, earlier: Sequence[Trial]) -> Iterator[tuple[Trial, RunConfig]]:
+def _planned(sweep: SweepConfig, work: ComputeCost, earlier: Sequence[Trial]) -> Iterator[tuple[Trial, RunConfig]]:
     """Yield all trials that the study will have, by running through a copy of it that is kept in memory."""
     # A name of its own: fsspec's memory file system is shared by everything in the process.
     copy = sweep.model_copy(update={"storage": f"memory://dry-run-{uuid.uuid4().hex}"})
@@ -136,12 +136,12 @@ def _resources(sweep: SweepConfig, base: RunConfig) -> dict[str, Any]:
     }
 
 
-def _data_facts(work: Work, base: RunConfig) -> dict[str, float] | None:
+def _data_facts(work: ComputeCost, base: RunConfig) -> dict[str, float] | None:
     epoch = work.epoch(base)
     return None if epoch is None else {"clips": epoch.clips, "hours": epoch.seconds / 3600}
 
 
-def _cost_facts(sweep: SweepConfig, work: Work, configs: Sequence[RunConfig], trials: int) -> dict[str, Any]:
+def _cost_facts(sweep: SweepConfig, work: ComputeCost, configs: Sequence[RunConfig], trials: int) -> dict[str, Any]:
     """Return audio and operations: the mean over `configs`, and all trials' together."""
     audios = [work.audio(config) for config in configs]
     audio_s = _mean([None if audio is None else audio.seconds for audio in audios])
@@ -157,7 +157,7 @@ def _cost_facts(sweep: SweepConfig, work: Work, configs: Sequence[RunConfig], tr
 
 
 def _time_facts(
-    work: Work, configs: Sequence[RunConfig], trials: int, earlier: Sequence[Trial], base: RunConfig
+    work: ComputeCost, configs: Sequence[RunConfig], trials: int, earlier: Sequence[Trial], base: RunConfig
 ) -> dict[str, Any]:
     """Return the time that is left: measured where trials have finished, else estimated from their operations."""
     left = trials - sum(trial.over for trial in earlier)

@@ -68,11 +68,11 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     return sweep
 
 
-def _located(base: str, beside: Path) -> str:
+def _located(base: str, folder: Path) -> str:
     """Return a preset's name, or the path of a file: as given, else beside the sweep file."""
-    if base in preset_names() or Path(base).is_file() or not (beside / base).is_file():
+    if base in preset_names() or Path(base).is_file() or not (folder / base).is_file():
         return base
-    return str(beside / base)
+    return str(folder / base)
 
 
 def _path(file: str | Path) -> Path:
@@ -116,7 +116,7 @@ def _explain(details: ErrorDetails) -> list[str]:
     location = [str(part) for part in details["loc"] if not str(part).startswith("<")]
     dotted = ".".join(location)
     if details["type"] == "extra_forbidden":
-        guess = next(iter(get_close_matches(location[-1], _keys_beside(location), 1)), None)
+        guess = next(iter(get_close_matches(location[-1], _sibling_keys(location), 1)), None)
         return [f"{dotted}: unknown key" + (f" (did you mean {guess}?)" if guess else "")]
     if details["type"] == "missing":
         return [f"{dotted}: is required"]
@@ -126,7 +126,7 @@ def _explain(details: ErrorDetails) -> list[str]:
     return [f"{dotted}: {message.replace('Input should be', 'must be')}, got {details['input']!r}"]
 
 
-def _keys_beside(location: list[str]) -> list[str]:
+def _sibling_keys(location: list[str]) -> list[str]:
     """Return the known keys of the section a location is in."""
     section: type[Section] = SweepConfig
     for part in location[:-1]:

@@ -245,7 +245,7 @@ def _work_facts(config: RunConfig, costs: Estimate, train: Index) -> dict[str, f
 
 _WORK_ROWS = {
     "useful": "what each clip and row takes alone",
-    "encoder_padding": "of this, silence that encoders want behind a clip (model.pad_audio)",
+    "encoder_padding": "of this, silence behind a clip (model.pad_audio)",
     "batch_padding": "up to the longest clip of a micro-batch",
     "row_padding": "up to the longest row of the language model, audio only: texts are not read here",
     "idle": "entries without audio",

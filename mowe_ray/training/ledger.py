@@ -175,7 +175,7 @@ def carry_over(state: Mapping[str, Any], index: Index, load: Callable[[str], Ind
     """
     if "shards" not in state:
         return CarriedOver(_by_place(state["before"], index), _by_place(state["trained"], index), absent=[])
-    search, earlier = _Search(index, load), state["absent"]
+    search, earlier = _SampleSearch(index, load), state["absent"]
     # All by shard first, which is certain, and only then by id.
     home, *homes = [search.by_shard(layer) for layer in (state, *earlier)]
     rest = search.by_id(state, home)
@@ -196,7 +196,7 @@ def carry_over(state: Mapping[str, Any], index: Index, load: Callable[[str], Ind
     return CarriedOver(search.counts[0], search.counts[1], kept, changes if changes.shards else None)
 
 
-class _Search:
+class _SampleSearch:
     """Looks for the samples that checkpoints counted.
 
     Attributes:
@@ -328,7 +328,7 @@ class _Samples:
             if _is_file(name) and _file_name(name) in names:
                 place = names[_file_name(name)]
                 raise _refusal(
-                    self.shard(place), f"{self.ids[place]} may be {name}: records without an id are told by path"
+                    self.shard(place), f"{self.ids[place]} may be {name}: records without an id are told apart by path"
                 )
 
 

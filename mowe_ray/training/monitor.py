@@ -199,8 +199,8 @@ class Monitor:
         if self._tracker is not None:
             record = {"step": result.step, "loss": result.lm_loss, "expected": expected, "ids": ids}
             self._tracker.log({"kind": "spike", **record})
-            told = f"lm {result.lm_loss:.3f}, expected about {expected:.3f}; samples: {_some(ids)}"
-            self._ranks.log(wrapped(f"warning: loss spike at step {result.step}: {told}"))
+            detail = f"lm {result.lm_loss:.3f}, expected about {expected:.3f}; samples: {_some(ids)}"
+            self._ranks.log(wrapped(f"warning: loss spike at step {result.step}: {detail}"))
 
     def _global_ids(self, result: StepResult) -> list[str]:
         """Ids of all samples of the step, over all ranks."""
@@ -240,7 +240,7 @@ class Monitor:
         self._new_bad = []
 
     def _add_bad(self, found: Iterable[BadSample]) -> None:
-        """Count unusable samples; those that ended a process are told and, for the next start, written at once."""
+        """Count unusable samples; those that ended a process are logged and, for the next start, written at once."""
         before = len(self.killers)
         self._report.add(found)
         if self._tracker is None or len(self.killers) == before:

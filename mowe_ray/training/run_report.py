@@ -331,10 +331,10 @@ def _routers_of_several(lines: _Lines) -> list[str]:
 
 
 def _events(run: Run, name: str) -> str:
-    told = [(int(r["step"]), *_told(r)) for r in run.records if r["kind"] in ("recovery", "skipped", "spike")]
+    events = [(int(r["step"]), *_describe(r)) for r in run.records if r["kind"] in ("recovery", "skipped", "spike")]
     rows = [
         tag("tr", tag("td", str(step), class_="n"), tag("td", escape(what)), tag("td", escape(detail)))
-        for step, what, detail in told[-_MOST_EVENTS:]
+        for step, what, detail in events[-_MOST_EVENTS:]
     ]
     head = tag("tr", tag("th", "step", class_="n"), tag("th", "event"), tag("th"))
     table = tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="wide") if rows else ""
@@ -349,7 +349,7 @@ def _events(run: Run, name: str) -> str:
     return (tag("h3", escape(name), style="margin:14px 0 6px") if name else "") + bad + table
 
 
-def _told(record: Record) -> tuple[str, str]:
+def _describe(record: Record) -> tuple[str, str]:
     if record["kind"] == "recovery":
         phases = {k: v for k, v in record.items() if k not in ("kind", "step", "seconds")}
         parts = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in phases.items())

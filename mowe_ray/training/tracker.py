@@ -59,7 +59,7 @@ class Tracker:
         for open_tracker in _openers(
             folder, tracking, name=name, config=config, resume_step=resume_step, records=self.records
         ):
-            with self._told():
+            with self._tolerating():
                 self._trackers.append(open_tracker())
         self.shows_media = bool(self._trackers)
         self._trackers += others
@@ -94,12 +94,12 @@ class Tracker:
 
     def _each(self, use: Callable[[MetricTracker], object]) -> None:
         for tracker in self._trackers:
-            with self._told():
+            with self._tolerating():
                 use(tracker)
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Tell an error inside, once for each kind, and go on: a tracker is no reason to stop training."""
+    def _tolerating(self) -> Iterator[None]:
+        """Log an error inside, once for each kind, and go on: a tracker is no reason to stop training."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - each tracker raises its own

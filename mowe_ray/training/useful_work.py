@@ -33,7 +33,7 @@ class Work:
 
     Attributes:
         clips: What each clip needs by itself, computed at its own length.
-        encoder_padding: Silence that an encoder wants behind a clip even if it is alone (`model.pad_audio`).
+        encoder_padding: Silence that an encoder gets behind a clip even if it is alone (`model.pad_audio`).
         batch_padding: From there to the longest clip of the micro-batch.
         tokens: The language model, at each row's own length.
         row_padding: From there to the longest row of the micro-batch.
@@ -153,7 +153,7 @@ _TOKENS_PER_S = 6.4  # only gives the two lengths, 96 and 192, at which the lang
 
 
 @dataclass(frozen=True)
-class _Curve:
+class _Quadratic:
     """A quadratic function without constant: attention grows with the square of a length, all else with the length."""
 
     linear: float
@@ -163,10 +163,10 @@ class _Curve:
         return self.linear * length + self.quadratic * length**2
 
 
-def _through_zero(half: float, whole: float, at: float = 1.0) -> _Curve:
+def _through_zero(half: float, whole: float, at: float = 1.0) -> _Quadratic:
     """Return the curve with these values at `CLIP_S` / 2 and at `CLIP_S`, each times `at`."""
     length = CLIP_S * at
-    return _Curve((4 * half - whole) / length, (2 * whole - 4 * half) / length**2)
+    return _Quadratic((4 * half - whole) / length, (2 * whole - 4 * half) / length**2)
 
 
 def _parts(

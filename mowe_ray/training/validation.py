@@ -36,7 +36,7 @@ class ValidationResult:
         answers: All answers, in order of id.
         routing: Summed decisions by task; empty without routers.
         bad: Samples that could not be used.
-        waves: A few clips that this rank has heard, by the id of the answer: 16 kHz, -1 to 1.
+        waves: A few clips of this rank, by the id of the answer: 16 kHz, -1 to 1.
     """
 
     loss: float
@@ -106,8 +106,10 @@ def validate(
 def _keep_waves(waves: dict[str, npt.NDArray[np.float32]], micro_batch: MicroBatch) -> None:
     """Keep the first clips of the source: the same ones in every validation."""
     if len(waves) < _KEPT_WAVES:
-        heard = {name: clips[0] for name, clips in zip(micro_batch.ids, micro_batch.clips(), strict=True) if clips}
-        waves |= dict(list(heard.items())[: _KEPT_WAVES - len(waves)])
+        first_clips = {
+            name: clips[0] for name, clips in zip(micro_batch.ids, micro_batch.clips(), strict=True) if clips
+        }
+        waves |= dict(list(first_clips.items())[: _KEPT_WAVES - len(waves)])
 
 
 def _kept(micro_batch: MicroBatch, batch: Batch) -> MicroBatch:

@@ -2,6 +2,7 @@
 
 import ast
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def test_no_function_over_60_lines() -> None:
 def test_no_file_is_a_drawer() -> None:
     parts = {part for file in FILES for part in file.relative_to(PACKAGE).with_suffix("").parts}
     assert parts & FORBIDDEN_NAMES == set()
+
+
+@pytest.mark.slow
+def test_no_class_name_has_two_meanings() -> None:
+    trees = [ast.walk(ast.parse(file.read_text(encoding="utf-8"))) for file in FILES]
+    names = Counter(node.name.lstrip("_") for nodes in trees for node in nodes if isinstance(node, ast.ClassDef))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 @pytest.mark.slow

@@ -85,13 +85,13 @@ class Defaults:
     allow_paths: tuple[str, ...] = ()
     reading: Reading = Reading()  # noqa: RUF009 - frozen
 
-    def sample(self, row: Mapping[str, Any], id: str, beside: Path) -> Sample | BadSample:
+    def sample(self, row: Mapping[str, Any], id: str, source_file: Path) -> Sample | BadSample:
         """Make a sample of a row.
 
         Args:
             row: fields by any name that `parse_record` understands.
             id: used when the row has neither an id nor an audio path.
-            beside: file that holds the row; relative audio paths start at its folder.
+            source_file: file that holds the row; relative audio paths start at its folder.
 
         Raises:
             ValueError: the task is unknown, or the instruction of a task without a usual one.
@@ -105,7 +105,7 @@ class Defaults:
                 raise BadAudio("no_audio", f"row {id} names no audio")
             check_record(record, has_audio=True)
             suffix = suffix_of(record.audio) if isinstance(record.audio, str) else ""
-            audio, *more = read_clips(str(beside), record, self.allow_paths)
+            audio, *more = read_clips(str(source_file), record, self.allow_paths)
         except Exception as error:  # noqa: BLE001 - whatever one sample raises costs this sample only
             cause = bad_audio(error)
             return BadSample(id, self.source, cause.cause, cause.detail)

@@ -89,8 +89,8 @@ def _scan_with_headers_apart(shard: str, *arguments: Any) -> pa.Table:
 def first_entry(shard: str) -> Mapping[str, Any]:
     """Return the fields of a shard's first sample, for messages; none if it cannot be read."""
     try:
-        beside = tarred.manifest_of(shard, exists)
-        found: Mapping[str, Any] = tarred.first_entry(beside) if beside else _reader(shard).first_entry(shard)
+        manifest = tarred.manifest_of(shard, exists)
+        found: Mapping[str, Any] = tarred.first_entry(manifest) if manifest else _reader(shard).first_entry(shard)
     except (OSError, ValueError, pa.ArrowException, tarfile.TarError):
         return {}
     return found
@@ -99,9 +99,9 @@ def first_entry(shard: str) -> Mapping[str, Any]:
 def _scan(shard: str, reading: Reading, allow_paths: Sequence[str]) -> Iterator[Row]:
     """Yield the rows of a shard; one that cannot be opened is a single bad row."""
     try:
-        beside = tarred.manifest_of(shard, exists)
-        if beside is not None:
-            yield from tarred.scan(shard, beside, reading)
+        manifest = tarred.manifest_of(shard, exists)
+        if manifest is not None:
+            yield from tarred.scan(shard, manifest, reading)
         else:
             yield from _reader(shard).scan(shard, reading, allow_paths)
     except OSError as error:
@@ -128,9 +128,9 @@ def shard_versions(shards: Sequence[str]) -> list[str]:
     files = dict(zip(names, fingerprints(names), strict=True))
     versions = []
     for shard in shards:
-        beside = tarred.manifest_of(shard, exists)
+        manifest = tarred.manifest_of(shard, exists)
         own = folder.version(shard) if is_folder(shard) else files[shard]
-        versions.append(own if beside is None else f"{own}-{fingerprint(beside)}")
+        versions.append(own if manifest is None else f"{own}-{fingerprint(manifest)}")
     return versions
 
 

@@ -1,4 +1,4 @@
-"""Cuts of lhotse: a piece of a recording, or several mixed, and what is said in it, as fields of the usual names.
+"""Cuts of lhotse: a piece of a recording, or several mixed, and its transcript, as fields of the usual names.
 
 The format: https://lhotse.readthedocs.io/en/latest/cuts.html
 """
@@ -63,9 +63,9 @@ def _mix(cut: Mapping[str, Any]) -> dict[str, Any]:
     if reference := cut.get("snr_reference"):
         given.append({**reference, "is_snr_reference": True, "mute": True})
     tracks = tuple(map(_track, given))
-    heard = [track for track in tracks if not track.mute] or tracks
-    rate = next((track.rate for track in heard if track.sources), heard[0].rate)
-    seconds = round(max(track.offset + track.seconds for track in heard), 8)
+    audible = [track for track in tracks if not track.mute] or tracks
+    rate = next((track.rate for track in audible if track.sources), audible[0].rate)
+    seconds = round(max(track.offset + track.seconds for track in audible), 8)
     return {"audio": Mix(tracks, rate, seconds, _gain(cut)), "duration": seconds}
 
 

@@ -82,15 +82,15 @@ def scan(folder: str, reading: Reading, allow_paths: Sequence[str]) -> Iterator[
     """
     files = files_below(folder)
     audio = [name for name in files if has_audio_suffix(name.rpartition(".")[2])]
-    beside = {name: _beside(name, files) for name in audio}
-    labelled = not any(beside.values())
-    for name, texts in beside.items():
+    texts_of = {name: _texts_of(name, files) for name in audio}
+    labelled = not any(texts_of.values())
+    for name, texts in texts_of.items():
         yield _row(folder, name, texts, files, reading, labelled=labelled)
 
 
 def has_texts(files: Mapping[str, Any]) -> bool:
     """Whether most of these audio files have a text beside them."""
-    found = [bool(_beside(name, files)) for name in files if has_audio([name])]
+    found = [bool(_texts_of(name, files)) for name in files if has_audio([name])]
     return 2 * sum(found) > len(found)
 
 
@@ -120,7 +120,7 @@ def check_labels(folder: str, files: Mapping[str, Any]) -> None:
     )
 
 
-def _beside(name: str, files: Mapping[str, Any]) -> dict[str, str]:
+def _texts_of(name: str, files: Mapping[str, Any]) -> dict[str, str]:
     stem = name.rpartition(".")[0]
     named = ((suffix, f"{stem}.{written}") for suffix in _SIDE_SUFFIXES for written in (suffix.upper(), suffix))
     return {suffix: path for suffix, path in named if path in files}

@@ -218,11 +218,11 @@ def _saved_dataset(path: str, shards: list[str], single: bool) -> list[str]:
     """Return those shards that the state.json beside them lists, which `save_to_disk` writes."""
     kept = []
     for folder in dict.fromkeys(shard.rpartition("/")[0] for shard in shards):
-        beside = [shard for shard in shards if shard.rpartition("/")[0] == folder]
+        in_folder = [shard for shard in shards if shard.rpartition("/")[0] == folder]
         try:
             state = _read_json(f"{folder}/state.json" if folder else "state.json")
         except FileNotFoundError:
-            kept += beside
+            kept += in_folder
             continue
         if state.get("_indices_data_files"):
             raise ValueError(
@@ -230,10 +230,10 @@ def _saved_dataset(path: str, shards: list[str], single: bool) -> list[str]:
                 "data: call flatten_indices() before save_to_disk()"
             )
         listed = {str(file.get("filename")) for file in state.get("_data_files") or []}
-        missing = listed - {_base(shard) for shard in beside}
+        missing = listed - {_base(shard) for shard in in_folder}
         if missing and not single and not _is_glob(path):
             raise ValueError(f"data path {path!r} lacks {', '.join(sorted(missing))}, which its state.json names")
-        kept += [shard for shard in beside if single or _base(shard) in listed or not listed]
+        kept += [shard for shard in in_folder if single or _base(shard) in listed or not listed]
     return kept
 
 

@@ -36,7 +36,7 @@ from mowe_ray.data.shards.storage import file_of_row, open_file
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class TableHeader:
     """The first line of a CSV or TSV: names of its columns, and what is between them."""
 
     columns: list[str]
@@ -68,7 +68,7 @@ def _row(
     number: int,
     at: int,
     entry: bytes,
-    header: Header | None,
+    header: TableHeader | None,
     reading: Reading,
     allow_paths: Sequence[str],
 ) -> Row:
@@ -85,7 +85,7 @@ def _row(
 
 def read(places: list[Place]) -> Iterator[Sample | BadSample]:
     """Read manifest entries by byte range, then the audio files they name."""
-    headers: dict[str, Header | OSError | None] = {}
+    headers: dict[str, TableHeader | OSError | None] = {}
     files = {shard: plain(shard) for shard in {place.shard for place in places}}
     for shard in files:
         try:
@@ -98,7 +98,7 @@ def read(places: list[Place]) -> Iterator[Sample | BadSample]:
         yield _sample(place, entry, headers[place.shard])
 
 
-def _sample(place: Place, entry: bytes | OSError, header: Header | OSError | None) -> Sample | BadSample:
+def _sample(place: Place, entry: bytes | OSError, header: TableHeader | OSError | None) -> Sample | BadSample:
     try:
         if isinstance(entry, OSError) or isinstance(header, OSError):
             raise BadAudio("unreadable", str(entry if isinstance(entry, OSError) else header))
@@ -108,18 +108,18 @@ def _sample(place: Place, entry: bytes | OSError, header: Header | OSError | Non
         return bad_sample(place, bad_audio(error))
 
 
-def read_clips(beside: str, record: Record, allow_paths: Sequence[str]) -> list[bytes]:
-    """Return the encoded clips of a row of the manifest or table `beside`; it may name them or hold them."""
-    return [read_audio(beside, clip, allow_paths) for clip in record.clips]
+def read_clips(source_file: str, record: Record, allow_paths: Sequence[str]) -> list[bytes]:
+    """Return the encoded clips of a row of the manifest or table `source_file`; it may name them or hold them."""
+    return [read_audio(source_file, clip, allow_paths) for clip in record.clips]
 
 
-def read_audio(beside: str, clip: Clip, allow_paths: Sequence[str]) -> bytes:
-    """Return an encoded clip of a row of the manifest or table `beside`."""
+def read_audio(source_file: str, clip: Clip, allow_paths: Sequence[str]) -> bytes:
+    """Return an encoded clip of a row of the manifest or table `source_file`."""
     if isinstance(clip, bytes):
         return clip
     if isinstance(clip, Mix):
-        return clip.encoded(lambda name: read_audio(beside, name, allow_paths))
-    with open_file(file_of_row(beside, clip, allow_paths)) as file:
+        return clip.encoded(lambda name: read_audio(source_file, name, allow_paths))
+    with open_file(file_of_row(source_file, clip, allow_paths)) as file:
         return file.read()
 
 
@@ -142,7 +142,7 @@ def _length_s(clip: bytes | str) -> float:
         return header_duration_s(file)
 
 
-def manifest_header(manifest: str) -> Header | None:
+def manifest_header(manifest: str) -> TableHeader | None:
     """Return the columns of a CSV or TSV; None for JSON."""
     name = plain_name(manifest).lower()
     if not name.endswith((".tsv", ".csv")):
@@ -151,7 +151,7 @@ def manifest_header(manifest: str) -> Header | None:
         # A name with a wrong byte matches no known column.
         line = next(_lines(file, quoted=name.endswith(".csv")), b"").decode("utf-8-sig", errors="replace")
     delimiter = "\t" if name.endswith(".tsv") else _delimiter_of(line)
-    return Header(_cells(line.rstrip("\r\n"), delimiter, strict=False), delimiter)
+    return TableHeader(_cells(line.rstrip("\r\n"), delimiter, strict=False), delimiter)
 
 
 def _delimiter_of(line: str) -> str:
@@ -336,7 +336,7 @@ def _entry_end(text: str, start: int) -> int | None:
 _DECODER = json.JSONDecoder()
 
 
-def parse_entry(entry: bytes, header: Header | None) -> dict[str, Any]:
+def parse_entry(entry: bytes, header: TableHeader | None) -> dict[str, Any]:
     """Return the fields of an entry; BadAudio if it has none."""
     try:
         text = entry.decode()
@@ -354,7 +354,7 @@ def parse_entry(entry: bytes, header: Header | None) -> dict[str, Any]:
     return fields
 
 
-def _row_of(text: str, header: Header) -> dict[str, Any]:
+def _row_of(text: str, header: TableHeader) -> dict[str, Any]:
     try:
         cells = _cells(text, header.delimiter)
     except csv.Error as error:

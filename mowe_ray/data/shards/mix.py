@@ -74,9 +74,9 @@ class Mix:
         waves = [self._wave(track, contents) for track in self.tracks]
         reference = self._reference()
         energy = _energy(waves[reference])
-        heard = [number for number, track in enumerate(self.tracks) if not track.mute] or range(len(self.tracks))
-        mix = np.zeros((max(len(waves[number]) for number in heard), _samples(self.seconds, self.rate)), np.float32)
-        for number in heard:
+        audible = [number for number, track in enumerate(self.tracks) if not track.mute] or range(len(self.tracks))
+        mix = np.zeros((max(len(waves[number]) for number in audible), _samples(self.seconds, self.rate)), np.float32)
+        for number in audible:
             track, wave = self.tracks[number], waves[number]
             at = _samples(track.offset, self.rate)
             level = 1.0
@@ -89,12 +89,12 @@ class Mix:
         return file.getvalue()
 
     def _reference(self) -> int:
-        """Return the number of the track that levels refer to: the one that says so, else the first without a level."""
-        said = [number for number, track in enumerate(self.tracks) if track.reference]
+        """Return the number of the track that levels refer to: the one marked so, else the first without a level."""
+        marked = [number for number, track in enumerate(self.tracks) if track.reference]
         free = [number for number, track in enumerate(self.tracks) if track.sources and track.snr is None]
-        if not (said or free) and any(track.snr is not None for track in self.tracks):
+        if not (marked or free) and any(track.snr is not None for track in self.tracks):
             raise BadAudio("unreadable", "every track of the mix has an snr: one must be without, as the reference")
-        return (said or free or [0])[0]
+        return (marked or free or [0])[0]
 
     def _wave(self, track: Track, contents: dict[str, bytes]) -> Wave:
         """Return (channels, S) of a track at the rate of the mix."""

@@ -1,4 +1,4 @@
-"""The five tasks of the built-in corpus, each a function from a `Studio` to one `Clip`.
+"""The five tasks of the built-in corpus, each a function from a `Studio` to one `SyntheticExample`.
 
 Small closed vocabularies on purpose: a randomly initialised model of a million parameters has to
 learn all five tasks from some hundred clips. Every task balances its answers, so that guessing the
@@ -73,7 +73,7 @@ Option = TypeVar("Option")
 
 
 @dataclass(frozen=True)
-class Clip:
+class SyntheticExample:
     """One example before encoding: wave (S,) float32 at 16 kHz, and its two texts."""
 
     wave: Wave
@@ -120,7 +120,7 @@ class Studio:
         return self.speaker.say(text, voice or self.any(self.voices), prosody)
 
 
-def speech_recognition(studio: Studio) -> Clip:
+def speech_recognition(studio: Studio) -> SyntheticExample:
     """One word, or in every sixth clip two: answer = the words."""
     words = [studio.balanced(WORDS, studio.number)]
     if studio.number % 6 == 5:
@@ -128,10 +128,10 @@ def speech_recognition(studio: Studio) -> Clip:
     voice = studio.any(studio.voices)
     spoken = [studio.say(word, voice=voice) for word in words]
     wave = record(spoken, studio.rng)
-    return Clip(wave, studio.any(INSTRUCTIONS["asr"]), " ".join(words))
+    return SyntheticExample(wave, studio.any(INSTRUCTIONS["asr"]), " ".join(words))
 
 
-def emotion_recognition(studio: Studio) -> Clip:
+def emotion_recognition(studio: Studio) -> SyntheticExample:
     """A phrase without emotional words; the emotion is in the way it is spoken alone."""
     name = studio.balanced(tuple(EMOTIONS), studio.number)
     emotion = EMOTIONS[name]
@@ -141,40 +141,40 @@ def emotion_recognition(studio: Studio) -> Clip:
         # Soft clipping adds the harmonics of a shouting voice.
         spoken = np.tanh(emotion.drive * spoken)
     wave = record([spoken], studio.rng, emotion.loudness)
-    return Clip(wave, studio.any(INSTRUCTIONS["er"]), name)
+    return SyntheticExample(wave, studio.any(INSTRUCTIONS["er"]), name)
 
 
-def captioning(studio: Studio) -> Clip:
+def captioning(studio: Studio) -> SyntheticExample:
     """One sound, or in every second clip two in order: "a siren then knocking"."""
     names = [studio.balanced(tuple(SOUNDS), studio.number)]
     if studio.number % 2 == 1:
         names.append(studio.any([name for name in SOUNDS if name != names[0]]))
     wave = record([SOUNDS[name](studio.rng) for name in names], studio.rng)
     caption = " then ".join(CAPTIONS[name] for name in names)
-    return Clip(wave, studio.any(INSTRUCTIONS["ac"]), caption)
+    return SyntheticExample(wave, studio.any(INSTRUCTIONS["ac"]), caption)
 
 
-def audio_question(studio: Studio) -> Clip:
+def audio_question(studio: Studio) -> SyntheticExample:
     """In turn: which sound is it, how many beeps are there, is there a given sound."""
     turn, kind = divmod(studio.number, 3)
     if kind == 0:
         name = studio.balanced(tuple(SOUNDS), turn)
         wave = record([SOUNDS[name](studio.rng)], studio.rng)
         question = studio.any(("Which sound is it?", "What makes this sound?"))
-        return Clip(wave, question, name)
+        return SyntheticExample(wave, question, name)
     if kind == 1:
         count = studio.balanced(range(1, 1 + len(COUNTS)), turn)
         wave = record([beeps(studio.rng, count)], studio.rng)
         question = studio.any(("How many beeps are there?", "Count the beeps."))
-        return Clip(wave, question, COUNTS[count - 1])
+        return SyntheticExample(wave, question, COUNTS[count - 1])
     asked, there = studio.balanced([(n, yes) for n in SOUNDS for yes in (True, False)], turn)
     name = asked if there else studio.any([other for other in SOUNDS if other != asked])
     wave = record([SOUNDS[name](studio.rng)], studio.rng)
     question = studio.any(("Is there {}?", "Do you hear {}?")).format(CAPTIONS[asked])
-    return Clip(wave, question, "yes" if there else "no")
+    return SyntheticExample(wave, question, "yes" if there else "no")
 
 
-def speech_question(studio: Studio) -> Clip:
+def speech_question(studio: Studio) -> SyntheticExample:
     """A spoken fact, "the cat is red", and in turn a question for its colour or its animal."""
     turn, kind = divmod(studio.number, 2)
     if kind == 0:
@@ -184,10 +184,10 @@ def speech_question(studio: Studio) -> Clip:
         colour, animal = studio.any(COLOURS), studio.balanced(ANIMALS, turn)
         questions, answer = ("Which animal is it?", "What animal is named?"), animal
     wave = record([studio.say(f"the {animal} is {colour}")], studio.rng)
-    return Clip(wave, studio.any(questions), answer)
+    return SyntheticExample(wave, studio.any(questions), answer)
 
 
-TASKS: dict[str, Callable[[Studio], Clip]] = {
+TASKS: dict[str, Callable[[Studio], SyntheticExample]] = {
     "asr": speech_recognition,
     "er": emotion_recognition,
     "ac": captioning,

@@ -36,26 +36,26 @@ def with_clips(
         every: Write the others to files beside it, whole.
     """
     spoken = [sample for sample in evaluation.samples if sample.duration_s]
-    told = spoken[:_EMBEDDED]
+    embedded = spoken[:_EMBEDDED]
     seconds = 8 * _PAGE_BYTES / BITS_PER_S
-    longest = next(s for s in _LONGEST_S if sum(min(sample.duration_s, s) for sample in told) <= seconds)
-    parts = [(told[i : i + 8], longest) for i in range(0, len(told), 8)]
+    longest = next(s for s in _LONGEST_S if sum(min(sample.duration_s, s) for sample in embedded) <= seconds)
+    parts = [(embedded[i : i + 8], longest) for i in range(0, len(embedded), 8)]
     if every:
         parts += [(spoken[i : i + 8], math.inf) for i in range(_EMBEDDED, len(spoken), 8)]
     tables = ((_rows_of(samples, indexes), most_s) for samples, most_s in parts)
-    heard: dict[tuple[str, str], ShownSample] = {}
+    with_clips: dict[tuple[str, str], ShownSample] = {}
     for (samples, most_s), clips in zip(parts, parallel_map(partial(_clips, data), tables), strict=True):
         for sample in samples:
             clip = clips.get((sample.dataset, sample.id))
             if clip is not None and most_s == math.inf:
                 # Numbered, for two ids may differ only in what no file name should have.
-                name = f"{len(heard):05d}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', sample.id)[:80]}.mp3"
+                name = f"{len(with_clips):05d}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', sample.id)[:80]}.mp3"
                 file = f"samples/{sample.dataset}/{name}"
                 folder.write_bytes(file, clip.mp3)
-                heard[sample.dataset, sample.id] = replace(sample, clip=replace(clip, mp3=b""), file=quote(file))
+                with_clips[sample.dataset, sample.id] = replace(sample, clip=replace(clip, mp3=b""), file=quote(file))
             elif clip is not None:
-                heard[sample.dataset, sample.id] = replace(sample, clip=clip)
-    return replace(evaluation, samples=[heard.get((s.dataset, s.id), s) for s in evaluation.samples])
+                with_clips[sample.dataset, sample.id] = replace(sample, clip=clip)
+    return replace(evaluation, samples=[with_clips.get((s.dataset, s.id), s) for s in evaluation.samples])
 
 
 def _rows_of(samples: Sequence[ShownSample], indexes: Mapping[str, Index]) -> list[tuple[str, pa.Table]]:

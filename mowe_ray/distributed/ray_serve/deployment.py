@@ -121,8 +121,8 @@ class ModelReplica:
 
     async def answer(self, question: Question) -> AsyncIterator[Piece | Reply]:
         """Yield the pieces of an answer, then the reply."""
-        async for heard in self._batcher.answer(question):
-            yield heard
+        async for event in self._batcher.answer(question):
+            yield event
 
     def check_health(self) -> None:
         """Fail once the thread of the model has ended, so that Serve starts another replica."""
@@ -141,14 +141,14 @@ class RayBackend:
         return self._members
 
     async def answer(self, model: str, question: Question) -> AsyncIterator[Piece | Reply]:
-        """Yield the pieces of an answer, then the reply; asks again if a replica is lost before it speaks."""
+        """Yield the pieces of an answer, then the reply; asks again if a replica is lost before its first piece."""
         for is_last in (False, True):
-            has_spoken = False
+            has_answered = False
             response = self._handles[model].remote(question)
             try:
-                async for heard in response:
-                    has_spoken = True
-                    yield heard
+                async for event in response:
+                    has_answered = True
+                    yield event
                 return
             except BackPressureError as error:
                 raise Refused(
@@ -159,7 +159,7 @@ class RayBackend:
                     raise error.cause from None
                 raise Refused(f"the model failed: {error.cause}", status=500, code="server_error") from error
             except _LOST as error:
-                if has_spoken or is_last:
+                if has_answered or is_last:
                     message = "the replica that answered was lost: ask again"
                     raise Refused(message, status=503, code="replica_lost", retry_after_s=5) from error
             finally:
@@ -170,7 +170,7 @@ class RayBackend:
 @serve.deployment
 @serve.ingress()
 class Gateway:
-    """The process that speaks HTTP."""
+    """The process of the HTTP server."""
 
     def __init__(
         self,

@@ -52,11 +52,11 @@ _CONFUSION = (
 
 
 def _samples_note(evaluation: Evaluation) -> str:
-    shown, heard = len(evaluation.samples), sum(sample.clip is not None for sample in evaluation.samples)
+    shown, audible = len(evaluation.samples), sum(sample.clip is not None for sample in evaluation.samples)
     total = sum(max(scores.samples for scores in same) for same in _by_test_set(evaluation))
     which = f"The {shown} most telling of {total}" if shown < total else f"All {shown}"
     return (
-        f"{which}, {heard} of them with sound. In an answer, what the nearest reference does not have is shaded, and "
+        f"{which}, {audible} of them with sound. In an answer, what the nearest reference does not have is shaded, and "
         "what it lacks is struck out. Dots name the encoders that ran, and how sure the router was of them."
     )
 
@@ -138,7 +138,7 @@ def _costs(model: EvaluatedModel) -> list[tuple[str, str, str]]:
         (amount(model.stored), "parameters", _ELSEWHERE if model.stored is None else pool),
         (amount(model.active), "of them run for a clip", "on average"),
         ("–" if model.gflops is None else f"{model.gflops:.3g}", "GFLOPs per clip", "of 30 s"),
-        ("–" if factor is None else f"{factor:.3g}", "real-time factor", speed and f"one worker hears {speed}"),
+        ("–" if factor is None else f"{factor:.3g}", "real-time factor", speed and f"one worker processes {speed}"),
     ]
 
 

@@ -152,8 +152,8 @@ def ablation_charts(model: EvaluatedModel) -> str:
         axis = Axis.over([0.0, *(end for row in rows for end in (row.low, row.high))], count=4)
         chart = interval_rows(rows, axis, zero=True, ends=("← harms", "helps →"))
         rates = _utilization([ablation for ablation, _ in lost[pair]])
-        told = tag("p", escape(note), class_="note")
-        figures.append(tag("figure", tag("h3", escape(name)), told, chart, rates, class_="effect"))
+        caption = tag("p", escape(note), class_="note")
+        figures.append(tag("figure", tag("h3", escape(name)), caption, chart, rates, class_="effect"))
     return folded(figures, _MOST_FIGURES, "two")
 
 

@@ -89,7 +89,7 @@ SCRIPT = """
     for (const card of shown.slice(0, most)) { card.hidden = false; more.before(card); }
     more.hidden = shown.length <= most;
     chosen.hidden = !cell;
-    chosen.textContent = cell ? cell.dataset.said + " \\u00d7" : "";
+    chosen.textContent = cell ? cell.dataset.pair + " \\u00d7" : "";
     form.querySelector("output").textContent = `${shown.length} of ${cards.length}`;
   };
   form.addEventListener("input", () => { most = page; update(); });
@@ -290,7 +290,7 @@ def _side(
     mark = tag("i", style=f"background:{colours[answer.model]}") if colours else ""
     head = tag("h4", mark, escape(answer.model if colours else "Answer"))
     scores = ", ".join(f"{title} {typeset(score(value))}" for title, value in answer.scores.items())
-    said = tag("p", word_difference(references, answer.answer) or tag("small", "nothing was said"))
+    text = tag("p", word_difference(references, answer.answer) or tag("small", "nothing was said"))
     fired = [(members[name], f"{name} {100 * p:.0f} %") for name, p, on in _deciding(answer) if on]
     tip = "\n".join(
         f"{'per clip' if router == 'dependent' else 'every clip'}: "
@@ -298,7 +298,7 @@ def _side(
         for router, choice in answer.routing.items()
     )
     ran = tag("div", chips(fired), data_tip=tip) if fired else ""
-    return tag("div", head, said, tag("small", escape(scores)), ran, class_="side")
+    return tag("div", head, text, tag("small", escape(scores)), ran, class_="side")
 
 
 def _deciding(answer: SampleAnswer) -> list[tuple[str, float, bool]]:
@@ -319,23 +319,23 @@ def word_difference(references: Sequence[str], answer: str) -> str:
 
     Case and punctuation do not count.
     """
-    said = _WORD.findall(answer)
+    given = _WORD.findall(answer)
     pairs = [
-        (SequenceMatcher(None, _bare(words), _bare(said), autojunk=False), words)
+        (SequenceMatcher(None, _bare(words), _bare(given), autojunk=False), words)
         for words in map(_WORD.findall, references)
     ]
     if not pairs:
         return escape(answer)
     matcher, words = max(pairs, key=lambda pair: pair[0].ratio())
-    if matcher.ratio() < _ALIKE and len(said) > 1:
+    if matcher.ratio() < _ALIKE and len(given) > 1:
         return tag("ins", escape(answer))
     parts = []
     for kind, a, b, c, d in matcher.get_opcodes():
         if kind == "equal":
-            parts.append(escape(" ".join(said[c:d])))
+            parts.append(escape(" ".join(given[c:d])))
         else:
             parts += [tag("del", escape(" ".join(words[a:b])))] if b > a else []
-            parts += [tag("ins", escape(" ".join(said[c:d])))] if d > c else []
+            parts += [tag("ins", escape(" ".join(given[c:d])))] if d > c else []
     return " ".join(parts)
 
 
@@ -390,9 +390,9 @@ def _cell(confusion: Confusion, number: int, i: int, j: int, column: str, shown:
     row = confusion.counts[i]
     share = row[j] / max(1, sum(row))
     style = f"background:color-mix(in oklab, var(--{'accent' if i == j else 'bad'}) {45 * share:.0f}%, var(--paper))"
-    said = f"right {confusion.labels[i]}, answered {column}"
-    tip = f"{said}\n{row[j]} of {sum(row)} samples"
+    pair = f"right {confusion.labels[i]}, answered {column}"
+    tip = f"{pair}\n{row[j]} of {sum(row)} samples"
     content = escape(row[j]) if row[j] else ""
     if (i, j) in shown:
-        content = tag("button", content, type="button", data_cell=f"{number}-{i}-{j}", data_said=said)
+        content = tag("button", content, type="button", data_cell=f"{number}-{i}-{j}", data_pair=pair)
     return tag("td", content, style=style, data_tip=tip, class_="hit" if i == j else None)

@@ -380,10 +380,10 @@ def _scatter(effect: Effect, metric: str) -> str:
         for at, mean, point in dots
     ]  # fmt: skip
     drawn = tag("svg", stretched(_SCATTER, path(fitted, x, y, _SCATTER, class_="front")), width="100%", height=_SCATTER)
-    said = "A clear trend" if trend.clear else "No clear trend"
+    verdict = "A clear trend" if trend.clear else "No clear trend"
     thirds = "; ".join(f"{level.label}: {number(level.mean)}" for level in effect.levels)
     caption = (
-        f"{said}: rank correlation {trend.correlation:+.2f} over {trend.points} points. Means of thirds: {thirds}."
+        f"{verdict}: rank correlation {trend.correlation:+.2f} over {trend.points} points. Means of thirds: {thirds}."
     )
     chart = plot(_SCATTER, frame(x, y, _SCATTER, factor.name), drawn, *marks, label=f"{metric} over {factor.name}")
     return chart + tag("p", escape(caption), class_="note")

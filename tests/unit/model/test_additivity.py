@@ -14,8 +14,8 @@ from tests.unit.model.conftest import MakeModel
 MakeBatch = Callable[..., dict[str, torch.Tensor]]
 Batch = dict[str, torch.Tensor]
 
-# One length, so that splitting changes no padding: HuBERT's normalisation hears the padding.
-ROWS = [[0.6], [0.6, 0.6], [], [0.6], [0.6]]
+# Lengths of one bucket of Whisper, which computes with its padding; HuBERT computes a clip's own frames alone.
+ROWS = [[0.6], [0.9, 0.4], [], [0.7], [0.5]]
 SPLITS = [[[0], [1], [2], [3], [4]], [[0, 1], [2], [3, 4]], [[2], [0, 1, 3, 4]]]
 
 NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
@@ -29,7 +29,7 @@ def model(make_model: MakeModel, make_batch: MakeBatch) -> MoweForConditionalGen
         WeakEncoder("frozen", tiny_whisper_config(d_model=16)),
     ]
     model = make_model(weak_encoders=weak, mowe_loss_weight=0.5, mowe_z_weight=0.1).double().train()
-    # A random base hears little difference between clips: make the router listen for just that.
+    # States of a random base differ little between clips: make the router depend on the differences alone.
     router = model.audio_tower.dependent_router
     with torch.no_grad():
         router.weight.mul_(1000)

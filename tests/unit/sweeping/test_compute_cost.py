@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mowe_ray.config import RunConfig, load_config
-from mowe_ray.sweeping.compute_cost import Work, device
+from mowe_ray.sweeping.compute_cost import ComputeCost, device
 from mowe_ray.sweeping.trials import ModelCost
 from mowe_ray.training.datasets import index_sources
 from mowe_ray.training.sampler import EpochSampler
@@ -26,8 +26,8 @@ def configured(shards: Path | None, *overrides: str) -> RunConfig:
     return load_config("quickstart", [data, *overrides])
 
 
-def work(gflops: float = 500.0) -> Work:
-    return Work(lambda config: ModelCost(1e6, 1e6, gflops))
+def work(gflops: float = 500.0) -> ComputeCost:
+    return ComputeCost(lambda config: ModelCost(1e6, 1e6, gflops))
 
 
 def test_epochs_hear_the_weighted_mixture_so_often(shards: Path) -> None:
@@ -73,12 +73,12 @@ def test_training_is_three_forward_passes() -> None:
     config = configured(None, "training.max_steps=1000", "data.batch_seconds=60")
     # 500 GFLOPs for 30 s, so 1000 for a step, three times, 1000 times: 3e15.
     assert work(500.0).petaflop(config) == pytest.approx(3.0)
-    assert Work(lambda config: None).petaflop(config) is None
+    assert ComputeCost(lambda config: None).petaflop(config) is None
 
 
 def test_equal_models_are_counted_once() -> None:
     counted: list[RunConfig] = []
-    counting = Work(lambda config: counted.append(config))
+    counting = ComputeCost(lambda config: counted.append(config))
     for key in ("seed=1", "seed=2", "model.router.top_k=2", "training.epochs=7"):
         counting.cost(configured(None, key))
     assert [config.model.router.top_k for config in counted] == [1, 2]
