@@ -55,7 +55,7 @@ class Mlflow(ContinuedTracker):
         self._id = ids["mlflow"]
         self._client.update_run(self._id, status="RUNNING")
         super().__init__(self._client.get_run(self._id).data.metrics)
-        self._heard: set[str] = set()
+        self._logged_waves: set[tuple[str, str]] = set()  # source and id
         for record in records():
             self.log(record)
 
@@ -87,8 +87,8 @@ class Mlflow(ContinuedTracker):
         self._artifact(f"{name}-{step:08d}.png", png)
 
     def log_samples(self, source: str, step: int, answers: Sequence[Answer], waves: Waves) -> None:
-        for name in waves.keys() - self._heard:
-            self._heard.add(name)
+        for name in [name for name in waves if (source, name) not in self._logged_waves]:
+            self._logged_waves.add((source, name))
             file = io.BytesIO()
             soundfile.write(file, waves[name], SAMPLE_RATE, format="FLAC")
             self._artifact(f"samples/{source}/{name}.flac", file.getvalue())

@@ -35,7 +35,7 @@ class TensorBoard:
         self._copies = local is None
         self._path = local or Path(tempfile.mkdtemp(prefix="mowe_ray_tensorboard_"))
         self._copied: dict[str, int] = {}
-        self._heard: set[str] = set()
+        self._logged_waves: set[tuple[str, str]] = set()  # source and id
         self._lock = threading.RLock()  # of the training thread and the one that copies
         earlier = any("tfevents" in name for name in folder.names("tensorboard"))
         self._missing_from = resume_step + 1 if earlier else 0
@@ -99,8 +99,8 @@ class TensorBoard:
         table = "\n".join("|".join(cell.replace("|", r"\|").replace("\n", " ") for cell in line) for line in lines)
         with self._lock:
             self._writer.add_text(f"validation/{source}/samples", table, step)
-            for name in waves.keys() - self._heard:  # once: a clip never changes
-                self._heard.add(name)
+            for name in [name for name in waves if (source, name) not in self._logged_waves]:  # clips never change
+                self._logged_waves.add((source, name))
                 self._writer.add_audio(f"validation/{source}/{name}", waves[name][None], step, SAMPLE_RATE)
             self._writer.flush()
 
