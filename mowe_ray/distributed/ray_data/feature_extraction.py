@@ -75,8 +75,9 @@ def fill_cache(config: RunConfig, indexes: Iterable[Index], log: Callable[[str],
                 progress.advance(ray.get(done))
             progress.finish()
     except ray.exceptions.RayTaskError as error:
-        remove_parts(folder, part)  # of tasks that end now because one has failed
         raise ValueError(f"data.feature_cache: {cause_of(error)}") from error
+    finally:
+        remove_parts(folder, part)  # of processes that were killed, and of tasks that end now because one has failed
     return cache
 
 
