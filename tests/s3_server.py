@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from moto.backends import get_backend
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -73,13 +74,14 @@ class _Quiet(WSGIRequestHandler):
 
 
 class S3Server:
-    """Serves one empty bucket from memory while the context is open."""
+    """Serves from memory, empty at first, while the context is open."""
 
     def __init__(self) -> None:
         self.faults = Faults()
         self._app = DomainDispatcherApplication(create_backend_app)
 
     def __enter__(self) -> Self:
+        get_backend("s3").reset()  # one for the process, with the buckets of the server before
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
         self._server.daemon_threads = True  # type: ignore[attr-defined]
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

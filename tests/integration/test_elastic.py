@@ -21,7 +21,7 @@ SETTINGS = (
     "training.learning_rate=3e-4",
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(2400), pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture(scope="module")

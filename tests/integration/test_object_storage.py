@@ -56,6 +56,10 @@ def test_a_run_from_s3_to_s3_loses_nothing_to_faults(server: S3Server, corpus: C
     assert folder.exists("export/model.safetensors")
 
 
+def test_a_server_knows_nothing_of_the_one_before(server: S3Server) -> None:
+    assert fsspec.filesystem("s3", skip_instance_cache=True).ls(BUCKET) == []
+
+
 @pytest.mark.soak  # four commands
 def test_a_run_that_resumes_on_s3_equals_one_on_a_disk(server: S3Server, corpus: Corpus, tmp_path: Path) -> None:
     name = f"run-{uuid4().hex[:6]}"
