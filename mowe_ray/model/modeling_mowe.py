@@ -271,7 +271,7 @@ class MoweForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeds = self._embed(input_ids, is_audio, audio)
         if labels is None:
             output = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
-            return MoweOutput(logits=output.logits, routing=record, past_key_values=output.past_key_values)
+            return MoweOutput(logits=output.logits, routing=record, past_key_values=output.get("past_key_values"))
         inputs = {"use_cache": False, **kwargs, "inputs_embeds": embeds, "attention_mask": attention_mask}
         logits, lm_loss = self._answer_loss(inputs, labels, is_answer, num_items_in_batch, answers_only)
         if record is None:

@@ -243,7 +243,7 @@ def test_audio_reaches_every_language_model_unscaled(family: str) -> None:
     torch.testing.assert_close(seen[0][~is_audio], text)
 
 
-@pytest.mark.parametrize("family", LANGUAGE_MODEL_FAMILIES)
+@pytest.mark.parametrize("family", [*LANGUAGE_MODEL_FAMILIES, "mamba"])
 def test_generation_continues_like_forward(family: str) -> None:
     tokenizer = tiny_tokenizer(chat_template=False)
     model = build_model(
