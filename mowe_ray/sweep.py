@@ -32,6 +32,7 @@ from mowe_ray.command_line import (
 from mowe_ray.config import RunConfig
 from mowe_ray.output.lease import held
 from mowe_ray.output.run_folder import RunFolder
+from mowe_ray.sweeping.compute_cost import ComputeCost
 from mowe_ray.sweeping.dry_run import dry_run
 from mowe_ray.sweeping.load import load_sweep, render_sweep_help
 from mowe_ray.sweeping.one_shot import is_unscored
@@ -133,7 +134,7 @@ def _run_trials(sweep: SweepConfig, progress: StudyProgress) -> tuple[Study, Res
     """Run the trials that are known or can be chosen by now; returns also whether that was interrupted."""
     from mowe_ray.distributed.ray_tune.tuner import run_study  # imports torch and ray
 
-    study = Study(sweep, _cost, log)
+    study = Study(sweep, ComputeCost(_cost).cost, log)  # replicas of a point share their model's
     results = ResultsWriter(study)
 
     def show(study: Study) -> None:

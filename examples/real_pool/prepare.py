@@ -1,6 +1,6 @@
 """Make the recordings of a few Debian packages into shards: five and more tasks, splits by recording, shifted tests.
 
-    python examples/real_pool/prepare.py OUT [--packages FOLDER]
+    python examples/real_pool/prepare.py OUT [--tasks letter,language,...] [--packages FOLDER]
 
 Needs fluidsynth. Packages are downloaded with apt-get into OUT/packages unless they lie unpacked in FOLDER, each in a
 folder of its name. Writes OUT/train, OUT/validation, OUT/test and OUT/ood-*, which a run reads as `data.train.0.path`
@@ -15,7 +15,7 @@ import random
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from music import FONTS, played
 from recordings import PACKAGES, RATE, Recording, events, fetch, games, prompts
-from tasks import Question, levelled, noisy, questions, telephone, varied
+from tasks import WORDINGS, Question, levelled, noisy, questions, telephone, varied
 
 from mowe_ray.data.sample import Sample
 from mowe_ray.data.shards.write import write_webdataset
@@ -41,11 +41,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--packages", type=Path, help="folder of unpacked packages")
+    parser.add_argument("--tasks", help="names of some of the tasks, with commas; all by default")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    tasks = options.tasks.split(",") if options.tasks else list(WORDINGS)
+    if unknown := sorted({*tasks} - {*WORDINGS}):
+        parser.error(f"--tasks: {', '.join(unknown)} is none of {', '.join(WORDINGS)}")
     folder = options.packages or options.out / "packages"
     fetch([*PACKAGES, *FONTS], folder)
-    splits = made_splits(recordings(folder, options.seed), options.seed)
+    splits = made_splits(recordings(folder, options.seed), tasks, options.seed)
     counts: dict[str, dict[str, list[float]]] = {}
     for name, asked in splits.items():
         counts[name] = defaultdict(list)
@@ -64,12 +68,16 @@ def recordings(folder: Path, seed: int) -> list[Recording]:
     return list(found.values())
 
 
-def made_splits(everything: Sequence[Recording], seed: int) -> dict[str, list[Question]]:
+def made_splits(everything: Sequence[Recording], tasks: Collection[str], seed: int) -> dict[str, list[Question]]:
     """Return the questions of each split: a recording is in one of train, validation and test, or shifted."""
     by_split: dict[str, list[Recording]] = defaultdict(list)
     for recording in everything:
         by_split[f"ood-{recording.unseen}" if recording.unseen else _split(recording.key)].append(recording)
-    splits = {name: list(questions(some, seed)) for name, some in sorted(by_split.items())}
+    splits = {
+        name: asked
+        for name, some in sorted(by_split.items())
+        if (asked := [question for question in questions(some, seed) if question.task in tasks])
+    }
     splits = {
         name: _balanced(asked, _MOST if name == "train" else _MOST_HELD_OUT, seed) for name, asked in splits.items()
     }

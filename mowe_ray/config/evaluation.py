@@ -32,6 +32,8 @@ class GenerationSection(Section):
     """Tasks whose long clips are answered in pieces."""
     instruction: Literal["sample", "task"] = "sample"
     """Use the instruction of each sample, or draw one of the task's usual phrasings, by the seed."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the model, by default the run's model.dtype; auto is bfloat16 on a GPU and float32 on a CPU."""
 
 
 class ServerSection(Section):

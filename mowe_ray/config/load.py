@@ -88,7 +88,7 @@ def load_evaluation(run: Mapping[str, Any] | None, overrides: Sequence[str] = ()
     """Build the configuration of an evaluation.
 
     Args:
-        run: Configuration of the run that is evaluated, whose data and resources are the defaults.
+        run: Configuration of the run that is evaluated, whose data, resources and number format are the defaults.
         overrides: As for `load_config`.
 
     Raises:
@@ -98,6 +98,8 @@ def load_evaluation(run: Mapping[str, Any] | None, overrides: Sequence[str] = ()
     for section, names in _SHARED.items():
         given = (run or {}).get(section, {})
         tree[section] = {name: given[name] for name in names if name in given}
+    if dtype := (run or {}).get("model", {}).get("dtype"):
+        tree["generation"] = {"dtype": dtype}
     return _validated(EvaluationConfig, tree, overrides)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from mowe_ray.config.evaluation import GenerationSection
 from mowe_ray.config.fields import InlineConfig
 from mowe_ray.config.model_section import CheckpointedPart, ModelSection
 from mowe_ray.config.training_section import MoweLossSection, TrainingSection
@@ -186,11 +187,11 @@ def _source(checkpoint: str | InlineConfig) -> Source:
     return checkpoint if isinstance(checkpoint, str) else checkpoint.config
 
 
-def model_dtype(model: ModelSection, gpu: bool) -> torch.dtype:
+def model_dtype(section: ModelSection | GenerationSection, gpu: bool) -> torch.dtype:
     """Return the number format of all weights, on a GPU or on the CPU."""
-    if model.dtype == "auto":
+    if section.dtype == "auto":
         return torch.bfloat16 if gpu else torch.float32
-    return torch.float32 if model.dtype == "float32" else torch.bfloat16
+    return torch.float32 if section.dtype == "float32" else torch.bfloat16
 
 
 def write_export(

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from mowe_ray.config import RunConfig
+from mowe_ray.data.cached_shards import open_cached
 from mowe_ray.data.feature_cache import FeatureCache
 from mowe_ray.data.index import Index
 from mowe_ray.data.micro_batch import load_micro_batch
@@ -183,7 +184,8 @@ def test_a_cached_run_has_the_losses_of_one_that_computes(plain: dict[str, Any],
         "feature_cache: decoded audio, features of base_encoder, features of whisper: "
         f"0 of {shards} shards found in {storage / 'cache'}",
     ]
-    assert _about(said)[-1].startswith(f"features of base_encoder, whisper: {shards} shards, ")
+    clips = sum(len(open_cached(str(path)).lengths) for path in files if path.parent.name.startswith("audio"))
+    assert _about(said)[-1].startswith(f"features of base_encoder, whisper: {2 * clips:,} features, ")
 
 
 @pytest.mark.soak  # one more run

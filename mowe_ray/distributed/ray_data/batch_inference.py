@@ -40,6 +40,7 @@ from mowe_ray.evaluation.served_answers import ask_server
 from mowe_ray.evaluation.targets import Target, folder_at
 from mowe_ray.model import MoweForConditionalGeneration, MoweProcessor
 from mowe_ray.output.terminal import ProgressReporter
+from mowe_ray.training.build import model_dtype
 from mowe_ray.training.estimate import ExportCost, estimate_export
 
 
@@ -223,7 +224,7 @@ class _Loaded:
         if not gpu:
             torch.set_num_threads(config.compute.cpus_per_worker)
         folder = local_copy(export)
-        model = MoweForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16 if gpu else torch.float32)
+        model = MoweForConditionalGeneration.from_pretrained(folder, dtype=model_dtype(config.generation, gpu))
         self._model: MoweForConditionalGeneration = model.to("cuda" if gpu else "cpu").eval()
         self._processor: MoweProcessor = MoweProcessor.from_pretrained(folder)
 
@@ -245,7 +246,7 @@ class _Loaded:
             self._model,
             self._processor,
             micro_batch,
-            **config.generation.model_dump(exclude={"instruction"}),
+            **config.generation.model_dump(exclude={"instruction", "dtype"}),
             batch_seconds=config.data.batch_seconds,
             max_batch_size=config.data.max_batch_size,
             instruct=instruct,

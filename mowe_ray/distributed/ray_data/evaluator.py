@@ -19,6 +19,7 @@ from mowe_ray.evaluation.compare import AnsweredModel
 from mowe_ray.evaluation.predictions import Answer, Predictions
 from mowe_ray.evaluation.shapley import Subset, joining_orders, subsets_of
 from mowe_ray.evaluation.targets import Target, evaluation_folder, export_version, folder_at
+from mowe_ray.training.build import model_dtype
 from mowe_ray.training.clip_length import check_exported_clip_length
 from mowe_ray.training.datasets import (
     check_validation,
@@ -136,7 +137,7 @@ def _job(
         + ([] if longest is None else [longest]),  # stored answers of before this key keep their settings
         "samples": len(chosen),
         "batches": [config.data.batch_seconds, config.data.max_batch_size, PLAN_VERSION],
-        "generation": config.generation.model_dump(mode="json"),
+        "generation": config.generation.model_dump(mode="json", exclude={"dtype"}),
         "seed": config.seed if config.generation.instruction == "task" else None,
         "numbers": _numbers(target, config),
         # Not a list for a single one, as stored answers have it.
@@ -158,7 +159,7 @@ def _version(target: Target) -> dict[str, str]:
 def _numbers(target: Target, config: EvaluationConfig) -> str | None:
     if target.served_as is not None:
         return None
-    return "bfloat16" if config.compute.gpus_per_worker else "float32"
+    return str(model_dtype(config.generation, config.compute.gpus_per_worker > 0)).removeprefix("torch.")
 
 
 def _check_bad(predictions_by_name: Mapping[str, Predictions], max_bad_fraction: float) -> None:

@@ -11,10 +11,12 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mowe_ray.config import RunConfig
 from mowe_ray.data.cached_shards import is_complete, open_cached, remove_parts, write_audio, write_features
@@ -33,6 +35,9 @@ from mowe_ray.training.frozen_features import (
     load_frozen,
     origin_key,
 )
+
+T = TypeVar("T")
+_LOOK_S = 2.0  # between two looks at the counter
 
 
 def fill_cache(config: RunConfig, indexes: Iterable[Index], log: Callable[[str], None]) -> FeatureCache:
@@ -69,11 +74,13 @@ def fill_cache(config: RunConfig, indexes: Iterable[Index], log: Callable[[str],
         if missing:
             rows = [shards[shard][1] for shard in missing]
             labels = ", ".join(encoder.label for encoder in wanted.values())
-            label = f"features of {labels}" if labels else "decoded audio"
-            progress = ProgressReporter(label, len(rows), unit="shards", log=log)
-            for done in _compute.remote(rows, replace(cache, encoders=list(wanted.values()), part=part), config):
-                progress.advance(ray.get(done))
-            progress.finish()
+            # A clip counts once for each encoder; without any, when it is decoded.
+            clips = sum(len(shards[shard][1]) * max(1, len(lacking)) for shard, lacking in missing.items())
+            label, unit = (f"features of {labels}", "features") if labels else ("decoded audio", "clips")
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            counter = ray.remote(num_cpus=0, scheduling_strategy=here)(_Counter).remote()
+            results = _compute.remote(rows, replace(cache, encoders=list(wanted.values()), part=part), config, counter)
+            _follow(results, counter, ProgressReporter(label, clips, unit=unit, log=log))
     except ray.exceptions.RayTaskError as error:
         raise ValueError(f"data.feature_cache: {cause_of(error)}") from error
     finally:
@@ -81,15 +88,44 @@ def fill_cache(config: RunConfig, indexes: Iterable[Index], log: Callable[[str],
     return cache
 
 
+class _Counter:
+    """Counts what the actors have done: a shard may take an hour."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, count: int) -> None:
+        self._count += count
+
+    def count(self) -> int:
+        return self._count
+
+
+def _follow(results: ray.ObjectRefGenerator, counter: Any, progress: ProgressReporter) -> None:
+    """Waits until all shards are done, and reports how many clips are."""
+    known = 0
+    while True:
+        ready, _ = ray.wait([results], timeout=_LOOK_S)
+        now = ray.get(counter.count.remote())
+        progress.advance(now - known)
+        known = now
+        try:
+            for result in ready:
+                ray.get(next(result))
+        except StopIteration:
+            progress.finish()
+            return
+
+
 @ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")  # not on what a Tune trial has reserved
-def _compute(missing: list[pa.Table], cache: FeatureCache, config: RunConfig) -> Iterator[int]:
+def _compute(missing: list[pa.Table], cache: FeatureCache, config: RunConfig, counter: Any) -> Iterator[int]:
     """Decodes the shards of these rows, and runs the encoders of `cache` on them; yields numbers of shards done.
 
     A task of its own, because Ray Data writes much to the terminal of the process that starts it.
     """
     # Not the seeded generator: two runs that fill the same cache would go through it in step, and compute all twice.
     random.SystemRandom().shuffle(missing)
-    arguments = {"cache": ray.put(cache), "config": config}
+    arguments = {"cache": ray.put(cache), "config": config, "counter": counter}
     blocks = stream_blocks(
         missing,
         _decode,
@@ -102,7 +138,7 @@ def _compute(missing: list[pa.Table], cache: FeatureCache, config: RunConfig) ->
         yield block.num_rows
 
 
-def _decode(rows: pa.Table, cache: ray.ObjectRef, config: RunConfig) -> pa.Table:
+def _decode(rows: pa.Table, cache: ray.ObjectRef, config: RunConfig, counter: Any) -> pa.Table:
     """Decodes a shard, unless the cache has it."""
     shard = rows["cached"][0].as_py()
     known: FeatureCache = ray.get(cache)
@@ -111,14 +147,17 @@ def _decode(rows: pa.Table, cache: ray.ObjectRef, config: RunConfig) -> pa.Table
         limits = config.data.min_duration_s, config.data.max_duration_s
         with storage_timeout(config.data.storage_timeout_s):
             write_audio(path, rows, *limits, part=known.part, in_child=has_died_twice())
+    if not known.encoders:
+        counter.add.remote(len(rows))
     return pa.table({"shard": [shard]})
 
 
 class _Encoder:
     """Runs the frozen encoders on the clips of shards whose features the cache lacks; one actor of the pipeline."""
 
-    def __init__(self, cache: ray.ObjectRef, config: RunConfig):
+    def __init__(self, cache: ray.ObjectRef, config: RunConfig, counter: Any):
         self._cache: FeatureCache = ray.get(cache)
+        self._counter = counter
         self._config, self._gpu = config, config.compute.gpus_per_worker > 0
         self._device = torch.device("cuda" if self._gpu else "cpu")
         if not self._gpu:
@@ -152,8 +191,13 @@ class _Encoder:
                     batch_seconds=data.batch_seconds,
                     max_batch_size=data.max_batch_size,
                 )
-                write_features(path, batches, part=self._cache.part)
+                write_features(path, self._counted(batches), part=self._cache.part)
         return shards
+
+    def _counted(self, batches: Iterable[tuple[list[int], T]]) -> Iterator[tuple[list[int], T]]:
+        for rows, values in batches:
+            yield rows, values
+            self._counter.add.remote(len(rows))
 
 
 def _described(frozen: list[FrozenEncoder], config: RunConfig, folder: str) -> list[CachedEncoder]:

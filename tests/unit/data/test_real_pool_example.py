@@ -33,13 +33,15 @@ def tone(pitch: float, seconds: float = 1.0) -> np.ndarray:
 
 
 def test_no_recording_is_in_two_splits_and_the_unseen_is_never_trained_on(example):
-    _, prepare, recordings, _ = example
+    _, prepare, recordings, tasks = example
     made = [
         recordings.Recording(f"{who}/{n}", "p", "number", str(n), tone(200 + n), who, "French", "", unseen)
         for who, unseen in (("a", ""), ("b", ""), ("c", "speaker"))
         for n in range(40)
     ]
-    splits = prepare.made_splits(made, 0)
+    splits = prepare.made_splits(made, tasks.WORDINGS, 0)
+    some = prepare.made_splits(made, ["number"], 0)
+    assert {question.task for asked in some.values() for question in asked} == {"number"}
     keys = {name: {r.key for q in asked for r in q.of} for name, asked in splits.items()}
     assert not keys["train"] & keys["test"]
     assert not keys["train"] & keys["validation"]

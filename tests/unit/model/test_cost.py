@@ -1,12 +1,19 @@
 """Costs against figures that were counted by hand or published."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from mowe_ray.model.cost import (
     Cost,
+    _all_steps_at_once,
     encoder_cost,
     encoder_on_meta,
     language_model_cost,
@@ -135,3 +142,18 @@ def test_zero_memory_of_a_real_optimizer() -> None:
     held = [layer.weight, layer.weight.grad, *states]
     memory = zero_memory_bytes(10_000, 0, 0, world_size=1, bytes_per_weight=4)
     assert memory["total"] == sum(t.numel() * t.element_size() for t in held)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, partial(nn.LSTM, proj_size=3)])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_layers": 3, "batch_first": True}, {"num_layers": 2, "bidirectional": True}]
+)
+def test_recurrent_layers_are_counted_as_step_by_step(kind: Callable[..., nn.RNNBase], options: dict[str, Any]) -> None:
+    layer = kind(5, 7, **options, device="meta")
+    inputs = torch.empty(2, 11, 5, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as slow:
+        wanted = layer(inputs)
+    with torch.no_grad(), FlopCounterMode(display=False) as fast:
+        found = _all_steps_at_once(layer, inputs)
+    assert fast.get_total_flops() == slow.get_total_flops() > 0
+    assert [one.shape for one in tree_leaves(found)] == [one.shape for one in tree_leaves(wanted)]
