@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -217,17 +218,26 @@ def _language_model(source: str | InlineConfig) -> tuple[PreTrainedModel | None,
     model = language_model_on_meta(source)
     if model is None:
         return None, None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError):  # not cached; the message would only say so in other words
+    tokens = _tokens_with_audio(source)
+    if tokens is None:
         needs = f"unknown (needs tokenizer.json of {source})"
         return model, f"language_model: whether the audio token adds a row of embeddings is {needs}"
-    add_audio_token(tokenizer)
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, torch.nn.Embedding)
-    if len(tokenizer) > embeddings.num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if tokens > embeddings.num_embeddings:
+        model.resize_token_embeddings(tokens, mean_resizing=False)
     return model, None
+
+
+@cache  # a tokenizer of 260,000 tokens takes seconds to read, and the points of a study share theirs
+def _tokens_with_audio(source: str) -> int | None:
+    """Return how many tokens a tokenizer has with the audio token; None if it is not on this machine."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError):  # the message would only say so in other words
+        return None
+    add_audio_token(tokenizer)
+    return len(tokenizer)
 
 
 def _plain(source: str | InlineConfig) -> str | Mapping[str, Any]:

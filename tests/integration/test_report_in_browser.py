@@ -137,9 +137,9 @@ def test_samples_are_played_sought_filtered_and_reached_from_a_confusion(
         assert sorted(tab.run(f"{shown}.map(card => card.querySelector('b').textContent)")) == [
             "er-1", "er-3", "er-5", "er-7",
         ]  # fmt: skip
-        said = tab.run("""(() => { const cell = document.querySelector("[data-cell]:not(.hit *)"); cell.click();
-                return [cell.textContent, cell.dataset.said + " \\u00d7"]; })()""")
-        assert tab.run(f"[String({shown}.length), document.activeElement.textContent]") == said
+        pair = tab.run("""(() => { const cell = document.querySelector("[data-cell]:not(.hit *)"); cell.click();
+                return [cell.textContent, cell.dataset.pair + " \\u00d7"]; })()""")
+        assert tab.run(f"[String({shown}.length), document.activeElement.textContent]") == pair
         assert tab.run("document.documentElement.scrollWidth") == 390
         assert tab.console == []
         assert [url for url in tab.requests if not url.startswith("data:")] == [

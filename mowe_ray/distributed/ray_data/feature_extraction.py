@@ -77,8 +77,7 @@ def fill_cache(config: RunConfig, indexes: Iterable[Index], log: Callable[[str],
             # A clip counts once for each encoder; without any, when it is decoded.
             clips = sum(len(shards[shard][1]) * max(1, len(lacking)) for shard, lacking in missing.items())
             label, unit = (f"features of {labels}", "features") if labels else ("decoded audio", "clips")
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            counter = ray.remote(num_cpus=0, scheduling_strategy=here)(_Counter).remote()
+            counter = _start_counter()
             results = _compute.remote(rows, replace(cache, encoders=list(wanted.values()), part=part), config, counter)
             _follow(results, counter, ProgressReporter(label, clips, unit=unit, log=log))
     except ray.exceptions.RayTaskError as error:
@@ -88,17 +87,21 @@ def fill_cache(config: RunConfig, indexes: Iterable[Index], log: Callable[[str],
     return cache
 
 
-class _Counter:
-    """Counts what the actors have done: a shard may take an hour."""
+def _start_counter() -> Any:
+    """Starts an actor on this node that counts what the encoders have done: a shard may take an hour."""
 
-    def __init__(self) -> None:
-        self._count = 0
+    class Counter:  # by value, as it is local: its process need not import this module, and torch with it
+        def __init__(self) -> None:
+            self._count = 0
 
-    def add(self, count: int) -> None:
-        self._count += count
+        def add(self, count: int) -> None:
+            self._count += count
 
-    def count(self) -> int:
-        return self._count
+        def count(self) -> int:
+            return self._count
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Counter).remote()
 
 
 def _follow(results: ray.ObjectRefGenerator, counter: Any, progress: ProgressReporter) -> None:
