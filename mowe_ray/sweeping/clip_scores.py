@@ -42,18 +42,27 @@ class TaskClips:
 
 @dataclass
 class ClipScores:
-    """Scores by (source, task)."""
+    """Scores by (source, task).
+
+    Attributes:
+        is_saved: Whether the file has them all.
+    """
 
     tasks: dict[tuple[str, str], TaskClips] = field(default_factory=dict)
+    is_saved: bool = True
+    _read: set[int] = field(default_factory=set)  # trials, some of which have left no answers
 
     @classmethod
     def load(cls, study: RunFolder) -> ClipScores:
         """Read the file of a study; a missing or damaged one is made again from the trials."""
         tasks = {}
-        for row in (study.find_json(FILE) or {}).get("tasks", ()):
-            known = {int(number): np.array(values, np.float64).T for number, values in row["trials"].items()}
-            tasks[row["source"], row["task"]] = TaskClips(row["ids"], row["majority"], known)
-        return cls(tasks)
+        try:
+            for row in (study.find_json(FILE) or {})["tasks"]:
+                known = {int(number): np.array(values, np.float64).T for number, values in row["trials"].items()}
+                tasks[row["source"], row["task"]] = TaskClips(row["ids"], row["majority"], known)
+        except (KeyError, TypeError, ValueError):
+            return cls()
+        return cls(tasks, _read={number for clips in tasks.values() for number in clips.trials})
 
     def save(self, study: RunFolder) -> None:
         """Write the file: columns of scores and of weights for each trial."""
@@ -64,20 +73,23 @@ class ClipScores:
         # A line for each task, so that versions can be compared.
         lines = ",\n".join(json.dumps(row, separators=(",", ":"), ensure_ascii=False) for row in rows)
         study.write_text(FILE, f'{{"tasks": [\n{lines}\n]}}\n')
+        self.is_saved = True
 
-    def add(self, study: RunFolder, trials: Iterable[Trial]) -> bool:
-        """Read what finished trials have answered, of those that are not known yet; returns whether there were any."""
-        known = {number for clips in self.tasks.values() for number in clips.trials}
-        new = [trial for trial in trials if trial.status == "finished" and trial.number not in known]
-        return sum(self._add(trial.number, run_folder(study, trial)) for trial in new) > 0
+    def add(self, study: RunFolder, trials: Iterable[Trial]) -> None:
+        """Read what finished trials have answered, of those that were not looked at; damaged files are left out."""
+        for trial in trials:
+            if trial.status == "finished" and trial.number not in self._read:
+                self._read.add(trial.number)
+                self._add(trial.number, run_folder(study, trial))
 
-    def _add(self, number: int, run: RunFolder) -> bool:
-        files = [name for name in run.names(ANSWERS) if name.endswith(".jsonl")]
-        for name in files:
-            answers = [Answer.from_line(line) for line in run.read_lines(f"{ANSWERS}/{name}")]
+    def _add(self, number: int, run: RunFolder) -> None:
+        for name in run.names(ANSWERS):
+            try:
+                answers = [Answer.from_line(line) for line in run.read_lines(f"{ANSWERS}/{name}")]
+            except (KeyError, TypeError, ValueError):
+                continue
             for task, rows in by_task(answers).items():
                 self._add_task(number, name.removesuffix(".jsonl"), task, rows)
-        return bool(files)
 
     def _add_task(self, number: int, source: str, task: str, answers: Sequence[Answer]) -> None:
         statistics, most = score_statistics(task, answers), score_statistics(task, majority_answers(answers))
@@ -91,6 +103,7 @@ class ClipScores:
             if name in row_of:
                 values[place] = statistics[row_of[name]]
         clips.trials[number] = values
+        self.is_saved = False
 
 
 def ratio(sums: Array) -> Array:

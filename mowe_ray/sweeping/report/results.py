@@ -72,7 +72,12 @@ class ResultsWriter:
         """
         if self._thread.is_alive():
             self._thread.join()
-        return self._write(self._trials(), elapsed_s)
+        trials = self._trials()
+        result = self._write(trials, elapsed_s)
+        clips = self._clips_of(trials)
+        if not clips.is_saved:  # once, as it grows with every trial
+            clips.save(self._study.folder)
+        return result
 
     def _trials(self) -> list[Trial]:
         return list(self._study.trials.values())
@@ -102,14 +107,16 @@ class ResultsWriter:
         return {"sweep": folder.url, **files, **result}
 
     def _by_task(self, trials: Sequence[Trial]) -> ByTask:
-        """Compare the points on equal clips; what a trial has answered is read, and kept, once."""
-        study = self._study
+        """Compare the points on equal clips."""
+        measured = points(self._study.sweep, trials)
+        return scores_by_task(compared(measured, ranked(self._study.sweep, measured)), self._clips_of(trials))
+
+    def _clips_of(self, trials: Sequence[Trial]) -> ClipScores:
+        """Return what trials scored on each clip; what one has answered is read once."""
         if self._clips is None:
-            self._clips = ClipScores.load(study.folder)
-        if self._clips.add(study.folder, trials):
-            self._clips.save(study.folder)
-        measured = points(study.sweep, trials)
-        return scores_by_task(compared(measured, ranked(study.sweep, measured)), self._clips)
+            self._clips = ClipScores.load(self._study.folder)
+        self._clips.add(self._study.folder, trials)
+        return self._clips
 
     def _history(self, trial: Trial) -> History:
         if trial.number in self._histories:

@@ -171,16 +171,27 @@ def test_what_a_study_has_answered_is_kept_and_drawn_again(tmp_path: Path, capsy
     assert (moved / "scores.csv").read_bytes() == (folder / "scores.csv").read_bytes()
 
 
-def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b"", b"\0" * 40, b'{"tasks": 3}', b'{"tasks": [{"source": "val"}]}', None])
+def test_a_damaged_file_is_made_again(damage: bytes | None, tmp_path: Path) -> None:
     study, made = finished_study(tmp_path)
     ResultsWriter(study).write()
     file = tmp_path / study.sweep.name / FILE
     whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
+    file.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
     ResultsWriter(study).write()
     assert file.read_bytes() == whole
     scores = ClipScores.load(study.folder)
-    assert not scores.add(study.folder, made), "all are known"
+    scores.add(study.folder, made)
+    assert scores.is_saved, "all are known"
+
+
+def test_damaged_answers_cost_their_trial_and_not_the_study(tmp_path: Path) -> None:
+    study, made = finished_study(tmp_path)
+    file = tmp_path / study.sweep.name / made[0].name / "answers/val.jsonl"
+    file.write_bytes(file.read_bytes()[:50])
+    assert ResultsWriter(study).write()["best"] is not None
+    scores = ClipScores.load(study.folder)
+    assert {number for clips in scores.tasks.values() for number in clips.trials} == {1, 2, 3}
 
 
 def test_the_section_writes_every_point_and_nothing_without_two() -> None:
