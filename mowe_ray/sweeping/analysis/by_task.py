@@ -117,9 +117,8 @@ def _measure(trials: list[list[int]], clips: TaskClips, seed: int) -> tuple[int,
     count = statistics.shape[1]
     if not count:
         return None
-    weights = np.concatenate(list(resamples(count, seed, _DRAWS)))
     shape = len(trials), len(trials[0])
-    drawn = ratio(np.einsum("dn,tnk->tdk", weights, statistics))
+    drawn = np.concatenate([ratio(weights @ statistics) for weights in resamples(count, seed, _DRAWS)], 1)
     return count, ratio(statistics.sum(1)).reshape(shape), drawn.reshape(*shape, _DRAWS)
 
 
