@@ -29,6 +29,7 @@ from mowe_ray.data.sample import Sample
 from mowe_ray.data.shards.write import write_webdataset
 from mowe_ray.data.synthetic_corpus.sounds import encode_flac
 
+_SHARD_BYTES = 2**24  # small: each shard of a feature cache is computed on one CPU
 _SHORTEST_S, _LONGEST_S = 0.2, 8.0
 # Takes of a recording, and the most clips, of a task in training: tasks are of about the same size.
 _TAKES, _MOST, _LEAST = 3, 900, 400
@@ -53,7 +54,8 @@ def main() -> None:
     counts: dict[str, dict[str, list[float]]] = {}
     for name, asked in splits.items():
         counts[name] = defaultdict(list)
-        written = write_webdataset(_samples(name, asked, counts[name], options.seed), str(options.out / name))
+        asked_samples = _samples(name, asked, counts[name], options.seed)
+        written = write_webdataset(asked_samples, str(options.out / name), _SHARD_BYTES)
         sys.stderr.write(f"{name}: {written.samples} clips, {written.seconds:.0f} s\n")
     (options.out / "data_card.md").write_text(data_card(counts, folder), encoding="utf-8")
 

@@ -11,7 +11,7 @@ seed's order of the data, so seeds are paired too. The noise of single answers i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,10 +55,15 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class ByTask:
-    """The points of a study by source and task: the baseline first; of each source the tasks, then their mean."""
+    """The points of a study by source and task: the baseline first; of each source the tasks, then their mean.
+
+    Attributes:
+        unanswered: Trials that left no readable answers, by (source, task); such a task has no row.
+    """
 
     points: Sequence[Point]
     rows: Sequence[TaskRow]
+    unanswered: Mapping[tuple[str, str], Sequence[int]]
 
 
 def baseline_of(found: Sequence[Point]) -> Point | None:
@@ -82,7 +87,9 @@ def scores_by_task(shown: Sequence[Point], clips: ClipScores, seed: int = 0) -> 
     for source in sorted({source for source, _ in clips.tasks}) if shown else ():
         tasks = {task: found for (name, task), found in sorted(clips.tasks.items()) if name == source}
         rows += _rows_of_source(source, shown, tasks, seed)
-    return ByTask(shown, rows)
+    wanted = sorted(number for numbers in _paired_trials(shown) for number in numbers)
+    lacking = {key: [number for number in wanted if number not in found.trials] for key, found in clips.tasks.items()}
+    return ByTask(shown, rows, {key: numbers for key, numbers in sorted(lacking.items()) if numbers})
 
 
 def _rows_of_source(source: str, shown: Sequence[Point], tasks: dict[str, TaskClips], seed: int) -> Iterator[TaskRow]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mowe_ray.evaluation.results import Interval
 from mowe_ray.output.charts import Axis, IntervalRow, colour, escape, interval_rows, tag
 from mowe_ray.output.html_page import section
 from mowe_ray.sweeping.analysis.by_task import ALL_TASKS, ByTask, TaskRow, TaskScore
 from mowe_ray.sweeping.analysis.points import Point, number
-from mowe_ray.sweeping.trials import point_label
+from mowe_ray.sweeping.trials import point_label, trial_name
 
 _LABEL = 46
 
@@ -19,16 +19,24 @@ _LABEL = 46
 def task_section(found: ByTask) -> str:
     """Return the section; nothing where there are no two points to compare."""
     rows, shown = found.rows, found.points
-    if not rows:
+    if not rows and not found.unanswered:
         return ""
     baseline = point_label(shown[0].values, _LABEL)
-    seeds = max(row.seeds for row in rows)
+    seeds = max((row.seeds for row in rows), default=1)
     luck = f"clips and {seeds} seeds" if seeds > 1 else "clips; what another seed would change is not in it"
     note = (
         f"What each point scores more than {escape(baseline)}, with 95 % intervals over {luck}. A difference whose "
         "interval does not hold 0 is bold in the table, and its score stands before it."
     )
-    return section("By source and task", _chart(rows, shown) + _table(rows, shown), note)
+    drawn = _chart(rows, shown) + _table(rows, shown) if rows else ""
+    return section("By source and task", drawn + "".join(_left_out(found)), note)
+
+
+def _left_out(found: ByTask) -> Iterator[str]:
+    """Yield a sentence for each task that cannot be compared."""
+    for (source, task), numbers in found.unanswered.items():
+        trials = ", ".join(trial_name(number) for number in numbers)
+        yield tag("p", f"{escape(task)} of {escape(source)} is left out: {trials} left no readable answers to it.")
 
 
 def _chart(rows: Sequence[TaskRow], shown: Sequence[Point]) -> str:

@@ -201,4 +201,17 @@ def test_the_section_writes_every_point_and_nothing_without_two() -> None:
     assert "ood-&lt;speaker&gt;" in html
     assert html.count("hubert") >= 2
     assert len(scores_csv(found).splitlines()) == 4
-    assert task_section(ByTask([], [])) == ""
+    assert task_section(ByTask([], [], {})) == ""
+
+
+def test_a_task_that_a_trial_left_no_answers_to_is_named_instead_of_compared() -> None:
+    _, shown = study_of(subsets([0, 1])[:3])
+    both = made_scores(np.random.default_rng(0).random((3, 3, 30)))
+    both.tasks.update(made_scores(np.random.default_rng(1).random((3, 3, 30)), task="asr<1>").tasks)
+    del both.tasks["test", "asr<1>"].trials[4]
+    found = scores_by_task(shown, both)
+    assert found.unanswered == {("test", "asr<1>"): [4]}
+    assert [row.task for row in found.rows] == ["aqa"]
+    named = "asr&lt;1&gt; of test is left out: trial-0004 left no readable answers to it."
+    assert named in task_section(found)
+    assert named in task_section(ByTask(shown, [], found.unanswered))
