@@ -19,6 +19,7 @@ from mowe_ray.sweeping.search_space import PointValues, SearchSpace
 from mowe_ray.sweeping.trials import Trial, joined, objective
 
 SCORES_FOLDER = "pools"  # of the study: an evaluation over all its supernets
+LOGME_FILE = f"{SCORES_FOLDER}/logme.json"
 Pool = frozenset[str]
 
 
@@ -53,6 +54,12 @@ def load_supernets(config: SweepConfig, folder: RunFolder, trials: Iterable[Tria
     pairs = zip(trained, found, strict=True)
     supernets = [_supernet(trial.seed, scores) for trial, scores in pairs if scores and scores.get("pools")]
     return supernets if len(supernets) == len(trained) else []
+
+
+def load_logme(folder: RunFolder) -> dict[Pool, float]:
+    """Return LogME of the pools, a ranking without training; empty where it was not computed."""
+    rows = (folder.find_json(LOGME_FILE) or {}).get("pools", [])
+    return {frozenset(row["members"]): row["logme"] for row in rows}
 
 
 def is_unscored(config: SweepConfig, folder: RunFolder, trials: Iterable[Trial]) -> bool:

@@ -65,6 +65,7 @@ def test_one_shot_search_ranks_the_pools_that_hear_first(tmp_path: Path) -> None
     assert [("hubert" in row["pool"]) for row in calibration["pools"]] == [True] * 4 + [False] * 3
     assert sum(row["alone"] is not None for row in calibration["pools"]) == 5
     assert calibration["tau"]["value"] > 0
+    assert set(calibration["baselines"]) >= {"a random order", "LogME of the untrained encoders"}
     assert "hubert" in done.result["best"]["values"]["model.weak_encoders"]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mowe_ray.evaluation.results import Interval
 from mowe_ray.sweeping.analysis.points import Point, number, points
-from mowe_ray.sweeping.one_shot import Supernet, one_shot_score, ranking
+from mowe_ray.sweeping.one_shot import Pool, Supernet, one_shot_score, ranking
 from mowe_ray.sweeping.schema import POOL_KEY
 from mowe_ray.sweeping.search_space import SearchSpace
 from mowe_ray.sweeping.trials import Trial, pool_label
@@ -80,8 +80,17 @@ class Calibration:
         return None if self.tau.low > 0 else "the interval of its agreement with pools trained alone includes 0"
 
 
-def calibration(space: SearchSpace, trials: Sequence[Trial], supernets: Sequence[Supernet]) -> Calibration | None:
-    """Return how the one-shot ranking agrees with the trials; None before there is one."""
+def calibration(
+    space: SearchSpace,
+    trials: Sequence[Trial],
+    supernets: Sequence[Supernet],
+    logme: Mapping[Pool, float] | None = None,
+) -> Calibration | None:
+    """Return how the one-shot ranking agrees with the trials; None before there is one.
+
+    Args:
+        logme: Of the pools, as a baseline.
+    """
     if not supernets:
         return None
     metric = space.sweep.objective.metric
@@ -102,7 +111,7 @@ def calibration(space: SearchSpace, trials: Sequence[Trial], supernets: Sequence
         tau_interval(scores, means),
         _between([point.objectives for point in trained]),
         _between([pool.by_supernet for pool in pools]),
-        _baselines(known, trained, means, supernets, metric),
+        _baselines(known, trained, means, supernets, metric) | _logme_baseline(known, means, logme or {}),
         _shapley(supernets),
     )
 
@@ -172,6 +181,15 @@ def _baselines(
         else None,
     }
     return {name: interval for name, interval in found.items() if interval is not None}
+
+
+def _logme_baseline(
+    known: Sequence[RankedPool], means: Sequence[float], logme: Mapping[Pool, float]
+) -> dict[str, Interval]:
+    found = [logme.get(frozenset(pool.pool)) for pool in known]
+    values = [value for value in found if value is not None]
+    interval = tau_interval(values, means) if len(values) == len(known) > 1 else None
+    return {"LogME of the untrained encoders": interval} if interval else {}
 
 
 def _shapley(supernets: Sequence[Supernet]) -> dict[str, dict[str, float]]:

@@ -30,7 +30,7 @@ from mowe_ray.sweeping.analysis.points import (
     ranked,
 )
 from mowe_ray.sweeping.clip_scores import ClipScores
-from mowe_ray.sweeping.one_shot import load_supernets
+from mowe_ray.sweeping.one_shot import load_logme, load_supernets
 from mowe_ray.sweeping.report.by_task import scores_csv
 from mowe_ray.sweeping.report.page import report
 from mowe_ray.sweeping.schema import SweepConfig
@@ -89,7 +89,7 @@ class ResultsWriter:
     def _write(self, trials: Sequence[Trial], elapsed_s: float | None) -> dict[str, Any]:
         study, folder = self._study, self._study.folder
         supernets = load_supernets(study.sweep, folder, trials)
-        one_shot = calibration(study.space, trials, supernets)
+        one_shot = calibration(study.space, trials, supernets, load_logme(folder))
         result = summary(study.sweep, trials, one_shot)
         best_yaml = None
         if result["best"] is not None:

@@ -72,7 +72,7 @@ def test_random_orders_reach_what_all_permutations_reach() -> None:
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(every, (2.5, 97.5))), abs=0.21)
 
 
-def made(truth, one_shot, *, alone: int = 7, seeds=(0, 1), noise: float = 0.0) -> Calibration:
+def made(truth, one_shot, *, alone: int = 7, seeds=(0, 1), noise: float = 0.0, logme=None) -> Calibration:
     """A study of all pools: `truth` and `one_shot` give the score of a pool."""
     sweep = made_study.sweep({POOL_KEY: OF}, search={"kind": "oneshot"}, seeds=list(seeds))
     pools = made_study.subsets(range(1, 4))
@@ -82,7 +82,8 @@ def made(truth, one_shot, *, alone: int = 7, seeds=(0, 1), noise: float = 0.0) -
     own = made_study.trial(99, 99, 0, {POOL_KEY: pools[-1], SUPERNET_KEY: True}, 0.99)
     scores = {frozenset(pool): {"asr": {"score": one_shot(pool), "samples": 9}} for pool in [[], *pools]}
     shapley = [{"member": "hubert", "dataset": "d", "task": "asr", "metric": "wer", "value": {"value": 4.0}}]
-    found = calibration(SearchSpace(sweep), [own, *trained], [Supernet(seed, scores, shapley) for seed in seeds])
+    supernets = [Supernet(seed, scores, shapley) for seed in seeds]
+    found = calibration(SearchSpace(sweep), [own, *trained], supernets, logme)
     assert found is not None
     return found
 
@@ -148,3 +149,12 @@ def test_what_was_not_scored_is_not_ranked() -> None:
     found = calibration(SearchSpace(sweep), [], [Supernet(0, scores)])
     assert found is not None
     assert [one.pool for one in found.pools] == [["hubert"]]
+
+
+def test_logme_is_a_baseline_once_all_pools_that_were_trained_alone_have_it() -> None:
+    name = "LogME of the untrained encoders"
+    known = {frozenset(pool): -weigh(pool) for pool in made_study.subsets(range(1, 4))}
+    assert made(weigh, weigh, logme=known).baselines[name].value == -1.0
+    assert name not in made(weigh, weigh).baselines
+    known.popitem()
+    assert name not in made(weigh, weigh, logme=known).baselines
