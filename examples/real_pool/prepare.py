@@ -1,6 +1,6 @@
 """Make the recordings of a few Debian packages into shards: five and more tasks, splits by recording, shifted tests.
 
-    python examples/real_pool/prepare.py OUT [--tasks letter,language,...] [--packages FOLDER]
+    python examples/real_pool/prepare.py OUT [--tasks letter,language,...] [--kinds 8] [--most 300] [--packages FOLDER]
 
 Needs fluidsynth. Packages are downloaded with apt-get into OUT/packages unless they lie unpacked in FOLDER, each in a
 folder of its name. Writes OUT/train, OUT/validation, OUT/test and OUT/ood-*, which a run reads as `data.train.0.path`
@@ -35,6 +35,7 @@ _SHORTEST_S, _LONGEST_S = 0.2, 8.0
 _TAKES, _MOST, _LEAST = 3, 900, 400
 _MOST_HELD_OUT, _MOST_SHIFTED = 90, 40
 _NOISE_DB = (20, 10, 0)
+_OPEN = ("asr", "ac")  # tasks with an answer of its own for each clip
 
 
 def main() -> None:
@@ -43,6 +44,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--packages", type=Path, help="folder of unpacked packages")
     parser.add_argument("--tasks", help="names of some of the tasks, with commas; all by default")
+    parser.add_argument(
+        "--kinds", type=int, help="ask only for the most frequent answers of a task: fewer learn faster"
+    )
+    parser.add_argument("--most", type=int, default=_MOST, help="clips of a task in training, at most")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     tasks = options.tasks.split(",") if options.tasks else list(WORDINGS)
@@ -50,7 +55,7 @@ def main() -> None:
         parser.error(f"--tasks: {', '.join(unknown)} is none of {', '.join(WORDINGS)}")
     folder = options.packages or options.out / "packages"
     fetch([*PACKAGES, *FONTS], folder)
-    splits = made_splits(recordings(folder, options.seed), tasks, options.seed)
+    splits = made_splits(recordings(folder, options.seed), tasks, options.seed, options.kinds, options.most)
     counts: dict[str, dict[str, list[float]]] = {}
     for name, asked in splits.items():
         counts[name] = defaultdict(list)
@@ -70,7 +75,9 @@ def recordings(folder: Path, seed: int) -> list[Recording]:
     return list(found.values())
 
 
-def made_splits(everything: Sequence[Recording], tasks: Collection[str], seed: int) -> dict[str, list[Question]]:
+def made_splits(
+    everything: Sequence[Recording], tasks: Collection[str], seed: int, kinds: int | None = None, most: int = _MOST
+) -> dict[str, list[Question]]:
     """Return the questions of each split: a recording is in one of train, validation and test, or shifted."""
     by_split: dict[str, list[Recording]] = defaultdict(list)
     for recording in everything:
@@ -80,10 +87,12 @@ def made_splits(everything: Sequence[Recording], tasks: Collection[str], seed: i
         for name, some in sorted(by_split.items())
         if (asked := [question for question in questions(some, seed) if question.task in tasks])
     }
+    if kinds:
+        splits = _of_frequent_answers(splits, kinds)
     splits = {
-        name: _balanced(asked, _MOST if name == "train" else _MOST_HELD_OUT, seed) for name, asked in splits.items()
+        name: _balanced(asked, most if name == "train" else _MOST_HELD_OUT, seed) for name, asked in splits.items()
     }
-    splits["train"] += list(_more_takes(splits["train"], seed))
+    splits["train"] += list(_more_takes(splits["train"], most, seed))
     rng = np.random.default_rng(seed)
     shifted = _balanced(splits["test"], _MOST_SHIFTED, seed)
     splits["ood-telephone"] = [replace(question, wave=telephone(question.wave)) for question in shifted]
@@ -98,6 +107,22 @@ def _split(key: str) -> str:
     return {0: "validation", 1: "test"}.get(number, "train")
 
 
+def _of_frequent_answers(splits: dict[str, list[Question]], kinds: int) -> dict[str, list[Question]]:
+    """Keep questions whose answer is one of the most frequent of its task in training; of captions and words, all."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for question in splits["train"]:
+        counts[question.task][question.answers[0]] += 1
+    kept: set[tuple[str, str]] = set()
+    for task, some in counts.items():
+        most_frequent = sorted(some, key=lambda answer: (-some[answer], answer))[:kinds]
+        kept.update((task, answer) for answer in most_frequent)
+    return {
+        name: some
+        for name, asked in splits.items()
+        if (some := [q for q in asked if q.task in _OPEN or (q.task, q.answers[0]) in kept])
+    }
+
+
 def _balanced(asked: Iterable[Question], most: int, seed: int) -> list[Question]:
     tasks: dict[str, list[Question]] = defaultdict(list)
     for question in asked:
@@ -106,11 +131,11 @@ def _balanced(asked: Iterable[Question], most: int, seed: int) -> list[Question]
     return [q for _, some in sorted(tasks.items()) for q in (rng.sample(some, most) if len(some) > most else some)]
 
 
-def _more_takes(asked: Sequence[Question], seed: int) -> Iterator[Question]:
+def _more_takes(asked: Sequence[Question], most: int, seed: int) -> Iterator[Question]:
     """Add takes with soft noise to the tasks that have few recordings."""
     rng, sizes = np.random.default_rng(seed), Counter(question.task for question in asked)
     for question in asked:
-        takes = min(_TAKES, _LEAST // sizes[question.task])
+        takes = min(_TAKES, min(_LEAST, most) // sizes[question.task])
         yield from (replace(question, wave=varied(question.wave, rng)) for _ in range(takes))
 
 
