@@ -88,4 +88,4 @@ def _evidence(eigenvalues: Array, projected: Array, norm: float, n: int) -> floa
             break
     determinant = -float(np.log1p(eigenvalues / ratio).sum()) if len(eigenvalues) else 0.0
     fit = n * np.log(beta / (2 * np.pi)) - beta * residual - ratio * beta * weights
-    return (determinant + fit) / (2 * n)
+    return float((determinant + fit) / (2 * n))
