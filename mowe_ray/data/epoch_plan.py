@@ -37,6 +37,7 @@ def plan_epoch(
     batch_seconds: float,
     max_batch_size: int,
     shuffle_buffer: int,
+    group_by_length: bool = True,
     done: npt.NDArray[np.integer] | None = None,
 ) -> EpochPlan:
     """Plan the steps of an epoch; each is `lanes` micro-batches of sample numbers.
@@ -55,9 +56,10 @@ def plan_epoch(
         batch_seconds: limit of a micro-batch, number of clips times the longest.
         max_batch_size: limit of a micro-batch in clips.
         shuffle_buffer: most samples that a lane mixes at a time.
+        group_by_length: form micro-batches of clips of like length, else of a lane's samples as they come.
         done: (N,) how often each sample was trained on in this epoch; the plan is what is left.
     """
-    classes = LengthClasses.of(durations, batch_seconds, max_batch_size)
+    classes = LengthClasses.of(durations, batch_seconds, max_batch_size, grouped=group_by_length)
     left = count_samples(runs.sizes(len(weights)), weights) - (0 if done is None else int(done.sum()))
     runs = cut_for(runs, left, lanes, shuffle_buffer)
     streams = []
@@ -329,8 +331,9 @@ class _Round:
         sizes, order = self._cut(lane)
         rows = self.order.rows(self.first + np.flatnonzero(self.lane == lane))
         rows = np.random.default_rng([*self.seed, lane, 1]).permutation(rows)
-        # Within their classes, too: what is left of one for the next are its longest.
-        rows = rows[np.argsort(self.durations[rows], kind="stable")]
+        if len(self.classes.edges_ms):
+            # Within their classes, too: what is left of one for the next are its longest.
+            rows = rows[np.argsort(self.durations[rows], kind="stable")]
         parts = np.split(rows, np.cumsum(sizes)[:-1])
         return [parts[place] for place in order.tolist()]
 

@@ -91,29 +91,34 @@ class LengthClasses:
     """Classes of like length, of which micro-batches are formed.
 
     Attributes:
-        classes: the classes of `_EDGES_MS` that occur, from short to long: B of them.
+        classes: the classes that occur, from short to long: B of them.
         most: (B,) how many samples of a class a micro-batch may hold.
+        edges_ms: lengths where one class ends and the next begins; none where all lengths are one class.
     """
 
     classes: npt.NDArray[np.uint8]
     most: list[int]
+    edges_ms: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, durations: npt.NDArray[np.floating], batch_seconds: float, max_batch_size: int) -> "LengthClasses":
+    def of(
+        cls, durations: npt.NDArray[np.floating], batch_seconds: float, max_batch_size: int, *, grouped: bool = True
+    ) -> "LengthClasses":
         """Find the classes of (N,) durations, and how many of each fit into a micro-batch with all padding."""
-        longest = np.full(len(_EDGES_MS) + 1, -1, np.int64)
+        edges = _EDGES_MS if grouped else _EDGES_MS[:0]
+        longest = np.full(len(edges) + 1, -1, np.int64)
         for start in range(0, len(durations), _BLOCK):
             lengths = _milliseconds(durations[start : start + _BLOCK])
-            np.maximum.at(longest, np.searchsorted(_EDGES_MS, lengths), lengths)
+            np.maximum.at(longest, np.searchsorted(edges, lengths), lengths)
         classes = np.flatnonzero(longest >= 0)
         most = [
             max(1, min(max_batch_size, int(1000 * batch_seconds) // max(1, top))) for top in longest[classes].tolist()
         ]
-        return cls(classes.astype(np.uint8), most)
+        return cls(classes.astype(np.uint8), most, edges)
 
     def numbers(self, durations: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
         """Return the number of the class of each sample, 0 to B - 1."""
-        found = np.searchsorted(_EDGES_MS, _milliseconds(durations))
+        found = np.searchsorted(self.edges_ms, _milliseconds(durations))
         return np.searchsorted(self.classes, found).astype(np.uint8)
 
     def histograms(

@@ -168,6 +168,7 @@ class EpochSampler:
         """A hash of all that plans depend on, apart from the epoch and what was trained in it."""
         limits = (self._data.batch_seconds, self._data.max_batch_size, self._data.shuffle_buffer)
         settings = (PLAN_VERSION, self._seed, self._micro_batches_per_step, self._weights, *limits)
+        settings += () if self._data.group_by_length else ("mixed lengths",)  # as hashes were before there was a choice
         content = repr((settings, list(self._index.shard_digests.values()))).encode()
         return hashlib.blake2b(content + self._index.runs.starts.tobytes(), digest_size=16).hexdigest()
 
@@ -239,6 +240,7 @@ class EpochSampler:
             batch_seconds=self._data.batch_seconds,
             max_batch_size=self._data.max_batch_size,
             shuffle_buffer=self._data.shuffle_buffer,
+            group_by_length=self._data.group_by_length,
             done=before,
         )
 

@@ -34,7 +34,7 @@ _FREE_TO_CHANGE = {
     | {"step_timeout_s"},
     "compute": {"num_workers", "accelerator_type", "max_failures", "resize_interval_s", "cpus_per_worker"},
     "data": {"batch_seconds", "max_batch_size", "shuffle_buffer", "decode_cpus", "max_bad_fraction", "validation"}
-    | {"feature_cache", "storage_timeout_s"},
+    | {"group_by_length", "feature_cache", "storage_timeout_s"},
 }
 
 

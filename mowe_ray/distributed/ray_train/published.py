@@ -16,7 +16,7 @@ from mowe_ray.distributed.ray_data.parallel_map import parallel_map
 from mowe_ray.training.datasets import index_sources, source_specs
 
 # What the index does not depend on. A key that is not here costs an index for each of its values, and is never wrong.
-_OF_NO_MATTER = {"batch_seconds", "max_batch_size", "shuffle_buffer", "max_text_tokens"}
+_OF_NO_MATTER = {"batch_seconds", "max_batch_size", "shuffle_buffer", "group_by_length", "max_text_tokens"}
 _OF_NO_MATTER |= {"decode_cpus", "feature_cache", "storage_timeout_s", "lookahead_gb"}
 
 

@@ -32,9 +32,10 @@ def counts(plan) -> Counter:
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 17, 100, 1003])
 @pytest.mark.parametrize("lanes", [1, 2, 4, 7])
-def test_every_sample_once_in_steps_of_equal_width_within_the_limits(count, lanes):
+@pytest.mark.parametrize("group_by_length", [True, False])
+def test_every_sample_once_in_steps_of_equal_width_within_the_limits(count, lanes, group_by_length):
     data = corpus(count, shards=3)
-    plan = steps(data, lanes=lanes)
+    plan = steps(data, lanes=lanes, group_by_length=group_by_length)
     assert counts(plan) == Counter(range(count))
     for step in plan:
         assert len(step) == lanes
@@ -56,6 +57,7 @@ def test_random_limits_keep_the_contract(seed):
         "batch_seconds": float(rng.uniform(5, 100)),
         "max_batch_size": int(rng.integers(1, 20)),
         "shuffle_buffer": int(rng.integers(1, 300)),
+        "group_by_length": bool(rng.integers(2)),
     }
     plan = steps(data, weights, seed=seed, **limits)
     for source, weight in enumerate(weights):
@@ -267,3 +269,24 @@ def test_runs_are_about_8_mb_of_one_shard(seed):
     assert set(runs.starts) <= set(parts.starts)
     assert parts.lengths.max() <= 7
     assert parts.sizes(2) == np.bincount(shard // 3, minlength=2).tolist() == runs.sizes(2)
+
+
+def test_micro_batches_mix_tasks_that_differ_in_length_only_without_groups():
+    """Short clips are of one task, long ones of another: a step of like lengths would see one task alone."""
+    rng = np.random.default_rng(0)
+    is_long = rng.permutation(np.arange(960) % 2 == 1)
+    data = (
+        np.where(is_long, rng.uniform(1.0, 1.4, 960), rng.uniform(0.4, 0.8, 960)),
+        np.zeros(960, int),
+        np.zeros(960, int),
+    )
+    limits = {"lanes": 1, "max_batch_size": 12, "batch_seconds": 60.0}
+    grouped, mixed = (
+        np.array([is_long[batch].mean() for (batch,) in steps(data, group_by_length=grouped, **limits)])
+        for grouped in (True, False)
+    )
+    assert {len(grouped), len(mixed)} <= {80, 81, 82}  # each of the plan's rounds may end with a smaller one
+    assert np.isin(grouped, (0.0, 1.0)).mean() > 0.95
+    # Shares of 12 independent draws have a variance of 1 / 48.
+    assert mixed.var() == pytest.approx(1 / 48, rel=0.4)
+    assert mixed.mean() == pytest.approx(0.5, abs=0.03)
