@@ -167,8 +167,9 @@ class EpochSampler:
     def _plan_key(self) -> str:
         """A hash of all that plans depend on, apart from the epoch and what was trained in it."""
         limits = (self._data.batch_seconds, self._data.max_batch_size, self._data.shuffle_buffer)
-        settings = (PLAN_VERSION, self._seed, self._micro_batches_per_step, self._weights, *limits)
-        settings += () if self._data.group_by_length else ("mixed lengths",)  # as hashes were before there was a choice
+        # Nothing is added for the default, so that hashes of before there was a choice stay as they were.
+        mixed = () if self._data.group_by_length else ("mixed lengths",)
+        settings = (PLAN_VERSION, self._seed, self._micro_batches_per_step, self._weights, *limits, *mixed)
         content = repr((settings, list(self._index.shard_digests.values()))).encode()
         return hashlib.blake2b(content + self._index.runs.starts.tobytes(), digest_size=16).hexdigest()
 
