@@ -193,7 +193,7 @@ class DataSection(EvaluatedData):
     shuffle_buffer: PositiveInt = 10_000
     """Samples that a lane (a micro-batch of each step) mixes at a time: fewer are read more in order."""
     group_by_length: bool = True
-    """Form micro-batches of clips of like length, so of like tasks; false mixes them: more padding, faster learning."""
+    """Form micro-batches of clips of like length, so of like tasks; false mixes them, for more padding."""
     lookahead_gb: PositiveFloat = 1.0
     """Decoded audio and features that are held ahead of training, at most, in GB per worker."""
     feature_cache: Location | None = None

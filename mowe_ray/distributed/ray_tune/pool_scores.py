@@ -31,7 +31,7 @@ from mowe_ray.sweeping.study import Study
 from mowe_ray.sweeping.trials import run_folder
 
 _EVERY_SAMPLE = 10**9
-_MOST_CLIPS, _ROWS = 2000, 32  # for LogME, of a source, and of a task
+_MOST_CLIPS, _ROWS = 2000, 32  # for LogME: of a source, and of a Ray task
 
 # Of each sample with audio: its task, the right answer, and by number of the encoder (D,).
 _Rows = list[tuple[str, str, dict[int, Array]]]
@@ -54,7 +54,10 @@ def score_pools(study: Study, log: Callable[[str], None]) -> None:
     named = zip(config.data.validation_names, config.data.validation, strict=True)
     metrics = {name: DatasetMetrics(one.metrics, one.labels, {}, one.language) for name, one in named}
     evaluation = compare(answered, metrics=metrics, baseline=None, seed=config.seed, device=device(config.compute))
-    write_logme(study, study.config(supernets[0]), indexes, log)  # first: pools count as scored with the last file
+    try:  # first: pools count as scored with the last file
+        write_logme(study, study.config(supernets[0]), indexes, log)
+    except ValueError as error:  # a baseline must not cost the search
+        log(f"warning: LogME, a baseline of the ranking, is left out: {error}")
     write_results(evaluation, targets, out)
 
 
