@@ -37,7 +37,9 @@ class LearningRatesSection(Section):
     weak_encoders: NonNegativeFloat | None = None
     """Peak learning rate of the weak encoders."""
     routers: NonNegativeFloat | None = None
-    """Peak learning rate of both routers."""
+    """Peak learning rate of both routers, without the data-independent one's logits."""
+    scalars: NonNegativeFloat | None = None
+    """Peak learning rate of single numbers: the data-independent router's logits, weights of layers, gates."""
     adapter: NonNegativeFloat | None = None
     """Peak learning rate of the adapter and of the projections of the pool."""
     language_model: NonNegativeFloat | None = None

@@ -17,6 +17,7 @@ processor = build_processor(model, tokenizer)
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -53,7 +54,13 @@ _FREE_OPTIONS = (
     *("pad_audio", "spec_augment", "mowe_loss", "mowe_loss_weight", "mowe_z_weight", "mowe_loss_parts"),
 )
 
-PARTS = ("base_encoder", "weak_encoders", "routers", "adapter", "language_model")
+PARTS = ("base_encoder", "weak_encoders", "routers", "scalars", "adapter", "language_model")
+
+# AdamW moves each parameter by about the learning rate: at rates of weights, of which a sum over hundreds moves an
+# output, numbers that are an output themselves stay where they began.
+_SCALARS = re.compile(
+    r"audio_tower\.(independent_router\.logits|base_layers\.logits|pool\.members\.\d+\.(layer_weights|fuse\.gate))"
+)
 
 
 @dataclass(frozen=True)
@@ -314,6 +321,8 @@ def _part(name: str) -> str:
         return "language_model"
     if name.startswith(tower + "base_encoder."):
         return "base_encoder"
+    if _SCALARS.fullmatch(name):
+        return "scalars"
     if name.startswith((tower + "independent_router.", tower + "dependent_router.")):
         return "routers"
     if name.startswith(tower + "pool.") and ".encoder." in name:

@@ -188,12 +188,17 @@ def test_later_layers_than_the_chosen_one_are_frozen(make_model: MakeModel) -> N
 
 @pytest.mark.slow
 def test_every_parameter_has_a_part(make_model: MakeModel) -> None:
-    model = make_model(lora=Lora(), train_base="lora")
+    weak = [WeakEncoder(f"h{i}", tiny_hubert_config(), "full", "weighted_sum") for i in range(2)]
+    options = {"weak_encoders": weak, "fusion": "cross_attention", "base_features": "weighted_sum"}
+    model = make_model(lora=Lora(), train_base="lora", **options)
     parts = parameter_parts(model)
     assert parts.keys() == {name for name, _ in model.named_parameters()}
     assert set(parts.values()) == set(PARTS)
     by_part = {part: {name for name, own in parts.items() if own == part} for part in PARTS}
-    assert all("_router." in name for name in by_part["routers"])
+    assert all("dependent_router." in name for name in by_part["routers"])
+    members = {f"pool.members.{i}.{scalar}" for i in range(2) for scalar in ("layer_weights", "fuse.gate")}
+    scalars = {"base_layers.logits", "independent_router.logits", *members}
+    assert by_part["scalars"] == {f"audio_tower.{name}" for name in scalars}
     assert any(".projection." in name for name in by_part["adapter"])
     assert not any(".encoder." in name for name in by_part["adapter"])
 

@@ -81,9 +81,10 @@ def test_number_formats():
 
 def test_learning_rates_go_to_their_parts(tokenizer):
     model, _ = build(section(), tokenizer)
-    training = TrainingSection(max_steps=1, learning_rate=1e-3, lr_per_part={"routers": 1e-2})
+    training = TrainingSection(max_steps=1, learning_rate=1e-3, lr_per_part={"routers": 1e-2, "scalars": 0.1})
     rates = {group["part"]: group["peak_lr"] for group in optimizer_groups(model, training)}
-    assert rates == {"weak_encoders": 1e-3, "routers": 1e-2, "adapter": 1e-3, "language_model": 1e-3}
+    others = dict.fromkeys(("weak_encoders", "adapter", "language_model"), 1e-3)
+    assert rates == {"routers": 1e-2, "scalars": 0.1, **others}
 
 
 @pytest.mark.slow
