@@ -135,7 +135,7 @@ def _more_takes(asked: Sequence[Question], most: int, seed: int) -> Iterator[Que
     """Add takes with soft noise to the tasks that have few recordings."""
     rng, sizes = np.random.default_rng(seed), Counter(question.task for question in asked)
     for question in asked:
-        takes = min(_TAKES, min(_LEAST, most) // sizes[question.task])
+        takes = max(0, min(_TAKES, round(min(_LEAST, most) / sizes[question.task]) - 1))
         yield from (replace(question, wave=varied(question.wave, rng)) for _ in range(takes))
 
 
@@ -147,7 +147,7 @@ def _samples(split: str, asked: Sequence[Question], counts: dict[str, list[float
         yield Sample(
             id=f"{split}-{number:05d}",
             audio=encode_flac(question.wave),
-            instruction=question.wording(seed),
+            instruction=question.wording(seed) + "<audio>",  # so that its tokens attend to the question
             answer=question.answers[0],
             task=question.task,
             source="real_pool",
