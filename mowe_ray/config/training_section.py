@@ -37,9 +37,9 @@ class LearningRatesSection(Section):
     weak_encoders: NonNegativeFloat | None = None
     """Peak learning rate of the weak encoders."""
     routers: NonNegativeFloat | None = None
-    """Peak learning rate of both routers, without the data-independent one's logits."""
+    """Peak learning rate of both routers."""
     scalars: NonNegativeFloat | None = None
-    """Peak learning rate of single numbers: the data-independent router's logits, weights of layers, gates."""
+    """That of the data-independent router's logits, weights of layers and gates; null: that of routers and adapter."""
     adapter: NonNegativeFloat | None = None
     """Peak learning rate of the adapter and of the projections of the pool."""
     language_model: NonNegativeFloat | None = None

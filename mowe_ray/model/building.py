@@ -17,7 +17,6 @@ processor = build_processor(model, tokenizer)
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -54,13 +53,7 @@ _FREE_OPTIONS = (
     *("pad_audio", "spec_augment", "mowe_loss", "mowe_loss_weight", "mowe_z_weight", "mowe_loss_parts"),
 )
 
-PARTS = ("base_encoder", "weak_encoders", "routers", "scalars", "adapter", "language_model")
-
-# AdamW moves each parameter by about the learning rate: at rates of weights, of which a sum over hundreds moves an
-# output, numbers that are an output themselves stay where they began.
-_SCALARS = re.compile(
-    r"audio_tower\.(independent_router\.logits|base_layers\.logits|pool\.members\.\d+\.(layer_weights|fuse\.gate))"
-)
+PARTS = ("base_encoder", "weak_encoders", "routers", "adapter", "language_model")
 
 
 @dataclass(frozen=True)
@@ -321,8 +314,6 @@ def _part(name: str) -> str:
         return "language_model"
     if name.startswith(tower + "base_encoder."):
         return "base_encoder"
-    if _SCALARS.fullmatch(name):
-        return "scalars"
     if name.startswith((tower + "independent_router.", tower + "dependent_router.")):
         return "routers"
     if name.startswith(tower + "pool.") and ".encoder." in name:

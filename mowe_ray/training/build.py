@@ -33,7 +33,7 @@ from mowe_ray.model.encoders import stored_weights
 from mowe_ray.model.export import export
 from mowe_ray.model.tokenizing import tokenizer_from_json, train_tokenizer
 from mowe_ray.output.run_folder import RunFolder
-from mowe_ray.training.optimizer import parameter_groups
+from mowe_ray.training.optimizer import parameter_groups, scalar_parameters
 
 # Texts a tokenizer is trained on: enough for the word list of any corpus of instructions.
 _TOKENIZER_SAMPLES = 2000
@@ -101,9 +101,12 @@ def lora_of(model: ModelSection) -> Lora | None:
 
 def optimizer_groups(model: MoweForConditionalGeneration, training: TrainingSection) -> list[dict[str, Any]]:
     """Return AdamW's parameter groups with the learning rate of each part."""
+    part_of = parameter_parts(model)
+    if training.lr_per_part.scalars is not None:
+        part_of |= dict.fromkeys(scalar_parameters(model), "scalars")
     return parameter_groups(
         model,
-        parameter_parts(model),
+        part_of,
         training.learning_rate,
         training.lr_per_part.model_dump(),
         training.weight_decay,

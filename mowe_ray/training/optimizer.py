@@ -38,6 +38,18 @@ _UNDECAYED = re.compile(
 normalisation, decay rates of state spaces, constants and tables of positions."""
 
 
+# AdamW moves each parameter by about the learning rate: at rates of weights, of which a sum over hundreds moves an
+# output, numbers that are an output themselves stay where they began.
+_SCALARS = re.compile(
+    r"audio_tower\.(independent_router\.logits|base_layers\.logits|pool\.members\.\d+\.(layer_weights|fuse\.gate))"
+)
+
+
+def scalar_parameters(model: nn.Module) -> list[str]:
+    """Name the parameters that are single numbers: logits of the data-independent router, layer weights and gates."""
+    return [name for name, _ in model.named_parameters() if _SCALARS.fullmatch(name)]
+
+
 def decays(name: str, dimensions: int) -> bool:
     """Whether weight decay applies to a parameter: to matrices and kernels.
 

@@ -85,6 +85,9 @@ def test_learning_rates_go_to_their_parts(tokenizer):
     rates = {group["part"]: group["peak_lr"] for group in optimizer_groups(model, training)}
     others = dict.fromkeys(("weak_encoders", "adapter", "language_model"), 1e-3)
     assert rates == {"routers": 1e-2, "scalars": 0.1, **others}
+    training = TrainingSection(max_steps=1, learning_rate=1e-3, lr_per_part={"routers": 1e-2})
+    rates = {group["part"]: group["peak_lr"] for group in optimizer_groups(model, training)}
+    assert rates == {"routers": 1e-2, **others}
 
 
 @pytest.mark.slow
